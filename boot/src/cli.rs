@@ -1,0 +1,285 @@
+//! The command line. Its help text is `boot/help.txt`, which `run-qemu.sh` can print before anything is built; a test
+//! below keeps the two from drifting apart.
+
+use crate::size::{self, GIB, MIB, PAGE_BYTES};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// What the whole program was asked to do.
+#[derive(Debug, Parser)]
+#[command(name = "run-qemu.sh", version, override_help = include_str!("../help.txt"), disable_help_subcommand = true)]
+pub struct Cli {
+    /// Which job; `run` when none is given.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options, which may stand before or after the job's name.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// The jobs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Subcommand)]
+pub enum Command {
+    /// Boot and show the console.
+    #[default]
+    Run,
+    /// Run every test.
+    Test,
+    /// Print the kernel's measurements.
+    Bench,
+}
+
+/// The options of every job. Those that have a default which depends on others are resolved in [`Options::settle`].
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Number of CPUs.
+    #[arg(long, global = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=255))]
+    pub smp: u32,
+    /// RAM, in bytes.
+    #[arg(long, global = true, value_parser = parse_mem, default_value = "512M")]
+    pub mem: u64,
+    /// NVDIMM sizes, in bytes; 0 for none.
+    #[arg(long, global = true, value_parser = parse_pmem)]
+    pub pmem: Vec<u64>,
+    /// The first NVDIMM's backing file.
+    #[arg(long, global = true)]
+    pub pmem_file: Option<PathBuf>,
+    /// What runs the guest's instructions.
+    #[arg(long, global = true, env = "ACCEL", default_value = "tcg")]
+    pub accel: Accel,
+    /// Count instructions instead of time.
+    #[arg(long, global = true)]
+    pub deterministic: bool,
+    /// Raw ACPI tables for the guest.
+    #[arg(long, global = true)]
+    pub acpitable: Vec<PathBuf>,
+    /// What the kernel does.
+    #[arg(long, global = true, default_value = "demo")]
+    pub mode: Mode,
+    /// More boot options.
+    #[arg(long, global = true, value_parser = parse_append)]
+    pub append: Vec<String>,
+    /// Seconds until a guest counts as hung; 0 is never.
+    #[arg(long, global = true)]
+    pub timeout: Option<u64>,
+    /// Wait for gdb.
+    #[arg(long, global = true)]
+    pub debug: bool,
+    /// Only machine-readable lines and errors.
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// The slow test cases too.
+    #[arg(long, global = true)]
+    pub full: bool,
+}
+
+/// What runs the guest's instructions.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Accel {
+    /// QEMU's emulation: what the project is tested with, and never replaced by KVM unasked.
+    #[default]
+    Tcg,
+    /// The host's own CPU.
+    Kvm,
+}
+
+/// What the kernel does after bring-up: the boot option `mode=`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum Mode {
+    /// The demonstration, once; then exit.
+    #[default]
+    Demo,
+    /// The in-kernel tests, as KTAP; then exit.
+    Test,
+    /// The measurements; then exit.
+    Bench,
+    /// Commands from the serial console.
+    Shell,
+}
+
+impl Mode {
+    /// The word that the kernel knows.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Demo => "demo",
+            Self::Test => "test",
+            Self::Bench => "bench",
+            Self::Shell => "shell",
+        }
+    }
+}
+
+impl Cli {
+    /// Reads the process's own command line. A wrong one ends the process: one line on standard error, status 2.
+    #[must_use]
+    pub fn from_process() -> Self {
+        match Self::try_parse().map_err(one_line).and_then(|cli| cli.check().map(|()| cli)) {
+            Ok(cli) => cli,
+            Err(Refusal::Show(error)) => error.exit(),
+            Err(Refusal::Bad(line)) => {
+                eprintln!("run-qemu: {line} (see --help)");
+                std::process::exit(2);
+            }
+        }
+    }
+
+    /// The job, with its default.
+    #[must_use]
+    pub fn job(&self) -> Command {
+        self.command.unwrap_or_default()
+    }
+
+    /// What clap cannot say about single options: which of them make no sense together.
+    fn check(&self) -> Result<(), Refusal> {
+        let options = &self.options;
+        let none = options.pmem.contains(&0);
+        let bad = |line: &str| Err(Refusal::Bad(line.into()));
+        if none && options.pmem.len() > 1 {
+            return bad("--pmem none cannot stand beside another --pmem");
+        }
+        if none && options.pmem_file.is_some() {
+            return bad("--pmem none and --pmem-file contradict each other");
+        }
+        if options.full && self.job() != Command::Test {
+            return bad("--full belongs to the sub-command test");
+        }
+        if options.accel == Accel::Kvm && options.deterministic {
+            return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
+        }
+        Ok(())
+    }
+}
+
+/// Why a command line was not taken.
+enum Refusal {
+    /// Not a mistake: the help or the version was asked for.
+    Show(clap::Error),
+    /// One line for the user.
+    Bad(String),
+}
+
+/// Clap's message, cut down to its one line of substance.
+fn one_line(error: clap::Error) -> Refusal {
+    if !error.use_stderr() {
+        return Refusal::Show(error);
+    }
+    let text = error.to_string();
+    let words: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
+    Refusal::Bad(words.join(" ").trim_start_matches("error: ").to_string())
+}
+
+fn parse_mem(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    if !(MIB..=512 * GIB).contains(&bytes) || !bytes.is_multiple_of(MIB) {
+        return Err("RAM is between 1M and 512G, in whole megabytes".into());
+    }
+    Ok(bytes)
+}
+
+fn parse_pmem(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let bytes = size::parse(text)?;
+    if !bytes.is_multiple_of(PAGE_BYTES) {
+        return Err(format!("{bytes} bytes are not a multiple of the page size, {PAGE_BYTES}"));
+    }
+    Ok(bytes)
+}
+
+fn parse_append(text: &str) -> Result<String, String> {
+    // QEMU's own option parser would take a comma as the start of its next property, and the kernel splits on spaces.
+    if text.chars().any(|c| c == ',' || c.is_control()) {
+        return Err("a boot option has no comma and no control character".into());
+    }
+    Ok(text.trim().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::collections::BTreeSet;
+
+    fn refused(args: &[&str]) -> String {
+        let cli = Cli::try_parse_from(std::iter::once(&"run-qemu.sh").chain(args)).map_err(one_line);
+        match cli.and_then(|cli| cli.check().map(|()| cli)) {
+            Ok(cli) => panic!("{args:?} was taken: {cli:?}"),
+            Err(Refusal::Show(error)) => panic!("{args:?}: {error}"),
+            Err(Refusal::Bad(line)) => line,
+        }
+    }
+
+    fn taken(args: &[&str]) -> Cli {
+        let cli = Cli::try_parse_from(std::iter::once(&"run-qemu.sh").chain(args)).expect("a good command line");
+        assert!(cli.check().is_ok());
+        cli
+    }
+
+    #[test]
+    fn nothing_asked_for_is_a_demonstration_on_four_cpus() {
+        let cli = taken(&[]);
+        assert_eq!(cli.job(), Command::Run);
+        assert_eq!((cli.options.smp, cli.options.mem, cli.options.mode), (4, 512 * MIB, Mode::Demo));
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_job() {
+        for args in [&["--smp", "8", "test"], &["test", "--smp", "8"]] {
+            let cli = taken(args);
+            assert_eq!((cli.job(), cli.options.smp), (Command::Test, 8));
+        }
+    }
+
+    #[test]
+    fn several_nvdimms_none_and_very_large_ones() {
+        assert_eq!(taken(&["--pmem", "1G", "--pmem", "6T"]).options.pmem, [GIB, 6 << 40]);
+        assert_eq!(taken(&["--pmem", "none"]).options.pmem, [0]);
+        assert_eq!(taken(&["--pmem", "0"]).options.pmem, [0]);
+    }
+
+    #[test]
+    fn bad_input_is_one_line_that_names_it() {
+        for (args, word) in [
+            (&["--smp", "0"][..], "--smp"),
+            (&["--smp", "many"], "many"),
+            (&["--smp", "256"], "256"),
+            (&["--mem", "1X"], "1X"),
+            (&["--mem", "4096"], "4096"),
+            (&["--pmem", "4097"], "4097"),
+            (&["--pmem", "-1"], "-1"),
+            (&["--pmem", "none", "--pmem", "1G"], "none"),
+            (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
+            (&["--accel", "xen"], "xen"),
+            (&["--accel", "kvm", "--deterministic"], "--deterministic"),
+            (&["--timeout", "soon"], "soon"),
+            (&["--mode", "party"], "party"),
+            (&["--append", "a=1,b=2"], "comma"),
+            (&["--colour"], "--colour"),
+            (&["--full"], "--full"),
+            (&["dance"], "dance"),
+        ] {
+            let line = refused(args);
+            assert!(line.contains(word) && !line.contains('\n'), "{args:?}: {line:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_text_names_every_option_and_no_other() {
+        let mut command = Cli::command();
+        command.build();
+        let known: BTreeSet<_> =
+            command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
+        let heads = include_str!("../help.txt").lines().filter(|line| line.trim_start().starts_with('-'));
+        let described: BTreeSet<_> = heads
+            .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',']))
+            .filter(|word| word.starts_with("--"))
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(known, described);
+        for job in command.get_subcommands() {
+            assert!(include_str!("../help.txt").contains(&format!("\n  {} ", job.get_name())), "{}", job.get_name());
+        }
+    }
+}

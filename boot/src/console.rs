@@ -1,0 +1,303 @@
+//! The guest's serial console, read by a thread of its own into lines that others can wait for.
+//!
+//! The firmware writes to the same serial port before the kernel does. Its chatter is kept apart: the console begins
+//! with the kernel's first line, `@unplug …`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::process::{ChildStderr, ChildStdout};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+/// Where the console goes besides memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Echo {
+    /// Nowhere.
+    Off,
+    /// To standard output, byte by byte as it comes, from the kernel's first line on.
+    Stdout,
+}
+
+/// How the kernel's first line begins.
+const FIRST: &[u8] = b"@unplug ";
+
+/// A message of QEMU 7.2 about each feature that `-cpu max` promises and TCG does not have. The kernel asks CPUID.
+const NOT_NEWS: &str = "TCG doesn't support requested feature";
+
+#[derive(Debug, Default)]
+struct State {
+    /// The kernel's complete lines.
+    lines: Vec<String>,
+    /// The line that has no end yet: a prompt, for instance.
+    partial: Vec<u8>,
+    /// What came before the kernel's first line.
+    firmware: Vec<String>,
+    started: bool,
+    /// QEMU's own messages.
+    qemu: Vec<String>,
+    ended: bool,
+}
+
+/// The console of one guest.
+#[derive(Debug, Default)]
+pub struct Console {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Why a wait ended without what was waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gone {
+    /// The guest has closed its console: it is at its end.
+    Ended,
+    /// The deadline has passed.
+    Late,
+}
+
+impl Console {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A reader that panicked leaves whole lines behind it; they are worth reading.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the threads that read QEMU's two output pipes; the first ends when the guest does.
+    pub(crate) fn read_from(self: Arc<Self>, out: ChildStdout, mut err: ChildStderr, echo: Echo) -> JoinHandle<()> {
+        let console = self.clone();
+        let messages = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = err.read_to_string(&mut text);
+            let news = text.lines().filter(|line| !line.contains(NOT_NEWS)).map(String::from);
+            console.lock().qemu.extend(news);
+        });
+        thread::spawn(move || {
+            self.pump(out, echo);
+            let _ = messages.join();
+            self.lock().ended = true;
+            self.changed.notify_all();
+        })
+    }
+
+    fn pump(&self, mut from: impl Read, echo: Echo) {
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(len) => self.feed(&buffer[..len], echo),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Takes bytes from the serial port.
+    fn feed(&self, bytes: &[u8], echo: Echo) {
+        let mut shown = Vec::new();
+        let mut state = self.lock();
+        for &byte in bytes {
+            if state.started {
+                shown.push(byte);
+            }
+            if byte == b'\n' {
+                state.end_line();
+            } else {
+                state.partial.push(byte);
+                if !state.started && state.partial.ends_with(FIRST) {
+                    state.start();
+                    shown.extend_from_slice(FIRST);
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+        if echo == Echo::Stdout && !shown.is_empty() {
+            // A reader of ours that has gone away (`| head`) is no reason to end the guest.
+            let mut stdout = std::io::stdout().lock();
+            let _ = stdout.write_all(&shown).and_then(|()| stdout.flush());
+        }
+    }
+
+    /// Every complete line of the kernel so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lock().lines.clone()
+    }
+
+    /// The last `count` lines, with the one that is not complete; the firmware's if the kernel has not begun.
+    #[must_use]
+    pub fn tail(&self, count: usize) -> Vec<String> {
+        let state = self.lock();
+        let mut lines = if state.started { state.lines.clone() } else { state.firmware.clone() };
+        if !state.partial.is_empty() {
+            lines.push(String::from_utf8_lossy(&state.partial).into_owned());
+        }
+        lines.split_off(lines.len().saturating_sub(count))
+    }
+
+    /// Has the kernel printed its first line?
+    #[must_use]
+    pub fn started(&self) -> bool {
+        self.lock().started
+    }
+
+    /// QEMU's own messages: complete once the guest has ended.
+    #[must_use]
+    pub fn qemu_messages(&self) -> Vec<String> {
+        self.lock().qemu.clone()
+    }
+
+    /// Waits for a complete line from index `from` on that `wanted` takes, and says its index.
+    ///
+    /// # Errors
+    /// [`Gone`] when the guest ends first or the deadline passes; every line that has come was looked at.
+    pub fn wait_line(
+        &self,
+        from: usize,
+        deadline: Option<Instant>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<usize, Gone> {
+        let mut next = from;
+        self.wait(deadline, |state| {
+            let found = state.lines.iter().skip(next).position(|line| wanted(line)).map(|at| next + at);
+            next = next.max(state.lines.len());
+            found
+        })
+    }
+
+    /// Waits until the incomplete line is exactly `prompt`, and says how many complete lines there are before it.
+    ///
+    /// # Errors
+    /// As [`Console::wait_line`].
+    pub fn wait_prompt(&self, prompt: &str, from: usize, deadline: Option<Instant>) -> Result<usize, Gone> {
+        self.wait(deadline, |state| {
+            (state.lines.len() >= from && state.partial == prompt.as_bytes()).then_some(state.lines.len())
+        })
+    }
+
+    /// Waits for the end of the console.
+    ///
+    /// # Errors
+    /// [`Gone::Late`] when the deadline passes first.
+    pub fn wait_end(&self, deadline: Option<Instant>) -> Result<(), Gone> {
+        match self.wait(deadline, |_| None::<()>) {
+            Err(Gone::Ended) | Ok(()) => Ok(()),
+            Err(Gone::Late) => Err(Gone::Late),
+        }
+    }
+
+    fn wait<T>(&self, deadline: Option<Instant>, mut look: impl FnMut(&State) -> Option<T>) -> Result<T, Gone> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = look(&state) {
+                return Ok(found);
+            }
+            if state.ended {
+                return Err(Gone::Ended);
+            }
+            state = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => return Err(Gone::Late),
+                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+}
+
+impl State {
+    /// The kernel's first line begins here, maybe in the middle of a line of the firmware's.
+    fn start(&mut self) {
+        self.started = true;
+        let before = self.partial.len() - FIRST.len();
+        let rest = self.partial.split_off(before);
+        if !self.partial.is_empty() {
+            self.firmware.push(without_escapes(&self.partial));
+        }
+        self.partial = rest;
+    }
+
+    fn end_line(&mut self) {
+        let bytes = std::mem::take(&mut self.partial);
+        if self.started {
+            let text = String::from_utf8_lossy(&bytes);
+            self.lines.push(text.strip_suffix('\r').unwrap_or(&text).to_string());
+        } else {
+            self.firmware.push(without_escapes(&bytes));
+        }
+    }
+}
+
+/// The firmware paints its screen with terminal escapes; in a report they would paint the user's.
+fn without_escapes(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut plain = String::new();
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\u{1b}' => while chars.next().is_some_and(|c| !c.is_ascii_alphabetic()) {},
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now())
+    }
+
+    #[test]
+    fn the_console_begins_with_the_kernels_first_line() {
+        let console = Console::default();
+        console.feed(b"\x1b[2J\x1b[01;01HBdsDxe: starting\r\n\x1b[0m@unp", Echo::Off);
+        assert!(!console.started());
+        assert_eq!(console.tail(9), ["BdsDxe: starting", "\u{1b}[0m@unp"]);
+        console.feed(b"lug version=0.1.0\nnext\r\nprom", Echo::Off);
+        assert_eq!(console.lines(), ["@unplug version=0.1.0", "next"]);
+        assert_eq!(console.tail(2), ["next", "prom"]);
+    }
+
+    #[test]
+    fn a_wait_looks_at_each_line_once_and_from_where_it_was_told() {
+        let console = Console::default();
+        console.feed(b"@unplug v\na\nb\na\n", Echo::Off);
+        assert_eq!(console.wait_line(0, soon(), |line| line == "a"), Ok(1));
+        assert_eq!(console.wait_line(2, soon(), |line| line == "a"), Ok(3));
+        assert_eq!(console.wait_line(4, soon(), |line| line == "a"), Err(Gone::Late));
+    }
+
+    #[test]
+    fn a_prompt_is_a_line_without_an_end() {
+        let console = Console::default();
+        console.feed(b"@unplug v\nunplug>", Echo::Off);
+        assert_eq!(console.wait_prompt("unplug> ", 0, soon()), Err(Gone::Late));
+        console.feed(b" ", Echo::Off);
+        assert_eq!(console.wait_prompt("unplug> ", 0, soon()), Ok(1));
+        // The prompt that was answered is not the next one: that comes after at least one more line.
+        assert_eq!(console.wait_prompt("unplug> ", 2, soon()), Err(Gone::Late));
+        console.feed(b"help\nwords\nunplug> ", Echo::Off);
+        assert_eq!(console.wait_prompt("unplug> ", 2, soon()), Ok(3));
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_guest_does() {
+        let console = Arc::new(Console::default());
+        let waiter = console.clone();
+        let thread =
+            thread::spawn(move || waiter.wait_line(0, Some(Instant::now() + Duration::from_secs(60)), |_| false));
+        console.lock().ended = true;
+        console.changed.notify_all();
+        assert_eq!(thread.join().expect("no panic"), Err(Gone::Ended));
+        assert_eq!(console.wait_end(soon()), Ok(()));
+    }
+
+    #[test]
+    fn bytes_that_are_not_text_do_not_lose_the_line() {
+        let console = Console::default();
+        console.feed(b"@unplug v\n\xff\xfe ok\n", Echo::Off);
+        assert_eq!(console.lines()[1], "\u{fffd}\u{fffd} ok");
+    }
+}

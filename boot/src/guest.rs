@@ -1,0 +1,225 @@
+//! A guest that runs: QEMU as a child process, its serial console as lines, and how it ended.
+
+use crate::backing::Ready;
+use crate::console::{Console, Echo, Gone};
+use crate::hang;
+use crate::machine::{Files, Machine};
+use crate::outcome::{Outcome, Status};
+use crate::paths::{self, Firmware};
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What the kernel's shell prints when it waits for a command.
+pub const PROMPT: &str = "unplug> ";
+
+/// How many guests of one process run at once; a further one waits. More would only take each other's time on the two
+/// cores that the time limits are meant for.
+const MOST_GUESTS: usize = 2;
+
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// The right to run a guest.
+#[derive(Debug)]
+struct Slot;
+
+impl Slot {
+    fn take() -> Self {
+        let (running, freed) = &RUNNING;
+        let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running =
+            freed.wait_while(running, |running| *running >= MOST_GUESTS).unwrap_or_else(PoisonError::into_inner);
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let (running, freed) = &RUNNING;
+        *running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        freed.notify_one();
+    }
+}
+
+/// A guest that runs. Dropping it ends QEMU and removes every temporary file.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    console: Arc<Console>,
+    reader: Option<JoinHandle<()>>,
+    deadline: Option<Instant>,
+    /// Index of the first console line that no wait has looked at.
+    cursor: usize,
+    qmp_socket: PathBuf,
+    _backings: Vec<Ready>,
+    _scratch: tempfile::TempDir,
+    _slot: Slot,
+}
+
+impl Guest {
+    /// Starts QEMU. What the guest prints also goes to `echo`, as it comes.
+    ///
+    /// # Errors
+    /// When there is no disk image or firmware, when a backing file cannot be had, or when QEMU cannot be started.
+    pub fn start(machine: &Machine, echo: Echo) -> Result<Self> {
+        let image = paths::image();
+        if !image.exists() {
+            bail!(
+                "there is no disk image at {}: run-qemu.sh makes it, and `run-qemu.sh test` names it",
+                image.display()
+            );
+        }
+        let slot = Slot::take();
+        // Short, because the path of a socket may not have more than 107 bytes.
+        let scratch = tempfile::Builder::new().prefix("unplug").tempdir().context("a temporary directory")?;
+        let installed = paths::firmware()?;
+        let vars = scratch.path().join("vars");
+        std::fs::copy(&installed.vars, &vars).with_context(|| installed.vars.display().to_string())?;
+        let firmware = Firmware { code: installed.code, vars };
+        let qmp_socket = scratch.path().join("qmp");
+        let backings = machine
+            .pmem
+            .iter()
+            .enumerate()
+            .map(|(index, nvdimm)| nvdimm.prepare(scratch.path(), index))
+            .collect::<Result<Vec<_>>>()?;
+        let files = Files { image: &image, firmware: &firmware, qmp_socket: &qmp_socket, backings: &backings };
+        let mut child = Command::new("qemu-system-x86_64")
+            .args(machine.arguments(&files)?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("qemu-system-x86_64 cannot be started")?;
+        let console = Arc::new(Console::default());
+        let pipes = (child.stdout.take(), child.stderr.take());
+        let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
+        let reader = console.clone().read_from(stdout, stderr, echo);
+        Ok(Self {
+            stdin: child.stdin.take(),
+            child,
+            console,
+            reader: Some(reader),
+            deadline: machine.timeout.map(|timeout| Instant::now() + timeout),
+            cursor: 0,
+            qmp_socket,
+            _backings: backings,
+            _scratch: scratch,
+            _slot: slot,
+        })
+    }
+
+    /// Waits for a line that `wanted` takes, among those that no wait has looked at, and returns it.
+    ///
+    /// # Errors
+    /// When the guest ends or its time is up first; the message has the last lines.
+    pub fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let found = self.console.wait_line(self.cursor, self.deadline, wanted);
+        let at = found.map_err(|gone| self.unheard(what, gone))?;
+        self.cursor = at + 1;
+        Ok(self.console.lines()[at].clone())
+    }
+
+    /// Sends a line to the guest's serial console.
+    ///
+    /// # Errors
+    /// When the guest has ended.
+    pub fn send(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("the guest's input has been closed")?;
+        stdin.write_all(format!("{line}\n").as_bytes()).context("the guest does not listen any more")
+    }
+
+    /// Waits for the shell's prompt and returns the lines before it that no wait has looked at.
+    ///
+    /// # Errors
+    /// As [`Guest::line`].
+    pub fn prompt(&mut self) -> Result<Vec<String>> {
+        let found = self.console.wait_prompt(PROMPT, self.cursor, self.deadline);
+        let end = found.map_err(|gone| self.unheard("a prompt", gone))?;
+        let lines = self.console.lines()[self.cursor.min(end)..end].to_vec();
+        // The next prompt comes only after the line that answers this one.
+        self.cursor = end + 1;
+        Ok(lines)
+    }
+
+    /// Sends a command to the shell and returns what it printed, without the command's echo.
+    ///
+    /// # Errors
+    /// As [`Guest::line`].
+    pub fn command(&mut self, command: &str) -> Result<Vec<String>> {
+        self.cursor = self.cursor.saturating_sub(1);
+        let start = self.cursor;
+        self.send(command)?;
+        let found = self.console.wait_prompt(PROMPT, start + 1, self.deadline);
+        let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone))?;
+        self.cursor = end + 1;
+        Ok(self.console.lines()[start + 1..end].to_vec())
+    }
+
+    /// Gives the guest this much time from now on, whatever it had before.
+    pub fn allow(&mut self, time: Duration) {
+        self.deadline = Some(Instant::now() + time);
+    }
+
+    /// Hands the guest's input to a thread, for a user who types.
+    #[must_use]
+    pub fn take_input(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
+    }
+
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> Arc<Console> {
+        self.console.clone()
+    }
+
+    /// Where QEMU's monitor listens.
+    #[must_use]
+    pub fn qmp_socket(&self) -> &Path {
+        &self.qmp_socket
+    }
+
+    /// Waits for the guest's end. When its time is up, it is asked where it hangs, and ended.
+    ///
+    /// # Errors
+    /// When QEMU's exit status cannot be had.
+    pub fn finish(mut self) -> Result<Outcome> {
+        let late = self.console.wait_end(self.deadline).is_err();
+        let mut hang = Vec::new();
+        if late {
+            hang = hang::report(&self.qmp_socket, &self.console);
+            self.child.kill().context("QEMU cannot be ended")?;
+        }
+        let exit = self.child.wait().context("QEMU's exit status")?;
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        let console = self.console.lines();
+        let status = if late { Status::Hung } else { Status::of(exit, &console, &self.console.qemu_messages()) };
+        Ok(Outcome { status, console, hang })
+    }
+
+    fn unheard(&self, what: &str, gone: Gone) -> anyhow::Error {
+        let why = match gone {
+            Gone::Ended => "the guest ended",
+            Gone::Late => "its time was up",
+        };
+        let mut tail = self.console.tail(20);
+        tail.extend(self.console.qemu_messages());
+        anyhow::anyhow!("{why} before {what} came; the last lines were:\n    {}", tail.join("\n    "))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // After `finish` both of these do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

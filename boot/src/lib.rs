@@ -1,0 +1,26 @@
+//! The host side of Unplug: makes the disk image, starts QEMU, talks to the guest's serial console and to QEMU's
+//! monitor, reads KTAP, and runs the tests. The program `boot` is a thin front over this library, and the end-to-end
+//! tests in `tests/` use it directly.
+//!
+//! With the kernel it shares nothing but the words on the console: see [`records`] for the lines that begin with `@`
+//! and [`ktap`] for the results of the in-kernel tests.
+
+pub mod backing;
+pub mod build;
+pub mod cli;
+pub mod console;
+pub mod guest;
+pub mod hang;
+pub mod image;
+pub mod ktap;
+pub mod machine;
+pub mod outcome;
+pub mod paths;
+pub mod qmp;
+pub mod records;
+pub mod run;
+pub mod size;
+pub mod suite;
+pub mod symbols;
+pub mod tally;
+pub mod terminal;

@@ -1,0 +1,258 @@
+//! The machine that QEMU is asked for: a plain description, and its command line.
+
+use crate::backing::{LABEL_BYTES, Nvdimm, Ready, qemu_value};
+use crate::cli::{Accel, Mode, Options};
+use crate::paths::Firmware;
+use crate::size::{GIB, MIB};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The default NVDIMM's size, in bytes.
+pub const DEFAULT_PMEM_BYTES: u64 = GIB;
+
+/// A machine, and what its kernel is to do.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Number of CPUs.
+    pub smp: u32,
+    /// RAM in bytes.
+    pub mem_bytes: u64,
+    /// The NVDIMMs, in the order of their addresses.
+    pub pmem: Vec<Nvdimm>,
+    /// What runs the guest's instructions.
+    pub accel: Accel,
+    /// Count instructions instead of time.
+    pub deterministic: bool,
+    /// What the kernel does.
+    pub mode: Mode,
+    /// More boot options, each `key=value`.
+    pub append: Vec<String>,
+    /// Raw ACPI tables for the guest.
+    pub acpitables: Vec<PathBuf>,
+    /// Start with the CPUs stopped, and listen for gdb here: a character device in QEMU's words.
+    pub gdb: Option<String>,
+    /// How long the guest may take before it counts as hung.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            smp: 4,
+            mem_bytes: 512 * MIB,
+            pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
+            accel: Accel::Tcg,
+            deterministic: false,
+            mode: Mode::Demo,
+            append: Vec::new(),
+            acpitables: Vec::new(),
+            gdb: None,
+            timeout: Some(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// The files of one run, named on the command line.
+#[derive(Debug)]
+pub struct Files<'a> {
+    /// The disk image.
+    pub image: &'a Path,
+    /// The firmware; `vars` is this run's own copy.
+    pub firmware: &'a Firmware,
+    /// Where QEMU's monitor listens.
+    pub qmp_socket: &'a Path,
+    /// The NVDIMMs' backings, as many as [`Machine::pmem`].
+    pub backings: &'a [Ready],
+}
+
+impl Machine {
+    /// The machine that the command line describes.
+    ///
+    /// # Errors
+    /// One line about a file that was named and cannot be used.
+    pub fn from_options(options: &Options) -> Result<Self> {
+        let mut sizes = options.pmem.clone();
+        let mut pmem = Vec::new();
+        if let Some(file) = &options.pmem_file {
+            let first = (!sizes.is_empty()).then(|| sizes.remove(0));
+            pmem.push(Nvdimm::kept(&std::path::absolute(file)?, first, DEFAULT_PMEM_BYTES)?);
+        } else if sizes.is_empty() {
+            sizes.push(DEFAULT_PMEM_BYTES);
+        }
+        pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
+        for table in &options.acpitable {
+            std::fs::File::open(table).map_err(|error| anyhow::anyhow!("--acpitable {}: {error}", table.display()))?;
+        }
+        let patient = options.debug || options.mode == Mode::Shell;
+        let seconds = options.timeout.unwrap_or(if patient { 0 } else { 300 });
+        Ok(Self {
+            smp: options.smp,
+            mem_bytes: options.mem,
+            pmem,
+            accel: options.accel,
+            deterministic: options.deterministic,
+            mode: options.mode,
+            append: options.append.clone(),
+            acpitables: options.acpitable.clone(),
+            gdb: options.debug.then(|| "tcp::1234".into()),
+            timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
+        })
+    }
+
+    /// The kernel's boot options, in the form in which they go through fw_cfg.
+    #[must_use]
+    pub fn boot_options(&self) -> String {
+        let mut words = vec![format!("mode={}", self.mode.word())];
+        if self.deterministic {
+            words.push("deterministic=1".into());
+        }
+        words.extend(self.append.iter().filter(|word| !word.is_empty()).cloned());
+        words.join(" ")
+    }
+
+    /// The end of the window for NVDIMMs, in bytes from the end of RAM: every backing, each with room to be aligned.
+    fn hotplug_bytes(&self) -> u64 {
+        self.pmem.iter().map(|nvdimm| nvdimm.size_bytes + LABEL_BYTES + nvdimm.align_bytes()).sum()
+    }
+
+    /// How many physical address bits the CPU needs so that every NVDIMM can be addressed. 40 is what QEMU's emulated
+    /// CPU has by itself.
+    #[must_use]
+    pub fn phys_bits(&self) -> u32 {
+        // QEMU puts the window at 1 TiB when it does not fit below, and leaves 1 GiB for each slot's alignment.
+        let end = (1u64 << 40) + self.mem_bytes + self.hotplug_bytes() + self.pmem.len() as u64 * GIB;
+        if self.hotplug_bytes() < 512 * GIB { 40 } else { (64 - end.leading_zeros()).max(40) }
+    }
+
+    /// QEMU's whole command line, without the program's name.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn arguments(&self, files: &Files<'_>) -> Result<Vec<String>> {
+        let mut args = Arguments::default();
+        self.board(&mut args);
+        for (index, ready) in files.backings.iter().enumerate() {
+            args.pair("-object", format!("{},id=pmem{index}", ready.object));
+            args.pair("-device", format!("nvdimm,memdev=pmem{index},id=nvdimm{index},label-size={LABEL_BYTES}"));
+        }
+        for table in &self.acpitables {
+            args.pair("-acpitable", format!("file={}", qemu_value(table)?));
+        }
+        let (code, vars) = (qemu_value(&files.firmware.code)?, qemu_value(&files.firmware.vars)?);
+        args.pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+        args.pair("-drive", format!("if=pflash,unit=1,format=raw,file={vars}"));
+        args.pair("-drive", format!("if=none,id=disk,format=raw,readonly=on,file={}", qemu_value(files.image)?));
+        args.pair("-device", "virtio-blk-pci,drive=disk,bootindex=0");
+        args.pair("-fw_cfg", format!("name=opt/unplug/cmdline,string={}", self.boot_options().replace(',', ",,")));
+        args.pair("-qmp", format!("unix:{},server=on,wait=off", qemu_value(files.qmp_socket)?));
+        Ok(args.0)
+    }
+
+    /// The board, the CPUs, the memory and the devices that every run has.
+    fn board(&self, args: &mut Arguments) {
+        args.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
+        // `nvdimm=on` makes QEMU write an NFIT of its own. A machine without NVDIMMs has none, and then a table that was
+        // handed over with --acpitable is the only one.
+        let nvdimm = if self.pmem.is_empty() { "off" } else { "on" };
+        args.pair("-machine", format!("q35,nvdimm={nvdimm}"));
+        args.pair("-accel", if self.accel == Accel::Kvm { "kvm" } else { "tcg" });
+        let bits = self.phys_bits();
+        args.pair("-cpu", if bits > 40 { format!("max,phys-bits={bits}") } else { "max".into() });
+        args.pair("-smp", self.smp.to_string());
+        let slots = self.pmem.len();
+        args.pair(
+            "-m",
+            match slots {
+                0 => format!("size={}M", self.mem_bytes / MIB),
+                _ => {
+                    let max = (self.mem_bytes + self.hotplug_bytes()).next_multiple_of(GIB) / MIB;
+                    format!("size={}M,slots={slots},maxmem={max}M", self.mem_bytes / MIB)
+                }
+            },
+        );
+        args.pair("-display", "none");
+        args.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04");
+        args.pair("-chardev", "stdio,id=console,signal=off");
+        args.pair("-serial", "chardev:console");
+        if self.deterministic {
+            args.pair("-icount", "shift=6,sleep=off");
+            args.pair("-rtc", "base=2024-01-01,clock=vm");
+        }
+        if let Some(place) = &self.gdb {
+            args.pair("-gdb", place.clone());
+            args.0.push("-S".into());
+        }
+    }
+}
+
+/// A command line under construction.
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn pair(&mut self, option: &str, value: impl Into<String>) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(machine: &Machine) -> String {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let backings: Vec<_> = machine
+            .pmem
+            .iter()
+            .enumerate()
+            .map(|(index, nvdimm)| nvdimm.prepare(dir.path(), index).expect("ready"))
+            .collect();
+        let firmware = Firmware { code: "code".into(), vars: "vars".into() };
+        let files =
+            Files { image: Path::new("a,b"), firmware: &firmware, qmp_socket: Path::new("qmp"), backings: &backings };
+        machine.arguments(&files).expect("arguments").join(" ")
+    }
+
+    #[test]
+    fn the_default_machine_has_one_nvdimm_in_a_file() {
+        let line = line(&Machine::default());
+        for part in [
+            "-machine q35,nvdimm=on",
+            "-accel tcg",
+            "-smp 4",
+            "-m size=512M,slots=1,maxmem=3072M",
+            "size=1073872896,id=pmem0",
+            "label-size=131072",
+            "string=mode=demo",
+            "file=a,,b",
+        ] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+        assert!(!line.contains("icount") && !line.contains("phys-bits") && !line.contains(" -S"));
+    }
+
+    #[test]
+    fn six_tebibytes_are_addressable_and_fit_below_maxmem() {
+        let machine = Machine { pmem: vec![Nvdimm::temporary(6 << 40)], ..Machine::default() };
+        assert_eq!(machine.phys_bits(), 43);
+        assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
+        let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
+        assert_eq!(larger.phys_bits(), 45);
+    }
+
+    #[test]
+    fn no_nvdimm_leaves_the_nfit_to_the_user() {
+        let line = line(&Machine { pmem: vec![], acpitables: vec!["nfit.bin".into()], ..Machine::default() });
+        assert!(line.contains("nvdimm=off") && line.contains("-acpitable file=nfit.bin"), "{line}");
+        assert!(!line.contains("maxmem") && !line.contains("-object"), "{line}");
+    }
+
+    #[test]
+    fn deterministic_counts_instructions_and_tells_the_kernel() {
+        let line = line(&Machine { deterministic: true, append: vec!["log=debug".into()], ..Machine::default() });
+        assert!(line.contains("-icount shift=6,sleep=off"), "{line}");
+        assert!(line.contains("string=mode=demo deterministic=1 log=debug"), "{line}");
+    }
+}

@@ -1,0 +1,20 @@
+//! The program behind `run-qemu.sh`.
+
+use boot::cli::{Cli, Command};
+use boot::{run, suite};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::from_process();
+    let done = match cli.job() {
+        Command::Run | Command::Bench => run::run(&cli),
+        Command::Test => suite::run(&cli),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("run-qemu: {error:#}");
+            ExitCode::from(5)
+        }
+    }
+}

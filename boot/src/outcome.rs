@@ -1,0 +1,142 @@
+//! How a guest ended, and what that means to whoever started it.
+
+use crate::records;
+use std::fmt;
+use std::process::ExitStatus;
+
+/// How a guest ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Status {
+    /// The kernel says that all is well.
+    Good,
+    /// The kernel says that it is not: a bad verdict, or a failed test.
+    Bad(String),
+    /// The kernel panicked.
+    Panic(String),
+    /// The kernel refuses this machine.
+    Refused(String),
+    /// The guest took longer than it may.
+    Hung,
+    /// QEMU itself failed, or the guest ended without the kernel's saying so (a triple fault, say).
+    Qemu(String),
+    /// The user ended the run.
+    Interrupted,
+}
+
+/// A guest that has ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub status: Status,
+    /// The kernel's complete lines.
+    pub console: Vec<String>,
+    /// For a hung guest: where it hung, line by line.
+    pub hang: Vec<String>,
+}
+
+impl Status {
+    /// Reads QEMU's exit status: the debug-exit device makes it `(value << 1) | 1`.
+    #[must_use]
+    pub fn of(exit: ExitStatus, console: &[String], qemu: &[String]) -> Self {
+        match exit.code() {
+            Some(33) => Self::Good,
+            Some(35) => Self::Bad(verdict(console)),
+            Some(37) => Self::Panic(epitaph(console)),
+            Some(39) => Self::Refused(last_words(console)),
+            // Also the status of QEMU when the machine resets, which with -no-reboot ends it.
+            Some(0) => Self::Qemu(format!("the machine stopped by itself (a triple fault?); {}", last_words(console))),
+            _ => Self::Qemu(format!("QEMU ended with {exit}: {}", qemu.join("; "))),
+        }
+    }
+
+    /// This program's own exit status.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Good => 0,
+            Self::Bad(_) => 1,
+            Self::Panic(_) => 3,
+            Self::Refused(_) => 4,
+            Self::Qemu(_) => 5,
+            Self::Hung => 124,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Good => write!(f, "the kernel's verdict is good"),
+            Self::Bad(reason) => write!(f, "the kernel's verdict is bad: {reason}"),
+            Self::Panic(message) => write!(f, "the kernel panicked: {message}"),
+            Self::Refused(reason) => write!(f, "the kernel refuses this machine: {reason}"),
+            Self::Hung => write!(f, "the guest took longer than it may"),
+            Self::Qemu(message) => write!(f, "{message}"),
+            Self::Interrupted => write!(f, "interrupted"),
+        }
+    }
+}
+
+/// The reason in the last `@verdict` line, or how many tests failed.
+fn verdict(console: &[String]) -> String {
+    let reason = records::of_topic(console, "verdict").last().and_then(|record| record.get("reason").map(String::from));
+    reason.unwrap_or_else(|| match console.iter().filter(|line| line.starts_with("not ok ")).count() {
+        0 => "no reason given".into(),
+        failed => format!("{failed} in-kernel test(s) failed"),
+    })
+}
+
+/// The first words of the epitaph: Rust's own begin with a line that says only where, which ends in a colon.
+fn epitaph(console: &[String]) -> String {
+    let Some(at) = console.iter().rposition(|line| line.starts_with("@panic")) else { return last_words(console) };
+    let mut words = console[at + 1..].iter().filter(|line| !line.starts_with('@')).map(|line| line.trim());
+    match (words.next(), words.next()) {
+        (Some(place), Some(message)) if place.ends_with(':') => format!("{place} {message}"),
+        (Some(message), _) => message.to_string(),
+        (None, _) => "it left no message".into(),
+    }
+}
+
+fn last_words(console: &[String]) -> String {
+    match console.iter().rfind(|line| !line.is_empty()) {
+        Some(line) => format!("the last line was {line:?}"),
+        None => "the kernel printed nothing".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    fn status(code: i32, console: &[&str]) -> Status {
+        let console: Vec<_> = console.iter().map(ToString::to_string).collect();
+        Status::of(ExitStatus::from_raw(code << 8), &console, &["no such device".into()])
+    }
+
+    #[test]
+    fn each_of_the_kernels_statuses_has_its_own_meaning() {
+        assert_eq!(status(33, &[]), Status::Good);
+        assert_eq!(status(35, &["@verdict result=bad reason=leak"]), Status::Bad("leak".into()));
+        assert_eq!(status(35, &["not ok 1 a", "ok 2 b"]), Status::Bad("1 in-kernel test(s) failed".into()));
+        assert_eq!(
+            status(37, &["@panic cpu=1", "page 7 put twice", "@epitaph end"]),
+            Status::Panic("page 7 put twice".into())
+        );
+        assert!(
+            matches!(status(39, &["too little memory"]), Status::Refused(why) if why.contains("too little memory"))
+        );
+    }
+
+    #[test]
+    fn an_end_that_the_kernel_did_not_ask_for_is_never_success() {
+        for code in [0, 1, 2, 31, 34, 41] {
+            let status = status(code, &["@verdict result=good"]);
+            assert!(matches!(status, Status::Qemu(_)), "{code}: {status:?}");
+            assert_ne!(status.exit_code(), 0);
+        }
+        let killed = Status::of(ExitStatus::from_raw(9), &[], &[]);
+        assert!(matches!(killed, Status::Qemu(_)));
+    }
+}

@@ -1,0 +1,65 @@
+//! Where things are: the project, what is built, and the firmware.
+
+use anyhow::{Context, Result};
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The kernel's target, a file at the project's root; its stem is the name of cargo's directory for it.
+pub const KERNEL_TARGET: &str = "x86_64-target";
+
+/// The project's root directory: `UNPLUG_ROOT` (which `run-qemu.sh` sets), else where this package was built from.
+#[must_use]
+pub fn root() -> PathBuf {
+    env::var_os("UNPLUG_ROOT").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_path_buf(),
+        PathBuf::from,
+    )
+}
+
+/// Where everything that is built goes: `CARGO_TARGET_DIR`, else `target` at the project's root.
+#[must_use]
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The kernel's ELF file, with its symbols: `UNPLUG_KERNEL`, else where cargo puts it.
+#[must_use]
+pub fn kernel() -> PathBuf {
+    env::var_os("UNPLUG_KERNEL")
+        .map_or_else(|| target().join(KERNEL_TARGET).join("debug").join("kernel"), PathBuf::from)
+}
+
+/// The UEFI disk image: `UNPLUG_IMAGE`, else where [`crate::image`] puts it.
+#[must_use]
+pub fn image() -> PathBuf {
+    env::var_os("UNPLUG_IMAGE").map_or_else(|| target().join("unplug.img"), PathBuf::from)
+}
+
+/// The firmware: its code, and the empty variable store that goes with it.
+#[derive(Clone, Debug)]
+pub struct Firmware {
+    /// The code, mapped read-only.
+    pub code: PathBuf,
+    /// The template of the variable store; no run writes to it.
+    pub vars: PathBuf,
+}
+
+/// Finds OVMF: `OVMF_CODE` and `OVMF_VARS` if set, else where the distributions put it.
+///
+/// # Errors
+/// When there is none, with what to install.
+pub fn firmware() -> Result<Firmware> {
+    if let (Some(code), Some(vars)) = (env::var_os("OVMF_CODE"), env::var_os("OVMF_VARS")) {
+        return Ok(Firmware { code: code.into(), vars: vars.into() });
+    }
+    [
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+        ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+        ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ]
+    .into_iter()
+    .map(|(code, vars)| Firmware { code: code.into(), vars: vars.into() })
+    .find(|firmware| firmware.code.exists() && firmware.vars.exists())
+    .context("no OVMF firmware found: install Debian's package `ovmf`, or set OVMF_CODE and OVMF_VARS")
+}

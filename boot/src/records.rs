@@ -1,0 +1,92 @@
+//! The machine-readable lines of the console: `@topic key=value key=value`.
+
+use std::fmt;
+
+/// One such line, taken apart.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Record {
+    /// The word after the `@`.
+    pub topic: String,
+    fields: Vec<(String, String)>,
+}
+
+impl Record {
+    /// Takes a console line apart; `None` when it is not a record. A word without `=` is left out, so that one garbled
+    /// word does not hide the rest.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix('@')?.split_whitespace();
+        let topic = words.next().filter(|_| !line[1..].starts_with(char::is_whitespace))?.to_string();
+        let fields = words
+            .filter_map(|word| word.split_once('='))
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
+        Some(Self { topic, fields })
+    }
+
+    /// The value of the first field of that name.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The value as a number: decimal, or hexadecimal after `0x`. `None` when it is not there or not a number.
+    #[must_use]
+    pub fn number(&self, key: &str) -> Option<u64> {
+        let value = self.get(key)?;
+        match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => value.parse().ok(),
+        }
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "@{}", self.topic)?;
+        self.fields.iter().try_for_each(|(key, value)| write!(f, " {key}={value}"))
+    }
+}
+
+/// Every record of a topic among console lines, in order.
+pub fn of_topic<'a>(console: &'a [String], topic: &'a str) -> impl Iterator<Item = Record> + 'a {
+    console.iter().filter_map(|line| Record::parse(line)).filter(move |record| record.topic == topic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_apart_and_goes_together_again() {
+        let line = "@nvdimm id=0 base=0x100000000 size=1073741824 name=pmem0";
+        let record = Record::parse(line).expect("a record");
+        assert_eq!(record.topic, "nvdimm");
+        assert_eq!(record.number("base"), Some(0x1_0000_0000));
+        assert_eq!(record.number("size"), Some(1 << 30));
+        assert_eq!(record.get("name"), Some("pmem0"));
+        assert_eq!(record.number("name"), None);
+        assert_eq!(record.get("absent"), None);
+        assert_eq!(record.to_string(), line);
+    }
+
+    #[test]
+    fn what_is_not_a_record_is_not_taken_for_one() {
+        for line in ["", "@", "@ topic a=1", " @topic a=1", "[    0.000000] mm: @topic a=1", "ok 1 mm.table"] {
+            assert_eq!(Record::parse(line), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_garbled_word_does_not_hide_the_others() {
+        let record = Record::parse("@cpu id=1 onl\u{fffd}ne state=online =x").expect("a record");
+        assert_eq!((record.number("id"), record.get("state")), (Some(1), Some("online")));
+    }
+
+    #[test]
+    fn only_the_topic_asked_for_is_found() {
+        let console: Vec<_> = ["@cpu id=0", "noise", "@cpux id=7", "@cpu id=1"].map(String::from).into();
+        let ids: Vec<_> = of_topic(&console, "cpu").filter_map(|record| record.number("id")).collect();
+        assert_eq!(ids, [0, 1]);
+    }
+}

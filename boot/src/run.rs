@@ -1,0 +1,64 @@
+//! The jobs `run` and `bench`: build, boot, show.
+
+use crate::cli::{Cli, Command, Mode};
+use crate::console::Echo;
+use crate::guest::Guest;
+use crate::machine::Machine;
+use crate::outcome::Status;
+use crate::terminal::{self, Interrupt};
+use crate::{build, image, paths};
+use anyhow::Result;
+use std::path::Path;
+
+/// The status of this program when a file that the command line names is wrong: the same as for a wrong option.
+const BAD_COMMAND_LINE: u8 = 2;
+
+/// Does the job and says with which status this program ends.
+///
+/// # Errors
+/// When something cannot be built, or QEMU cannot be started.
+pub fn run(cli: &Cli) -> Result<u8> {
+    // Before anything is built: a wrong file name should not cost a minute.
+    let mut machine = match Machine::from_options(&cli.options) {
+        Ok(machine) => machine,
+        Err(error) => {
+            eprintln!("run-qemu: {error:#}");
+            return Ok(BAD_COMMAND_LINE);
+        }
+    };
+    if cli.job() == Command::Bench {
+        machine.mode = Mode::Bench;
+        machine.deterministic = true;
+    }
+    if cli.options.quiet {
+        machine.append.push("quiet=1".into());
+    }
+    let kernel = build::kernel()?;
+    image::make(&kernel)?;
+    if machine.gdb.is_some() {
+        say_how_to_debug(&kernel);
+    }
+    boot(&machine)
+}
+
+fn boot(machine: &Machine) -> Result<u8> {
+    let interrupt = Interrupt::install()?;
+    let mut guest = Guest::start(machine, Echo::Stdout)?;
+    interrupt.ends(&guest);
+    let _restored_on_return = if machine.mode == Mode::Shell { terminal::connect(&mut guest)? } else { None };
+    let mut outcome = guest.finish()?;
+    if interrupt.came() {
+        outcome.status = Status::Interrupted;
+    }
+    for line in &outcome.hang {
+        eprintln!("run-qemu: {line}");
+    }
+    eprintln!("run-qemu: {}", outcome.status);
+    Ok(outcome.status.exit_code())
+}
+
+fn say_how_to_debug(kernel: &Path) {
+    let script = paths::root().join("boot").join("gdb").join("unplug.py");
+    eprintln!("run-qemu: the CPUs are stopped. In another terminal:");
+    eprintln!("run-qemu:     gdb {} -x {}", kernel.display(), script.display());
+}

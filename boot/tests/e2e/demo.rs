@@ -1,0 +1,116 @@
+//! The demonstration: load on every CPU, the device pulled out under it, and nothing left behind.
+
+use crate::support::{assert_good, machine, records, run, tail};
+use boot::backing::Nvdimm;
+use boot::machine::Machine;
+use boot::outcome::Outcome;
+use boot::size::TIB;
+
+/// The steps of a removal, in the order of the specification.
+const STEPS: [&str; 8] =
+    ["stop_io", "kill_dax", "invalidate", "shootdown", "drain", "free_metadata", "unmap_direct_map", "release"];
+
+/// What every demonstration shows, whatever the machine: two removals, by range and by frame, each with all its steps.
+// covers: R1 R2 R3 R7 R10
+fn assert_whole_story(outcome: &Outcome, cpus: usize) {
+    assert_good(outcome);
+    let online = records(outcome, "cpu").iter().filter(|cpu| cpu.get("state") == Some("online")).count();
+    assert_eq!(online, cpus, "{}", tail(outcome));
+    let steps = records(outcome, "removal");
+    let names: Vec<_> = steps.iter().filter_map(|step| step.get("step")).collect();
+    assert_eq!(names, [STEPS, STEPS].concat());
+    let troubled = steps.iter().find(|step| step.number("problem") != Some(0));
+    assert_eq!(troubled, None);
+    let [ranged, perframe] = [&steps[..8], &steps[8..]].map(|steps| steps[3].number("rounds"));
+    assert_eq!(ranged, Some(1), "one shootdown for the whole device");
+    assert!(perframe.is_some());
+    assert_table(outcome);
+    let ledger: Vec<_> =
+        records(outcome, "ledger").into_iter().filter(|entry| entry.get("kind") != Some("ram_frames")).collect();
+    assert!(!ledger.is_empty(), "no ledger\n{}", tail(outcome));
+    let left: Vec<_> =
+        ledger.iter().filter(|entry| entry.number("count") != Some(0)).map(ToString::to_string).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    assert_tasks(outcome);
+}
+
+/// By range the work is for each extent, by frame for each frame: so the baseline visits more entries and makes more
+/// rounds for each frame that it covers.
+fn assert_table(outcome: &Outcome) {
+    let table = records(outcome, "table");
+    let row = |name: &str| {
+        let row = table.iter().find(|row| row.get("row") == Some(name));
+        let both = row.and_then(|row| row.number("ranged").zip(row.number("perframe")));
+        both.unwrap_or_else(|| panic!("no row {name}\n{}", tail(outcome)))
+    };
+    let frames = row("frames_covered");
+    for name in ["entries_visited", "rounds"] {
+        let (ranged, perframe) = row(name);
+        let (ranged, perframe) =
+            (u128::from(ranged) * u128::from(frames.1), u128::from(perframe) * u128::from(frames.0));
+        assert!(ranged < perframe, "{name}: by range is no better than by frame\n{}", tail(outcome));
+    }
+}
+
+/// Every task that used the device ended with SIGBUS, and no other did.
+fn assert_tasks(outcome: &Outcome) {
+    let rounds = records(outcome, "round");
+    assert_eq!(rounds.iter().filter_map(|round| round.get("method")).collect::<Vec<_>>(), ["ranged", "per-frame"]);
+    let mut ended = 0;
+    for round in &rounds {
+        let number = |key| round.number(key).unwrap_or_else(|| panic!("no {key} in {round}"));
+        assert!(number("users") > 0 && number("pins") > 0, "{round}");
+        assert_eq!(number("sigbus"), number("users"), "{round}");
+        assert_eq!(number("went_on"), number("bystanders"), "{round}");
+        ended += number("sigbus");
+    }
+    let said = records(outcome, "task").iter().filter(|task| task.get("exit") == Some("sigbus")).count();
+    assert_eq!(said as u64, ended, "{}", tail(outcome));
+}
+
+fn with_cpus(smp: u32) {
+    let outcome = run(&Machine { smp, ..machine() });
+    assert_whole_story(&outcome, smp as usize);
+}
+
+#[test]
+fn one_cpu() {
+    with_cpus(1);
+}
+
+#[test]
+fn two_cpus() {
+    with_cpus(2);
+}
+
+#[test]
+fn four_cpus() {
+    with_cpus(4);
+}
+
+#[test]
+fn eight_cpus() {
+    with_cpus(8);
+}
+
+/// Deterministic mode is what its name says: two runs print the same bytes.
+#[test]
+fn deterministic_twice_is_the_same_to_the_byte() {
+    let machine = Machine { deterministic: true, ..machine() };
+    let (first, second) = (run(&machine), run(&machine));
+    assert_good(&first);
+    for (number, (one, other)) in first.console.iter().zip(&second.console).enumerate() {
+        assert_eq!(one, other, "line {}", number + 1);
+    }
+    assert_eq!(first.console.len(), second.console.len());
+}
+
+/// A 6 TiB device has 1,610,612,736 frames, and goes as fast as a small one.
+// covers: R4
+#[test]
+fn six_tebibytes_attached_and_removed() {
+    let outcome = run(&Machine { pmem: vec![Nvdimm::temporary(6 * TIB)], ..machine() });
+    assert_whole_story(&outcome, 4);
+    let nvdimms = records(&outcome, "nvdimm");
+    assert_eq!(nvdimms.iter().filter_map(|nvdimm| nvdimm.number("size")).next(), Some(6 * TIB), "{}", tail(&outcome));
+}

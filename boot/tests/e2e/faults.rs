@@ -1,0 +1,54 @@
+//! When things go wrong: a guest that hangs, one that panics, one with too little memory, an unknown boot option.
+
+use crate::support::{assert_good, has_line, machine, run, shell, start, tail};
+use boot::machine::Machine;
+use boot::outcome::Status;
+use boot::size::MIB;
+use std::time::Duration;
+
+#[test]
+fn a_hung_guest_is_ended_and_the_report_says_where() {
+    let mut guest = start(&Machine { smp: 2, ..shell() });
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    guest.send("hang").unwrap_or_else(|error| panic!("{error:#}"));
+    guest.line("the shell's word", |line| line.starts_with("hanging")).unwrap_or_else(|error| panic!("{error:#}"));
+    guest.allow(Duration::from_secs(1));
+    let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
+    assert_eq!(outcome.status, Status::Hung);
+    assert_eq!(outcome.status.exit_code(), 124);
+    let report = outcome.hang.join("\n");
+    assert!(report.contains("    hanging"), "no console lines in {report}");
+    let cpu = |id: u32| outcome.hang.iter().find(|line| line.trim_start().starts_with(&format!("CPU {id}:")));
+    let spinning = cpu(0).unwrap_or_else(|| panic!("no CPU 0 in {report}"));
+    assert!(spinning.contains("shell::hang") && spinning.contains("interrupts off"), "{report}");
+    assert!(report.contains("called from kernel::shell::run"), "{report}");
+    assert!(cpu(1).is_some() && cpu(2).is_none(), "{report}");
+}
+
+#[test]
+fn a_panic_leaves_an_epitaph_and_its_own_status() {
+    let mut guest = start(&Machine { smp: 4, ..shell() });
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    guest.send("panic").unwrap_or_else(|error| panic!("{error:#}"));
+    let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(matches!(outcome.status, Status::Panic(_)), "{}", tail(&outcome));
+    assert_eq!(outcome.status.exit_code(), 3);
+    let begin = outcome.console.iter().position(|line| line.starts_with("@panic cpu="));
+    let end = outcome.console.iter().position(|line| line == "@epitaph end");
+    assert!(begin.zip(end).is_some_and(|(begin, end)| begin < end), "{}", tail(&outcome));
+}
+
+#[test]
+fn too_little_memory_is_refused_with_a_reason() {
+    let outcome = run(&Machine { smp: 1, mem_bytes: 64 * MIB, ..machine() });
+    assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
+    assert_eq!(outcome.status.exit_code(), 4);
+    assert!(has_line(&outcome, &["memory"]), "{}", tail(&outcome));
+}
+
+#[test]
+fn an_unknown_boot_option_is_named_and_passed_over() {
+    let outcome = run(&Machine { smp: 1, append: vec!["flavour=mint".into()], ..machine() });
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["unknown option", "flavour"]), "{}", tail(&outcome));
+}

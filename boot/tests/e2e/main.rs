@@ -1,0 +1,12 @@
+//! End-to-end tests: QEMU, the firmware, the loader and the kernel, as a user starts them.
+//!
+//! They boot the image that `UNPLUG_IMAGE` names, or the one that `run-qemu.sh` made last; `./run-qemu.sh test` makes
+//! it first. Without an image each of them fails and says so.
+
+mod cli;
+mod demo;
+mod faults;
+mod gdb;
+mod nfit;
+mod pmem;
+mod support;

@@ -1,0 +1,95 @@
+//! Bad NFITs, through the firmware and into the kernel: each is one line on the console, and the boot goes on.
+//!
+//! QEMU writes no NFIT of its own for a machine without NVDIMMs; the one made here is the guest's only one. QEMU and
+//! the firmware both write a table's checksum anew, so a wrong one cannot be sent this way: the unit tests of `nvdimm`
+//! have that case.
+
+use crate::support::{assert_good, machine, run, tail};
+use boot::machine::Machine;
+
+/// The bytes of an NFIT: the header that every ACPI table has, four reserved bytes, and structures.
+fn nfit(structures: &[Vec<u8>]) -> Vec<u8> {
+    let body = structures.concat();
+    let mut table = Vec::new();
+    table.extend(b"NFIT");
+    table.extend((40 + body.len() as u32).to_le_bytes());
+    // Revision, then the checksum, which is filled in below.
+    table.extend([1, 0]);
+    table.extend(b"UNPLUGBADTABLE");
+    table.extend(1u32.to_le_bytes());
+    table.extend(b"TEST");
+    table.extend(1u32.to_le_bytes());
+    table.extend([0; 4]);
+    table.extend(body);
+    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
+    table
+}
+
+/// A structure of a type, with the length that it claims.
+fn structure(kind: u16, claimed_bytes: u16, body: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &claimed_bytes.to_le_bytes(), body].concat()
+}
+
+/// A System Physical Address Range Structure (ACPI 6.4, table 5.132) for persistent memory.
+fn range(index: u16, base: u64, bytes: u64) -> Vec<u8> {
+    const PERSISTENT_MEMORY: [u8; 16] =
+        [0x79, 0xd3, 0xf0, 0x66, 0xf3, 0xb4, 0x74, 0x40, 0xac, 0x43, 0x0d, 0x33, 0x18, 0xb7, 0x8c, 0xdb];
+    let mut body = Vec::new();
+    body.extend(index.to_le_bytes());
+    body.extend([0; 2 + 4 + 4]);
+    body.extend(PERSISTENT_MEMORY);
+    body.extend(base.to_le_bytes());
+    body.extend(bytes.to_le_bytes());
+    // Write-back, non-volatile.
+    body.extend(0x8008u64.to_le_bytes());
+    structure(0, 56, &body)
+}
+
+/// Boots with the table and expects a line with each of the words, and a good end.
+fn boot_with(structures: &[Vec<u8>], words: &[&str]) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("nfit.bin");
+    std::fs::write(&file, nfit(structures)).expect("written");
+    let outcome = run(&Machine { smp: 1, pmem: vec![], acpitables: vec![file], ..machine() });
+    assert_good(&outcome);
+    for word in words {
+        let lines = outcome.console.iter().filter(|line| line.contains("nfit: ") && line.contains(word)).count();
+        assert_eq!(lines, 1, "lines of the NFIT's with {word:?}\n{}", tail(&outcome));
+    }
+}
+
+#[test]
+fn a_length_of_zero_ends_the_walk() {
+    boot_with(&[structure(0, 0, &[0; 52])], &["length of zero"]);
+}
+
+#[test]
+fn a_structure_beyond_the_end_is_not_read() {
+    boot_with(&[structure(0, 56, &[0; 8])], &["claims 56 bytes where 12 are left"]);
+}
+
+#[test]
+fn an_unknown_structure_is_skipped_and_the_next_one_read() {
+    boot_with(
+        &[structure(0x7777, 12, &[0; 8]), range(1, u64::MAX - 0xfff, 0x20_0000)],
+        &["unknown type 30583", "range 1"],
+    );
+}
+
+#[test]
+fn ranges_that_overlap_ram_or_wrap_are_refused() {
+    boot_with(&[range(1, 0x100_0000, 0x20_0000), range(2, u64::MAX - 0xf_ffff, 0x20_0000)], &["range 1", "range 2"]);
+}
+
+#[test]
+fn more_ranges_than_there_is_room_for_are_counted_out() {
+    // All beyond the CPU's 40 address bits, so that none of them is taken for memory.
+    let many: Vec<_> =
+        (1..=600).map(|index| range(index, (1 << 50) + u64::from(index) * 0x20_0000, 0x20_0000)).collect();
+    boot_with(&many, &["range 600"]);
+}
+
+#[test]
+fn a_table_of_nothing_is_no_nvdimm() {
+    boot_with(&[], &[]);
+}

@@ -1,0 +1,76 @@
+//! NVDIMMs: none, one, two, and contents that outlive a run.
+
+use crate::support::{assert_good, command, exit, has_line, machine, records, run, shell, start, tail};
+use boot::backing::Nvdimm;
+use boot::machine::Machine;
+use boot::size::{GIB, MIB, PAGE_BYTES};
+
+#[test]
+fn no_nvdimm_is_said_and_is_no_failure() {
+    let outcome = run(&Machine { pmem: vec![], ..machine() });
+    assert_good(&outcome);
+    assert!(records(&outcome, "nvdimm").iter().all(|nvdimm| nvdimm.get("base").is_none()), "{}", tail(&outcome));
+    assert!(has_line(&outcome, &["no nvdimm"]), "{}", tail(&outcome));
+}
+
+#[test]
+fn two_nvdimms_are_found_with_their_own_sizes() {
+    let outcome =
+        run(&Machine { smp: 2, pmem: vec![Nvdimm::temporary(GIB), Nvdimm::temporary(64 * MIB)], ..machine() });
+    assert_good(&outcome);
+    let mut found: Vec<_> = records(&outcome, "nvdimm")
+        .iter()
+        .filter_map(|nvdimm| Some((nvdimm.number("base")?, nvdimm.number("size")?)))
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    let sizes: Vec<_> = found.iter().map(|(_, size)| *size).collect();
+    assert_eq!(sizes, [GIB, 64 * MIB], "{}", tail(&outcome));
+    assert!(found[0].0 + found[0].1 <= found[1].0, "they overlap: {found:x?}");
+}
+
+/// The label area is on top of the size that was asked for, and the size need not be a multiple of a large leaf.
+#[test]
+fn an_odd_size_is_what_the_guest_sees() {
+    let size = 64 * MIB + 3 * PAGE_BYTES;
+    let outcome = run(&Machine { smp: 1, pmem: vec![Nvdimm::temporary(size)], ..machine() });
+    assert_good(&outcome);
+    assert_eq!(records(&outcome, "nvdimm").iter().find_map(|nvdimm| nvdimm.number("size")), Some(size));
+}
+
+#[test]
+fn what_one_boot_wrote_the_next_boot_reads() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("kept, with a comma");
+    let machine = || {
+        let nvdimm = Nvdimm::kept(&file, None, 64 * MIB).unwrap_or_else(|error| panic!("{error:#}"));
+        Machine { smp: 1, pmem: vec![nvdimm], ..shell() }
+    };
+    let mut first = start(&machine());
+    first.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    let answer = command(&mut first, "pmem write 0 4096 hello");
+    assert!(!answer.iter().any(|line| line.starts_with("error")), "{answer:?}");
+    assert_good(&exit(first));
+
+    let mut second = start(&machine());
+    second.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    let answer = command(&mut second, "pmem read 0 4096 5");
+    assert!(answer.iter().any(|line| line.contains("hello")), "{answer:?}");
+    // The neighbouring bytes are still those of an empty file: the write went where it was sent.
+    let before = command(&mut second, "pmem read 0 4091 5");
+    assert!(!before.iter().any(|line| line.contains("hello")), "{before:?}");
+    assert_good(&exit(second));
+}
+
+#[test]
+fn the_shell_answers_bad_input_with_one_line_and_goes_on() {
+    let mut guest = start(&Machine { smp: 1, ..shell() });
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    for bad in
+        ["dance", "pmem", "pmem read 9 0 5", "pmem read 0 -1 5", "pmem write 0 99999999999999999999 x", "attach x"]
+    {
+        let answer = command(&mut guest, bad);
+        assert!(answer.len() == 1 && answer[0].starts_with("error: "), "{bad:?}: {answer:?}");
+    }
+    assert_good(&exit(guest));
+}

@@ -1,0 +1,97 @@
+//! The in-kernel tests as tests of the host: one boot for each configuration, one test here for each test there.
+//!
+//! A test that the kernel planned and did not report, because it crashed for instance, is a failure here, and so is a
+//! report with anything else wrong.
+
+use boot::backing::Nvdimm;
+use boot::cli::Mode;
+use boot::console::Echo;
+use boot::guest::Guest;
+use boot::ktap::{self, Test, Verdict};
+use boot::machine::Machine;
+use boot::outcome::{Outcome, Status};
+use boot::size::{GIB, MIB};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+/// The machines on which the in-kernel tests run, each with a name that its tests carry.
+fn configurations() -> Vec<(&'static str, Machine)> {
+    let base = Machine { mode: Mode::Test, timeout: Some(Duration::from_secs(180)), ..Machine::default() };
+    let mut all = vec![
+        ("4cpu", base.clone()),
+        ("1cpu", Machine { smp: 1, ..base.clone() }),
+        ("no-nvdimm", Machine { smp: 2, pmem: vec![], ..base.clone() }),
+        (
+            "two-nvdimms",
+            Machine { smp: 2, pmem: vec![Nvdimm::temporary(GIB), Nvdimm::temporary(64 * MIB)], ..base.clone() },
+        ),
+    ];
+    if std::env::var_os("UNPLUG_FULL").is_some() {
+        all.push(("deterministic", Machine { deterministic: true, ..base.clone() }));
+        all.push(("8cpu", Machine { smp: 8, ..base }));
+    }
+    all
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    // The names of the tests are in the kernel, so it has to run before anything can be said, even for a list.
+    let boots: Vec<_> =
+        configurations().into_iter().map(|(name, machine)| (name, thread::spawn(move || boot(&machine)))).collect();
+    let mut trials = Vec::new();
+    for (name, boot) in boots {
+        match boot.join() {
+            Ok(Ok(outcome)) => trials.extend(trials_of(name, &outcome)),
+            Ok(Err(error)) => trials.push(failure(format!("{name}::boot"), format!("{error:#}"))),
+            Err(_) => trials.push(failure(format!("{name}::boot"), "panicked".into())),
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn boot(machine: &Machine) -> anyhow::Result<Outcome> {
+    Guest::start(machine, Echo::Off)?.finish()
+}
+
+/// One trial for each test of the report, one for each that is missing, and one for how the guest ended.
+fn trials_of(configuration: &str, outcome: &Outcome) -> Vec<Trial> {
+    let report = ktap::parse(&outcome.console);
+    let mut trials: Vec<_> = report.tests.iter().map(|test| trial(configuration, test)).collect();
+    for number in report.tests.len() + 1..=report.plan.unwrap_or(0) {
+        let why = format!("did not run, or did not end: {}\n{}", outcome.status, report.rest.join("\n"));
+        trials.push(failure(format!("{configuration}::{number}"), why));
+    }
+    let agrees = match outcome.status {
+        Status::Good => report.is_success(),
+        // The failed tests are failures of their own.
+        Status::Bad(_) => report.problems.is_empty() && !report.is_success(),
+        _ => false,
+    };
+    let ending = format!("{configuration}::ending");
+    trials.push(if agrees {
+        Trial::test(ending, || Ok(()))
+    } else {
+        let problems = report.problems.join("; ");
+        let mut why = format!("{}; {problems}\n{}", outcome.status, outcome.hang.join("\n"));
+        let from = outcome.console.len().saturating_sub(30);
+        why.push_str(&format!("\nthe last lines:\n{}", outcome.console[from..].join("\n")));
+        failure(ending, why)
+    });
+    trials
+}
+
+fn trial(configuration: &str, test: &Test) -> Trial {
+    let name = format!("{configuration}::{}", test.name);
+    let output = test.output.join("\n");
+    match test.verdict.clone() {
+        Verdict::Passed => Trial::test(name, || Ok(())),
+        Verdict::Failed => failure(name, output),
+        Verdict::Skipped(reason) => Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason))),
+    }
+}
+
+fn failure(name: String, why: String) -> Trial {
+    Trial::test(name, move || Err(Failed::from(why)))
+}

@@ -1,0 +1,118 @@
+//! The place of one device: empty, attached, or being removed. A removal happens once.
+
+use core::fmt;
+
+use mm::sync::Mutex;
+
+use crate::mutant::Mutant;
+
+/// Why something could not be put in or taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BayError {
+    /// There is no device.
+    Empty,
+    /// There is a device already.
+    Occupied,
+    /// A removal is under way; [`Bay::wait`] waits for its end.
+    Removing,
+}
+
+impl fmt::Display for BayError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "no device is attached here",
+            Self::Occupied => "a device is attached here already",
+            Self::Removing => "the device is being removed",
+        })
+    }
+}
+
+impl core::error::Error for BayError {}
+
+enum State<T> {
+    Empty,
+    Attached(T),
+    Removing,
+}
+
+/// The place of a device `T`, for all CPUs.
+pub struct Bay<T> {
+    state: Mutex<State<T>>,
+}
+
+impl<T> Default for Bay<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Bay<T> {
+    /// An empty place.
+    pub fn new() -> Self {
+        Self { state: Mutex::new(State::Empty) }
+    }
+
+    /// Puts a device in.
+    ///
+    /// # Errors
+    /// [`BayError::Occupied`] or [`BayError::Removing`], with the device.
+    pub fn attach(&self, device: T) -> Result<(), (BayError, T)> {
+        let mut state = self.state.lock();
+        match *state {
+            State::Empty => {
+                *state = State::Attached(device);
+                Ok(())
+            }
+            State::Attached(_) => Err((BayError::Occupied, device)),
+            State::Removing => Err((BayError::Removing, device)),
+        }
+    }
+
+    /// Looks at the device. `look` runs under a spin lock: it copies what it needs and leaves.
+    ///
+    /// # Errors
+    /// [`BayError::Empty`] or [`BayError::Removing`].
+    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R, BayError> {
+        match &*self.state.lock() {
+            State::Empty => Err(BayError::Empty),
+            State::Attached(device) => Ok(look(device)),
+            State::Removing => Err(BayError::Removing),
+        }
+    }
+
+    /// Takes the device out for its removal, which is over when the [`Removing`] is dropped. Of several callers one
+    /// gets it.
+    ///
+    /// # Errors
+    /// [`BayError::Empty`] or [`BayError::Removing`].
+    pub fn begin_removal(&self) -> Result<(T, Removing<'_, T>), BayError> {
+        let mut state = self.state.lock();
+        match core::mem::replace(&mut *state, State::Removing) {
+            State::Attached(device) => Ok((device, Removing { bay: self })),
+            State::Empty => {
+                *state = State::Empty;
+                Err(BayError::Empty)
+            }
+            State::Removing => Err(BayError::Removing),
+        }
+    }
+
+    /// Waits until no removal is under way. `relax` is called in every round.
+    pub fn wait(&self, mut relax: impl FnMut()) {
+        while matches!(*self.state.lock(), State::Removing) && !Mutant::SecondDoesNotWait.is_on() {
+            relax();
+        }
+    }
+}
+
+/// A removal is under way for as long as this lives; the place is empty afterwards.
+#[must_use = "the place counts as empty when this is dropped"]
+pub struct Removing<'b, T> {
+    bay: &'b Bay<T>,
+}
+
+impl<T> Drop for Removing<'_, T> {
+    fn drop(&mut self) {
+        *self.bay.state.lock() = State::Empty;
+    }
+}

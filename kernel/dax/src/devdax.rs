@@ -1,0 +1,159 @@
+//! Device-dax: the whole device as one file that tasks open and map.
+//!
+//! It has no blocks that could move, so its pages may be pinned for as long as anybody likes; only the removal of
+//! the device needs them back. A fault installs the largest leaf that the mapping, the frames and the opener allow.
+//!
+//! Linux: `drivers/dax/device.c`.
+
+use alloc::sync::Arc;
+
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize};
+use mm::machine::Machine;
+use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
+use mm::world::Mm;
+
+use crate::device::{DaxDevice, DaxError, DaxUse};
+
+/// A DAX device as a file.
+pub struct DevDax<M: Machine> {
+    device: Arc<DaxDevice>,
+    mapping: Arc<Mapping<M>>,
+    alignment: PageSize,
+    nr_pages: u64,
+}
+
+impl<M: Machine> DevDax<M> {
+    /// The file over `device`. Mappings of it have addresses, lengths and offsets that are multiples of `alignment`;
+    /// what the device has beyond a multiple of it cannot be mapped.
+    ///
+    /// # Errors
+    /// [`DaxError::Misaligned`] where a range of frames does not begin at a multiple of `alignment`, or one that is
+    /// not the last does not end at one: leaves of that size would not fit. [`DaxError::OutOfRange`] where the
+    /// device is smaller than one such leaf.
+    pub fn new(mm: &Arc<Mm<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
+        let ranges = device.pagemap().ranges();
+        let last = ranges.len() - 1;
+        let fits = |(at, range): (usize, &mm::addr::PfnRange)| {
+            range.start().is_aligned(alignment) && (at == last || range.end().is_aligned(alignment))
+        };
+        if !ranges.iter().enumerate().all(fits) {
+            return Err(DaxError::Misaligned { required: alignment.bytes() });
+        }
+        let nr_pages = (device.size_bytes() >> PAGE_SHIFT) & !(alignment.nr_pages() - 1);
+        if nr_pages == 0 {
+            return Err(DaxError::OutOfRange { size: device.size_bytes() });
+        }
+        Ok(Arc::new(Self { device: Arc::clone(device), mapping: Mapping::new(mm), alignment, nr_pages }))
+    }
+    /// The device.
+    pub fn device(&self) -> &Arc<DaxDevice> {
+        &self.device
+    }
+    /// Who maps it: what a removal takes apart.
+    pub fn mapping(&self) -> &Arc<Mapping<M>> {
+        &self.mapping
+    }
+    /// Bytes that can be mapped.
+    pub fn size_bytes(&self) -> u64 {
+        self.nr_pages << PAGE_SHIFT
+    }
+    /// What addresses, lengths and offsets of mappings must be multiples of.
+    pub fn alignment(&self) -> PageSize {
+        self.alignment
+    }
+
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// [`DaxError::NoSuchDevice`] once the removal of the device has begun.
+    pub fn open(self: &Arc<Self>, options: OpenOptions) -> Result<Arc<File<M>>, DaxError> {
+        let user = self.device.open()?;
+        let alignment = self.alignment.max(options.alignment);
+        Ok(Arc::new(File { user, dev: Arc::clone(self), alignment, max_leaf: options.max_leaf.max(alignment) }))
+    }
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Stricter alignment for this opener's mappings; the device's own holds in any case.
+    pub alignment: PageSize,
+    /// No leaf larger than this (but never smaller than the alignment): to compare sizes on one device.
+    pub max_leaf: PageSize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { alignment: PageSize::Size4K, max_leaf: PageSize::Size1G }
+    }
+}
+
+impl OpenOptions {
+    /// Mappings aligned to `size` and made of leaves of just that size, where the frames allow it.
+    pub fn exactly(size: PageSize) -> Self {
+        Self { alignment: size, max_leaf: size }
+    }
+}
+
+/// An open device-dax file. Each VMA that maps it keeps it open.
+pub struct File<M: Machine> {
+    user: DaxUse,
+    dev: Arc<DevDax<M>>,
+    alignment: PageSize,
+    max_leaf: PageSize,
+}
+
+impl<M: Machine> File<M> {
+    /// The device behind it.
+    pub fn device(&self) -> &Arc<DaxDevice> {
+        &self.user
+    }
+    /// The page map of the device.
+    pub fn pagemap(&self) -> &Arc<DevPagemap> {
+        self.user.pagemap()
+    }
+}
+
+fn sigbus(request: &FaultRequest, cause: SigBusCause) -> FaultError {
+    FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause }
+}
+
+impl<M: Machine> VmOps<M> for File<M> {
+    fn fault(
+        &self,
+        request: &FaultRequest,
+        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
+    ) -> Result<(), FaultError> {
+        // Held until the entry is there: whoever kills the device waits for us, and finds the entry.
+        let live = self.user.read_lock().map_err(|_| sigbus(request, SigBusCause::DeviceGone))?;
+        if request.offset_pages >= self.dev.nr_pages {
+            return Err(sigbus(request, SigBusCause::BeyondEnd));
+        }
+        let (pfn, size) = live.leaf_at(request.offset_pages).map_err(|_| sigbus(request, SigBusCause::BeyondEnd))?;
+        if size == PageSize::Size4K && self.pagemap().any_poisoned(pfn, 1) {
+            return Err(sigbus(request, SigBusCause::Poisoned));
+        }
+        install(FaultTarget { pfn, size: size.min(self.max_leaf) })
+    }
+
+    fn may_map(&self, offset_pages: u64, nr_pages: u64) -> Result<(), MapError> {
+        let _live = self.user.read_lock().map_err(|_| MapError::Refused(SigBusCause::DeviceGone))?;
+        match offset_pages.checked_add(nr_pages) {
+            Some(end) if end <= self.dev.nr_pages => Ok(()),
+            _ => Err(MapError::Refused(SigBusCause::BeyondEnd)),
+        }
+    }
+
+    fn mapping(&self) -> &Arc<Mapping<M>> {
+        &self.dev.mapping
+    }
+
+    fn kind(&self) -> MemoryKind {
+        self.user.kind()
+    }
+
+    fn alignment(&self) -> PageSize {
+        self.alignment
+    }
+}

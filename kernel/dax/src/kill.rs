@@ -1,0 +1,83 @@
+//! Killing a DAX device, in the one order in which nobody is left out.
+//!
+//! | step | why here |
+//! |---|---|
+//! | nobody new: dying | a holder that came later would not be told; a file opened later could not be used |
+//! | tell the holders, with `PRE_REMOVE` | while the device is alive: they have to read and write it to put their house in order |
+//! | dead | no new access begins; a fault is answered by SIGBUS |
+//! | wait for the readers | an access that began before may still install a mapping; afterwards none can |
+//! | forget the holders | a holder that was being told must not vanish under the teller, which is a reader |
+//!
+//! Linux: `kill_dax()` in `drivers/dax/super.c`.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::device::{DaxDevice, Dead, Live};
+use crate::holder::{Answer, NotifyFlags};
+use crate::mutant::Mutant;
+use crate::range::WHOLE;
+use crate::srcu::GracePeriod;
+
+/// What [`kill_dax`] has just done. Given to its observer in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nobody new.
+    Dying,
+    /// The holders have been told.
+    Told,
+    /// The device is dead.
+    Dead,
+    /// The readers from before have gone.
+    ReadersGone,
+    /// The holders are forgotten.
+    HoldersCleared,
+}
+
+/// What killing a device met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KillReport {
+    /// The holders, oldest first, and what they answered.
+    pub answers: Vec<Answer>,
+    /// The wait for readers.
+    pub readers: GracePeriod,
+    /// Holders that were still registered when they were forgotten.
+    pub holders_cleared: usize,
+}
+
+/// Kills the device. `relax` is called in every round of waiting for readers; `observe` after each phase.
+///
+/// It cannot fail: what the holders answer is recorded and changes nothing. Must not be called with interrupts off
+/// or with a [`LiveGuard`](crate::device::LiveGuard) of the same device in hand.
+pub fn kill_dax(live: Live, relax: &mut dyn FnMut(), observe: &mut dyn FnMut(Phase)) -> (Dead, KillReport) {
+    match live.take() {
+        Some(device) => kill(device, relax, observe),
+        None => unreachable!("a live handle has its device"),
+    }
+}
+
+pub(crate) fn kill(
+    device: Arc<DaxDevice>,
+    relax: &mut dyn FnMut(),
+    observe: &mut dyn FnMut(Phase),
+) -> (Dead, KillReport) {
+    let mut report = KillReport::default();
+    if Mutant::KillClearsFirst.is_on() {
+        device.set_dead();
+    } else {
+        device.set_dying();
+    }
+    observe(Phase::Dying);
+    // The device is alive, so the only error there is cannot come.
+    report.answers = device.notify_failure(0, WHOLE, NotifyFlags::PRE_REMOVE).unwrap_or_default();
+    observe(Phase::Told);
+    device.set_dead();
+    observe(Phase::Dead);
+    if !Mutant::KillDoesNotWait.is_on() {
+        report.readers = device.srcu().synchronize(relax);
+    }
+    observe(Phase::ReadersGone);
+    report.holders_cleared = device.clear_holders();
+    observe(Phase::HoldersCleared);
+    (Dead::new(device), report)
+}

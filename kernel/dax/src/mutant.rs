@@ -1,0 +1,83 @@
+//! Deliberate faults, so that the tests can be tested (as `mm::mutant` does for its package).
+//!
+//! The code asks [`Mutant::is_on`] at the one place where the fault would be. Without the feature `mutants` the
+//! answer is the constant `false` and nothing of it is compiled. With it, the fault is read once from the
+//! environment variable `DAX_MUTANT`, so that one build of the tests runs against every fault.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A deliberate fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant { $($(#[$doc])* $name,)* }
+        impl Mutant {
+            /// All faults.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            /// The word that switches the fault on.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// A synchronizer reads the counter with a plain load. Caught by `loom_srcu`, all tests.
+    SrcuPlainRead = "srcu_plain_read",
+    /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for`.
+    SrcuNoRecheck = "srcu_no_recheck",
+    /// Leaving orders nothing. Caught by `loom_srcu`, all tests.
+    SrcuRelaxedUnlock = "srcu_relaxed_unlock",
+    /// A synchronizer does not flip the index. Caught by
+    /// `srcu::waits_for_a_reader_that_began_before_and_for_none_that_began_after`.
+    SrcuNoFlip = "srcu_no_flip",
+    /// The device dies before its holders are told. Caught by
+    /// `device::kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets`.
+    KillClearsFirst = "kill_clears_first",
+    /// Nobody waits for the readers. Caught by the same test and by
+    /// `removal::a_fault_in_flight_is_waited_for_and_what_it_installs_is_found`.
+    KillDoesNotWait = "kill_does_not_wait",
+    /// A new user is let in while the holders are told. Caught by
+    /// `device::one_owner_and_nobody_new_on_a_dying_device`.
+    DyingLetsUsersIn = "dying_lets_users_in",
+    /// The whole device is not recognised before its end is computed. Caught by `range`, two tests.
+    WholeNotRecognised = "whole_not_recognised",
+    /// The last byte of a range is lost. Caught by `range`, two tests.
+    LastByteLost = "last_byte_lost",
+    /// A reader does not look whether the device is alive. Caught by
+    /// `device::kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets` and others.
+    DeadLetsReadersIn = "dead_lets_readers_in",
+    /// A removal does not wait for pins. Caught by `removal::waits_for_pins_before_the_metadata_goes`.
+    DrainDoesNotWait = "drain_does_not_wait",
+    /// Who waits for the end of a removal does not. Caught by `bay::a_second_removal_is_refused_or_waits`.
+    SecondDoesNotWait = "second_does_not_wait",
+}
+
+impl Mutant {
+    /// Is this fault built in?
+    #[cfg(feature = "mutants")]
+    pub fn is_on(self) -> bool {
+        chosen() == Some(self)
+    }
+
+    /// Is this fault built in? Never, here.
+    #[cfg(not(feature = "mutants"))]
+    #[inline(always)]
+    pub const fn is_on(self) -> bool {
+        let _ = self;
+        false
+    }
+}
+
+/// The fault named by `DAX_MUTANT`.
+///
+/// # Panics
+/// Where the name is none of ours: a run that tests nothing must not pass for one that does.
+#[cfg(feature = "mutants")]
+fn chosen() -> Option<Mutant> {
+    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let name = std::env::var("DAX_MUTANT").ok().filter(|name| !name.is_empty())?;
+        let known = Mutant::ALL.iter().copied().find(|mutant| mutant.name() == name);
+        Some(known.unwrap_or_else(|| panic!("DAX_MUTANT={name} names no fault of dax::mutant")))
+    })
+}

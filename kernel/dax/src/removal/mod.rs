@@ -1,0 +1,327 @@
+//! Taking a device away from everybody, in one order, without a way to fail.
+//!
+//! Invariant: *clear the entry, shoot down, then free*. The steps are [`Step`]; why each comes where it does:
+//!
+//! | step | before the next, because |
+//! |---|---|
+//! | 1 stop_io | a transfer under way would need metadata and the direct map |
+//! | 2 kill_dax | a device that is alive answers faults: an invalidated page would come back |
+//! | 3 invalidate | a shootdown drops what the tables no longer say, nothing else |
+//! | 4 shootdown | until every CPU has answered, a walk may read the tables and take references |
+//! | 5 drain | a page that is held has metadata, and is written to |
+//! | 6 free_metadata | the metadata names the frames that the direct map reaches |
+//! | 7 unmap_direct_map | whoever attaches the device next must not find it reachable |
+//! | 8 release | |
+//!
+//! Work is proportional to the mapped extents (VMAs and the table pages and leaves under them): nothing looks at
+//! each frame of the device. The baseline that does is [`Method::PerFrame`].
+
+mod report;
+mod step;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use mm::addr::VirtRange;
+use mm::failure::fail_each_frame;
+use mm::gather::{Gather, ZapStats};
+use mm::machine::Machine;
+use mm::mapping::{Unmapped, unmap_mapping_range};
+use mm::pagemap::DevPagemap;
+use mm::space::{AddressSpace, Mapping};
+use mm::world::Mm;
+
+pub use self::report::{Cost, Drained, Method, RemovalReport, User, Waiting};
+pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
+use crate::device::{Dead, Live, is_idle};
+use crate::kill::kill_dax;
+use crate::mutant::Mutant;
+
+/// First notice of a wait for pins after this many nanoseconds; each further one after twice as long.
+const FIRST_NOTICE_NS: u64 = 10_000_000;
+/// Folios named in a notice.
+const NAMED_FOLIOS: usize = 4;
+
+/// What is removed.
+pub struct Target<M: Machine> {
+    /// The device's name, for the report.
+    pub name: String,
+    /// Its page map, registered.
+    pub map: Arc<DevPagemap>,
+    /// Its DAX device; `None` where it came up without, which leaves the steps the same.
+    pub dax: Option<Live>,
+    /// Everything through which its pages may be mapped, but for what its holders take apart themselves.
+    pub mappings: Vec<Arc<Mapping<M>>>,
+}
+
+/// What the driver of the device, and the kernel around it, do for a removal.
+pub trait RemovalEnv<M: Machine> {
+    /// Refuses new I/O and waits for what is under way; answers how many requests that were.
+    ///
+    /// # Errors
+    /// What could not be done: recorded, and the removal goes on.
+    fn stop_io(&mut self) -> Result<u64, Problem>;
+    /// The tasks of `space` have lost `range`. Called after the shootdown, once for each VMA.
+    fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
+        let _ = (space, range);
+    }
+    /// The removal waits for pins: called when it begins to wait and, ever more seldom, while it does. Here is the
+    /// place to say so, and to take back what can be taken back.
+    fn waiting(&mut self, waiting: &Waiting) {
+        let _ = waiting;
+    }
+    /// Takes the device out of the kernel's direct map; answers how many leaves that were.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn unmap_direct_map(&mut self) -> Result<u64, Problem>;
+    /// Gives up the claim on the device's range and its name.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn release(&mut self) -> Result<(), Problem>;
+    /// A step is done: for the console.
+    fn observe(&mut self, record: &StepRecord) {
+        let _ = record;
+    }
+    /// Instructions that this CPU has executed, where they are counted.
+    fn instructions(&mut self) -> u64 {
+        0
+    }
+}
+
+/// Removes the device. Every step is done, whatever the ones before it met; the report says what that was.
+///
+/// Must not be called with interrupts off, with a lock that a task needs to give back a pin, or from inside a reader
+/// of the device ([`LiveGuard`](crate::device::LiveGuard)).
+///
+/// A device is removed once because its [`Live`] handle exists once; who may use it is decided by
+/// [`Bay`](crate::bay::Bay).
+pub fn remove<M: Machine, E: RemovalEnv<M>>(
+    mm: &Arc<Mm<M>>,
+    target: Target<M>,
+    method: Method,
+    env: &mut E,
+) -> RemovalReport {
+    let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
+    let mut removal = Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None };
+    let mut gather = Gather::new(mm);
+    let mut users = Vec::new();
+    let live = target.dax;
+    removal.step(Step::StopIo, |removal, facts| removal.stop_io(facts));
+    removal.step(Step::KillDax, |removal, facts| removal.kill_dax(live, facts));
+    removal.step(Step::Invalidate, |removal, facts| removal.invalidate(&mut gather, &mut users, facts));
+    removal.step(Step::Shootdown, |removal, facts| removal.shoot_down(&mut gather, facts));
+    removal.step(Step::Drain, |removal, facts| removal.drain(gather, users, facts));
+    removal.step(Step::FreeMetadata, |removal, facts| removal.free_metadata(facts));
+    removal.step(Step::UnmapDirectMap, |removal, facts| removal.unmap_direct_map(facts));
+    removal.step(Step::Release, |removal, _| removal.release());
+    removal.report
+}
+
+/// A removal under way.
+struct Removal<'a, M: Machine, E> {
+    mm: &'a Arc<Mm<M>>,
+    env: &'a mut E,
+    report: RemovalReport,
+    map: Arc<DevPagemap>,
+    mappings: Vec<Arc<Mapping<M>>>,
+    /// The DAX device, between its death and the release.
+    dead: Option<Dead>,
+}
+
+impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
+    fn step(&mut self, step: Step, work: impl FnOnce(&mut Self, &mut Facts) -> Result<(), Problem>) {
+        let mut facts = Facts::default();
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let problem = work(self, &mut facts).err();
+        let record = StepRecord {
+            step,
+            ns: self.mm.machine.now_ns() - ns,
+            instructions: self.env.instructions() - instructions,
+            facts,
+            problem,
+        };
+        self.env.observe(&record);
+        self.report.steps.push(record);
+    }
+
+    /// Adds what `work` costs to one of the report's sums.
+    fn metered<R>(
+        &mut self,
+        sum: fn(&mut RemovalReport) -> &mut Cost,
+        work: impl FnOnce(&Arc<Mm<M>>) -> (ZapStats, R),
+    ) -> R {
+        let flushes = self.mm.shootdown.stats();
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let (zap, result) = work(self.mm);
+        let cost = Cost {
+            zap,
+            instructions: self.env.instructions() - instructions,
+            ns: self.mm.machine.now_ns() - ns,
+            flushes: self.mm.shootdown.stats().since(flushes),
+        };
+        sum(&mut self.report).add(cost);
+        result
+    }
+
+    /// The sum for work by range.
+    fn ranged_sum(&self) -> fn(&mut RemovalReport) -> &mut Cost {
+        match self.report.method {
+            Method::Ranged => |report| &mut report.cost,
+            Method::PerFrame(_) => |report| &mut report.rest,
+        }
+    }
+
+    fn stop_io(&mut self, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("requests_waited_for", self.env.stop_io()?);
+        Ok(())
+    }
+
+    fn kill_dax(&mut self, live: Option<Live>, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("dax_devices", u64::from(live.is_some()));
+        if let Some(live) = live {
+            let machine = &self.mm.machine;
+            let (dead, kill) = kill_dax(live, &mut || machine.relax(), &mut |_| ());
+            facts.note("holders_told", kill.answers.len() as u64);
+            facts.note("holders_failed", kill.answers.iter().filter(|answer| answer.result.is_err()).count() as u64);
+            facts.note("readers_waited_for", kill.readers.readers_found);
+            facts.note("users", dead.device().nr_users());
+            self.report.kill = Some(kill);
+            self.dead = Some(dead);
+        }
+        // From here on the device's pages can only become fewer: no fault, no transfer makes metadata for another.
+        self.mm.meta.kill(&self.map);
+        // What is mapped keeps the file open, so an idle device has no mapping; the second question is for a device
+        // without DAX, and costs a look at a number.
+        let mapped = self.mappings.iter().any(|mapping| mapping.nr_vmas() != 0);
+        self.report.idle = is_idle(self.dead.as_ref()) && !mapped;
+        facts.note("idle", u64::from(self.report.idle));
+        Ok(())
+    }
+
+    fn invalidate(
+        &mut self,
+        gather: &mut Gather<M>,
+        users: &mut Vec<Unmapped<M>>,
+        facts: &mut Facts,
+    ) -> Result<(), Problem> {
+        if self.report.idle {
+            return Ok(());
+        }
+        if let Method::PerFrame(frames) = self.report.method {
+            facts.note("frames_failed", frames.nr_pages());
+            self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
+        }
+        let mappings = core::mem::take(&mut self.mappings);
+        *users = self.metered(self.ranged_sum(), |_| {
+            // Offset 0, length all: the whole device, however many ranges it has.
+            let found = mappings.iter().flat_map(|mapping| unmap_mapping_range(mapping, 0, u64::MAX, gather));
+            (ZapStats::default(), found.collect())
+        });
+        self.report.users = users.iter().map(|unmapped| User::new(&unmapped.space, unmapped.range)).collect();
+        facts.note("mappings", mappings.len() as u64);
+        facts.note("extents", self.report.users.len() as u64);
+        facts.note("address_spaces", self.report.nr_spaces() as u64);
+        facts.note("entries_visited", gather.stats().entries_visited + self.report.cost.zap.entries_visited);
+        Ok(())
+    }
+
+    fn shoot_down(&mut self, gather: &mut Gather<M>, facts: &mut Facts) -> Result<(), Problem> {
+        let before = self.mm.shootdown.stats();
+        self.metered(self.ranged_sum(), |_| {
+            gather.shoot_down();
+            (ZapStats::default(), ())
+        });
+        let flushes = self.mm.shootdown.stats().since(before);
+        facts.note("rounds", gather.stats().rounds);
+        facts.note("ipis", gather.stats().ipis);
+        facts.note("page_flushes", flushes.page_flushes);
+        facts.note("full_flushes", flushes.full_flushes);
+        Ok(())
+    }
+
+    fn drain(&mut self, gather: Gather<M>, users: Vec<Unmapped<M>>, facts: &mut Facts) -> Result<(), Problem> {
+        self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
+        for unmapped in users {
+            self.env.lost(&unmapped.space, unmapped.range);
+        }
+        let zap = match self.report.method {
+            Method::Ranged => self.report.cost.zap,
+            Method::PerFrame(_) => self.report.rest.zap,
+        };
+        facts.note("leaves", zap.leaves);
+        facts.note("pages", zap.nr_pages);
+        facts.note("table_pages", zap.table_pages);
+        self.wait_for_pins();
+        let Drained { found, ns, .. } = &self.report.drained;
+        facts.note("folios_waited_for", found.folios);
+        facts.note("pins_waited_for", found.pins);
+        facts.note("wait_ns", *ns);
+        Ok(())
+    }
+
+    /// Waits until nobody holds a page of the device. Final, because its page map is dying.
+    fn wait_for_pins(&mut self) {
+        if self.map.is_drained() || Mutant::DrainDoesNotWait.is_on() {
+            return;
+        }
+        let began = self.mm.machine.now_ns();
+        let found = self.waiting(0);
+        self.env.waiting(&found);
+        self.report.drained.found = found;
+        let mut notice = FIRST_NOTICE_NS;
+        while !self.map.is_drained() {
+            self.report.drained.rounds += 1;
+            self.mm.machine.relax();
+            let ns = self.mm.machine.now_ns() - began;
+            if ns >= notice {
+                notice = notice.saturating_mul(2);
+                let waiting = self.waiting(ns);
+                self.env.waiting(&waiting);
+            }
+        }
+        self.report.drained.ns = self.mm.machine.now_ns() - began;
+    }
+
+    /// Who is waited for. Work is proportional to the live metadata.
+    fn waiting(&self, ns: u64) -> Waiting {
+        let mut waiting = Waiting { ns, ..Waiting::default() };
+        let id = self.map.id();
+        self.mm.meta.for_each_live(&mut |folio| {
+            if Some(folio.map) != id {
+                return;
+            }
+            waiting.folios += 1;
+            waiting.refs += u64::from(folio.counts.refs);
+            waiting.pins += u64::from(folio.counts.pins);
+            if waiting.some.len() < NAMED_FOLIOS {
+                waiting.some.push(folio);
+            }
+        });
+        waiting
+    }
+
+    fn free_metadata(&mut self, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("ranges", self.map.ranges().len() as u64);
+        self.mm.meta.unregister(&self.map).map_err(|error| Problem(format!("{error}")))
+    }
+
+    fn unmap_direct_map(&mut self, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("leaves", self.env.unmap_direct_map()?);
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), Problem> {
+        drop(self.dead.take());
+        self.env.release()
+    }
+}
+
+impl From<&str> for Problem {
+    fn from(text: &str) -> Self {
+        Self(text.to_string())
+    }
+}

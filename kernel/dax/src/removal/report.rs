@@ -1,0 +1,197 @@
+//! What a removal found, as a value.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use mm::addr::{PfnRange, VirtRange};
+use mm::gather::ZapStats;
+use mm::machine::Machine;
+use mm::meta::LiveFolio;
+use mm::shootdown::ShootdownStats;
+use mm::space::AddressSpace;
+
+use super::step::{Problem, Step, StepRecord};
+use crate::kill::KillReport;
+
+/// How existing mappings are invalidated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Method {
+    /// By range: work for each mapped extent, one shootdown for all.
+    #[default]
+    Ranged,
+    /// By `memory_failure` for each of these frames, with a shootdown each: what the range is compared with. What
+    /// is mapped elsewhere goes by range afterwards.
+    PerFrame(PfnRange),
+}
+
+/// One VMA that mapped the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Number of the address space.
+    pub space_id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where the device was mapped.
+    pub range: VirtRange,
+}
+
+impl User {
+    pub(super) fn new<M: Machine>(space: &AddressSpace<M>, range: VirtRange) -> Self {
+        Self { space_id: space.id(), name: space.name().to_string(), range }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (space {}) at {}..{}", self.name, self.space_id, self.range.start(), self.range.end())
+    }
+}
+
+/// What it cost to invalidate mappings: clear, shoot down, give back. Waiting for pins is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Entries, leaves, tables, rounds, interrupts.
+    pub zap: ZapStats,
+    /// Flushes on all CPUs meanwhile, those of other shootdowns included.
+    pub flushes: ShootdownStats,
+    /// Nanoseconds.
+    pub ns: u64,
+    /// Instructions of this CPU, where they are counted.
+    pub instructions: u64,
+}
+
+impl Cost {
+    pub(super) fn add(&mut self, other: Self) {
+        self.zap.add(other.zap);
+        self.flushes.rounds += other.flushes.rounds;
+        self.flushes.ipis += other.flushes.ipis;
+        self.flushes.page_flushes += other.flushes.page_flushes;
+        self.flushes.full_flushes += other.flushes.full_flushes;
+        self.ns += other.ns;
+        self.instructions += other.instructions;
+    }
+
+    /// The figures by name, for a table.
+    pub fn rows(&self) -> [(&'static str, u64); 10] {
+        [
+            ("entries_visited", self.zap.entries_visited),
+            ("leaves", self.zap.leaves),
+            ("pages", self.zap.nr_pages),
+            ("table_pages", self.zap.table_pages),
+            ("rounds", self.zap.rounds),
+            ("ipis", self.zap.ipis),
+            ("page_flushes", self.flushes.page_flushes),
+            ("full_flushes", self.flushes.full_flushes),
+            ("ns", self.ns),
+            ("instructions", self.instructions),
+        ]
+    }
+}
+
+/// Folios of the device that somebody still holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// For how long they have been waited for, in nanoseconds.
+    pub ns: u64,
+    /// How many there are.
+    pub folios: u64,
+    /// References on them, pins included.
+    pub refs: u64,
+    /// Pins on them.
+    pub pins: u64,
+    /// The first few.
+    pub some: Vec<LiveFolio>,
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ns, folios, refs, pins, some } = self;
+        write!(
+            f,
+            "waiting since {} ms for {folios} folios with {refs} references, {pins} of them pins",
+            ns / 1_000_000
+        )?;
+        some.iter().try_for_each(|folio| write!(f, "; {folio}"))
+    }
+}
+
+/// The wait of [`Step::Drain`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// What was still held when the mappings' own references were given back.
+    pub found: Waiting,
+    /// How long it was waited for, in nanoseconds.
+    pub ns: u64,
+    /// Rounds of waiting.
+    pub rounds: u64,
+}
+
+/// What a removal found and did. It has no error: what went wrong is in the steps' records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RemovalReport {
+    /// The device's name.
+    pub device: String,
+    /// How mappings were invalidated.
+    pub method: Method,
+    /// Nobody used the device: there was nothing to invalidate.
+    pub idle: bool,
+    /// The steps, all of them, in order.
+    pub steps: Vec<StepRecord>,
+    /// Holders and readers; `None` without a DAX device.
+    pub kill: Option<KillReport>,
+    /// Who mapped the device: one entry for each VMA.
+    pub users: Vec<User>,
+    /// What invalidating cost by the chosen method.
+    pub cost: Cost,
+    /// With [`Method::PerFrame`]: what the rest cost, by range.
+    pub rest: Cost,
+    /// The wait for pins.
+    pub drained: Drained,
+}
+
+impl RemovalReport {
+    /// The record of `step`, once it is done.
+    pub fn step(&self, step: Step) -> Option<&StepRecord> {
+        self.steps.iter().find(|record| record.step == step)
+    }
+    /// What could not be done.
+    pub fn problems(&self) -> impl Iterator<Item = (Step, &Problem)> {
+        self.steps.iter().filter_map(|record| Some((record.step, record.problem.as_ref()?)))
+    }
+    /// Address spaces that mapped the device, each once.
+    pub fn nr_spaces(&self) -> usize {
+        let mut ids: Vec<u64> = self.users.iter().map(|user| user.space_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.len()
+    }
+    /// Time of all steps, in nanoseconds.
+    pub fn ns(&self) -> u64 {
+        self.steps.iter().map(|record| record.ns).sum()
+    }
+    /// Instructions of all steps, where they are counted.
+    pub fn instructions(&self) -> u64 {
+        self.steps.iter().map(|record| record.instructions).sum()
+    }
+}
+
+/// Several lines of plain words.
+impl fmt::Display for RemovalReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "removal of {}{}", self.device, if self.idle { " (idle)" } else { "" })?;
+        for record in &self.steps {
+            writeln!(f, "  {record}")?;
+        }
+        for answer in self.kill.iter().flat_map(|kill| &kill.answers) {
+            writeln!(f, "  holder {answer}")?;
+        }
+        for user in &self.users {
+            writeln!(f, "  mapped by {user}")?;
+        }
+        if self.drained.rounds > 0 {
+            writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;
+        }
+        Ok(())
+    }
+}

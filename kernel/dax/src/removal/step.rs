@@ -1,0 +1,169 @@
+//! The steps of a removal, by name and number, and the record that each leaves.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The steps, in the order in which they are done. None is left out; one that has nothing to do says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// New I/O is refused, and what is under way ends: the block path must not touch what goes next.
+    StopIo,
+    /// The holders are told while the device is alive, then it dies: no new mapping can be made.
+    KillDax,
+    /// Every translation of every address space is taken out of the page tables.
+    Invalidate,
+    /// One round for all of them: no CPU uses an old translation, and no gup-fast walk that could is under way.
+    Shootdown,
+    /// Table pages and the mappings' references are given back, tasks are told, and pins are waited for.
+    Drain,
+    /// The page map goes: no frame of the device has metadata any more.
+    FreeMetadata,
+    /// The kernel's own mapping goes last, for everything before it may still have read through it.
+    UnmapDirectMap,
+    /// Name and range are free: the device can be attached again.
+    Release,
+}
+
+impl Step {
+    /// All steps, in order.
+    pub const ALL: [Self; 8] = [
+        Self::StopIo,
+        Self::KillDax,
+        Self::Invalidate,
+        Self::Shootdown,
+        Self::Drain,
+        Self::FreeMetadata,
+        Self::UnmapDirectMap,
+        Self::Release,
+    ];
+
+    /// The word for the console.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StopIo => "stop_io",
+            Self::KillDax => "kill_dax",
+            Self::Invalidate => "invalidate",
+            Self::Shootdown => "shootdown",
+            Self::Drain => "drain",
+            Self::FreeMetadata => "free_metadata",
+            Self::UnmapDirectMap => "unmap_direct_map",
+            Self::Release => "release",
+        }
+    }
+    /// Its number, from 1.
+    pub const fn number(self) -> usize {
+        self as usize + 1
+    }
+    /// What it does, in plain words.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::StopIo => "new I/O is refused",
+            Self::KillDax => "holders told, device dead, readers gone",
+            Self::Invalidate => "translations taken out of all page tables",
+            Self::Shootdown => "no CPU uses them any more",
+            Self::Drain => "tables and references given back, pins waited for",
+            Self::FreeMetadata => "page map forgotten",
+            Self::UnmapDirectMap => "the kernel's own mapping is gone",
+            Self::Release => "name and range are free",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Something that a step could not do. It is recorded, and the removal goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem(pub String);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a step found, as names and numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts(Vec<(&'static str, u64)>);
+
+impl Facts {
+    pub(super) fn note(&mut self, name: &'static str, value: u64) {
+        self.0.push((name, value));
+    }
+    /// The number called `name`.
+    pub fn get(&self, name: &str) -> Option<u64> {
+        self.iter().find_map(|(known, value)| (known == name).then_some(value))
+    }
+    /// All of them, in the order in which they were found.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// The record of one step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepRecord {
+    /// Which step.
+    pub step: Step,
+    /// How long it took, in nanoseconds.
+    pub ns: u64,
+    /// Instructions of this CPU, where they are counted.
+    pub instructions: u64,
+    /// What it found.
+    pub facts: Facts,
+    /// What it could not do.
+    pub problem: Option<Problem>,
+}
+
+impl StepRecord {
+    /// The same as `key=value` pairs without spaces inside: `step=kill_dax n=2 of=8 ns=… holders=1 …`.
+    pub fn fields(&self) -> Fields<'_> {
+        Fields(self)
+    }
+}
+
+/// Plain words: `2/8 kill_dax: holders told, device dead, readers gone (holders 1, users 2)`.
+impl fmt::Display for StepRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} {}: {}", self.step.number(), Step::ALL.len(), self.step, self.step.meaning())?;
+        for (at, (name, value)) in self.facts.iter().enumerate() {
+            f.write_str(if at == 0 { " (" } else { ", " })?;
+            for (at, word) in name.split('_').enumerate() {
+                write!(f, "{}{word}", if at == 0 { "" } else { " " })?;
+            }
+            write!(f, " {value}")?;
+        }
+        if self.facts.iter().next().is_some() {
+            f.write_str(")")?;
+        }
+        match &self.problem {
+            Some(problem) => write!(f, "; problem: {problem}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// See [`StepRecord::fields`].
+#[derive(Clone, Copy, Debug)]
+pub struct Fields<'a>(&'a StepRecord);
+
+impl fmt::Display for Fields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StepRecord { step, ns, instructions, facts, problem } = self.0;
+        write!(f, "step={step} n={} of={} ns={ns} instructions={instructions}", step.number(), Step::ALL.len())?;
+        for (name, value) in facts.iter() {
+            write!(f, " {name}={value}")?;
+        }
+        if let Some(Problem(problem)) = problem {
+            f.write_str(" problem=")?;
+            for (at, word) in problem.split_whitespace().enumerate() {
+                write!(f, "{}{word}", if at == 0 { "" } else { "-" })?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Device-dax: opening, mapping, faulting, pinning.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::*;
+use dax::devdax::OpenOptions;
+use dax::device::DaxError;
+use dax::kill::kill_dax;
+use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use mm::entry::Prot;
+use mm::failure::{FailureKind, memory_failure};
+use mm::gup::GupFlags;
+use mm::pagemap::MemoryKind;
+use mm::space::{Access, FaultError, MapError, SigBusCause};
+
+#[test]
+fn a_fault_installs_the_largest_leaf_that_fits() {
+    let (_, mm) = world(1);
+    // 1 GiB, then 2 MiB and three pages more.
+    let attached = attach_one(&mm, GIB + 512 + 3);
+    let file = attached.file(OpenOptions::default());
+    let task = space(&mm, "task");
+    map(&task, &file, GIB + 512 + 3).unwrap();
+    for (nr, size) in [(5, PageSize::Size1G), (GIB + 7, PageSize::Size2M), (GIB + 513, PageSize::Size4K)] {
+        task.handle_fault(page(nr), Access::Write).unwrap();
+        let found = task.translate(page(nr)).unwrap();
+        assert_eq!((found.size, found.pfn_at(page(nr))), (size, Pfn::new(START + nr)), "page {nr}");
+    }
+    // Another address is not congruent with the offset: small leaves.
+    let other = space(&mm, "other");
+    other.map(page(1), 1024 * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+    other.handle_fault(page(600), Access::Read).unwrap();
+    assert_eq!(other.translate(page(600)).unwrap().size, PageSize::Size4K);
+}
+
+#[test]
+fn an_opener_may_ask_for_smaller_leaves_and_stricter_alignment() {
+    let (_, mm) = world(1);
+    let attached = attach_one(&mm, 2 * GIB);
+    for size in PageSize::ALL {
+        let file = attached.file(OpenOptions::exactly(size));
+        let task = space(&mm, "task");
+        map(&task, &file, 2 * GIB).unwrap();
+        task.handle_fault(page(GIB + 3), Access::Write).unwrap();
+        assert_eq!(task.translate(page(GIB + 3)).unwrap().size, size);
+        task.unmap(page(0), 2 * GIB * PAGE_SIZE).unwrap();
+    }
+}
+
+/// covers: L2
+#[test]
+fn misaligned_requests_are_refused_with_the_alignment_in_the_message() {
+    let (_, mm) = world(1);
+    let whole = [frames(START, 4 * 512 + 100)];
+    let attached = attach(&mm, &whole, PageSize::Size2M).unwrap();
+    assert_eq!(attached.dev.size_bytes(), 4 << 21, "the tail is too short for a leaf");
+    let file = attached.file(OpenOptions::default());
+    let task = space(&mm, "task");
+    for (va, pages, offset) in [(page(1), 512, 0), (page(0), 511, 0), (page(0), 512, 4)] {
+        let refused = task.map(va, pages * PAGE_SIZE, Prot::USER_WRITE, &file, offset).unwrap_err();
+        assert_eq!(refused, MapError::Misaligned(PageSize::Size2M));
+        assert!(refused.to_string().contains("2MiB"), "{refused}");
+    }
+    let beyond = MapError::Refused(SigBusCause::BeyondEnd);
+    assert_eq!(task.map(page(0), 512 * PAGE_SIZE, Prot::USER_WRITE, &file, 4 * 512), Err(beyond));
+    assert_eq!(task.map(page(0), 5 * 512 * PAGE_SIZE, Prot::USER_WRITE, &file, 0), Err(beyond));
+    task.map(page(0), 512 * PAGE_SIZE, Prot::USER_WRITE, &file, 3 * 512).unwrap();
+}
+
+#[test]
+fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
+    let (_, mm) = world(1);
+    let refused = |ranges: &[_], size| attach(&mm, ranges, size).map(|_| ()).unwrap_err();
+    let misaligned = DaxError::Misaligned { required: 2 << 20 };
+    assert_eq!(refused(&[frames(START + 1, 1024)], PageSize::Size2M), misaligned);
+    assert_eq!(refused(&[frames(START, 511), frames(START + 1024, 512)], PageSize::Size2M), misaligned);
+    assert!(misaligned.to_string().contains("2097152 bytes"), "{misaligned}");
+    assert_eq!(refused(&[frames(START, 1024)], PageSize::Size1G), DaxError::OutOfRange { size: 4 << 20 });
+}
+
+/// covers: R8
+#[test]
+fn several_ranges_are_one_file() {
+    let (_, mm) = world(1);
+    let attached = attach(&mm, &[frames(START + 4 * 512, 512), frames(START, 512)], PageSize::Size2M).unwrap();
+    let file = attached.file(OpenOptions::default());
+    let task = space(&mm, "task");
+    map(&task, &file, 1024).unwrap();
+    for (nr, pfn) in [(511, START + 511), (512, START + 4 * 512)] {
+        task.handle_fault(page(nr), Access::Read).unwrap();
+        let found = task.translate(page(nr)).unwrap();
+        assert_eq!((found.size, found.pfn_at(page(nr))), (PageSize::Size2M, Pfn::new(pfn)));
+    }
+}
+
+/// covers: G4 R7
+#[test]
+fn a_fault_on_a_dead_device_is_sigbus_and_nothing_can_be_mapped_or_pinned() {
+    let (_, mm) = world(1);
+    let attached = attach_one(&mm, 1024);
+    let file = attached.file(OpenOptions::default());
+    let task = space(&mm, "task");
+    map(&task, &file, 512).unwrap();
+    let dev = attached.dev.clone();
+    let (dead, _) = kill_dax(attached.live, &mut || panic!("no reader"), &mut |_| ());
+    let lost = FaultError::SigBus { addr: page(7), len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
+    assert_eq!(task.handle_fault(page(7), Access::Read), Err(lost));
+    assert!(pin(&task, page(7), 1, GupFlags::WRITE).is_err());
+    let refused = task.map(page(512), PAGE_SIZE, Prot::USER_READ, &file, 0);
+    assert_eq!(refused, Err(MapError::Refused(SigBusCause::DeviceGone)));
+    assert_eq!(dev.open(OpenOptions::default()).map(|_| ()), Err(DaxError::NoSuchDevice));
+    // The VMA keeps the file open, and with it the device in use.
+    drop(file);
+    assert!(!dead.is_idle());
+    task.unmap(page(0), 512 * PAGE_SIZE).unwrap();
+    assert!(dead.is_idle());
+}
+
+/// covers: L2 L3
+#[test]
+fn both_kinds_of_pin_are_allowed() {
+    let (_, mm) = world(1);
+    let attached = attach_one(&mm, 1024);
+    let file = attached.file(OpenOptions::default());
+    assert_eq!(file.kind(), MemoryKind::DevDax);
+    let task = space(&mm, "task");
+    map(&task, &file, 1024).unwrap();
+    for flags in [GupFlags::WRITE, GupFlags::WRITE | GupFlags::LONGTERM] {
+        let runs = pin(&task, page(3), 1000, flags).unwrap();
+        assert_eq!(runs.iter().map(|run| run.nr_pages()).sum::<u64>(), 1000);
+        unpin(&mm, &runs);
+    }
+    assert_eq!(mm.meta.totals().pins, 0);
+}
+
+/// covers: P1
+#[test]
+fn a_page_that_fails_is_taken_away_and_sigbus_and_its_neighbours_are_not() {
+    let (emu, mm) = world(2);
+    let attached = attach_one(&mm, 1024);
+    let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::default()), 1024);
+    task.store(page(9), 1).unwrap();
+    assert_eq!(task.space().translate(page(9)).unwrap().size, PageSize::Size2M);
+    let failed = emu.on_cpu(0, || memory_failure(&mm, Pfn::new(START + 9), FailureKind::Media)).unwrap();
+    assert!(!failed.was_poisoned);
+    let lost: Vec<_> = failed.users.iter().map(|user| (user.space.id(), user.range.start())).collect();
+    assert_eq!((lost, failed.users[0].range.len_bytes()), (vec![(task.space().id(), page(9))], PAGE_SIZE));
+    drop(failed);
+    let lost = FaultError::SigBus { addr: page(9), len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
+    assert_eq!(task.fetch(page(9)), Err(lost));
+    assert_eq!(task.store(page(9), 2), Err(lost));
+    for nr in [0, 8, 10, 511, 600] {
+        task.store(page(nr), 3).unwrap();
+    }
+    // Who maps the block anew gets small leaves around the poisoned frame, and large ones elsewhere.
+    let other = Loaded::new(&mm, 0, &attached.file(OpenOptions::default()), 1024);
+    assert_eq!(other.fetch(page(9)), Err(lost));
+    for (nr, size) in [(8, PageSize::Size4K), (600, PageSize::Size2M)] {
+        other.store(page(nr), 4).unwrap();
+        assert_eq!(other.space().translate(page(nr)).unwrap().size, size);
+    }
+}

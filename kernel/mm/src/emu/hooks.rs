@@ -1,0 +1,110 @@
+//! Actions that a test hangs on what a CPU does, so that a race happens exactly where it should.
+
+use core::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::EmuMachine;
+use crate::machine::{CpuId, Machine, Point};
+
+/// What a CPU does, as seen by a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Is about to read or write an entry of a page table (not: its hardware walker).
+    Entry,
+    /// Waits, with interrupts on.
+    Relax,
+    /// Has turned interrupts off.
+    IrqDisable,
+    /// Is about to turn interrupts on.
+    IrqEnable,
+    /// Has sent a shootdown interrupt, which is pending now.
+    IpiSent,
+    /// Has taken a shootdown interrupt; the handler runs next.
+    IpiTaken,
+    /// Is about to flush a page or everything.
+    Flush,
+    /// Has flushed a page or everything.
+    Flushed,
+    /// Has loaded a root.
+    LoadRoot,
+    /// Is about to take a table page.
+    AllocTable,
+    /// Is about to free a table page.
+    FreeTable,
+    /// Has reached a named place in a protocol.
+    At(Point),
+}
+
+type Action = Box<dyn FnOnce() + Send>;
+
+struct Hook {
+    cpu: CpuId,
+    event: Event,
+    /// Fires when this falls to zero.
+    countdown: u32,
+    action: Action,
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPU {} {:?} (after {} more)", self.cpu, self.event, self.countdown)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Hooks {
+    armed: AtomicUsize,
+    list: Mutex<Vec<Hook>>,
+}
+
+impl Hooks {
+    fn list(&self) -> MutexGuard<'_, Vec<Hook>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The actions that this event sets off, in the order in which they were hung up.
+    fn due(&self, cpu: CpuId, event: Event) -> Vec<Action> {
+        let mut list = self.list();
+        for hook in list.iter_mut().filter(|hook| hook.cpu == cpu && hook.event == event) {
+            hook.countdown -= 1;
+        }
+        let due: Vec<_> = list.extract_if(.., |hook| hook.countdown == 0).map(|hook| hook.action).collect();
+        self.armed.store(list.len(), Ordering::SeqCst);
+        due
+    }
+}
+
+impl EmuMachine {
+    /// Runs `action`, once, when `cpu` comes to the `nth` (from 1) `event` from now on. The action runs on that CPU
+    /// in the middle of what it does; let it play another by [`on_cpu`](EmuMachine::on_cpu) or
+    /// [`start`](EmuMachine::start).
+    ///
+    /// # Panics
+    /// Where `nth` is 0.
+    pub fn at(&self, cpu: CpuId, event: Event, nth: u32, action: impl FnOnce() + Send + 'static) {
+        assert!(nth > 0, "events are counted from 1");
+        let mut list = self.inner.hooks.list();
+        list.push(Hook { cpu, event, countdown: nth, action: Box::new(action) });
+        self.inner.hooks.armed.store(list.len(), Ordering::SeqCst);
+    }
+
+    /// Fails when an action has not run: the race that the test is about never took place.
+    ///
+    /// # Panics
+    /// Naming the first such hook.
+    #[track_caller]
+    pub fn assert_hooks_ran(&self) {
+        let list = self.inner.hooks.list();
+        assert!(list.is_empty(), "never happened: {:?}", list[0]);
+    }
+
+    pub(super) fn event(&self, event: Event) {
+        if self.inner.hooks.armed.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for action in self.inner.hooks.due(self.cpu(), event) {
+            action();
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Page-table entries (Intel SDM vol. 3A §4.5, table 4-15 ff.).
+
+use core::fmt;
+
+use crate::addr::{PageSize, Pfn};
+
+/// Present.
+const P: u64 = 1 << 0;
+/// Writable.
+const W: u64 = 1 << 1;
+/// Reachable with user rights (and, under SMAP, only then from ring 0 with AC set).
+const U: u64 = 1 << 2;
+/// Accessed.
+const A: u64 = 1 << 5;
+/// Dirty (leaves only).
+const D: u64 = 1 << 6;
+/// Page size: a leaf, in a table of level 2 or 3.
+const PS: u64 = 1 << 7;
+/// Global (kernel leaves).
+const G: u64 = 1 << 8;
+/// No execute.
+const NX: u64 = 1 << 63;
+/// Bits 12..52: the frame.
+const FRAME: u64 = ((1 << 52) - 1) & !0xfff;
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Prot {
+    /// Stores are allowed.
+    pub write: bool,
+    /// Instruction fetches are allowed.
+    pub exec: bool,
+    /// The user half: reachable with user rights.
+    pub user: bool,
+}
+
+impl Prot {
+    /// User, read only.
+    pub const USER_READ: Self = Self { write: false, exec: false, user: true };
+    /// User, read and write.
+    pub const USER_WRITE: Self = Self { write: true, exec: false, user: true };
+}
+
+/// The value of one entry, read once from the live table. Holding it says nothing about the table any more.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// Nothing is mapped.
+    pub const EMPTY: Self = Self(0);
+
+    /// Wraps the raw bits.
+    #[inline]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+    /// The raw bits.
+    #[inline]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+    /// An entry that points to the table page `table`; rights are checked in the leaf alone.
+    #[inline]
+    pub const fn table(table: Pfn, user: bool) -> Self {
+        Self(table.addr().as_u64() | P | W | A | if user { U } else { 0 })
+    }
+    /// A leaf of `size` that maps the aligned frames from `pfn` on.
+    #[inline]
+    pub const fn leaf(pfn: Pfn, size: PageSize, prot: Prot) -> Self {
+        debug_assert!(pfn.is_aligned(size));
+        let mut bits = pfn.addr().as_u64() | P;
+        if prot.write {
+            bits |= W;
+        }
+        if prot.user {
+            bits |= U;
+        } else {
+            bits |= G;
+        }
+        if !prot.exec {
+            bits |= NX;
+        }
+        if size.level() > 1 {
+            bits |= PS;
+        }
+        Self(bits)
+    }
+    /// Is anything mapped here?
+    #[inline]
+    pub const fn is_present(self) -> bool {
+        self.0 & P != 0
+    }
+    /// Is it a leaf, in a table of `level`?
+    #[inline]
+    pub const fn is_leaf(self, level: u8) -> bool {
+        self.0 & P != 0 && (level == 1 || self.0 & PS != 0)
+    }
+    /// Is it a pointer to a table page, in a table of `level`?
+    #[inline]
+    pub const fn is_table(self, level: u8) -> bool {
+        self.0 & P != 0 && level > 1 && self.0 & PS == 0
+    }
+    /// The frame: of the leaf's first page, or of the table page.
+    #[inline]
+    pub const fn pfn(self) -> Pfn {
+        Pfn::new((self.0 & FRAME) >> 12)
+    }
+    /// Stores are allowed (leaf).
+    #[inline]
+    pub const fn is_writable(self) -> bool {
+        self.0 & W != 0
+    }
+    /// The user bit is set.
+    #[inline]
+    pub const fn is_user(self) -> bool {
+        self.0 & U != 0
+    }
+    /// The CPU has used this entry.
+    #[inline]
+    pub const fn is_accessed(self) -> bool {
+        self.0 & A != 0
+    }
+    /// The CPU has stored through this leaf.
+    #[inline]
+    pub const fn is_dirty(self) -> bool {
+        self.0 & D != 0
+    }
+    /// The same leaf with the accessed and dirty bits set, as an emulated CPU or an eager install would.
+    #[inline]
+    pub const fn with_accessed(self, dirty: bool) -> Self {
+        Self(self.0 | A | if dirty { D } else { 0 })
+    }
+    /// What the leaf allows.
+    #[inline]
+    pub const fn prot(self) -> Prot {
+        Prot { write: self.0 & W != 0, exec: self.0 & NX == 0, user: self.0 & U != 0 }
+    }
+    /// The same leaf (frame, size, accessed, dirty) with other rights.
+    #[inline]
+    pub const fn with_prot(self, prot: Prot) -> Self {
+        let keep = self.0 & !(W | U | NX | G);
+        let set = if prot.write { W } else { 0 } | if prot.user { U } else { G } | if prot.exec { 0 } else { NX };
+        Self(keep | set)
+    }
+    /// Are the two the same translation with the same rights? Accessed and dirty, which the CPU sets by itself,
+    /// do not count.
+    #[inline]
+    pub const fn same_translation(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !(A | D) == 0
+    }
+    /// The `index`-th leaf of the next smaller size inside this huge leaf of `size` (splitting).
+    #[inline]
+    pub const fn split(self, size: PageSize, index: u64) -> Self {
+        match size.smaller() {
+            Some(smaller) => {
+                let pfn = self.pfn().add(index << smaller.order());
+                let flags = self.0 & !(FRAME | PS);
+                Self(flags | pfn.addr().as_u64() | if smaller.level() > 1 { PS } else { 0 })
+            }
+            None => self,
+        }
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_present() {
+            return write!(f, "Entry(empty {:#x})", self.0);
+        }
+        let flag = |bit, c| if self.0 & bit != 0 { c } else { '-' };
+        write!(
+            f,
+            "Entry({} {}{}{}{}{}{})",
+            self.pfn(),
+            flag(W, 'w'),
+            flag(U, 'u'),
+            flag(A, 'a'),
+            flag(D, 'd'),
+            flag(PS, 'h'),
+            flag(NX, 'n')
+        )
+    }
+}

@@ -1,0 +1,89 @@
+//! Losing one page: `memory_failure`, and the loop over it that a ranged removal is compared with.
+//!
+//! A frame fails → its folio is marked poisoned → its owner's reverse map tells who maps it → the entry is taken
+//! out of each of their page tables → one shootdown → the next access of a task faults and is answered with
+//! SIGBUS. All of that for **one** frame: a 6 TiB device has 1,610,612,736 of them.
+//!
+//! Linux: `mm/memory-failure.c`, `memory_failure` and `mf_generic_kill_procs`.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::{Pfn, PfnRange};
+use crate::gather::{Gather, ZapStats};
+use crate::machine::Machine;
+use crate::mapping::{Unmapped, unmap_mapping_range};
+use crate::sync::Arc;
+use crate::world::Mm;
+
+/// Why the frame fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The medium has lost the contents: the frame is marked poisoned.
+    Media,
+    /// The device is about to leave and its contents are as good as ever: nothing is marked (Linux:
+    /// `MF_MEM_PRE_REMOVE`).
+    PreRemove,
+}
+
+/// A frame that no device owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSuchFrame(pub Pfn);
+
+impl fmt::Display for NoSuchFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {} belongs to no registered device", self.0)
+    }
+}
+
+/// What one failure found.
+pub struct Failure<M: Machine> {
+    /// The frame was marked already.
+    pub was_poisoned: bool,
+    /// Who mapped it, and where.
+    pub users: Vec<Unmapped<M>>,
+    /// What it cost.
+    pub stats: ZapStats,
+}
+
+/// Takes the frame away from everybody who maps it.
+///
+/// When it returns no CPU can reach the frame through a user mapping. Pins stay: their owners learn of it from the
+/// device. A frame that nobody maps is marked all the same.
+///
+/// # Errors
+/// [`NoSuchFrame`]: nothing is done.
+///
+/// # Panics
+/// With interrupts off: it waits for a shootdown.
+pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) -> Result<Failure<M>, NoSuchFrame> {
+    let map = mm.meta.find_map(pfn).ok_or(NoSuchFrame(pfn))?;
+    let was_poisoned = kind == FailureKind::Media && !map.poison(pfn);
+    let mut gather = Gather::new(mm);
+    let mut users = Vec::new();
+    // The extra reference keeps the folio's owner readable while we look at it.
+    if let Some(folio) = mm.meta.get_live(pfn) {
+        if kind == FailureKind::Media {
+            folio.page.set_poisoned(true);
+        }
+        let owner = folio.page.owner();
+        let offset = owner.offset + (pfn.as_u64() - folio.head.as_u64());
+        if let Some(mapping) = mm.find_mapping(owner.mapping) {
+            users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
+        }
+        mm.meta.put(pfn, 1);
+    }
+    Ok(Failure { was_poisoned, users, stats: gather.finish() })
+}
+
+/// The baseline: [`memory_failure`] for each frame of a range, one after the other, each with a shootdown of its
+/// own. Frames that no device owns are skipped.
+pub fn fail_each_frame<M: Machine>(mm: &Arc<Mm<M>>, frames: PfnRange) -> ZapStats {
+    let mut stats = ZapStats::default();
+    for pfn in frames.start().as_u64()..frames.end().as_u64() {
+        if let Ok(failure) = memory_failure(mm, Pfn::new(pfn), FailureKind::PreRemove) {
+            stats.add(failure.stats);
+        }
+    }
+    stats
+}

@@ -1,0 +1,109 @@
+//! Page faults: from an address to the largest leaf that address, data, folio and poison allow.
+//!
+//! A fault holds the address space shared. The provider finds the data and calls back to install it while it holds its
+//! own guarantee that the data stays (so a device cannot die between the look and the install). Two faults on one page
+//! race by compare-and-swap; the loser gives its reference back and is content.
+//!
+//! Linux: `mm/memory.c`, `handle_mm_fault`; `drivers/dax/device.c`, `dev_dax_huge_fault`.
+
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::machine::Machine;
+use crate::meta::{MetaError, Owner};
+use crate::space::AddressSpace;
+use crate::table::InstallError;
+use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, SigBusCause, Vma, Vmas};
+
+impl<M: Machine> AddressSpace<M> {
+    /// Serves a page fault.
+    ///
+    /// # Errors
+    /// See [`FaultError`].
+    pub fn handle_fault(&self, va: VirtAddr, access: Access) -> Result<(), FaultError> {
+        let vmas = self.read();
+        self.fault_locked(&vmas, va, access)
+    }
+
+    pub(crate) fn fault_locked(&self, vmas: &Vmas<M>, va: VirtAddr, access: Access) -> Result<(), FaultError> {
+        let vma = vmas.find(va).ok_or(FaultError::NotMapped(va))?;
+        if !vma.allows(access) {
+            return Err(FaultError::AccessDenied(va));
+        }
+        if let Some(found) = self.table().walk(va)
+            && (access != Access::Write || found.entry.is_writable())
+            && (access != Access::Exec || found.entry.prot().exec)
+        {
+            // Another CPU was faster, or this CPU's TLB was behind a widening of the rights.
+            return Ok(());
+        }
+        let page = va.align_down(PAGE_SIZE);
+        let request = FaultRequest {
+            addr: page,
+            offset_pages: vma.offset_at(page),
+            write: access == Access::Write,
+            max_size: self.largest_leaf(vma, page),
+        };
+        vma.ops.fault(&request, &mut |target| self.install(vma, &request, target))
+    }
+
+    /// The largest leaf that stays inside the VMA and whose address and offset are aligned alike.
+    fn largest_leaf(&self, vma: &Vma<M>, page: VirtAddr) -> PageSize {
+        let fits = |size: PageSize| {
+            let start = page.align_down(size.bytes());
+            let congruent = ((page.as_u64() >> PAGE_SHIFT) ^ vma.offset_at(page)) & (size.nr_pages() - 1) == 0;
+            let inside = vma.range.start() <= start && start.as_u64() + size.bytes() <= vma.range.end().as_u64();
+            congruent && inside && (size != PageSize::Size1G || self.mm().machine.has_1g_leaves())
+        };
+        PageSize::ALL.into_iter().rev().find(|&size| fits(size)).unwrap_or(PageSize::Size4K)
+    }
+
+    /// Takes a reference on the folio and maps it with the largest leaf that address, target and folio allow.
+    fn install(&self, vma: &Vma<M>, request: &FaultRequest, target: FaultTarget) -> Result<(), FaultError> {
+        let congruent =
+            |size: PageSize| ((request.addr.as_u64() >> PAGE_SHIFT) ^ target.pfn.as_u64()) & (size.nr_pages() - 1) == 0;
+        let limit = request.max_size.min(target.size);
+        let want = PageSize::ALL.into_iter().rev().find(|&size| size <= limit && congruent(size));
+        let want = want.unwrap_or(PageSize::Size4K);
+        let owner = Owner { mapping: vma.ops.mapping().id(), offset: request.offset_pages };
+        let meta = &self.mm().meta;
+        let gone = |cause| FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause };
+        let (_, folio) = meta.get_or_create(target.pfn, want, owner, 1).map_err(|error| match error {
+            MetaError::OutOfMemory => FaultError::OutOfMemory,
+            _ => gone(SigBusCause::DeviceGone),
+        })?;
+        // The reference is on the folio, so it serves any leaf within it: go down until one fits.
+        let Some(mut size) = self.largest_healthy(target.pfn, want.min(folio)) else {
+            meta.put(target.pfn, 1);
+            return Err(gone(SigBusCause::Poisoned));
+        };
+        loop {
+            let leaf_va = request.addr.align_down(size.bytes());
+            match self.table().install(leaf_va, target.pfn.align_down(size), size, vma.prot) {
+                Ok(()) => return Ok(()),
+                Err(InstallError::TableInTheWay) => match size.smaller() {
+                    Some(smaller) => size = smaller,
+                    None => unreachable!("a table below a page table"),
+                },
+                Err(InstallError::Occupied(..)) => {
+                    meta.put(target.pfn, 1);
+                    return Ok(());
+                }
+                Err(InstallError::OutOfMemory) => {
+                    meta.put(target.pfn, 1);
+                    return Err(FaultError::OutOfMemory);
+                }
+            }
+        }
+    }
+
+    /// The largest leaf of at most `limit` around `pfn` that holds no poisoned page; `None` where `pfn` itself is
+    /// one. The caller owns a reference on the folio.
+    fn largest_healthy(&self, pfn: Pfn, limit: PageSize) -> Option<PageSize> {
+        let meta = &self.mm().meta;
+        if !meta.owned(pfn, "fault").page.is_poisoned() {
+            return Some(limit);
+        }
+        let map = meta.find_map(pfn)?;
+        let healthy = |size: PageSize| !map.any_poisoned(pfn.align_down(size), size.nr_pages());
+        PageSize::ALL.into_iter().rev().find(|&size| size <= limit && healthy(size))
+    }
+}

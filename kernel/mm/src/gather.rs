@@ -1,0 +1,236 @@
+//! Gather: what was taken out of page tables and waits for the shootdown before it may be freed.
+//!
+//! The order is *clear the entry, shoot down, then free* (G3), and this type is that order: whatever a zap
+//! removes goes into a [`Gather`]; [`Gather::finish`] dispatches one round for all address spaces that were
+//! touched, waits for it, and only then gives back table pages and references. A gather that is dropped
+//! finishes itself, so that no path can forget.
+//!
+//! Linux: `mm/mmu_gather.c`.
+
+use alloc::vec::Vec;
+
+use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::entry::Entry;
+use crate::machine::Machine;
+use crate::mutant::Mutant;
+use crate::shootdown::{FlushRange, Round, TlbState};
+use crate::sync::{Arc, Ordering};
+use crate::world::Mm;
+
+/// What a zap found and what its shootdown cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZapStats {
+    /// Page-table entries read, in live and in detached tables.
+    pub entries_visited: u64,
+    /// Leaves removed.
+    pub leaves: u64,
+    /// Base pages that those leaves mapped.
+    pub nr_pages: u64,
+    /// Table pages freed.
+    pub table_pages: u64,
+    /// Rounds of shootdown (1, or 0 where nothing was mapped).
+    pub rounds: u64,
+    /// Interrupts sent.
+    pub ipis: u64,
+}
+
+impl ZapStats {
+    /// Adds another zap's figures.
+    pub fn add(&mut self, other: Self) {
+        self.entries_visited += other.entries_visited;
+        self.leaves += other.leaves;
+        self.nr_pages += other.nr_pages;
+        self.table_pages += other.table_pages;
+        self.rounds += other.rounds;
+        self.ipis += other.ipis;
+    }
+}
+
+/// `nr_leaves` leaves of one size that mapped frames in a row: one reference each.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: Pfn,
+    nr_leaves: u64,
+    size: PageSize,
+}
+
+impl Run {
+    /// Takes the leaf at `pfn` in, if it follows.
+    #[inline]
+    fn extend(&mut self, pfn: Pfn, size: PageSize) -> bool {
+        let follows = self.size == size && self.first.as_u64() + (self.nr_leaves << size.order()) == pfn.as_u64();
+        if follows {
+            self.nr_leaves += 1;
+        }
+        follows
+    }
+}
+
+/// Removed translations on their way to being freed.
+#[must_use = "finish it where the time of the shootdown matters; dropping it finishes it too"]
+pub struct Gather<M: Machine> {
+    mm: Arc<Mm<M>>,
+    round: Round,
+    /// Detached sub-trees: a table page and its level.
+    tables: Vec<(Pfn, u8)>,
+    runs: Vec<Run>,
+    stats: ZapStats,
+}
+
+impl<M: Machine> Gather<M> {
+    /// An empty gather. It costs nothing until something is removed.
+    pub fn new(mm: &Arc<Mm<M>>) -> Self {
+        Self {
+            mm: Arc::clone(mm),
+            round: Round::new(),
+            tables: Vec::new(),
+            runs: Vec::new(),
+            stats: ZapStats::default(),
+        }
+    }
+
+    /// A leaf has been cleared.
+    pub(crate) fn leaf(&mut self, entry: Entry, size: PageSize) {
+        self.stats.leaves += 1;
+        self.stats.nr_pages += size.nr_pages();
+        if let Some(run) = self.runs.last_mut()
+            && run.extend(entry.pfn(), size)
+        {
+            return;
+        }
+        self.runs.push(Run { first: entry.pfn(), nr_leaves: 1, size });
+    }
+
+    /// The table page `table` of `level` has been unlinked with everything below it.
+    pub(crate) fn subtree(&mut self, table: Pfn, level: u8) {
+        self.tables.push((table, level));
+    }
+
+    /// `nr` entries were looked at.
+    pub(crate) fn visited(&mut self, nr: u64) {
+        self.stats.entries_visited += nr;
+    }
+
+    /// All that was cleared so far in `space` is covered by `what`.
+    pub(crate) fn issue(&mut self, space: &Arc<TlbState>, what: FlushRange, frees_tables: bool) {
+        self.round.issue(space, what, frees_tables);
+    }
+
+    /// As [`issue`](Self::issue): a table that spanned the page of `size` at `va` has been unlinked.
+    pub(crate) fn issue_page(&mut self, space: &Arc<TlbState>, va: VirtAddr, size: PageSize) {
+        let what = match VirtRange::new(va, size.bytes()) {
+            Some(range) => FlushRange::Pages { range, stride: PageSize::Size4K },
+            None => FlushRange::All,
+        };
+        self.issue(space, what, true);
+    }
+
+    /// Has something been issued for `space` that is not yet dispatched?
+    pub(crate) fn has_issued(&self, space: &TlbState) -> bool {
+        self.round.covers(space)
+    }
+
+    /// Shoots down, waits, then frees. Answers what was found and what it cost.
+    ///
+    /// # Panics
+    /// When interrupts are off and there is something to wait for.
+    pub fn finish(mut self) -> ZapStats {
+        self.flush();
+        self.stats
+    }
+
+    /// What was found so far. Detached sub-trees are counted when they are freed.
+    pub fn stats(&self) -> ZapStats {
+        self.stats
+    }
+
+    /// The shootdown alone: afterwards no CPU can use what was removed, and nothing is freed yet. A removal
+    /// reports this as a step of its own.
+    ///
+    /// # Panics
+    /// When interrupts are off and there is something to wait for.
+    pub fn shoot_down(&mut self) {
+        let round = core::mem::take(&mut self.round);
+        if round.is_empty() {
+            return;
+        }
+        if Mutant::PageFreedBeforeSync.is_on() {
+            self.put_pages();
+        }
+        if Mutant::TableFreedBeforeSync.is_on() {
+            self.free_tables();
+        }
+        let dispatched = round.dispatch(&self.mm.shootdown, &self.mm.machine);
+        self.stats.rounds += 1;
+        self.stats.ipis += u64::from(dispatched.nr_ipis());
+        dispatched.sync();
+    }
+
+    fn flush(&mut self) {
+        self.shoot_down();
+        self.put_pages();
+        self.free_tables();
+    }
+
+    fn put_pages(&mut self) {
+        for run in core::mem::take(&mut self.runs) {
+            self.put(run);
+        }
+    }
+
+    fn free_tables(&mut self) {
+        for (table, level) in core::mem::take(&mut self.tables) {
+            let mut run = None;
+            self.free_subtree(table, level, &mut run);
+            if let Some(run) = run {
+                self.put(run);
+            }
+        }
+    }
+
+    fn put(&self, run: Run) {
+        self.mm.meta.put_run(run.first, run.nr_leaves << run.size.order(), run.size);
+    }
+
+    /// Frees a detached table and all below it. Nobody can reach it any more: the sync is done.
+    fn free_subtree(&mut self, table: Pfn, level: u8, run: &mut Option<Run>) {
+        let leaf_size = PageSize::from_level(level);
+        let mut leaves = 0;
+        for index in 0..ENTRIES {
+            // Relaxed: this CPU alone can reach the page now; the sync ordered it after all walks.
+            let entry = Entry::from_bits(self.mm.machine.entry(table, index).load(Ordering::Relaxed));
+            if !entry.is_present() {
+                continue;
+            }
+            match leaf_size {
+                Some(size) if entry.is_leaf(level) => {
+                    leaves += 1;
+                    self.follow(run, entry.pfn(), size);
+                }
+                _ => self.free_subtree(entry.pfn(), level - 1, run),
+            }
+        }
+        self.stats.entries_visited += ENTRIES as u64;
+        self.stats.leaves += leaves;
+        self.stats.nr_pages += leaf_size.map_or(0, |size| leaves << size.order());
+        self.stats.table_pages += 1;
+        self.mm.free_table(table);
+    }
+
+    #[inline]
+    fn follow(&self, run: &mut Option<Run>, pfn: Pfn, size: PageSize) {
+        if let Some(present) = run {
+            if present.extend(pfn, size) {
+                return;
+            }
+            self.put(*present);
+        }
+        *run = Some(Run { first: pfn, nr_leaves: 1, size });
+    }
+}
+
+impl<M: Machine> Drop for Gather<M> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,38 @@
+//! The portable heart of Unplug: page tables, page metadata, gup-fast, gather and shootdown.
+//!
+//! Nothing here names a CPU instruction. What `mm` needs of the machine below it is the trait
+//! [`machine::Machine`]; the kernel implements it with real registers, and [`emu`] implements it with an
+//! emulated machine in which stale translations persist until they are flushed, so that every algorithm in
+//! this package runs unchanged under host tests, property tests and loom.
+//!
+//! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
+//! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
+//! space; [`gup`] pins pages without a lock; [`failure`] takes pages away.
+#![cfg_attr(not(any(test, feature = "emu", loom)), no_std)]
+
+extern crate alloc;
+
+pub mod addr;
+#[cfg(all(any(test, feature = "emu"), not(loom)))]
+pub mod emu;
+pub mod entry;
+pub mod frame;
+pub mod failure;
+pub mod fault;
+pub mod gather;
+pub mod gup;
+pub mod ledger;
+pub mod machine;
+pub mod mapping;
+pub mod meta;
+pub mod mutant;
+pub mod pagemap;
+mod promote;
+pub mod rmap;
+pub mod shootdown;
+pub mod space;
+pub mod sync;
+pub mod table;
+pub mod tlb;
+pub mod vma;
+pub mod world;

@@ -1,0 +1,187 @@
+//! What `mm` needs of the machine below it.
+//!
+//! The kernel implements [`Machine`] with real instructions, `emu` with an emulated machine, the loom models
+//! with a handful of loom atomics. All of them are reached by static dispatch: gup-fast pays for no indirection.
+
+use core::fmt;
+use core::marker::PhantomData;
+
+use crate::addr::{Pfn, VirtAddr};
+use crate::sync::AtomicU64;
+
+/// Most CPUs that the kernel can run: one bit each in a [`CpuMask`].
+pub const MAX_CPUS: usize = 64;
+
+/// Number of a CPU, dense from 0, less than [`MAX_CPUS`].
+pub type CpuId = usize;
+
+/// A set of CPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuMask(u64);
+
+impl CpuMask {
+    /// No CPU.
+    pub const EMPTY: Self = Self(0);
+    /// From bits, bit n for CPU n.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+    /// The bits.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+    /// Only `cpu`.
+    pub const fn single(cpu: CpuId) -> Self {
+        Self(1 << cpu)
+    }
+    /// The CPUs of both.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+    /// All but `cpu`.
+    #[must_use]
+    pub const fn without(self, cpu: CpuId) -> Self {
+        Self(self.0 & !(1 << cpu))
+    }
+    /// Is `cpu` in the set?
+    pub const fn contains(self, cpu: CpuId) -> bool {
+        self.0 & (1 << cpu) != 0
+    }
+    /// How many CPUs.
+    pub const fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+    /// Is the set empty?
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// The CPUs in rising order.
+    pub fn iter(self) -> impl Iterator<Item = CpuId> {
+        let mut rest = self.0;
+        core::iter::from_fn(move || {
+            (rest != 0).then(|| {
+                let cpu = rest.trailing_zeros() as CpuId;
+                rest &= rest - 1;
+                cpu
+            })
+        })
+    }
+}
+
+impl fmt::Debug for CpuMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Proof that interrupts are off on this CPU for as long as the value lives.
+///
+/// A function that takes `&IrqOff` cannot be interrupted, and no shootdown can complete while it runs (G2).
+/// The value is neither `Send` nor copyable; dropping it restores what was before.
+#[must_use = "interrupts come back on when this is dropped"]
+pub struct IrqOff<'m, M: Machine> {
+    machine: &'m M,
+    was_on: bool,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl<'m, M: Machine> IrqOff<'m, M> {
+    /// Turns interrupts off on this CPU.
+    #[inline]
+    pub fn new(machine: &'m M) -> Self {
+        let was_on = machine.irq_disable();
+        Self { machine, was_on, _not_send: PhantomData }
+    }
+    /// The machine whose interrupts are off.
+    #[inline]
+    pub fn machine(&self) -> &'m M {
+        self.machine
+    }
+    /// This CPU; it cannot change while interrupts are off.
+    #[inline]
+    pub fn cpu(&self) -> CpuId {
+        self.machine.cpu()
+    }
+}
+
+impl<M: Machine> Drop for IrqOff<'_, M> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.was_on {
+            self.machine.irq_enable();
+        }
+    }
+}
+
+/// A place between two steps of a lock-free protocol. The kernel's machine does nothing there; a test machine may
+/// let other CPUs act, so that a race is forced instead of hoped for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// gup-fast has read a present leaf, and has no reference yet.
+    GupLeafRead,
+    /// gup-fast has taken its reference, and has not yet read the entries again.
+    GupPinned,
+    /// A CPU that changes its address space has loaded the new root, and has not yet said so.
+    SwitchLoaded,
+    /// Who maps a range has been listed, and no address space is locked yet.
+    UsersListed,
+}
+
+/// The machine: frames for tables, live entries, flushes, IPIs.
+///
+/// # Contract
+/// - [`entry`](Self::entry) gives the *live* entry, the one that the CPU's walker reads and whose accessed and
+///   dirty bits it writes. It stays valid until the table page is given to [`free_table`](Self::free_table).
+/// - After [`send_shootdown_ipi`](Self::send_shootdown_ipi) each named CPU runs
+///   [`Shootdown::handle_ipi`](crate::shootdown::Shootdown::handle_ipi) once or more, as soon as its interrupts
+///   are on. Several sends may melt into one run.
+/// - The flush verbs act on this CPU alone and are complete when they return.
+pub trait Machine: Send + Sync + Sized + 'static {
+    /// This CPU. Stable only while the caller cannot migrate (interrupts off, or a pinned task).
+    fn cpu(&self) -> CpuId;
+    /// Turns interrupts off on this CPU; answers whether they were on. Use [`IrqOff`], not this.
+    fn irq_disable(&self) -> bool;
+    /// Turns interrupts on on this CPU. Use [`IrqOff`], not this.
+    fn irq_enable(&self);
+    /// Are interrupts on, on this CPU?
+    fn irqs_on(&self) -> bool;
+    /// Called in every wait loop: executes `pause`, and lets another task run where that helps. Not called with
+    /// interrupts off.
+    fn relax(&self);
+
+    /// A zeroed frame for a table page, or `None` when memory is exhausted.
+    fn alloc_table(&self) -> Option<Pfn>;
+    /// Gives back a table page. The caller has waited for the shootdown that followed its unlinking (G3).
+    fn free_table(&self, table: Pfn);
+    /// The live entry `index` (< 512) of the table page `table`.
+    fn entry(&self, table: Pfn, index: usize) -> &AtomicU64;
+    /// Fills the kernel half of a new root table so that the kernel stays mapped in it.
+    fn init_root(&self, root: Pfn);
+    /// Levels of the page table: 4 or 5.
+    fn levels(&self) -> u8 {
+        4
+    }
+    /// Are 1 GiB leaves available?
+    fn has_1g_leaves(&self) -> bool {
+        true
+    }
+
+    /// Loads `root` on this CPU (CR3), which flushes all its non-global translations; `None`: the kernel's own.
+    fn load_root(&self, root: Option<Pfn>);
+    /// Drops the translation of the page at `va` on this CPU, and every paging-structure-cache entry
+    /// (`invlpg`; SDM vol. 3A §4.10.4.1).
+    fn flush_page(&self, va: VirtAddr);
+    /// Drops every non-global translation on this CPU.
+    fn flush_all(&self);
+    /// Drops every translation on this CPU, those of the kernel half (global) included.
+    fn flush_global(&self);
+    /// Interrupts every CPU of `cpus` (never the sender itself) so that it runs the shootdown handler.
+    fn send_shootdown_ipi(&self, cpus: CpuMask);
+
+    /// Time for ages and reports, in nanoseconds since boot. Monotonic on one CPU.
+    fn now_ns(&self) -> u64;
+    /// A lock-free protocol has reached `point`. Only a test machine does anything here.
+    #[inline]
+    fn reached(&self, _point: Point) {}
+}

@@ -1,0 +1,137 @@
+//! The lock-free look: from a frame number to its folio.
+
+use super::super::{MetaStore, Owner};
+use super::{Chunk, Page};
+use crate::addr::{PageSize, Pfn};
+
+/// A folio, found.
+#[derive(Clone, Copy, Debug)]
+pub struct Folio<'a> {
+    /// Its metadata.
+    pub page: &'a Page,
+    /// Its first frame.
+    pub head: Pfn,
+    /// Its size.
+    pub size: PageSize,
+}
+
+/// Where a walk over many frames was last: see [`MetaStore::lookup_near`].
+#[derive(Default)]
+pub struct Near<'a>(Option<(Pfn, &'a Chunk)>);
+
+/// What a lock-free walk comes to.
+pub(in super::super) enum Found<'a> {
+    /// A folio of 2 MiB or 1 GiB.
+    Large(Folio<'a>),
+    /// The pages of a 2 MiB block.
+    Chunk(&'a Chunk),
+}
+
+impl<'a> Found<'a> {
+    #[inline]
+    fn large(page: &'a Page, pfn: Pfn, size: PageSize) -> Option<Self> {
+        Some(Self::Large(Folio::found(page, pfn, size)))
+    }
+}
+
+impl MetaStore {
+    /// The folio that covers `pfn`: the pointer to the root, three more dependent loads, no store, no lock. `None`
+    /// where no folio is live.
+    ///
+    /// # Safety
+    /// For as long as the answer is used, the folio that covers `pfn` has a reference that cannot go: the caller
+    /// owns one, or runs with interrupts off and has read `pfn` from a present entry in this walk (whose reference
+    /// is dropped only after a shootdown that waits for this CPU), or holds off every retirement in the same
+    /// 2 MiB block by a reference of its own on another order-0 folio there. In the last case the answer may be a
+    /// page with a count of zero, which [`Page::try_get`] refuses.
+    #[inline]
+    pub unsafe fn lookup(&self, pfn: Pfn) -> Option<Folio<'_>> {
+        // SAFETY: the caller's word is what is asked for.
+        match unsafe { self.walk(pfn)? } {
+            Found::Chunk(chunk) => Some(Folio::found(chunk.page(pfn), pfn, PageSize::Size4K)),
+            Found::Large(folio) => Some(folio),
+        }
+    }
+
+    /// # Safety
+    /// As for [`lookup`](Self::lookup).
+    #[inline(always)]
+    unsafe fn walk(&self, pfn: Pfn) -> Option<Found<'_>> {
+        // SAFETY: the tables on the way to a folio exist as long as it has a reference, which it has (the caller's
+        // word); so has its own metadata.
+        unsafe {
+            let Ok(gibs) = self.tree.top.slot(pfn)?.peek() else { return None };
+            let mibs = match gibs.slot(pfn, PageSize::Size1G).peek() {
+                Ok(table) => table,
+                Err(page) => return Found::large(page?, pfn, PageSize::Size1G),
+            };
+            match mibs.slot(pfn, PageSize::Size2M).peek() {
+                Ok(chunk) => Some(Found::Chunk(chunk)),
+                Err(page) => Found::large(page?, pfn, PageSize::Size2M),
+            }
+        }
+    }
+
+    /// As [`lookup`](Self::lookup), for a walk over many frames: where `pfn` is in the same 2 MiB block of order-0
+    /// pages as the frame before it, no pointer is followed.
+    ///
+    /// # Safety
+    /// As for [`lookup`](Self::lookup), for every frame that was looked up with this `near`, until now.
+    #[inline]
+    pub unsafe fn lookup_near<'a>(&'a self, pfn: Pfn, near: &mut Near<'a>) -> Option<Folio<'a>> {
+        let block = pfn.align_down(PageSize::Size2M);
+        if let Some((known, chunk)) = near.0
+            && known == block
+        {
+            return Some(Folio::found(chunk.page(pfn), pfn, PageSize::Size4K));
+        }
+        // SAFETY: the caller's word is what is asked for.
+        match unsafe { self.walk(pfn)? } {
+            Found::Chunk(chunk) => {
+                near.0 = Some((block, chunk));
+                Some(Folio::found(chunk.page(pfn), pfn, PageSize::Size4K))
+            }
+            Found::Large(folio) => Some(folio),
+        }
+    }
+
+    /// The folio of `pfn` for one who says that it owns a reference on it, or the end of the kernel (G8).
+    #[inline]
+    pub(crate) fn owned(&self, pfn: Pfn, what: &str) -> Folio<'_> {
+        // SAFETY: the caller is a public verb whose contract is that its caller owns a reference, and the answer
+        // does not outlive that reference. A caller that owns none has a bug, which the count or the empty slot
+        // betrays.
+        match unsafe { self.lookup(pfn) } {
+            Some(folio) => folio,
+            None => nobody(pfn, what),
+        }
+    }
+    /// As [`owned`](Self::owned), for one who owns references on the frames after `pfn` too.
+    #[inline]
+    pub(in super::super) fn owned_run(&self, pfn: Pfn, what: &str) -> Found<'_> {
+        // SAFETY: as for `owned`.
+        match unsafe { self.walk(pfn) } {
+            Some(found) => found,
+            None => nobody(pfn, what),
+        }
+    }
+}
+
+/// A put where nothing is: names the page (G8).
+#[cold]
+#[inline(never)]
+fn nobody(pfn: Pfn, what: &str) -> ! {
+    panic!("page {pfn}: {what}: nobody holds it (it has no metadata)");
+}
+
+impl<'a> Folio<'a> {
+    #[inline]
+    fn found(page: &'a Page, pfn: Pfn, size: PageSize) -> Self {
+        Self { page, head: pfn.align_down(size), size }
+    }
+    /// Owner of `pfn`, which the folio covers.
+    pub fn owner_of(&self, pfn: Pfn) -> Owner {
+        let owner = self.page.owner();
+        Owner { mapping: owner.mapping, offset: owner.offset + (pfn.as_u64() - self.head.as_u64()) }
+    }
+}

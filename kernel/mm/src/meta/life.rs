@@ -1,0 +1,48 @@
+//! The life of a node of the tree, as the models see it.
+//!
+//! In the kernel this is nothing at all. Under loom each table, chunk and folio carries a cell that every look
+//! reads and that freeing writes: loom then reports a look that is not ordered before the freeing, and a flag
+//! reports a look that comes after it.
+
+#[cfg(not(loom))]
+mod imp {
+    /// Nothing.
+    pub(in super::super) struct Life;
+    impl Life {
+        /// A look at the node.
+        #[inline(always)]
+        pub(in super::super) fn check(&self) {}
+    }
+}
+
+#[cfg(loom)]
+mod imp {
+    use core::sync::atomic::{AtomicBool, Ordering};
+
+    use loom::cell::UnsafeCell;
+
+    /// Watches one node.
+    pub(in super::super) struct Life {
+        looks: UnsafeCell<()>,
+        /// Not loom's: it must not order anything.
+        ended: AtomicBool,
+    }
+    impl Life {
+        /// The node exists.
+        pub(in super::super) fn begin() -> Self {
+            Self { looks: UnsafeCell::new(()), ended: AtomicBool::new(false) }
+        }
+        /// A look at the node.
+        pub(in super::super) fn check(&self) {
+            assert!(!self.ended.load(Ordering::Relaxed), "metadata was used after it was freed");
+            self.looks.with(|_| ());
+        }
+        /// The node is freed. (Its memory is leaked, so that a late look is found and not undefined.)
+        pub(in super::super) fn end(&self) {
+            self.looks.with_mut(|_| ());
+            self.ended.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(super) use imp::Life;

@@ -1,0 +1,354 @@
+//! One page's (one folio's) metadata, and the arithmetic of its count word.
+//!
+//! # The word
+//! One `AtomicU64`: references in the low half, pins in the high half. A pin is a reference too, so one atomic
+//! operation moves both and no moment exists at which they disagree.
+//!
+//! | references | pins | meaning |
+//! |---|---|---|
+//! | 0 | 0 | nobody holds it: not yet made, or its last holder is on the way to retire it |
+//! | 1 ..= 2³¹−1 | 0 ..= references | live; `references - pins` are mappings and short looks |
+//! | 2³¹ ..= 2³²−1 | any | broken: a put too many has wrapped it; whoever sees this stops the kernel |
+//! | any | more than references | broken: a pin's reference was put as if it were a plain one |
+//!
+//! Who may do what:
+//! - 0 → n: only [`MetaStore::get_or_create`](super::MetaStore::get_or_create) and its run form, under the lock.
+//! - n → n + k: whoever holds a reference, and speculatively whoever found the page (a compare-and-swap that
+//!   refuses 0 and refuses to pass 2³¹−1).
+//! - n → n − k: whoever owns k references. The one that reaches 0 retires the folio, under the lock.
+
+use core::fmt;
+
+use super::life::Life;
+use crate::addr::{PageSize, Pfn};
+use crate::mutant::Mutant;
+use crate::pagemap::{LongTermPin, MapId, MemoryKind};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Most references on one folio.
+pub const MAX_REFS: u32 = i32::MAX as u32;
+
+/// One reference in the word.
+pub(super) const REF: u64 = 1;
+/// One pin in the word (without the reference that comes with it).
+const PIN: u64 = 1 << 32;
+
+/// Why a reference was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GetError {
+    /// The count is zero: the folio is not there, or is about to go.
+    Zero,
+    /// The count would pass [`MAX_REFS`].
+    Overflow,
+}
+
+/// Which file offset a folio is the storage of (Linux: `folio->mapping` and `folio->index`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Owner {
+    /// Number of the mapping (device or inode); 0 for none.
+    pub mapping: u64,
+    /// Offset in that mapping, in base pages.
+    pub offset: u64,
+}
+
+/// Metadata of one live folio: 32 bytes.
+///
+/// Everything is atomic, because a speculative taker may look at a page that is dying or being made. What a look
+/// shows is to be trusted only by a holder of a reference.
+#[repr(C)]
+pub struct Page {
+    /// References and pins; see the table above.
+    word: AtomicU64,
+    /// Frame of the head (bits 0..40), page map (40..56), order/9 (56..58), flags (58..64).
+    info: AtomicU64,
+    mapping: AtomicU64,
+    offset: AtomicU64,
+    /// Empty in the kernel; under loom it checks that nobody looks at a page after it was freed.
+    pub(super) life: Life,
+}
+
+const PFN_BITS: u32 = 40;
+const PFN_MASK: u64 = (1 << PFN_BITS) - 1;
+const MAP_SHIFT: u32 = PFN_BITS;
+const SIZE_SHIFT: u32 = 56;
+const POISONED: u64 = 1 << 58;
+const REVOCABLE_ONLY: u64 = 1 << 59;
+const LIMIT_EXEMPT: u64 = 1 << 60;
+const EDGE: u64 = 1 << 61;
+
+/// A count after references were dropped that must be looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dropped {
+    now: u64,
+    delta: u64,
+}
+
+/// What a new folio is: all that its `info` word is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Nature {
+    pub head: Pfn,
+    pub size: PageSize,
+    pub map: MapId,
+    pub kind: MemoryKind,
+    /// A frame in it has lost data.
+    pub poisoned: bool,
+    /// The 2 MiB block around it is not wholly inside one range of the map: neighbours may be another map's.
+    pub edge: bool,
+}
+
+impl Nature {
+    fn info(self) -> u64 {
+        let mut info = self.head.as_u64() & PFN_MASK;
+        info |= u64::from(self.map.as_u16()) << MAP_SHIFT;
+        info |= u64::from(self.size.level() - 1) << SIZE_SHIFT;
+        if self.kind.long_term() == LongTermPin::RevocableOnly {
+            info |= REVOCABLE_ONLY;
+        }
+        if self.kind.exempt_from_pin_limit() {
+            info |= LIMIT_EXEMPT;
+        }
+        if self.poisoned {
+            info |= POISONED;
+        }
+        if self.edge {
+            info |= EDGE;
+        }
+        info
+    }
+}
+
+/// The two halves of a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// References, pins included.
+    pub refs: u32,
+    /// Pins.
+    pub pins: u32,
+}
+
+impl Counts {
+    const fn of(word: u64) -> Self {
+        Self { refs: word as u32, pins: (word >> 32) as u32 }
+    }
+    const fn is_sane(self) -> bool {
+        self.refs <= MAX_REFS && self.pins <= self.refs
+    }
+}
+
+impl Page {
+    /// All zero: no holder, no nature. The kernel gets the same from zeroed memory.
+    #[cfg(loom)]
+    pub(super) fn blank() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { word: zero(), info: zero(), mapping: zero(), offset: zero(), life: Life::begin() }
+    }
+
+    /// Takes `nr` references, never the first.
+    ///
+    /// # Errors
+    /// [`GetError::Zero`]: nobody holds the page, so it may be on its way out. [`GetError::Overflow`].
+    #[inline]
+    pub fn try_get(&self, nr: u32) -> Result<(), GetError> {
+        self.try_add(nr, u64::from(nr) * REF)
+    }
+    /// Takes `nr` pins, each with its reference, never the first reference.
+    ///
+    /// # Errors
+    /// As [`try_get`](Self::try_get).
+    #[inline]
+    pub fn try_pin(&self, nr: u32) -> Result<(), GetError> {
+        self.try_add(nr, u64::from(nr) * (REF + PIN))
+    }
+    #[inline]
+    fn try_add(&self, nr: u32, delta: u64) -> Result<(), GetError> {
+        self.life.check();
+        let room = MAX_REFS.saturating_sub(nr);
+        // Relaxed: the compare-and-swap below orders what matters.
+        let mut old = self.word.load(Ordering::Relaxed);
+        loop {
+            // One comparison for both: zero wraps to the largest number.
+            if (old as u32).wrapping_sub(1) >= room {
+                refuse(self, old)?;
+            }
+            // Acquire: pairs with the Release store in `make`, so that the holder reads this folio's owner and
+            // not an earlier one's.
+            match self.word.compare_exchange_weak(old, old.wrapping_add(delta), Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Drops `nr` references; where `PINS`, they are pins. An error says that somebody must look closer: that was
+    /// the last reference, or one too many (see [`assert_last`](Self::assert_last)).
+    #[inline(always)]
+    pub(super) fn sub<const PINS: bool>(&self, nr: u32) -> Result<(), Dropped> {
+        self.life.check();
+        let delta = u64::from(nr) * if PINS { REF + PIN } else { REF };
+        // Release: pairs with the Acquire fence of the one who ends the life (`MetaStore::bury`, `retire_pages`) or
+        // begins the next one (`make`): all that was done under this reference is over by then.
+        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
+        let now = self.word.fetch_sub(delta, order).wrapping_sub(delta);
+        // A put too many wraps the references past `MAX_REFS`, an unpin too many the pins. Pins that are dropped
+        // with their references cannot come to outnumber them; references that are dropped alone can.
+        let broken = if PINS { (now as i64) < 0 } else { (now >> 32) as u32 > now as u32 };
+        if broken || now as u32 as i32 <= 0 || nr > MAX_REFS {
+            return Err(Dropped { now, delta });
+        }
+        Ok(())
+    }
+    /// After a [`sub`](Self::sub) that asked to look closer: that was the last reference, or the end of the kernel.
+    ///
+    /// A page that lost its last reference may be another one's by now: only its head and size are read, and only
+    /// where the count says that it was not the last.
+    pub(super) fn assert_last(&self, Dropped { now, delta }: Dropped) {
+        if now != 0 {
+            let what = if delta >> 32 == 0 { "put without a get" } else { "unpin without a pin" };
+            self.stop(what, now.wrapping_add(delta));
+        }
+    }
+    /// Drops one reference of each page; answers how many reached zero. The subtraction and the test for zero
+    /// are two instructions of this loop; what is wrong is looked for only where the result is not zero.
+    #[inline]
+    pub(super) fn put_each(pages: &[Self]) -> usize {
+        let mut alive = 0;
+        // Release: as in `sub`.
+        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
+        let mut put = |page: &Self| {
+            page.life.check();
+            if page.word.fetch_sub(REF, order) != REF {
+                page.check_after_put();
+                alive += 1;
+            }
+        };
+        let (fours, rest) = pages.as_chunks::<4>();
+        fours.iter().for_each(|four| four.iter().for_each(&mut put));
+        rest.iter().for_each(put);
+        pages.len() - alive
+    }
+    /// A put too many leaves a trace that no sane sequence does, so a look a moment later still finds it.
+    #[inline]
+    fn check_after_put(&self) {
+        let word = self.word.load(Ordering::Relaxed);
+        if !Counts::of(word).is_sane() {
+            self.stop("put without a get", word.wrapping_add(REF));
+        }
+    }
+
+    /// Brings the page to life with `refs` references. Only under the store's lock, and only from zero.
+    pub(super) fn make(&self, nature: Nature, owner: Owner, refs: u32) {
+        assert!(refs != 0 && refs <= MAX_REFS, "page {}: made with {refs} references", nature.head);
+        assert_eq!(self.word.load(Ordering::Relaxed), 0, "page {}: made while somebody holds it", nature.head);
+        // Acquire: pairs with the Release of the `sub` that ended the page's last life, whose zero was just read.
+        fence(Ordering::Acquire);
+        self.info.store(nature.info(), Ordering::Relaxed);
+        self.mapping.store(owner.mapping, Ordering::Relaxed);
+        self.offset.store(owner.offset, Ordering::Relaxed);
+        // Release: pairs with the Acquire of `try_add`.
+        self.word.store(u64::from(refs), Ordering::Release);
+    }
+
+    /// References and pins at this moment, from one load.
+    #[inline]
+    pub fn counts(&self) -> Counts {
+        self.life.check();
+        Counts::of(self.word.load(Ordering::Acquire))
+    }
+    /// References at this moment, pins included.
+    #[inline]
+    pub fn refs(&self) -> u32 {
+        self.counts().refs
+    }
+    /// Pins at this moment.
+    #[inline]
+    pub fn pins(&self) -> u32 {
+        self.counts().pins
+    }
+    #[inline]
+    fn info(&self) -> u64 {
+        self.info.load(Ordering::Relaxed)
+    }
+    /// First frame of the folio.
+    #[inline]
+    pub fn head(&self) -> Pfn {
+        Pfn::new(self.info() & PFN_MASK)
+    }
+    /// Size of the folio.
+    #[inline]
+    pub fn size(&self) -> PageSize {
+        match self.info() >> SIZE_SHIFT & 3 {
+            0 => PageSize::Size4K,
+            1 => PageSize::Size2M,
+            _ => PageSize::Size1G,
+        }
+    }
+    /// The page map that it belongs to.
+    #[inline]
+    pub fn map_id(&self) -> MapId {
+        MapId((self.info() >> MAP_SHIFT) as u16)
+    }
+    /// Owner of the folio; the offset is that of the head.
+    #[inline]
+    pub fn owner(&self) -> Owner {
+        Owner { mapping: self.mapping.load(Ordering::Relaxed), offset: self.offset.load(Ordering::Relaxed) }
+    }
+    /// Has it lost data?
+    #[inline]
+    pub fn is_poisoned(&self) -> bool {
+        // Acquire: pairs with the Release in `set_poisoned`.
+        self.info.load(Ordering::Acquire) & POISONED != 0
+    }
+    /// Marks (or clears) lost data; answers what was. It lasts as long as the folio's metadata; the page map is
+    /// what remembers ([`DevPagemap::poison`](crate::pagemap::DevPagemap::poison)).
+    pub fn set_poisoned(&self, poisoned: bool) -> bool {
+        let old = if poisoned {
+            self.info.fetch_or(POISONED, Ordering::Release)
+        } else {
+            self.info.fetch_and(!POISONED, Ordering::Release)
+        };
+        old & POISONED != 0
+    }
+    /// May it be pinned for an unbounded time? The page map's policy, copied here so that gup-fast needs no
+    /// further load.
+    #[inline]
+    pub fn long_term(&self) -> LongTermPin {
+        if self.info() & REVOCABLE_ONLY != 0 { LongTermPin::RevocableOnly } else { LongTermPin::Allowed }
+    }
+    /// Are its pins left out of the owner's pin limit?
+    #[inline]
+    pub fn is_exempt_from_pin_limit(&self) -> bool {
+        self.info() & LIMIT_EXEMPT != 0
+    }
+    /// May its neighbours in the same 2 MiB block belong to another page map?
+    #[inline]
+    pub(super) fn is_edge(&self) -> bool {
+        self.info() & EDGE != 0
+    }
+
+    /// A broken count: our own bug, and memory is no longer safe. Names the page (G8).
+    #[cold]
+    #[inline(never)]
+    fn stop(&self, what: &str, word: u64) -> ! {
+        let Counts { refs, pins } = Counts::of(word);
+        panic!("page {} ({}): {what} (references {refs}, pins {pins})", self.head(), self.size());
+    }
+}
+
+/// Why a reference is refused; `Ok` only where a mutant takes it all the same.
+#[cold]
+fn refuse(page: &Page, word: u64) -> Result<(), GetError> {
+    match Counts::of(word) {
+        Counts { refs: 0, .. } if Mutant::ReferenceFromZero.is_on() => Ok(()),
+        Counts { refs: 0, .. } => Err(GetError::Zero),
+        counts if counts.is_sane() => Err(GetError::Overflow),
+        _ => page.stop("a get found a broken count", word),
+    }
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { refs, pins } = self.counts();
+        write!(f, "Page({} {} refs={refs} pins={pins} {:?}", self.head(), self.size(), self.owner())?;
+        f.write_str(if self.is_poisoned() { " poisoned)" } else { ")" })
+    }
+}

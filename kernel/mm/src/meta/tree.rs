@@ -1,0 +1,297 @@
+//! The tree's shape: what is at a frame number, growing the way to it, pruning what is empty. All under the lock.
+//!
+//! # How long a chunk stays
+//! Each page of a chunk begins and ends a *life* with each walk of its count from zero to zero. The number of
+//! lives that have begun and whose end was not yet brought to the lock is kept beside the pointer to the chunk, and
+//! the chunk goes when it is zero. There can be more such lives than pages: a page may come to life again before the
+//! CPU that ended its life before has taken the lock. What does not fit beside the pointer is in
+//! [`Held::excess`](super::door::Held::excess), and leaves first.
+
+use arrayvec::ArrayVec;
+
+use super::door::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
+use super::page::{Nature, Owner, Page};
+use crate::addr::{PageSize, Pfn};
+use crate::ledger::{Kind, Ledger};
+use crate::sync::Arc;
+
+/// What covers a frame.
+pub(super) enum Spot<'a> {
+    /// Nothing, in the whole naturally aligned block of this size around the frame.
+    Free(PageSize),
+    /// One large folio. Its count may be zero: then its last holder is on the way to bury it.
+    Folio(&'a Page),
+    /// The metadata of a block of order-0 folios. That of the frame may have a count of zero.
+    Chunk(&'a Chunk),
+}
+
+/// Memory for metadata is exhausted.
+pub(super) struct Exhausted;
+
+/// The tree, and whom to charge for its memory.
+pub(super) struct Tree {
+    pub(super) top: Top,
+    ledger: Arc<Ledger>,
+}
+
+/// The slots on the way to a frame, as far as there are any.
+struct Path<'a> {
+    top: &'a Slot<GibTable>,
+    gib: Option<&'a Slot<MibTable>>,
+    mib: Option<&'a Slot<Chunk>>,
+}
+
+impl Tree {
+    /// An empty tree.
+    pub(super) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { top: Top::new(), ledger }
+    }
+
+    /// What covers `pfn`.
+    pub(super) fn find<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Spot<'a> {
+        let gib = match self.top.slot(pfn).map(|slot| slot.view(held)) {
+            Some(View::Node(table)) => table.slot(pfn, PageSize::Size1G),
+            _ => return Spot::Free(PageSize::Size1G),
+        };
+        let mib = match gib.view(held) {
+            View::Node(table) => table.slot(pfn, PageSize::Size2M),
+            View::Folio(page) => return Spot::Folio(page),
+            View::Empty => return Spot::Free(PageSize::Size1G),
+        };
+        match mib.view(held) {
+            View::Node(chunk) => Spot::Chunk(chunk),
+            View::Folio(page) => Spot::Folio(page),
+            View::Empty => Spot::Free(PageSize::Size2M),
+        }
+    }
+
+    /// The page that covers `pfn`. Its count may be zero.
+    pub(super) fn page<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Option<&'a Page> {
+        match self.find(held, pfn) {
+            Spot::Folio(page) => Some(page),
+            Spot::Chunk(chunk) => Some(chunk.page(pfn)),
+            Spot::Free(_) => None,
+        }
+    }
+
+    fn path<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Path<'a> {
+        let top = self.top.slot(pfn).expect("a page map lies in the physical address space");
+        let gib = match top.view(held) {
+            View::Node(table) => Some(table.slot(pfn, PageSize::Size1G)),
+            _ => None,
+        };
+        let mib = match gib.map(|slot| slot.view(held)) {
+            Some(View::Node(table)) => Some(table.slot(pfn, PageSize::Size2M)),
+            _ => None,
+        };
+        Path { top, gib, mib }
+    }
+
+    // ---- growing ----
+
+    /// The node below `slot`, made if there is none; `parent` is the slot whose node `slot` is in.
+    fn descend<'a, P: Node, C: Node>(
+        &self,
+        slot: &'a Slot<C>,
+        parent: Option<&Slot<P>>,
+        held: &'a Held,
+    ) -> Result<&'a C, Exhausted> {
+        match slot.view(held) {
+            View::Node(node) => Ok(node),
+            View::Folio(page) => panic!("page {}: a table in the place of a live folio", page.head()),
+            View::Empty => {
+                let node = slot.plant_node(held, C::allocate().ok_or(Exhausted)?);
+                self.charge(size_of::<C>() as i64);
+                if let Some(parent) = parent {
+                    parent.set_used(held, parent.used(held) + 1);
+                }
+                Ok(node)
+            }
+        }
+    }
+
+    /// The slots down to the block of `size` (1 GiB or 2 MiB) around `pfn`, made where there are none.
+    fn grow<'a>(&'a self, held: &'a Held, pfn: Pfn, size: PageSize) -> Result<Path<'a>, Exhausted> {
+        let top = self.top.slot(pfn).expect("a page map lies in the physical address space");
+        let gib = self.descend::<GibTable, _>(top, None, held)?.slot(pfn, PageSize::Size1G);
+        let mib = match size {
+            PageSize::Size1G => None,
+            _ => Some(self.descend(gib, Some(top), held)?.slot(pfn, PageSize::Size2M)),
+        };
+        Ok(Path { top, gib: Some(gib), mib })
+    }
+
+    /// Plants the metadata of one large folio into its empty block.
+    pub(super) fn plant(&self, held: &mut Held, nature: Nature, owner: Owner, refs: u32) -> Result<(), Exhausted> {
+        let page = allocate_page().ok_or(Exhausted)?;
+        page.make(nature, owner, refs);
+        let Ok(path) = self.grow(held, nature.head, nature.size) else {
+            self.prune(held, nature.head);
+            return Err(Exhausted);
+        };
+        match (path.gib, path.mib) {
+            (Some(gib), Some(mib)) => {
+                mib.plant_folio(held, page);
+                gib.set_used(held, gib.used(held) + 1);
+            }
+            (Some(gib), None) => {
+                gib.plant_folio(held, page);
+                path.top.set_used(held, path.top.used(held) + 1);
+            }
+            _ => unreachable!("grow leads at least to a 1 GiB block"),
+        }
+        self.charge(size_of::<Page>() as i64);
+        Ok(())
+    }
+
+    /// The chunk of `pfn`, made if there is none. It stays only if a page of it is taken into use next.
+    pub(super) fn chunk<'a>(&'a self, held: &'a mut Held, pfn: Pfn) -> Result<&'a Chunk, Exhausted> {
+        let grown = self.grow(held, pfn, PageSize::Size4K).and_then(|path| match path.mib {
+            Some(mib) => self.descend(mib, path.gib, held).map(drop),
+            None => Err(Exhausted),
+        });
+        if grown.is_err() {
+            self.prune(held, pfn);
+        }
+        match self.find(held, pfn) {
+            Spot::Chunk(chunk) => Ok(chunk),
+            _ => Err(Exhausted),
+        }
+    }
+
+    /// `nr` pages of the chunk of `pfn` came to life.
+    pub(super) fn pages_came(&self, held: &mut Held, pfn: Pfn, nr: usize) {
+        let mib = self.path(held, pfn).mib.expect("a page in use is in a chunk");
+        let used = mib.used(held) + nr;
+        mib.set_used(held, used.min(FAN_OUT));
+        let excess = used.saturating_sub(FAN_OUT);
+        if excess != 0 {
+            *held.excess.entry(pfn.align_down(PageSize::Size2M)).or_default() += excess;
+        }
+    }
+
+    // ---- pruning ----
+
+    /// `nr` lives of pages of the chunk of `pfn` have ended.
+    pub(super) fn pages_gone(&self, held: &mut Held, pfn: Pfn, nr: usize) {
+        let block = pfn.align_down(PageSize::Size2M);
+        let mut nr = nr;
+        if let Some(excess) = held.excess.get_mut(&block) {
+            let taken = nr.min(*excess);
+            (*excess, nr) = (*excess - taken, nr - taken);
+            if *excess == 0 {
+                held.excess.remove(&block);
+            }
+        }
+        let mib = self.path(held, pfn).mib.expect("a page in use is in a chunk");
+        let used = mib.used(held).checked_sub(nr).expect("as many lives end as have begun");
+        mib.set_used(held, used);
+        if used == 0 {
+            self.prune(held, pfn);
+        }
+    }
+
+    /// Takes the metadata of the large folio of `size` at `head` out and frees it.
+    pub(super) fn uproot(&self, held: &mut Held, head: Pfn, size: PageSize) {
+        let orphan = {
+            let path = self.path(held, head);
+            let gib = path.gib.expect("a live folio has a way to it");
+            match path.mib {
+                Some(mib) if size == PageSize::Size2M => {
+                    let orphan = mib.detach(held).map(AnyOrphan::Chunk);
+                    gib.set_used(held, gib.used(held) - 1);
+                    orphan
+                }
+                _ => {
+                    let orphan = gib.detach(held).map(AnyOrphan::Mib);
+                    path.top.set_used(held, path.top.used(held) - 1);
+                    orphan
+                }
+            }
+        };
+        if let Some(orphan) = orphan {
+            self.charge(-(orphan.free(held) as i64));
+        }
+        self.prune(held, head);
+    }
+
+    /// Frees the nodes on the way to `pfn` that have nothing in use, from the bottom.
+    fn prune(&self, held: &mut Held, pfn: Pfn) {
+        let mut orphans = ArrayVec::<AnyOrphan, 3>::new();
+        {
+            let path = self.path(held, pfn);
+            if let (Some(gib), Some(mib)) = (path.gib, path.mib)
+                && is_bare(mib, held)
+            {
+                orphans.extend(mib.detach(held).map(AnyOrphan::Chunk));
+                gib.set_used(held, gib.used(held) - 1);
+            }
+            if let Some(gib) = path.gib
+                && is_bare(gib, held)
+            {
+                orphans.extend(gib.detach(held).map(AnyOrphan::Mib));
+                path.top.set_used(held, path.top.used(held) - 1);
+            }
+            if is_bare(path.top, held) {
+                orphans.extend(path.top.detach(held).map(AnyOrphan::Gib));
+            }
+        }
+        for orphan in orphans {
+            self.charge(-(orphan.free(held) as i64));
+        }
+    }
+
+    fn charge(&self, bytes: i64) {
+        self.ledger.charge(Kind::MetadataBytes, bytes);
+    }
+
+    // ---- listing ----
+
+    /// Calls `visit` with every folio that has a reference in the 512 GiB of the top slot `index`, rising.
+    pub(super) fn for_each_live(&self, index: usize, held: &Held, visit: &mut dyn FnMut(&Page)) {
+        let mut live = |page: &Page| {
+            if page.refs() != 0 {
+                visit(page);
+            }
+        };
+        let Some(View::Node(gibs)) = self.top.slot_at(index).map(|slot| slot.view(held)) else { return };
+        for gib in gibs.slots() {
+            let mibs = match gib.view(held) {
+                View::Node(table) => table.slots(),
+                View::Folio(page) => {
+                    live(page);
+                    continue;
+                }
+                View::Empty => continue,
+            };
+            for mib in mibs {
+                match mib.view(held) {
+                    View::Node(chunk) => chunk.pages_from(Pfn::new(0), u64::MAX).iter().for_each(&mut live),
+                    View::Folio(page) => live(page),
+                    View::Empty => {}
+                }
+            }
+        }
+    }
+}
+
+enum AnyOrphan {
+    Gib(Orphan<GibTable>),
+    Mib(Orphan<MibTable>),
+    Chunk(Orphan<Chunk>),
+}
+
+impl AnyOrphan {
+    fn free(self, held: &mut Held) -> usize {
+        match self {
+            Self::Gib(orphan) => orphan.free(held),
+            Self::Mib(orphan) => orphan.free(held),
+            Self::Chunk(orphan) => orphan.free(held),
+        }
+    }
+}
+
+/// An empty node: in a slot that leads to a node none of whose slots is in use.
+fn is_bare<C: Node>(slot: &Slot<C>, held: &Held) -> bool {
+    matches!(slot.view(held), View::Node(_)) && slot.used(held) == 0
+}

@@ -1,0 +1,316 @@
+//! Page maps: which ranges of frames a device has, what kind of memory they are, and how many of their folios
+//! are in use (Linux: `struct dev_pagemap`, `include/linux/memremap.h`).
+//!
+//! A page map allocates nothing that grows with the device: it is a list of ranges and one counter. The counter
+//! is what a removal waits for. It counts the folios whose metadata exists; a reference or a pin keeps a folio's
+//! metadata in existence, so *zero live folios* says *no reference and no pin anywhere in the device*.
+//!
+//! Life: `Unregistered` → ([`MetaStore::register`]) → `Live` → ([`MetaStore::kill`]) → `Dying` →
+//! ([`MetaStore::unregister`], once drained) → `Unregistered`. A dying map makes no folio and lends no reference
+//! through [`MetaStore::get_or_create`], so that its counter can only fall.
+//!
+//! [`MetaStore::register`]: crate::meta::MetaStore::register
+//! [`MetaStore::kill`]: crate::meta::MetaStore::kill
+//! [`MetaStore::unregister`]: crate::meta::MetaStore::unregister
+//! [`MetaStore::get_or_create`]: crate::meta::MetaStore::get_or_create
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::{Pfn, PfnRange};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
+
+/// May a page be pinned for an unbounded time?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LongTermPin {
+    /// Yes: nobody but the removal of the device needs the frame back.
+    Allowed,
+    /// Only by a pin that the kernel can take back: a file system must be able to reclaim the blocks.
+    RevocableOnly,
+}
+
+/// What the memory is used for, and so which pins it tolerates (L7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryKind {
+    /// Device-dax: the whole device is one file without blocks to move.
+    DevDax,
+    /// A file system on DAX: a page is the storage of some file.
+    FsDax,
+}
+
+impl MemoryKind {
+    /// The word printed on the console.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DevDax => "devdax",
+            Self::FsDax => "fsdax",
+        }
+    }
+    /// May its pages be pinned for an unbounded time (L1, L2)?
+    pub const fn long_term(self) -> LongTermPin {
+        match self {
+            Self::DevDax => LongTermPin::Allowed,
+            Self::FsDax => LongTermPin::RevocableOnly,
+        }
+    }
+    /// Are its pins left out of the owner's pin limit (L5)? Device memory that an administrator has reserved as a
+    /// whole takes nothing from other users.
+    pub const fn exempt_from_pin_limit(self) -> bool {
+        matches!(self, Self::DevDax)
+    }
+    /// The policy in words, for the console's list of who may hold what.
+    pub const fn policy(self) -> &'static str {
+        match self {
+            Self::DevDax => "transient and long-term pins; not counted against the owner's pin limit",
+            Self::FsDax => "transient pins; long-term pins only if revocable; counted against the owner's pin limit",
+        }
+    }
+}
+
+impl fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a page map is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapState {
+    /// No store knows it: its frames have no metadata.
+    Unregistered,
+    /// In use.
+    Live,
+    /// Being removed: no new folio, no new reference through the store.
+    Dying,
+}
+
+/// Why a page map could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PagemapError {
+    /// There must be at least one range.
+    NoRange,
+    /// Two of its own ranges share this frame.
+    Overlap(Pfn),
+}
+
+impl fmt::Display for PagemapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRange => f.write_str("a page map needs at least one range"),
+            Self::Overlap(pfn) => write!(f, "two ranges of the page map share frame {pfn}"),
+        }
+    }
+}
+
+impl core::error::Error for PagemapError {}
+
+const UNREGISTERED: u32 = 0;
+const LIVE: u32 = 1;
+const DYING: u32 = 2;
+
+/// The frames of one device.
+#[derive(Debug)]
+pub struct DevPagemap {
+    kind: MemoryKind,
+    /// Sorted, disjoint, at least one.
+    ranges: Box<[PfnRange]>,
+    /// Number within the store; meaningless while unregistered.
+    id: AtomicU32,
+    state: AtomicU32,
+    live_folios: AtomicU64,
+    /// Frames that have lost data; in proportion to the damage.
+    poisoned: Mutex<BTreeSet<Pfn>>,
+}
+
+impl DevPagemap {
+    /// A page map over `ranges`, in any order. It is inert until a store registers it.
+    ///
+    /// # Errors
+    /// No range, or two ranges that share a frame.
+    pub fn new(kind: MemoryKind, ranges: impl IntoIterator<Item = PfnRange>) -> Result<Arc<Self>, PagemapError> {
+        let mut ranges: Vec<PfnRange> = ranges.into_iter().collect();
+        ranges.sort_unstable_by_key(|range| range.start());
+        if ranges.is_empty() {
+            return Err(PagemapError::NoRange);
+        }
+        if let Some(pair) = ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+            return Err(PagemapError::Overlap(pair[1].start()));
+        }
+        Ok(Arc::new(Self {
+            kind,
+            ranges: ranges.into_boxed_slice(),
+            id: AtomicU32::new(0),
+            state: AtomicU32::new(UNREGISTERED),
+            live_folios: AtomicU64::new(0),
+            poisoned: Mutex::new(BTreeSet::new()),
+        }))
+    }
+    /// What the memory is used for.
+    pub fn kind(&self) -> MemoryKind {
+        self.kind
+    }
+    /// Its ranges, rising and disjoint.
+    pub fn ranges(&self) -> &[PfnRange] {
+        &self.ranges
+    }
+    /// Frames in all ranges together.
+    pub fn nr_pages(&self) -> u64 {
+        self.ranges.iter().map(|range| range.nr_pages()).sum()
+    }
+    /// The range that holds `pfn`.
+    pub fn range_of(&self, pfn: Pfn) -> Option<PfnRange> {
+        let after = self.ranges.partition_point(|range| range.start() <= pfn);
+        let range = *self.ranges.get(after.checked_sub(1)?)?;
+        range.contains(pfn).then_some(range)
+    }
+    /// Is `pfn` one of its frames?
+    pub fn contains(&self, pfn: Pfn) -> bool {
+        self.range_of(pfn).is_some()
+    }
+    /// Its number within the store that registered it; `None` while unregistered.
+    pub fn id(&self) -> Option<MapId> {
+        // Acquire: pairs with the Release in `set_live`; whoever sees `Live` sees the number.
+        match self.state.load(Ordering::Acquire) {
+            UNREGISTERED => None,
+            _ => Some(MapId(self.id.load(Ordering::Relaxed) as u16)),
+        }
+    }
+    /// Where it is in its life.
+    pub fn state(&self) -> MapState {
+        match self.state.load(Ordering::Acquire) {
+            UNREGISTERED => MapState::Unregistered,
+            LIVE => MapState::Live,
+            _ => MapState::Dying,
+        }
+    }
+    /// Folios whose metadata exists.
+    pub fn live_folios(&self) -> u64 {
+        // Acquire: pairs with the Release in `folios_gone`: who reads zero has seen the last holder's last store.
+        self.live_folios.load(Ordering::Acquire)
+    }
+    /// No folio is live: nobody holds a reference or a pin. Final once the map is dying.
+    pub fn is_drained(&self) -> bool {
+        self.live_folios() == 0
+    }
+
+    /// Remembers that `pfn` has lost data, whether anybody uses it or not (P4). Says whether that is new; `false`
+    /// too for a frame of another page map.
+    pub fn poison(&self, pfn: Pfn) -> bool {
+        self.contains(pfn) && self.poisoned.lock().insert(pfn)
+    }
+    /// Forgets it, after the frame was written anew. Says whether it was poisoned.
+    pub fn clear_poison(&self, pfn: Pfn) -> bool {
+        self.poisoned.lock().remove(&pfn)
+    }
+    /// Has one of `nr_pages` frames from `first` on lost data?
+    pub fn any_poisoned(&self, first: Pfn, nr_pages: u64) -> bool {
+        let poisoned = self.poisoned.lock();
+        !poisoned.is_empty() && poisoned.range(first..first.add(nr_pages)).next().is_some()
+    }
+    /// All frames that have lost data, rising.
+    pub fn poisoned(&self) -> Vec<Pfn> {
+        self.poisoned.lock().iter().copied().collect()
+    }
+
+    /// The store has given it a number (under the store's lock).
+    pub(crate) fn set_live(&self, id: MapId) {
+        self.id.store(u32::from(id.0), Ordering::Relaxed);
+        self.state.store(LIVE, Ordering::Release);
+    }
+    /// No new folio from now on (under the store's lock).
+    pub(crate) fn set_dying(&self) {
+        self.state.store(DYING, Ordering::Release);
+    }
+    /// The store has forgotten it (under the store's lock).
+    pub(crate) fn set_unregistered(&self) {
+        self.state.store(UNREGISTERED, Ordering::Release);
+    }
+    /// `nr` folios came into being (under the store's lock).
+    pub(crate) fn folios_came(&self, nr: u64) {
+        self.live_folios.fetch_add(nr, Ordering::Relaxed);
+    }
+    /// `nr` folios went (under the store's lock).
+    pub(crate) fn folios_gone(&self, nr: u64) {
+        // Release: pairs with the Acquire in `live_folios`.
+        let before = self.live_folios.fetch_sub(nr, Ordering::Release);
+        assert!(before >= nr, "page map at {}: {nr} folios went but {before} were live", self.ranges[0].start());
+    }
+}
+
+/// Number of a page map within its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapId(pub(crate) u16);
+
+impl MapId {
+    /// The number.
+    pub const fn as_u16(self) -> u16 {
+        self.0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, nr_pages: u64) -> PfnRange {
+        PfnRange::new(Pfn::new(start), nr_pages).expect("a range of the test")
+    }
+
+    /// covers: R8
+    #[test]
+    fn ranges_are_sorted_and_all_are_found() {
+        let map = DevPagemap::new(MemoryKind::FsDax, [range(50, 10), range(10, 5), range(15, 1)]).expect("disjoint");
+        assert_eq!(map.ranges(), [range(10, 5), range(15, 1), range(50, 10)]);
+        assert_eq!(map.nr_pages(), 16);
+        for (pfn, expected) in [
+            (9, None),
+            (10, Some(range(10, 5))),
+            (14, Some(range(10, 5))),
+            (15, Some(range(15, 1))),
+            (16, None),
+            (49, None),
+            (59, Some(range(50, 10))),
+            (60, None),
+        ] {
+            assert_eq!(map.range_of(Pfn::new(pfn)), expected, "frame {pfn}");
+        }
+    }
+
+    #[test]
+    fn nothing_and_overlaps_are_refused() {
+        let refused = |ranges: &[PfnRange]| DevPagemap::new(MemoryKind::DevDax, ranges.iter().copied()).err();
+        assert_eq!(refused(&[]), Some(PagemapError::NoRange));
+        assert_eq!(refused(&[range(5, 5), range(0, 6)]), Some(PagemapError::Overlap(Pfn::new(5))));
+    }
+
+    /// covers: L5, L7
+    #[test]
+    fn each_kind_states_its_policy() {
+        assert_eq!(MemoryKind::DevDax.long_term(), LongTermPin::Allowed);
+        assert_eq!(MemoryKind::FsDax.long_term(), LongTermPin::RevocableOnly);
+        assert!(MemoryKind::DevDax.exempt_from_pin_limit() && !MemoryKind::FsDax.exempt_from_pin_limit());
+        for kind in [MemoryKind::DevDax, MemoryKind::FsDax] {
+            let counted = kind.policy().contains("not counted");
+            assert_eq!(counted, kind.exempt_from_pin_limit(), "the words say what the code does");
+        }
+    }
+
+    #[test]
+    fn poison_is_remembered_by_frame() {
+        let map = DevPagemap::new(MemoryKind::DevDax, [range(10, 10)]).expect("a range");
+        assert!(!map.any_poisoned(Pfn::new(10), 10));
+        assert!(map.poison(Pfn::new(12)) && map.poison(Pfn::new(11)));
+        assert_eq!(map.poisoned(), [Pfn::new(11), Pfn::new(12)]);
+        assert!(map.any_poisoned(Pfn::new(12), 1) && !map.any_poisoned(Pfn::new(13), 7));
+        assert!(map.clear_poison(Pfn::new(12)) && !map.clear_poison(Pfn::new(12)));
+        assert_eq!(map.poisoned(), [Pfn::new(11)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "page map at 0xa: 1 folios went but 0 were live")]
+    fn a_counter_below_zero_stops_the_kernel() {
+        DevPagemap::new(MemoryKind::DevDax, [range(10, 10)]).expect("a range").folios_gone(1);
+    }
+}

@@ -1,0 +1,167 @@
+//! The tree against a plain list, and the number of nodes that its verbs look at.
+
+use proptest::prelude::*;
+
+use super::*;
+
+impl<V> IntervalTree<V> {
+    /// Every invariant of the tree: order, balance, largest ends, and no node lost.
+    fn check(&self) {
+        fn below<V>(tree: &IntervalTree<V>, index: u32, seen: &mut Vec<u32>) -> (u8, u64) {
+            if index == NIL {
+                return (0, 0);
+            }
+            let node = tree.at(index);
+            assert!(node.value.is_some(), "a free place is linked");
+            let (left_height, left_max) = below(tree, node.left, seen);
+            if let Some(&before) = seen.last() {
+                assert_eq!(tree.order(before, index), Ordering::Less, "out of order");
+            }
+            seen.push(index);
+            let (right_height, right_max) = below(tree, node.right, seen);
+            assert!(left_height.abs_diff(right_height) <= 1, "out of balance");
+            assert_eq!(node.height, 1 + left_height.max(right_height));
+            assert_eq!(node.max_end, node.end.max(left_max).max(right_max));
+            (node.height, node.max_end)
+        }
+        let mut seen = Vec::new();
+        below(self, self.root, &mut seen);
+        assert_eq!(seen.len(), self.len());
+    }
+
+    fn overlaps(&self, start: u64, end: u64) -> Vec<(u64, u64, V)>
+    where
+        V: Copy + Ord,
+    {
+        let mut found = Vec::new();
+        self.for_each_overlap(start, end, |start, end, &value| found.push((start, end, value)));
+        assert!(found.is_sorted_by_key(|&(start, ..)| start));
+        found.sort_unstable();
+        found
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(u64, u64),
+    /// The n-th of those that are there (modulo their number).
+    Remove(usize),
+    Query(u64, u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Mostly close together, so that intervals touch, nest and repeat; sometimes at the end of the offsets.
+    let bound = prop_oneof![8 => 0..40_u64, 1 => u64::MAX - 8..=u64::MAX];
+    let step = prop_oneof![
+        4 => (bound.clone(), bound.clone()).prop_map(|(a, b)| Step::Insert(a.min(b), a.max(b))),
+        3 => any::<usize>().prop_map(Step::Remove),
+        3 => (bound.clone(), bound).prop_map(|(a, b)| Step::Query(a, b)),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+proptest! {
+    /// covers: R2
+    #[test]
+    fn agrees_with_a_list(steps in steps()) {
+        let mut tree = IntervalTree::new();
+        let mut list: Vec<(u64, u64, usize, IntervalId)> = Vec::new();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Insert(start, end) if start < end => {
+                    let id = tree.insert(start, end, number);
+                    list.push((start, end, number, id));
+                }
+                Step::Remove(n) if !list.is_empty() => {
+                    let (start, end, value, id) = list.swap_remove(n % list.len());
+                    prop_assert_eq!(tree.get(id), Some((start, end, &value)));
+                    prop_assert_eq!(tree.remove(id), Some(value));
+                    prop_assert_eq!(tree.remove(id), None, "an old name finds nothing");
+                    prop_assert_eq!(tree.get(id), None);
+                }
+                Step::Query(start, end) => {
+                    let mut expected: Vec<_> = list
+                        .iter()
+                        .filter(|entry| start < end && entry.0 < end && start < entry.1)
+                        .map(|entry| (entry.0, entry.1, entry.2))
+                        .collect();
+                    expected.sort_unstable();
+                    prop_assert_eq!(tree.overlaps(start, end), expected);
+                }
+                _ => {}
+            }
+            tree.check();
+        }
+        prop_assert_eq!(tree.len(), list.len());
+    }
+}
+
+/// log2 of `n`, rounded up.
+fn log2(n: usize) -> usize {
+    n.next_power_of_two().trailing_zeros() as usize
+}
+
+/// 100,000 extents, one is asked for: a handful of nodes is looked at, not 100,000. covers: R2
+#[test]
+fn a_query_looks_at_few_nodes() {
+    const N: u64 = 100_000;
+    let mut tree = IntervalTree::new();
+    // In an order that a tree without balance would not survive.
+    for i in 0..N {
+        tree.insert(i * 10, i * 10 + 10, i);
+    }
+    let depth = 3 * log2(N as usize) / 2;
+    assert!(usize::from(tree.height(tree.root)) <= depth);
+    let mut most = 0;
+    for i in (0..N).step_by(97) {
+        let mut found = Vec::new();
+        let looks = tree.for_each_overlap(i * 10 + 3, i * 10 + 4, |_, _, &value| found.push(value));
+        assert_eq!(found, [i]);
+        most = most.max(looks);
+    }
+    assert!(most <= 2 * depth, "{most} looks for one answer among {N}");
+    let looks = tree.for_each_overlap(5_000, 6_000, |_, _, _| {});
+    assert!(looks <= 100 + 4 * depth, "{looks} looks for 100 answers");
+    assert_eq!(tree.for_each_overlap(N * 10, u64::MAX, |_, _, _| panic!("nothing is there")), 1);
+}
+
+/// One interval over everything must not make the others' queries slow.
+#[test]
+fn a_long_interval_does_not_spoil_the_queries() {
+    let mut tree = IntervalTree::new();
+    for i in 0..10_000_u64 {
+        tree.insert(i, i + 1, i);
+    }
+    tree.insert(0, u64::MAX, u64::MAX);
+    let mut found = Vec::new();
+    let looks = tree.for_each_overlap(9_000, 9_001, |_, _, &value| found.push(value));
+    assert_eq!(found, [u64::MAX, 9_000]);
+    assert!(looks <= 4 * log2(10_000), "{looks} looks");
+}
+
+#[test]
+fn a_place_is_used_again_under_another_name() {
+    let mut tree = IntervalTree::new();
+    let old = tree.insert(0, 1, 'a');
+    assert_eq!(tree.remove(old), Some('a'));
+    let new = tree.insert(0, 1, 'b');
+    assert_ne!(old, new);
+    assert_eq!(tree.nodes.len(), 1);
+    assert_eq!(tree.remove(old), None);
+    assert_eq!(tree.get(new), Some((0, 1, &'b')));
+}
+
+#[test]
+fn an_empty_query_finds_nothing() {
+    let mut tree = IntervalTree::new();
+    tree.insert(0, 10, ());
+    for (start, end) in [(5, 5), (7, 3), (10, 20)] {
+        tree.for_each_overlap(start, end, |_, _, ()| panic!("{start}..{end} touches nothing"));
+    }
+}
+
+#[test]
+#[should_panic(expected = "0x5..0x5 is empty")]
+fn an_empty_interval_is_refused() {
+    IntervalTree::new().insert(5, 5, ());
+}

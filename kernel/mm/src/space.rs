@@ -1,0 +1,323 @@
+//! Address spaces: VMAs, faults, map, unmap, protect.
+//!
+//! # Protocol
+//! One readers-writer lock for each space. A fault (and gup's slow path) holds it *shared*, so that faults go on in
+//! parallel, in different VMAs and in the same one; map, unmap, protect and a zap from outside hold it
+//! *exclusively*.
+//!
+//! | lock, in rank order | may wait for a shootdown while holding it? |
+//! |---|---|
+//! | 1 address space, exclusive | yes: nobody who must acknowledge a shootdown waits for it with interrupts off |
+//! | 1 address space, shared | no need: nothing is removed under it |
+//! | 2 provider's liveness guard (SRCU) | no |
+//! | 3 reverse map of a mapping | no |
+//! | 4 page metadata | no |
+//!
+//! An `unmap` waits for its shootdown under the lock, so that the addresses cannot be used for something else while
+//! another CPU still translates them in the old way. A zap from outside ([`unmap_mapping_range`]) covers many
+//! spaces with one round and therefore leaves each lock before that round; an `unmap` that meets such an open round
+//! adds a full flush of its own.
+//!
+//! [`unmap_mapping_range`]: crate::mapping::unmap_mapping_range
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+
+use crate::addr::{PAGE_SIZE, PageSize, VirtAddr, VirtRange};
+use crate::entry::Prot;
+use crate::gather::{Gather, ZapStats};
+use crate::ledger::Kind;
+use crate::machine::Machine;
+pub use crate::mapping::Mapping;
+use crate::shootdown::{FlushRange, TlbState};
+use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::table::{Found, Table};
+pub use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
+use crate::vma::{Vma, Vmas};
+use crate::world::Mm;
+
+/// An address space: a page table and the VMAs that say what belongs into it.
+pub struct AddressSpace<M: Machine> {
+    mm: Arc<Mm<M>>,
+    tlb: Arc<TlbState>,
+    name: String,
+    vmas: RwLock<Vmas<M>>,
+}
+
+impl<M: Machine> AddressSpace<M> {
+    /// An empty space, called `name` in messages.
+    ///
+    /// # Errors
+    /// [`FaultError::OutOfMemory`]: no frame for the root table.
+    pub fn new(mm: &Arc<Mm<M>>, name: &str) -> Result<Arc<Self>, FaultError> {
+        let root = mm.alloc_table().ok_or(FaultError::OutOfMemory)?;
+        mm.machine.init_root(root);
+        mm.ledger.charge(Kind::AddressSpaces, 1);
+        Ok(Arc::new(Self {
+            mm: Arc::clone(mm),
+            tlb: Arc::new(TlbState::new(mm.new_id(), root)),
+            name: String::from(name),
+            vmas: RwLock::new(Vmas(BTreeMap::new())),
+        }))
+    }
+
+    /// Number of the space; not 0.
+    pub fn id(&self) -> u64 {
+        self.tlb.id()
+    }
+    /// Its name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// The world it belongs to.
+    pub fn mm(&self) -> &Arc<Mm<M>> {
+        &self.mm
+    }
+    /// What [`Shootdown::switch_to`](crate::shootdown::Shootdown::switch_to) loads.
+    pub fn tlb(&self) -> &Arc<TlbState> {
+        &self.tlb
+    }
+    /// One past the last user address.
+    pub fn user_end(&self) -> VirtAddr {
+        // The lower half of the canonical addresses. The top page stays free, as on Linux: a system call at its
+        // very end would return to a non-canonical address (`TASK_SIZE_MAX`).
+        VirtAddr::new(self.half_end().as_u64() - PAGE_SIZE)
+    }
+
+    /// One past the lower half of the canonical addresses: the tables of this half belong to this space alone.
+    pub(crate) fn half_end(&self) -> VirtAddr {
+        VirtAddr::new(1 << (12 + 9 * u32::from(self.mm.machine.levels()) - 1))
+    }
+
+    pub(crate) fn table(&self) -> Table<'_, M> {
+        Table { mm: &self.mm, tlb: &self.tlb }
+    }
+
+    /// Shared access: faults and gup. Spins with `relax`, so that a holder on this CPU can run.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Vmas<M>> {
+        #[cfg(not(loom))]
+        loop {
+            if let Some(guard) = self.vmas.try_read() {
+                return guard;
+            }
+            self.mm.machine.relax();
+        }
+        #[cfg(loom)]
+        self.vmas.read()
+    }
+
+    /// Exclusive access: map, unmap, protect, zap.
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Vmas<M>> {
+        #[cfg(not(loom))]
+        loop {
+            if let Some(guard) = self.vmas.try_write() {
+                return guard;
+            }
+            self.mm.machine.relax();
+        }
+        #[cfg(loom)]
+        self.vmas.write()
+    }
+
+    fn user_range(&self, va: VirtAddr, len_bytes: u64) -> Result<VirtRange, MapError> {
+        let range = VirtRange::new(va, len_bytes).ok_or(MapError::BadRange)?;
+        if range.end() > self.user_end() { Err(MapError::BadRange) } else { Ok(range) }
+    }
+
+    /// Maps `len_bytes` of `ops` from `offset_pages` on at `va`. Nothing is installed: pages come with faults.
+    ///
+    /// # Errors
+    /// See [`MapError`]; nothing is changed then.
+    pub fn map(
+        self: &Arc<Self>,
+        va: VirtAddr,
+        len_bytes: u64,
+        prot: Prot,
+        ops: &Arc<dyn VmOps<M>>,
+        offset_pages: u64,
+    ) -> Result<(), MapError> {
+        let range = self.user_range(va, len_bytes)?;
+        let align = ops.alignment();
+        let offset_bytes = offset_pages.checked_mul(PAGE_SIZE).ok_or(MapError::BadRange)?;
+        if [va.as_u64(), len_bytes, offset_bytes].iter().any(|n| n & (align.bytes() - 1) != 0) {
+            return Err(MapError::Misaligned(align));
+        }
+        offset_bytes.checked_add(len_bytes).ok_or(MapError::BadRange)?;
+        ops.may_map(offset_pages, range.nr_pages())?;
+        let mut vmas = self.write();
+        if vmas.first_in(range).is_some() {
+            return Err(MapError::Occupied);
+        }
+        self.insert(&mut vmas, range, Prot { user: true, ..prot }, ops, offset_pages);
+        Ok(())
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        vmas: &mut Vmas<M>,
+        range: VirtRange,
+        prot: Prot,
+        ops: &Arc<dyn VmOps<M>>,
+        offset_pages: u64,
+    ) {
+        let rmap = ops.mapping().insert(self, offset_pages, range);
+        self.mm.ledger.charge(Kind::Mappings, 1);
+        vmas.0.insert(range.start(), Vma { range, prot, offset_pages, ops: Arc::clone(ops), rmap });
+    }
+
+    fn take(&self, vmas: &mut Vmas<M>, start: VirtAddr) -> Option<Vma<M>> {
+        let vma = vmas.0.remove(&start)?;
+        vma.ops.mapping().remove(vma.rmap);
+        self.mm.ledger.charge(Kind::Mappings, -1);
+        Some(vma)
+    }
+
+    /// Cuts the VMA that holds `at` in two, so that one begins there.
+    fn cut(self: &Arc<Self>, vmas: &mut Vmas<M>, at: VirtAddr) {
+        let Some(start) = vmas.find(at).map(|vma| vma.range.start()).filter(|&start| start < at) else {
+            return;
+        };
+        let Some(vma) = vmas.0.remove(&start) else {
+            return;
+        };
+        let halves = VirtRange::new(start, at.as_u64() - start.as_u64())
+            .zip(VirtRange::new(at, vma.range.end().as_u64() - at.as_u64()));
+        let Some((low, high)) = halves else { unreachable!("a VMA is cut at a page inside it") };
+        let parts = [(vma.offset_pages, low), (vma.offset_at(at), high)];
+        let rmaps = vma.ops.mapping().replace(vma.rmap, self, parts);
+        self.mm.ledger.charge(Kind::Mappings, 1);
+        for ((offset_pages, range), rmap) in parts.into_iter().zip(rmaps) {
+            let part = Vma { range, offset_pages, rmap, prot: vma.prot, ops: Arc::clone(&vma.ops) };
+            vmas.0.insert(range.start(), part);
+        }
+    }
+
+    /// Ends every mapping in the range, cutting VMAs that reach out of it. When it returns no CPU can reach the
+    /// pages through this range, and their references are given back. A range in which nothing is mapped is no
+    /// error, as on Linux.
+    ///
+    /// # Errors
+    /// [`MapError::BadRange`].
+    pub fn unmap(self: &Arc<Self>, va: VirtAddr, len_bytes: u64) -> Result<ZapStats, MapError> {
+        let range = self.user_range(va, len_bytes)?;
+        let mut gather = Gather::new(&self.mm);
+        let mut vmas = self.write();
+        self.cut(&mut vmas, range.start());
+        self.cut(&mut vmas, range.end());
+        let mut any = false;
+        while let Some(start) = vmas.first_in(range) {
+            any |= self.take(&mut vmas, start).is_some();
+        }
+        if any {
+            let window = vmas.window(range, self.half_end());
+            self.table().zap(range, window, &mut gather);
+        }
+        self.close_open_rounds(&mut gather);
+        gather.shoot_down();
+        drop(vmas);
+        Ok(gather.finish())
+    }
+
+    /// A round that somebody else has issued for this space and not yet synced may cover addresses that we are
+    /// about to hand out again: join it with a full flush of our own.
+    fn close_open_rounds(&self, gather: &mut Gather<M>) {
+        if self.tlb.has_pending() && !gather.has_issued(&self.tlb) {
+            gather.issue(&self.tlb, FlushRange::All, true);
+        }
+    }
+
+    /// Changes the rights of every VMA in the range, cutting those that reach out of it.
+    ///
+    /// # Errors
+    /// [`MapError::BadRange`]; `Refused` is not used here. A hole in the range is skipped.
+    pub fn protect(self: &Arc<Self>, va: VirtAddr, len_bytes: u64, prot: Prot) -> Result<ZapStats, MapError> {
+        let range = self.user_range(va, len_bytes)?;
+        let prot = Prot { user: true, ..prot };
+        let mut gather = Gather::new(&self.mm);
+        let mut vmas = self.write();
+        self.cut(&mut vmas, range.start());
+        self.cut(&mut vmas, range.end());
+        for (_, vma) in vmas.0.range_mut(range.start()..range.end()) {
+            vma.prot = prot;
+        }
+        self.table().protect(range, prot, &mut gather);
+        gather.shoot_down();
+        drop(vmas);
+        Ok(gather.finish())
+    }
+
+    /// Faults in every page of the range, which lets the first accesses go without.
+    ///
+    /// # Errors
+    /// That of the first page that could not be served; the pages before it stay.
+    pub fn populate(&self, va: VirtAddr, len_bytes: u64, access: Access) -> Result<(), FaultError> {
+        let range = self.user_range(va, len_bytes).map_err(|_| FaultError::NotMapped(va))?;
+        let mut at = range.start();
+        while at < range.end() {
+            let vmas = self.read();
+            self.fault_locked(&vmas, at, access)?;
+            let step = self.table().walk(at).map_or(PageSize::Size4K, |found| found.size);
+            drop(vmas);
+            at = at.align_down(step.bytes()).checked_add(step.bytes()).ok_or(FaultError::NotMapped(at))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces tables full of small leaves by huge leaves wherever `range` covers a whole huge page whose frames lie
+    /// in one folio, side by side and with the same rights (Linux: `MADV_COLLAPSE`). Answers how many tables went.
+    ///
+    /// # Errors
+    /// [`MapError::BadRange`].
+    pub fn promote(&self, va: VirtAddr, len_bytes: u64) -> Result<u64, MapError> {
+        let range = self.user_range(va, len_bytes)?;
+        let mut gather = Gather::new(&self.mm);
+        let vmas = self.write();
+        let mut promoted = 0;
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            if size == PageSize::Size1G && !self.mm.machine.has_1g_leaves() {
+                continue;
+            }
+            let mut at = range.start().as_u64().next_multiple_of(size.bytes());
+            while at + size.bytes() <= range.end().as_u64() {
+                let inside = |vma: &&Vma<M>| at + size.bytes() <= vma.range.end().as_u64();
+                // A leaf never reaches out of its VMA, even where the next one maps what follows.
+                if vmas.find(VirtAddr::new(at)).filter(inside).is_some() {
+                    promoted += u64::from(self.table().promote(VirtAddr::new(at), size, &mut gather));
+                }
+                at += size.bytes();
+            }
+        }
+        gather.shoot_down();
+        drop(vmas);
+        drop(gather);
+        Ok(promoted)
+    }
+
+    /// The leaf that maps `va` at this moment, for reports and tests.
+    pub fn translate(&self, va: VirtAddr) -> Option<Found> {
+        if va >= self.user_end() {
+            return None;
+        }
+        let _vmas = self.read();
+        self.table().walk(va)
+    }
+}
+
+impl<M: Machine> Drop for AddressSpace<M> {
+    fn drop(&mut self) {
+        // No CPU has it loaded: whoever loads a space owns a reference to it. So nothing is sent, and the gather
+        // frees at once; but for a round that somebody else has open, which keeps its own references.
+        let mut gather = Gather::new(&self.mm);
+        let vmas = core::mem::replace(&mut *self.write(), Vmas(BTreeMap::new()));
+        for (_, vma) in vmas.0 {
+            vma.ops.mapping().remove(vma.rmap);
+            self.mm.ledger.charge(Kind::Mappings, -1);
+        }
+        if let Some(all) = VirtRange::new(VirtAddr::new(0), self.half_end().as_u64()) {
+            self.table().zap(all, (all.start(), all.end()), &mut gather);
+        }
+        drop(gather);
+        self.mm.free_table(self.tlb.root());
+        self.mm.ledger.charge(Kind::AddressSpaces, -1);
+    }
+}

@@ -1,0 +1,306 @@
+//! Page tables: walk, install, zap, split, protect, promote.
+//!
+//! # Protocol
+//! A live table is reached only through atomics, because the CPU's walker reads it and writes accessed and dirty
+//! bits into it at any time. There is never a `&mut` to it.
+//!
+//! | operation | address-space lock | entry changes by | shootdown |
+//! |---|---|---|---|
+//! | walk | none (interrupts off), or shared | - | - |
+//! | install | shared | compare-and-swap from empty | none: nothing was cached |
+//! | zap | exclusive | swap to empty | before anything is freed |
+//! | split | exclusive | compare-and-swap leaf → table | with the zap or protect that asked for it |
+//! | protect | exclusive | compare-and-swap | before it returns |
+//!
+//! Two faults may install at the same time; the loser of the swap gives its page back. A zap excludes installs by
+//! the exclusive lock, but not the CPU's walker and not gup-fast, against which it has the shootdown.
+//!
+//! **The window.** A zap is given, besides the range, the *window* around it in which nothing else is mapped (up
+//! to the neighbouring VMAs). A table whose whole span lies inside the window is unlinked with one store, at the
+//! highest level possible, and walked only afterwards, when it is being freed. So the cost under the lock does not
+//! depend on how much was mapped, and no empty table stays behind.
+//!
+//! Linux: `mm/memory.c` (`zap_page_range`, `free_pgd_range` with its floor and ceiling), `mm/huge_memory.c`.
+
+use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::entry::{Entry, Prot};
+use crate::gather::Gather;
+use crate::machine::Machine;
+use crate::mutant::Mutant;
+use crate::shootdown::{FlushRange, TlbState};
+use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::world::Mm;
+
+/// Why an install did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallError {
+    /// No frame for a table page.
+    OutOfMemory,
+    /// A leaf is there already (another CPU was faster, or a larger leaf covers the address).
+    Occupied(Entry, PageSize),
+    /// A table page stands where this large a leaf would go: use a smaller one.
+    TableInTheWay,
+}
+
+/// What a walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The leaf.
+    pub entry: Entry,
+    /// Its size.
+    pub size: PageSize,
+}
+
+impl Found {
+    /// The frame of the base page at `va`, inside the leaf.
+    pub fn pfn_at(&self, va: VirtAddr) -> Pfn {
+        self.entry.pfn().add((va.as_u64() & (self.size.bytes() - 1)) >> crate::addr::PAGE_SHIFT)
+    }
+}
+
+/// Bytes that one entry of a table of `level` spans.
+#[inline]
+pub(crate) const fn span_bytes(level: u8) -> u64 {
+    1 << (12 + 9 * (level as u32 - 1))
+}
+
+/// The page table of one address space.
+pub(crate) struct Table<'a, M: Machine> {
+    pub(crate) mm: &'a Mm<M>,
+    pub(crate) tlb: &'a Arc<TlbState>,
+}
+
+/// What a zap or protect is doing, handed down the levels.
+struct Zap<'g, M: Machine> {
+    start: u64,
+    end: u64,
+    window: (u64, u64),
+    gather: &'g mut Gather<M>,
+    /// What must be flushed so far.
+    flushed: Option<(u64, u64, PageSize)>,
+    frees_tables: bool,
+}
+
+impl<M: Machine> Zap<'_, M> {
+    fn flush(&mut self, start: u64, end: u64, stride: PageSize) {
+        self.flushed = Some(match self.flushed {
+            None => (start, end, stride),
+            Some((s, e, old)) => (s.min(start), e.max(end), old.min(stride)),
+        });
+    }
+}
+
+impl<'a, M: Machine> Table<'a, M> {
+    #[inline]
+    fn entry(&self, table: Pfn, index: usize) -> &'a AtomicU64 {
+        self.mm.machine.entry(table, index)
+    }
+
+    /// The leaf that maps `va`. The caller holds the address space's lock, or has interrupts off.
+    pub(crate) fn walk(&self, va: VirtAddr) -> Option<Found> {
+        let mut table = self.tlb.root();
+        let mut level = self.mm.machine.levels();
+        loop {
+            // Acquire; pairs with the Release half of the install's swap: the table below is zeroed or filled.
+            let entry = Entry::from_bits(self.entry(table, va.index(level)).load(Ordering::Acquire));
+            match PageSize::from_level(level) {
+                Some(size) if entry.is_leaf(level) => return Some(Found { entry, size }),
+                _ if entry.is_table(level) => {
+                    table = entry.pfn();
+                    level -= 1;
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    /// The table of `level` on the way to `va`, made where it is missing.
+    fn table_at(&self, va: VirtAddr, level: u8) -> Result<Pfn, InstallError> {
+        let mut table = self.tlb.root();
+        let mut at = self.mm.machine.levels();
+        while at > level {
+            let slot = self.entry(table, va.index(at));
+            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
+            if entry.is_table(at) {
+                table = entry.pfn();
+            } else if let (true, Some(size)) = (entry.is_present(), PageSize::from_level(at)) {
+                return Err(InstallError::Occupied(entry, size));
+            } else {
+                let new = self.mm.alloc_table().ok_or(InstallError::OutOfMemory)?;
+                // Release: the zeroes of the new table come before its address. Acquire: the other CPU's table.
+                let link = Entry::table(new, true).bits();
+                match slot.compare_exchange(0, link, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => table = new,
+                    Err(_) => {
+                        // Never linked, so nobody has seen it: no shootdown. Look at the slot again.
+                        self.mm.free_table(new);
+                        continue;
+                    }
+                }
+            }
+            at -= 1;
+        }
+        Ok(table)
+    }
+
+    /// Maps one leaf. The caller holds the address space's lock shared and owns a reference on the folio, which
+    /// belongs to the entry from here on if this succeeds.
+    pub(crate) fn install(&self, va: VirtAddr, pfn: Pfn, size: PageSize, prot: Prot) -> Result<(), InstallError> {
+        let level = size.level();
+        let table = self.table_at(va, level)?;
+        let slot = self.entry(table, va.index(level));
+        match slot.compare_exchange(0, Entry::leaf(pfn, size, prot).bits(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(bits) if Entry::from_bits(bits).is_table(level) => Err(InstallError::TableInTheWay),
+            Err(bits) => Err(InstallError::Occupied(Entry::from_bits(bits), size)),
+        }
+    }
+
+    /// Takes every translation of `range` out and puts it into `gather`. `window` contains `range`, and nothing
+    /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
+    pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
+        let mut zap = Zap {
+            start: range.start().as_u64(),
+            end: range.end().as_u64(),
+            window: (window.0.as_u64(), window.1.as_u64()),
+            gather,
+            flushed: None,
+            frees_tables: false,
+        };
+        self.zap_level(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap);
+        self.issue(zap);
+    }
+
+    fn issue(&self, zap: Zap<'_, M>) {
+        let Some((start, end, stride)) = zap.flushed else {
+            return;
+        };
+        let what = match VirtRange::new(VirtAddr::new(start), end - start) {
+            Some(range) => FlushRange::Pages { range, stride },
+            None => FlushRange::All,
+        };
+        zap.gather.issue(self.tlb, what, zap.frees_tables);
+    }
+
+    /// `base` is the first address that `table` spans.
+    fn zap_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
+        let span = span_bytes(level);
+        let first = (zap.start.max(base) - base) / span;
+        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
+        zap.gather.visited(last - first + 1);
+        for index in first..=last {
+            let slot = self.entry(table, index as usize);
+            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
+            let (start, end) = (base + index * span, base + (index + 1) * span);
+            if entry.is_leaf(level) {
+                self.zap_leaf(slot, level, start, zap);
+            } else if entry.is_table(level) {
+                if zap.window.0 <= start && end <= zap.window.1 {
+                    // AcqRel: orders the clearing before the generation that announces it.
+                    let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
+                    zap.gather.subtree(entry.pfn(), level - 1);
+                    zap.frees_tables = true;
+                    zap.flush(start.max(zap.start), end.min(zap.end), PageSize::Size4K);
+                } else {
+                    self.zap_level(entry.pfn(), level - 1, start, zap);
+                }
+            }
+        }
+    }
+
+    fn zap_leaf(&self, slot: &AtomicU64, level: u8, start: u64, zap: &mut Zap<'_, M>) {
+        let Some(size) = PageSize::from_level(level) else {
+            return;
+        };
+        let end = start + size.bytes();
+        let whole = zap.start <= start && end <= zap.end;
+        // Where memory for the split is exhausted the whole leaf goes. That is legal: what was not to be removed
+        // faults in again.
+        if !whole && let Some(below) = self.split(slot, size) {
+            // Stale copies of the large translation are harmless for what stays mapped, for they say the same;
+            // what goes is flushed page by page, and that drops the large translation too.
+            let before = zap.flushed;
+            self.zap_level(below, level - 1, start, zap);
+            if Mutant::SplitNoFlush.is_on() {
+                zap.flushed = before;
+            }
+            return;
+        }
+        let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
+        zap.gather.leaf(entry, size);
+        zap.flush(start, end, size);
+    }
+
+    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted.
+    fn split(&self, slot: &AtomicU64, size: PageSize) -> Option<Pfn> {
+        let smaller = size.smaller()?;
+        let below = self.mm.alloc_table()?;
+        let mut old = slot.load(Ordering::Acquire);
+        let huge = Entry::from_bits(old);
+        // One reference for each new leaf; the old leaf's own serves the first.
+        self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1);
+        debug_assert!(smaller < size);
+        loop {
+            let huge = Entry::from_bits(old);
+            for index in 0..ENTRIES {
+                // Relaxed: not linked yet; the swap below releases it.
+                self.entry(below, index).store(huge.split(size, index as u64).bits(), Ordering::Relaxed);
+            }
+            // The CPU may set accessed or dirty in the old leaf at any moment: then fill again.
+            match slot.compare_exchange(old, Entry::table(below, true).bits(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(below),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Changes the rights of all leaves in `range`; the flush goes into `gather`. The caller holds the address
+    /// space's lock exclusively.
+    pub(crate) fn protect(&self, range: VirtRange, prot: Prot, gather: &mut Gather<M>) {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
+        self.protect_level(self.tlb.root(), self.mm.machine.levels(), 0, prot, &mut zap);
+        self.issue(zap);
+    }
+
+    fn protect_level(&self, table: Pfn, level: u8, base: u64, prot: Prot, zap: &mut Zap<'_, M>) {
+        let span = span_bytes(level);
+        let first = (zap.start.max(base) - base) / span;
+        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
+        zap.gather.visited(last - first + 1);
+        for index in first..=last {
+            let slot = self.entry(table, index as usize);
+            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
+            let (start, end) = (base + index * span, base + (index + 1) * span);
+            if entry.is_table(level) {
+                self.protect_level(entry.pfn(), level - 1, start, prot, zap);
+            } else if let (true, Some(size)) = (entry.is_leaf(level), PageSize::from_level(level)) {
+                if zap.start <= start && end <= zap.end {
+                    self.protect_leaf(slot, prot);
+                    if !Mutant::ProtectNoFlush.is_on() {
+                        zap.flush(start, end, size);
+                    }
+                } else if let Some(below) = self.split(slot, size) {
+                    self.protect_level(below, level - 1, start, prot, zap);
+                } else {
+                    // Out of memory for the split: the leaf goes as a whole and faults in again with the VMA's
+                    // rights, old and new, as they are.
+                    let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
+                    zap.gather.leaf(entry, size);
+                    zap.flush(start, end, size);
+                }
+            }
+        }
+    }
+
+    fn protect_leaf(&self, slot: &AtomicU64, prot: Prot) {
+        let mut old = slot.load(Ordering::Relaxed);
+        loop {
+            let new = Entry::from_bits(old).with_prot(prot).bits();
+            match slot.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => old = now,
+            }
+        }
+    }
+}

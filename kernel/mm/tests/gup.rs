@@ -1,0 +1,388 @@
+//! gup on the emulated machine: each race is forced at the step at which it matters, and every bad request is a
+//! clear error.
+#![cfg(not(loom))]
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
+use common::{BASE, DEVICE_START, Device, Space, World, counts, load, page, pin, space_with, store_to, unpin, world};
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use mm::emu::{Background, EmuMachine, Event};
+use mm::entry::Prot;
+use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
+use mm::machine::{Machine, Point};
+use mm::pagemap::MemoryKind;
+use mm::space::SigBusCause;
+use mm::sync::Arc;
+
+const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
+
+struct Rig {
+    emu: EmuMachine,
+    mm: Arc<World>,
+    device: Arc<Device>,
+    space: Arc<Space>,
+}
+
+/// A space of `nr_pages` in leaves of at most `leaf`, loaded on CPUs 0 and 1, with every page present.
+fn rig(nr_pages: u64, leaf: PageSize) -> Rig {
+    let (emu, mm) = world(2);
+    let device = Device::dax_with(&mm, 4 << 18, leaf);
+    let space = space_with(&mm, &device, nr_pages, &[0, 1]);
+    (0..nr_pages).step_by(leaf.nr_pages() as usize).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
+    emu.reset_stats();
+    Rig { emu, mm, device, space }
+}
+
+type Running = Arc<Mutex<Option<Background<()>>>>;
+
+impl Rig {
+    /// While CPU 0 is at `point` inside gup-fast, CPU 1 starts `other`; answers where to find it.
+    fn race(&self, point: Point, other: impl FnOnce() + Send + 'static) -> Running {
+        let running = Running::default();
+        let (emu, started) = (self.emu.clone(), running.clone());
+        self.emu.at(0, Event::At(point), 1, move || *started.lock().unwrap() = Some(emu.start(1, other)));
+        running
+    }
+
+    fn unmap(&self, first: u64, nr_pages: u64) -> impl FnOnce() + Send + use<> {
+        let space = self.space.clone();
+        move || _ = space.unmap(page(first), nr_pages * PAGE_SIZE).unwrap()
+    }
+
+    fn finish(&self, running: &Running) {
+        self.emu.assert_hooks_ran();
+        self.emu.finish(running.lock().unwrap().take().unwrap());
+        self.emu.assert_no_stale();
+    }
+
+    fn pins(&self, nr: u64) -> u32 {
+        counts(&self.mm.meta, self.device.pfn(nr)).1
+    }
+}
+
+/// The message of the panic that `f` ends with.
+fn panic_of(f: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("it was let pass");
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
+}
+
+// covers: G1
+#[test]
+fn an_entry_that_is_zapped_before_the_recheck_is_not_pinned() {
+    for point in [Point::GupLeafRead, Point::GupPinned] {
+        let rig = rig(3, PageSize::Size4K);
+        rig.emu.on_cpu(0, || {
+            // Page 1 alone: its neighbours keep the page table, so that the entry itself is cleared.
+            let zap = rig.race(point, rig.unmap(1, 1));
+            assert_eq!(pin(&rig.space, page(1), 1, FAST), Err(GupError::NotPresent(page(1))), "at {point:?}");
+            rig.finish(&zap);
+        });
+        assert_eq!(counts(&rig.mm.meta, rig.device.pfn(1)), (0, 0), "no stray reference");
+    }
+}
+
+// covers: G1
+#[test]
+fn a_page_table_that_is_unlinked_before_the_recheck_is_not_pinned_through() {
+    for point in [Point::GupLeafRead, Point::GupPinned] {
+        // Three page tables; the middle one goes as a whole and its own entries stay as they are.
+        let rig = rig(3 * 512, PageSize::Size4K);
+        rig.emu.on_cpu(0, || {
+            let zap = rig.race(point, rig.unmap(512, 512));
+            assert_eq!(pin(&rig.space, page(600), 1, FAST), Err(GupError::NotPresent(page(600))), "at {point:?}");
+            rig.finish(&zap);
+        });
+        assert_eq!(counts(&rig.mm.meta, rig.device.pfn(600)), (0, 0));
+    }
+}
+
+// covers: G1
+#[test]
+fn a_huge_leaf_that_is_split_before_the_recheck_is_not_pinned() {
+    for point in [Point::GupLeafRead, Point::GupPinned] {
+        let rig = rig(512, PageSize::Size2M);
+        rig.emu.on_cpu(0, || {
+            let zap = rig.race(point, rig.unmap(7, 1));
+            assert_eq!(pin(&rig.space, page(7), 1, FAST), Err(GupError::NotPresent(page(7))), "at {point:?}");
+            rig.finish(&zap);
+        });
+        assert_eq!(counts(&rig.mm.meta, rig.device.first), (511, 0), "one reference for each leaf that is left");
+    }
+}
+
+// covers: G1
+#[test]
+fn a_right_that_is_taken_away_before_the_recheck_is_not_used() {
+    for point in [Point::GupLeafRead, Point::GupPinned] {
+        let rig = rig(3, PageSize::Size4K);
+        rig.emu.on_cpu(0, || {
+            let space = rig.space.clone();
+            let protect =
+                rig.race(point, move || _ = space.protect(page(1), PAGE_SIZE, Prot::USER_READ).unwrap());
+            assert_eq!(pin(&rig.space, page(1), 1, FAST), Err(GupError::NotPresent(page(1))), "at {point:?}");
+            rig.finish(&protect);
+        });
+        assert_eq!(counts(&rig.mm.meta, rig.device.pfn(1)), (1, 0), "the mapping's own reference");
+    }
+}
+
+// covers: G1
+#[test]
+fn accessed_and_dirty_bits_are_no_change() {
+    let rig = rig(2, PageSize::Size4K);
+    rig.space.protect(page(0), PAGE_SIZE, Prot::USER_WRITE).unwrap();
+    let (emu, space) = (rig.emu.clone(), rig.space.clone());
+    rig.space.unmap(page(1), PAGE_SIZE).unwrap();
+    rig.space.map(page(1), PAGE_SIZE, Prot::USER_WRITE, &rig.device.ops(), 1).unwrap();
+    common::load_from(&rig.space, &rig.emu, page(1)).unwrap();
+    rig.emu.at(0, Event::At(Point::GupPinned), 1, move || {
+        emu.on_cpu(1, || store_to(&space, &emu, page(1), 3).unwrap());
+    });
+    let runs = pin(&rig.space, page(1), 1, FAST).expect("dirty was set, nothing else");
+    rig.emu.assert_hooks_ran();
+    unpin(&rig.mm, &runs);
+}
+
+// covers: G2, G3
+#[test]
+fn nothing_that_a_walk_may_touch_is_freed_during_it() {
+    let rig = rig(3, PageSize::Size4K);
+    rig.emu.on_cpu(0, || {
+        let zap = Running::default();
+        let (emu, mm, unmap, started) = (rig.emu.clone(), rig.mm.clone(), rig.unmap(0, 3), zap.clone());
+        let pfn = rig.device.pfn(1);
+        rig.emu.at(0, Event::At(Point::GupLeafRead), 1, move || {
+            assert!(!emu.irqs_on(), "gup-fast walks with interrupts off");
+            let tables = emu.live_tables();
+            let unmap = emu.start(1, unmap);
+            assert!(!unmap.is_finished() && emu.is_pending(0), "the unmap waits for this CPU");
+            assert_eq!(emu.live_tables(), tables, "table pages are held until the sync");
+            assert_eq!(counts(&mm.meta, pfn), (1, 0), "so is the mapping's reference");
+            *started.lock().unwrap() = Some(unmap);
+        });
+        // What was unlinked is the root's entry, which gup-fast does not read again: the pin is taken before the
+        // unmap is over, and counts.
+        let runs = pin(&rig.space, page(1), 1, FAST).unwrap();
+        rig.finish(&zap);
+        assert_eq!(counts(&rig.mm.meta, rig.device.pfn(1)), (1, 1), "the pin outlives the mapping");
+        unpin(&rig.mm, &runs);
+    });
+    assert_eq!(rig.device.pages.live_folios(), 0);
+    assert_eq!(rig.emu.live_tables(), 1);
+}
+
+// covers: G2, G3
+#[test]
+fn a_page_keeps_the_reference_of_its_mapping_until_every_cpu_has_answered() {
+    let rig = rig(3, PageSize::Size4K);
+    rig.emu.on_cpu(0, || {
+        let zap = rig.race(Point::GupLeafRead, rig.unmap(1, 1));
+        let (mm, pfn) = (rig.mm.clone(), rig.device.pfn(1));
+        rig.emu.at(0, Event::At(Point::GupPinned), 1, move || {
+            assert_eq!(counts(&mm.meta, pfn), (2, 1), "the mapping's reference and the pin that is about to be dropped");
+        });
+        assert_eq!(pin(&rig.space, page(1), 1, FAST), Err(GupError::NotPresent(page(1))));
+        rig.finish(&zap);
+    });
+    assert_eq!(rig.device.pages.live_folios(), 2);
+}
+
+// covers: G1
+#[test]
+fn nothing_of_the_page_map_is_touched() {
+    let rig = rig(2, PageSize::Size4K);
+    let (held, live) = (Arc::strong_count(&rig.device.pages), rig.device.pages.live_folios());
+    let pages = rig.device.pages.clone();
+    rig.emu.at(0, Event::At(Point::GupPinned), 1, move || {
+        assert_eq!((Arc::strong_count(&pages), pages.live_folios()), (held + 1, live));
+    });
+    unpin(&rig.mm, &pin(&rig.space, page(0), 1, FAST).unwrap());
+    rig.emu.assert_hooks_ran();
+}
+
+// covers: G4, G5
+#[test]
+fn the_slow_path_serves_what_the_fast_one_cannot() {
+    let (emu, mm) = world(1);
+    let device = Device::dax_with(&mm, 64, PageSize::Size4K);
+    let space = space_with(&mm, &device, 8, &[0]);
+    (0..3).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
+    assert_eq!(pin(&space, page(0), 8, FAST).map(|runs| runs[0].nr_pages()), Ok(3), "the fast path alone");
+    let no_fault = GupFlags::NO_FAULT | GupFlags::WRITE;
+    assert_eq!(pin(&space, page(0), 8, no_fault).map(|runs| runs[0].nr_pages()), Ok(3));
+    assert_eq!(pin(&space, page(3), 1, no_fault), Err(GupError::NotPresent(page(3))));
+    let runs = pin(&space, page(0), 8, GupFlags::WRITE).unwrap();
+    assert_eq!((runs.len(), runs[0].nr_pages()), (1, 8), "neighbours melt into one run");
+    assert_eq!(counts(&mm.meta, device.pfn(0)), (4, 3));
+    assert_eq!(counts(&mm.meta, device.pfn(7)), (2, 1));
+}
+
+// covers: G4
+#[test]
+fn a_dead_device_is_noticed_by_the_slow_path() {
+    let (_emu, mm) = world(1);
+    let device = Device::dax_with(&mm, 64, PageSize::Size4K);
+    let space = space_with(&mm, &device, 8, &[0]);
+    device.kill();
+    let gone = GupError::SigBus(page(2), SigBusCause::DeviceGone);
+    assert_eq!(pin(&space, page(2), 1, GupFlags::WRITE), Err(gone));
+    assert_eq!(device.pages.live_folios(), 0);
+}
+
+// covers: G5
+#[test]
+fn an_error_after_a_part_gives_the_part() {
+    let rig = rig(4, PageSize::Size4K);
+    // Pages 0 to 3 are mapped, page 4 is not.
+    for flags in [FAST, GupFlags::WRITE, GupFlags::NO_FAULT] {
+        let runs = pin(&rig.space, page(2), 5, flags).unwrap();
+        assert_eq!((runs[0].start(), runs[0].nr_pages()), (rig.device.pfn(2), 2), "{flags:?}");
+        unpin(&rig.mm, &runs);
+    }
+    assert_eq!(pin(&rig.space, page(4), 5, GupFlags::WRITE), Err(GupError::NotMapped(page(4))));
+}
+
+// covers: G6
+#[test]
+fn a_huge_leaf_costs_the_same_for_one_page_and_for_all() {
+    for (leaf, nr_pages) in [(PageSize::Size2M, 512), (PageSize::Size1G, 1 << 18)] {
+        let rig = rig(nr_pages, leaf);
+        let looks = |nr: u64| {
+            rig.emu.reset_stats();
+            let runs = pin(&rig.space, page(nr_pages - nr), nr, FAST).unwrap();
+            assert_eq!(runs.len(), 1);
+            assert_eq!((runs[0].start(), runs[0].nr_pages()), (rig.device.pfn(nr_pages - nr), nr));
+            assert_eq!(rig.pins(0), nr as u32, "each page is a pin");
+            let looks = rig.emu.stats().entry_looks;
+            unpin(&rig.mm, &runs);
+            looks
+        };
+        assert_eq!(looks(1), looks(nr_pages), "{leaf}");
+        assert_eq!(rig.pins(0), 0);
+    }
+}
+
+// covers: G6
+#[test]
+fn pages_and_ranges_say_the_same() {
+    let rig = rig(512, PageSize::Size2M);
+    let mut pages = [Pfn::new(0); 20];
+    let mut array = PageArray::new(&mut pages);
+    assert_eq!(gup::pin_user_pages_fast(&rig.space, page(500), 20, FAST, &mut array), Ok(12));
+    let want: Vec<_> = (500..512).map(|nr| rig.device.pfn(nr)).collect();
+    assert_eq!(array.as_slice(), want);
+    want.iter().for_each(|&pfn| gup::unpin(&rig.mm, pfn, 1));
+    // A full array ends the request, not the kernel.
+    let mut array = PageArray::new(&mut pages[..5]);
+    assert_eq!(gup::pin_user_pages_fast(&rig.space, page(0), 20, FAST, &mut array), Ok(5));
+    gup::unpin(&rig.mm, rig.device.pfn(0), 5);
+    assert_eq!(rig.pins(0), 0);
+}
+
+// covers: G7
+#[test]
+fn a_read_only_mapping_is_not_pinned_for_writing() {
+    for leaf in [PageSize::Size4K, PageSize::Size2M] {
+        let rig = rig(512, leaf);
+        rig.space.protect(page(0), 512 * PAGE_SIZE, Prot::USER_READ).unwrap();
+        assert_eq!(pin(&rig.space, page(3), 1, FAST), Err(GupError::NotPresent(page(3))));
+        assert_eq!(pin(&rig.space, page(3), 1, GupFlags::WRITE), Err(GupError::AccessDenied(page(3))));
+        let force = GupFlags::WRITE | GupFlags::FORCE;
+        assert_eq!(pin(&rig.space, page(3), 1, force), Err(GupError::AccessDenied(page(3))));
+        unpin(&rig.mm, &pin(&rig.space, page(3), 1, GupFlags::empty()).unwrap());
+    }
+}
+
+// covers: G7
+#[test]
+fn bad_ranges_are_clear_errors_on_every_path() {
+    let rig = rig(2, PageSize::Size4K);
+    let last = VirtAddr::new(u64::MAX - 0xfff);
+    let kernel = VirtAddr::new(0xffff_8000_0000_0000);
+    let end = rig.space.user_end();
+    let below = |pages: u64| VirtAddr::new(end.as_u64() - pages * PAGE_SIZE);
+    for flags in [FAST, GupFlags::WRITE, GupFlags::empty()] {
+        for (va, nr) in [(last, 2), (last, 1), (kernel, 1), (end, 1), (below(1), 2), (BASE, 1 << 52), (BASE, u64::MAX)] {
+            assert_eq!(pin(&rig.space, va, nr, flags), Err(GupError::BadRange), "{va} + {nr} pages");
+        }
+        assert_eq!(pin(&rig.space, BASE, 0, flags), Err(GupError::NoPages));
+        let mut none = RangeArray::new(&mut []);
+        let result = gup::pin_user_pages_fast(&rig.space, BASE, 1, flags, &mut none);
+        assert_eq!(result, Err(GupError::NoPages), "no room for a result");
+    }
+    assert_eq!(pin(&rig.space, page(2), 1, GupFlags::WRITE), Err(GupError::NotMapped(page(2))));
+    assert_eq!(pin(&rig.space, below(1), 1, GupFlags::WRITE), Err(GupError::NotMapped(below(1))));
+    let totals = rig.mm.meta.totals();
+    assert_eq!((totals.pins, totals.refs), (0, 2));
+}
+
+// covers: G7
+#[test]
+fn wrapped_ranges_are_refused_by_the_address_space_too() {
+    let rig = rig(1, PageSize::Size4K);
+    let last = VirtAddr::new(u64::MAX - 0xfff);
+    let bad = Err(mm::space::MapError::BadRange);
+    for (va, len) in [(last, 2 * PAGE_SIZE), (BASE, 0), (BASE, 100), (VirtAddr::new(1), PAGE_SIZE), (BASE, !0xfff)] {
+        assert_eq!(rig.space.unmap(va, len).map(|_| ()), bad, "{va} + {len:#x}");
+        assert_eq!(rig.space.protect(va, len, Prot::USER_READ).map(|_| ()), bad);
+        assert_eq!(rig.space.map(va, len, Prot::USER_READ, &rig.device.ops(), 0), bad);
+    }
+    let far = u64::MAX >> 12;
+    assert_eq!(rig.space.map(page(9), PAGE_SIZE, Prot::USER_READ, &rig.device.ops(), far), bad, "a wrapped offset");
+}
+
+// covers: G8
+#[test]
+fn every_pin_is_given_back_once() {
+    let rig = rig(2, PageSize::Size4K);
+    let runs = pin(&rig.space, page(0), 1, FAST).unwrap();
+    let again = pin(&rig.space, page(0), 1, FAST).unwrap();
+    assert_eq!(counts(&rig.mm.meta, rig.device.pfn(0)), (3, 2));
+    unpin(&rig.mm, &runs);
+    assert_eq!(counts(&rig.mm.meta, rig.device.pfn(0)), (2, 1), "one pin, one reference");
+    unpin(&rig.mm, &again);
+    let message = panic_of(|| unpin(&rig.mm, &again));
+    assert!(message.contains(&DEVICE_START.to_string()) && message.contains("unpin"), "{message}");
+}
+
+// covers: G8
+#[test]
+fn a_put_without_a_get_names_the_page() {
+    let (_emu, mm) = world(1);
+    let device = Device::dax_with(&mm, 64, PageSize::Size4K);
+    let message = panic_of(|| gup::put_page(&mm, device.pfn(3), 1));
+    assert!(message.contains(&device.pfn(3).to_string()), "{message}");
+}
+
+// covers: L1, L2, L3
+#[test]
+fn a_long_term_request_gives_back_everything_where_it_meets_a_file_system() {
+    let (emu, mm) = world(1);
+    let dax = Device::dax_with(&mm, 64, PageSize::Size4K);
+    let first = DEVICE_START.add(1 << 18);
+    let file = Device::new(&mm, first, 64, MemoryKind::FsDax, PageSize::Size4K);
+    let space = space_with(&mm, &dax, 2, &[0]);
+    space.map(page(2), 2 * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0).unwrap();
+    (0..4).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
+    let long = GupFlags::WRITE | GupFlags::LONGTERM;
+    assert_eq!(pin(&space, page(0), 4, long), Err(GupError::NotSupported(page(2))));
+    assert_eq!(mm.meta.totals().pins, 0, "also what was pinned before");
+    assert_eq!(pin(&space, page(0), 2, long).map(|runs| runs[0].nr_pages()), Ok(2));
+    assert_eq!(pin(&space, page(0), 4, GupFlags::WRITE).map(|runs| runs.len()), Ok(2), "a transient pin may");
+}
+
+// covers: G1, G4
+#[test]
+fn a_space_that_is_not_loaded_is_pinned_by_the_slow_path() {
+    let rig = rig(2, PageSize::Size4K);
+    load(&rig.mm, None);
+    assert_eq!(pin(&rig.space, page(0), 1, FAST), Err(GupError::NotPresent(page(0))));
+    unpin(&rig.mm, &pin(&rig.space, page(0), 1, GupFlags::WRITE).unwrap());
+    common::load(&rig.mm, Some(&rig.space));
+    common::go_idle(&rig.mm);
+    assert_eq!(pin(&rig.space, page(0), 1, FAST), Err(GupError::NotPresent(page(0))), "an idle CPU may be skipped");
+}

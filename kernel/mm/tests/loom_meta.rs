@@ -1,0 +1,285 @@
+//! Models of the page metadata: the very code of `mm::meta`, with tables of two slots, under every interleaving
+//! that loom can tell apart.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p mm --release --test loom_meta`. With `MM_MUTANT=NAME` in the
+//! environment a deliberate fault is built in, and the model named beside it must fail:
+//!
+//! | model | property | mutant that it catches |
+//! |---|---|---|
+//! | `last_put_against_making_a_large_folio_anew` | a folio is freed once, by whoever finds it dead under the lock; the next life begins after all use of the last | `retire_no_recheck`, `relaxed_put` |
+//! | `last_put_against_making_a_page_anew` | the same for an order-0 page; its chunk stays while a life is on its way out | `relaxed_put` |
+//! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
+//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `relaxed_put` |
+//! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
+//! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
+//! | `killing_against_making` | once a page map is killed its counter only falls | — |
+//! | `a_walk_against_its_neighbours` | tables on the way to a held folio stay, whatever happens beside it | — |
+#![cfg(loom)]
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::thread;
+use mm::addr::{PageSize, Pfn, PfnRange};
+use mm::ledger::{Kind, Ledger};
+use mm::meta::{MetaError, MetaStore, Owner, UnregisterError};
+use mm::pagemap::{DevPagemap, MemoryKind};
+
+/// First frames of two 2 MiB blocks of the same 1 GiB. The tables have two slots, so a frame number may use the
+/// lowest bit of each level alone.
+const BLOCK: [u64; 2] = [0, 512];
+
+const OLD: Owner = Owner { mapping: 1, offset: 0 };
+const NEW: Owner = Owner { mapping: 2, offset: 0 };
+
+struct World {
+    store: MetaStore,
+    ledger: Arc<Ledger>,
+    map: Arc<DevPagemap>,
+    /// What the device holds at [`BLOCK`]`[0]`: loom reports two who use it without order between them.
+    contents: UnsafeCell<()>,
+}
+
+// SAFETY: loom watches each access to `contents`, and ends the model where two are not ordered.
+unsafe impl Sync for World {}
+
+impl World {
+    fn new() -> Arc<Self> {
+        let ledger = Arc::new(Ledger::new());
+        let store = MetaStore::new(Arc::clone(&ledger));
+        let range = PfnRange::new(Pfn::new(0), 1 << 18).expect("1 GiB");
+        let map = DevPagemap::new(MemoryKind::DevDax, [range]).expect("a range");
+        store.register(&map).expect("a free place");
+        Arc::new(Self { store, ledger, map, contents: UnsafeCell::new(()) })
+    }
+    fn get(&self, pfn: u64, want: PageSize, owner: Owner) -> PageSize {
+        self.store.get_or_create(Pfn::new(pfn), want, owner, 1).expect("the map is alive").1
+    }
+    fn put(&self, pfn: u64) {
+        self.store.put(Pfn::new(pfn), 1);
+    }
+    /// Uses the device alone: nobody else may use it without being ordered before or after.
+    fn use_alone(&self) {
+        self.contents.with_mut(|_| ());
+    }
+    /// Uses the device beside others who do so.
+    fn use_shared(&self) {
+        self.contents.with(|_| ());
+    }
+    /// For the holder of a reference: uses the device alone if the folio came to life for `NEW`.
+    fn use_if_new(&self, pfn: u64) {
+        // SAFETY: the caller holds a reference.
+        let folio = unsafe { self.store.lookup(Pfn::new(pfn)) }.expect("held");
+        if folio.page.owner().mapping == NEW.mapping {
+            self.use_alone();
+        }
+    }
+    fn assert_idle(&self) {
+        assert!(self.map.is_drained());
+        assert_eq!(self.ledger.count(Kind::Folios), 0);
+        assert_eq!(self.ledger.count(Kind::MetadataBytes), 0);
+    }
+}
+
+/// The old life's holder uses the device and leaves; another makes (or finds) a folio there. `pages` are held
+/// throughout.
+fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
+    loom::model(move || {
+        let world = World::new();
+        if let Some(neighbour) = neighbour {
+            world.get(neighbour, PageSize::Size4K, OLD);
+        }
+        assert_eq!(world.get(BLOCK[0], old, OLD), old);
+        let leaving = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                world.use_alone();
+                world.put(BLOCK[0]);
+            })
+        };
+        let size = world.get(BLOCK[0], new, NEW);
+        assert!(size == old || size == new);
+        world.use_if_new(BLOCK[0]);
+        world.put(BLOCK[0]);
+        leaving.join().unwrap();
+        if let Some(neighbour) = neighbour {
+            world.put(neighbour);
+        }
+        world.assert_idle();
+    });
+}
+
+/// covers: G8, R10
+#[test]
+fn last_put_against_making_a_large_folio_anew() {
+    put_against_make(PageSize::Size2M, PageSize::Size2M, None);
+}
+
+/// covers: G8, R10
+#[test]
+fn last_put_against_making_a_page_anew() {
+    put_against_make(PageSize::Size4K, PageSize::Size4K, None);
+    // With the neighbour held there are more lives than pages for a moment.
+    put_against_make(PageSize::Size4K, PageSize::Size4K, Some(BLOCK[0] + 1));
+}
+
+/// covers: G8
+#[test]
+fn a_folio_changes_its_size_while_its_last_holder_leaves() {
+    put_against_make(PageSize::Size2M, PageSize::Size4K, None);
+    put_against_make(PageSize::Size1G, PageSize::Size4K, None);
+}
+
+/// covers: G8, R10
+#[test]
+fn two_leave_and_one_comes() {
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        let mut model = loom::model::Builder::new();
+        // Three threads: with more switches than this by force the model takes minutes and finds no more.
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let world = World::new();
+            world.get(BLOCK[0], size, OLD);
+            world.get(BLOCK[0], size, OLD);
+            let one = {
+                let world = Arc::clone(&world);
+                thread::spawn(move || {
+                    world.use_shared();
+                    world.put(BLOCK[0]);
+                })
+            };
+            let other = {
+                let world = Arc::clone(&world);
+                thread::spawn(move || {
+                    world.use_shared();
+                    world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+                })
+            };
+            world.get(BLOCK[0], size, NEW);
+            world.use_if_new(BLOCK[0]);
+            world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+            one.join().unwrap();
+            other.join().unwrap();
+            world.assert_idle();
+        });
+    }
+}
+
+/// The neighbour's reference keeps the chunk, so that a look at a dead page is allowed. covers: G1
+#[test]
+fn speculative_get_against_last_put() {
+    loom::model(|| {
+        let world = World::new();
+        let neighbour = BLOCK[0] + 1;
+        world.get(neighbour, PageSize::Size4K, OLD);
+        world.get(BLOCK[0], PageSize::Size4K, OLD);
+        let speculating = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                // SAFETY: the model holds the neighbour until this thread has ended.
+                let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the chunk is there");
+                if folio.page.try_get(1).is_ok() {
+                    assert_eq!(folio.page.owner(), OLD);
+                    assert!(!world.map.is_drained());
+                    world.put(BLOCK[0]);
+                }
+            })
+        };
+        world.put(BLOCK[0]);
+        speculating.join().unwrap();
+        assert_eq!(world.map.live_folios(), 1, "the neighbour");
+        world.put(neighbour);
+        world.assert_idle();
+    });
+}
+
+/// A pinner that found the page through an entry, against the removal that takes the entry away. The pinner's
+/// interrupts are a lock that the shootdown waits for. covers: G1, R1, R12
+#[test]
+fn pin_against_drain() {
+    loom::model(|| {
+        let world = World::new();
+        let entry = Arc::new(loom::sync::atomic::AtomicBool::new(true));
+        let interrupts = Arc::new(loom::sync::Mutex::new(()));
+        world.get(BLOCK[0], PageSize::Size2M, OLD);
+        let pinner = {
+            let (world, entry, interrupts) = (Arc::clone(&world), Arc::clone(&entry), Arc::clone(&interrupts));
+            thread::spawn(move || {
+                let off = interrupts.lock().unwrap();
+                let present = entry.load(loom::sync::atomic::Ordering::Acquire);
+                if present {
+                    // SAFETY: interrupts are off and the entry was present in this walk.
+                    let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
+                    folio.page.try_pin(1).expect("the entry holds it");
+                }
+                drop(off);
+                if present {
+                    world.use_alone();
+                    world.store.unpin(Pfn::new(BLOCK[0]), 1);
+                }
+            })
+        };
+        entry.store(false, loom::sync::atomic::Ordering::Release);
+        drop(interrupts.lock().unwrap());
+        assert!(world.store.kill(&world.map));
+        world.put(BLOCK[0]);
+        while !world.map.is_drained() {
+            thread::yield_now();
+        }
+        world.use_alone();
+        world.store.unregister(&world.map).expect("drained");
+        pinner.join().unwrap();
+        world.assert_idle();
+    });
+}
+
+/// covers: R12
+#[test]
+fn killing_against_making() {
+    loom::model(|| {
+        let world = World::new();
+        let maker = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let made = world.store.get_or_create(Pfn::new(BLOCK[0]), PageSize::Size2M, OLD, 1);
+                match made {
+                    Ok(_) => world.put(BLOCK[0]),
+                    Err(error) => assert!(matches!(error, MetaError::Dying | MetaError::NoPageMap)),
+                }
+            })
+        };
+        assert!(world.store.kill(&world.map));
+        let live = world.map.live_folios();
+        let unregistered = world.store.unregister(&world.map);
+        match unregistered {
+            Ok(()) => assert!(world.map.is_drained()),
+            Err(error) => assert_eq!((error, live), (UnregisterError::Busy(1), 1), "the counter has risen"),
+        }
+        maker.join().unwrap();
+        world.assert_idle();
+    });
+}
+
+/// covers: G1
+#[test]
+fn a_walk_against_its_neighbours() {
+    loom::model(|| {
+        let world = World::new();
+        world.get(BLOCK[0], PageSize::Size4K, OLD);
+        let neighbour = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                world.get(BLOCK[1], PageSize::Size2M, NEW);
+                world.put(BLOCK[1]);
+                world.get(BLOCK[0] + 1, PageSize::Size4K, NEW);
+                world.put(BLOCK[0] + 1);
+            })
+        };
+        // SAFETY: this thread holds a reference on the page.
+        let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
+        assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
+        world.put(BLOCK[0]);
+        neighbour.join().unwrap();
+        world.assert_idle();
+    });
+}

@@ -1,0 +1,326 @@
+//! The machine of the loom models: a few table pages, CPUs with a TLB, and an interrupt that is a flag.
+//!
+//! What loom watches: the flag, the entries of the tables (all of them loom's atomics), and two kinds of cells that
+//! stand for memory. Each data page has one that every access through a translation reads and that the next owner
+//! writes; each table page has one that every walk reads (again at the end of the time for which the CPU may use
+//! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model.
+//!
+//! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax` and
+//! before an access.
+#![allow(dead_code, reason = "each model uses its own part")]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use mm::addr::{ENTRIES, Pfn, VirtAddr};
+use mm::entry::Entry;
+use mm::machine::{CpuId, CpuMask, IrqOff, Machine, Point};
+use mm::shootdown::Shootdown;
+use mm::sync::Arc;
+use mm::tlb::TlbState;
+
+/// Table pages that there are; frame numbers from [`FIRST_TABLE`] on.
+const TABLES: usize = 6;
+const FIRST_TABLE: u64 = 0x1000;
+/// Data pages that are watched: frames 0 and 1 of a chunk, and those of the next 2 MiB.
+pub const DATA: [u64; 4] = [0, 1, 512, 513];
+
+loom::thread_local! {
+    static CPU: Cell<CpuId> = Cell::new(0);
+}
+
+/// The address of entry `low` of the page table behind entry `high` of the root (two levels).
+pub const fn va(high: u64, low: u64) -> VirtAddr {
+    VirtAddr::new(high << 21 | low << 12)
+}
+
+struct Table {
+    entries: [AtomicU64; ENTRIES],
+    /// Read by who may walk through the page, written by who frees it.
+    memory: UnsafeCell<()>,
+    live: Mutex<bool>,
+}
+
+/// What belongs to one CPU alone; the lock is not loom's and never contended.
+#[derive(Default)]
+struct Own {
+    irqs_off: bool,
+    root: Option<Pfn>,
+    tlb: BTreeMap<u64, Entry>,
+    /// Table pages that the paging-structure caches lead to.
+    paths: Vec<Pfn>,
+    /// Table pages that were walked since interrupts went off.
+    walked: Vec<Pfn>,
+}
+
+type Handler = Box<dyn Fn(&LoomMachine) + Send + Sync>;
+type Watcher = Box<dyn Fn(CpuId, Point) + Send + Sync>;
+
+/// See the module.
+pub struct LoomMachine {
+    levels: u8,
+    tables: Vec<Table>,
+    data: Vec<UnsafeCell<()>>,
+    pending: Vec<AtomicBool>,
+    own: Vec<Mutex<Own>>,
+    handler: OnceLock<Handler>,
+    watcher: OnceLock<Watcher>,
+}
+
+// SAFETY: the cells are loom's, which ends the model where two threads use one without order between them; all
+// other fields are made for sharing.
+unsafe impl Sync for LoomMachine {}
+// SAFETY: as above.
+unsafe impl Send for LoomMachine {}
+
+impl LoomMachine {
+    /// A machine whose page tables have `levels` levels.
+    pub fn new(cpus: usize, levels: u8) -> Self {
+        let table = |_| Table {
+            entries: std::array::from_fn(|_| AtomicU64::new(0)),
+            memory: UnsafeCell::new(()),
+            live: Mutex::new(false),
+        };
+        Self {
+            levels,
+            tables: (0..TABLES).map(table).collect(),
+            data: DATA.iter().map(|_| UnsafeCell::new(())).collect(),
+            pending: (0..cpus).map(|_| AtomicBool::new(false)).collect(),
+            own: (0..cpus).map(|_| Mutex::default()).collect(),
+            handler: OnceLock::new(),
+            watcher: OnceLock::new(),
+        }
+    }
+
+    /// What the interrupt does. With interrupts off.
+    pub fn set_handler(&self, handler: impl Fn(&LoomMachine) + Send + Sync + 'static) {
+        assert!(self.handler.set(Box::new(handler)).is_ok());
+    }
+
+    /// Called where a protocol reaches one of its [`Point`]s.
+    pub fn set_watcher(&self, watcher: impl Fn(CpuId, Point) + Send + Sync + 'static) {
+        assert!(self.watcher.set(Box::new(watcher)).is_ok());
+    }
+
+    fn own<R>(&self, f: impl FnOnce(&mut Own) -> R) -> R {
+        f(&mut self.own[self.cpu()].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn table(&self, pfn: Pfn) -> &Table {
+        let table = &self.tables[(pfn.as_u64() - FIRST_TABLE) as usize];
+        assert!(*table.live.lock().unwrap(), "a walk through a table page that is not in use");
+        table
+    }
+
+    /// The CPU may have used these table pages until now.
+    fn used(&self, tables: &[Pfn]) {
+        for &table in tables {
+            self.table(table).memory.with(|_| ());
+        }
+    }
+
+    /// Takes the interrupt if there is one and interrupts are on.
+    pub fn poll(&self) {
+        let cpu = self.cpu();
+        if self.own(|own| own.irqs_off) {
+            return;
+        }
+        while self.pending[cpu].swap(false, Ordering::AcqRel) {
+            self.own(|own| own.irqs_off = true);
+            if let Some(handler) = self.handler.get() {
+                handler(self);
+            }
+            self.own(|own| own.irqs_off = false);
+        }
+    }
+
+    /// A load by a user program on this CPU: through the TLB, else by a walk that fills it. Answers the frame.
+    pub fn access(&self, va: VirtAddr) -> Option<Pfn> {
+        self.poll();
+        let pfn = match self.own(|own| own.tlb.get(&va.as_u64()).copied()) {
+            Some(cached) => cached.pfn(),
+            None => self.fill(va)?.pfn(),
+        };
+        self.use_data(pfn);
+        Some(pfn)
+    }
+
+    /// Uses a data page: by a translation, or by a pin.
+    pub fn use_data(&self, pfn: Pfn) {
+        let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
+        self.data[index].with(|_| ());
+    }
+
+    /// The next owner of a data page writes to it.
+    pub fn reuse_data(&self, pfn: Pfn) {
+        let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
+        self.data[index].with_mut(|_| ());
+    }
+
+    /// The walker, with two levels or more and leaves in the lowest.
+    pub fn fill(&self, va: VirtAddr) -> Option<Entry> {
+        let mut table = self.own(|own| own.root)?;
+        for level in (1..=self.levels).rev() {
+            let entry = &self.table(table).entries[va.index(level)];
+            let seen = Entry::from_bits(entry.load(Ordering::Acquire));
+            if seen.is_leaf(level) {
+                self.own(|own| own.tlb.insert(va.as_u64(), seen));
+                return Some(seen);
+            }
+            if !seen.is_table(level) {
+                return None;
+            }
+            table = seen.pfn();
+            self.table(table).memory.with(|_| ());
+            self.own(|own| own.paths.push(table));
+        }
+        None
+    }
+
+    fn forget(&self, all: bool, va: VirtAddr) {
+        let paths = self.own(|own| {
+            if all {
+                own.tlb.clear();
+            } else {
+                own.tlb.remove(&va.as_u64());
+            }
+            std::mem::take(&mut own.paths)
+        });
+        self.used(&paths);
+    }
+}
+
+impl Machine for LoomMachine {
+    fn cpu(&self) -> CpuId {
+        CPU.with(Cell::get)
+    }
+    fn irq_disable(&self) -> bool {
+        self.own(|own| !std::mem::replace(&mut own.irqs_off, true))
+    }
+    fn irq_enable(&self) {
+        let walked = self.own(|own| std::mem::take(&mut own.walked));
+        self.used(&walked);
+        self.own(|own| own.irqs_off = false);
+        self.poll();
+    }
+    fn irqs_on(&self) -> bool {
+        self.own(|own| !own.irqs_off)
+    }
+    fn relax(&self) {
+        assert!(self.irqs_on(), "waits with its interrupts off");
+        self.poll();
+        loom::thread::yield_now();
+    }
+    fn alloc_table(&self) -> Option<Pfn> {
+        let index = self.tables.iter().position(|table| !*table.live.lock().unwrap())?;
+        *self.tables[index].live.lock().unwrap() = true;
+        self.tables[index].memory.with_mut(|_| ());
+        self.tables[index].entries.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+        Some(Pfn::new(FIRST_TABLE + index as u64))
+    }
+    fn free_table(&self, table: Pfn) {
+        self.table(table).memory.with_mut(|_| ());
+        *self.table(table).live.lock().unwrap() = false;
+    }
+    fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
+        self.table(table).memory.with(|_| ());
+        self.own(|own| {
+            if own.irqs_off {
+                own.walked.push(table);
+            }
+        });
+        &self.table(table).entries[index]
+    }
+    fn init_root(&self, _root: Pfn) {}
+    fn levels(&self) -> u8 {
+        self.levels
+    }
+    fn load_root(&self, root: Option<Pfn>) {
+        self.forget(true, VirtAddr::new(0));
+        self.own(|own| own.root = root);
+    }
+    fn flush_page(&self, va: VirtAddr) {
+        self.forget(false, va);
+    }
+    fn flush_all(&self) {
+        self.forget(true, VirtAddr::new(0));
+    }
+    fn flush_global(&self) {
+        self.flush_all();
+    }
+    fn send_shootdown_ipi(&self, cpus: CpuMask) {
+        // A swap, not a store: an interrupt controller does not lose an interrupt that comes while another is taken,
+        // but a store may be ordered before the target's own swap.
+        cpus.iter().for_each(|cpu| _ = self.pending[cpu].swap(true, Ordering::AcqRel));
+    }
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn reached(&self, point: Point) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher(self.cpu(), point);
+        }
+    }
+}
+
+/// Explores every interleaving with at most `preemptions` preemptions.
+pub fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    builder.check(model);
+}
+
+/// The rest of the thread runs on `cpu`.
+pub fn be(cpu: CpuId) {
+    CPU.with(|current| current.set(cpu));
+}
+
+/// A machine and its shootdowns, without address spaces: for the models of the shootdown alone.
+pub struct Bare {
+    /// The machine.
+    pub machine: LoomMachine,
+    /// Its shootdowns.
+    pub shootdown: Shootdown,
+}
+
+impl Bare {
+    /// With `cpus` CPUs, two levels of tables and no interrupt that is lost.
+    pub fn new(cpus: usize) -> Arc<Self> {
+        let bare = Arc::new(Self { machine: LoomMachine::new(cpus, 2), shootdown: Shootdown::new(cpus) });
+        let weak = Arc::downgrade(&bare);
+        bare.machine.set_handler(move |machine| {
+            if let Some(bare) = weak.upgrade() {
+                bare.shootdown.handle_ipi(&IrqOff::new(machine));
+            }
+        });
+        bare
+    }
+
+    /// A space of one page table that maps `(address, data frame)` pairs.
+    pub fn space(&self, id: u64, pages: &[(VirtAddr, u64)]) -> Arc<TlbState> {
+        let root = self.machine.alloc_table().unwrap();
+        let table = self.machine.alloc_table().unwrap();
+        let user = mm::entry::Prot::USER_READ;
+        self.machine.entry(root, 0).store(Entry::table(table, true).bits(), Ordering::Relaxed);
+        for &(va, frame) in pages {
+            let leaf = Entry::leaf(Pfn::new(frame), mm::addr::PageSize::Size4K, user);
+            self.machine.entry(table, va.index(1)).store(leaf.bits(), Ordering::Relaxed);
+        }
+        Arc::new(TlbState::new(id, root))
+    }
+
+    /// Loads a space on this CPU.
+    pub fn load(&self, space: Option<&Arc<TlbState>>) {
+        self.shootdown.switch_to(&IrqOff::new(&self.machine), space);
+    }
+
+    /// The page table of a space of [`Bare::space`].
+    pub fn page_table(&self, space: &TlbState) -> Pfn {
+        Entry::from_bits(self.machine.entry(space.root(), 0).load(Ordering::Relaxed)).pfn()
+    }
+}
+

@@ -1,0 +1,44 @@
+//! One test for each fault of the module's table.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+mod ranges;
+mod structures;
+
+use super::builder::NfitBuilder;
+use super::*;
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+const RAM: [ByteRange; 2] =
+    [ByteRange { base: 0, len_bytes: 2 * GIB }, ByteRange { base: 4 * GIB, len_bytes: 512 * MIB }];
+const LIMITS: Limits<'static> = Limits { phys_bits: 40, ram: &RAM };
+
+fn read(table: &[u8]) -> Nfit {
+    property::check(&[table], LIMITS)
+}
+
+fn keys(nfit: &Nfit) -> Vec<&'static str> {
+    nfit.notices.iter().map(Notice::key).collect()
+}
+
+/// The only notice there is, as its line.
+fn only_line(nfit: &Nfit) -> String {
+    assert_eq!(nfit.notices.len(), 1, "{:?}", nfit.notices);
+    nfit.notices[0].to_string()
+}
+
+fn bases(nfit: &Nfit) -> Vec<u64> {
+    nfit.ranges.iter().map(|range| range.base).collect()
+}
+
+/// A table of a fault between two sound ranges: the fault must cost neither.
+fn around(fault: impl FnOnce(NfitBuilder) -> NfitBuilder) -> Vec<u8> {
+    let before = NfitBuilder::new().persistent(1, 8 * GIB, GIB);
+    fault(before).persistent(2, 16 * GIB, GIB).finish()
+}
+
+fn assert_both_survive(nfit: &Nfit) {
+    assert_eq!(bases(nfit), [8 * GIB, 16 * GIB]);
+}

@@ -1,0 +1,333 @@
+//! What the parser hands out.
+
+use core::fmt;
+
+use arrayvec::ArrayVec;
+use bitflags::bitflags;
+
+use super::notice::Notice;
+
+/// How many persistent ranges are kept; more are each reported and left alone.
+pub const MAX_RANGES: usize = 32;
+/// How many memory devices are kept, over all ranges.
+pub const MAX_DEVICES: usize = 64;
+/// How many notices are kept; later ones are only counted.
+pub const MAX_NOTICES: usize = 48;
+/// Ranges begin and end on a multiple of this many bytes.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Some physical addresses in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteRange {
+    /// First address.
+    pub base: u64,
+    /// How many bytes.
+    pub len_bytes: u64,
+}
+
+impl ByteRange {
+    /// The address after the last byte, or the highest address there is where the sum would wrap.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.base.saturating_add(self.len_bytes)
+    }
+
+    /// Whether the two have a byte in common. An empty range overlaps nothing.
+    #[must_use]
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.len_bytes != 0 && other.len_bytes != 0 && self.base < other.end() && other.base < self.end()
+    }
+
+    /// The whole pages inside the range; `None` if there is none.
+    #[must_use]
+    pub fn trimmed_to_pages(&self) -> Option<Self> {
+        let base = self.base.checked_next_multiple_of(PAGE_BYTES)?;
+        let end = self.end() & !(PAGE_BYTES - 1);
+        (base < end).then(|| Self { base, len_bytes: end - base })
+    }
+}
+
+impl fmt::Display for ByteRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} + {:#x} bytes", self.base, self.len_bytes)
+    }
+}
+
+/// What the parser holds the table's ranges against.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    /// Width of a physical address, from CPUID leaf 0x8000_0008. Values above 52 count as 52.
+    pub phys_bits: u8,
+    /// What the firmware's memory map calls usable or reserved RAM, in any order.
+    pub ram: &'a [ByteRange],
+}
+
+impl Limits<'_> {
+    /// The first address that the CPU cannot reach.
+    #[must_use]
+    pub fn phys_end(&self) -> u64 {
+        1 << self.phys_bits.min(52)
+    }
+}
+
+bitflags! {
+    /// How a range may be mapped (UEFI 2.10 §7.2.3), from the SPA range structure.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct MemoryAttributes: u64 {
+        /// Uncached.
+        const UC = 0x1;
+        /// Write combining.
+        const WC = 0x2;
+        /// Write through.
+        const WT = 0x4;
+        /// Write back: the only one under which the caches and the write-back instructions work as DAX needs.
+        const WB = 0x8;
+        /// Uncached, exported.
+        const UCE = 0x10;
+        /// Write protected.
+        const WP = 0x1000;
+        /// Read protected.
+        const RP = 0x2000;
+        /// Execute protected.
+        const XP = 0x4000;
+        /// Non-volatile.
+        const NV = 0x8000;
+        /// More reliable than other memory.
+        const MORE_RELIABLE = 0x10000;
+        /// Read only.
+        const RO = 0x20000;
+        const _ = !0;
+    }
+
+    /// State of a memory device at boot (ACPI 6.5, table 5.132).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct DeviceFlags: u16 {
+        /// The last save to the device's medium failed: data was lost.
+        const SAVE_FAILED = 1 << 0;
+        /// The last restore from the device's medium failed: data was lost.
+        const RESTORE_FAILED = 1 << 1;
+        /// The platform's flush at the last power loss failed: data was lost.
+        const FLUSH_FAILED = 1 << 2;
+        /// The device is not armed: what is written now may not survive a power loss.
+        const NOT_ARMED = 1 << 3;
+        /// The device has reported a health event.
+        const HEALTH_EVENT = 1 << 4;
+        /// The device will report health events.
+        const HEALTH_ENABLED = 1 << 5;
+        /// The firmware did not map the device into the range.
+        const MAP_FAILED = 1 << 6;
+        const _ = !0;
+    }
+
+    /// What the platform does when the power fails (ACPI 6.5, table 5.139). All clear if the table does not say.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct PlatformCapabilities: u32 {
+        /// The CPU's caches are flushed to the devices on power loss.
+        const CACHE_FLUSH = 1 << 0;
+        /// The memory controller's queues are flushed to the devices on power loss.
+        const MEMORY_FLUSH = 1 << 1;
+        /// Byte-addressable ranges can be mirrored.
+        const MIRRORING = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// What an SPA range is for (ACPI 6.5, table 5.131).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeKind {
+    /// Byte-addressable persistent memory: what the pmem driver attaches.
+    Persistent,
+    /// Volatile memory.
+    Volatile,
+    /// Registers of an NVDIMM.
+    ControlRegion,
+    /// Data windows of an NVDIMM that is read in blocks.
+    BlockWindow,
+    /// A disk image of the firmware's in volatile memory.
+    VolatileDisk,
+    /// A compact disc image of the firmware's in volatile memory.
+    VolatileCd,
+    /// A disk image of the firmware's in persistent memory.
+    PersistentDisk,
+    /// A compact disc image of the firmware's in persistent memory.
+    PersistentCd,
+}
+
+impl RangeKind {
+    /// The kinds, each with its GUID as it lies in memory: the first three groups little-endian.
+    pub(super) const GUIDS: [(Self, [u8; 16]); 8] = [
+        (Self::Persistent, guid(0x66f0d379, 0xb4f3, 0x4074, 0xac43_0d3318b78cdb)),
+        (Self::Volatile, guid(0x7305944f, 0xfdda, 0x44e3, 0xb16c_3f22d252e5d0)),
+        (Self::ControlRegion, guid(0x92f701f6, 0x13b4, 0x405d, 0x910b_299367e8234c)),
+        (Self::BlockWindow, guid(0x91af0530, 0x5d86, 0x470e, 0xa6b0_0a2db9408249)),
+        (Self::VolatileDisk, guid(0x77ab535a, 0x45fc, 0x624b, 0x5560_f7b281d1f96e)),
+        (Self::VolatileCd, guid(0x3d5abd30, 0x4175, 0x87ce, 0x6d64_d2ade523c4bb)),
+        (Self::PersistentDisk, guid(0x5cea02c9, 0x4d07, 0x69d3, 0x269f_4496fbe096f9)),
+        (Self::PersistentCd, guid(0x08018188, 0x42cd, 0xbb48, 0x100f_5387d53ded3d)),
+    ];
+
+    /// The kind that a GUID stands for; `None` for one that we do not know.
+    #[must_use]
+    pub fn from_guid(bytes: &[u8; 16]) -> Option<Self> {
+        Self::GUIDS.iter().find(|(_, guid)| guid == bytes).map(|(kind, _)| *kind)
+    }
+
+    /// Whether the firmware keeps an image of its own in the range, which is to be left alone.
+    #[must_use]
+    pub const fn is_firmware_image(self) -> bool {
+        matches!(self, Self::PersistentDisk | Self::PersistentCd)
+    }
+}
+
+impl fmt::Display for RangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Persistent => "persistent memory",
+            Self::Volatile => "volatile memory",
+            Self::ControlRegion => "an NVDIMM control region",
+            Self::BlockWindow => "an NVDIMM block data window",
+            Self::VolatileDisk => "a volatile virtual disk",
+            Self::VolatileCd => "a volatile virtual CD",
+            Self::PersistentDisk => "a persistent virtual disk",
+            Self::PersistentCd => "a persistent virtual CD",
+        })
+    }
+}
+
+/// Puts a GUID into its byte order in memory: three little-endian groups, then two big-endian ones.
+const fn guid(a: u32, b: u16, c: u16, d: u64) -> [u8; 16] {
+    let (a, b, c, d) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes(), d.to_be_bytes());
+    [a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]]
+}
+
+/// A GUID that is printed in its usual form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guid(pub [u8; 16]);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let g = &self.0;
+        write!(
+            f,
+            "{:08x}-{:04x}-{:04x}-{:04x}-",
+            u32::from_le_bytes([g[0], g[1], g[2], g[3]]),
+            u16::from_le_bytes([g[4], g[5]]),
+            u16::from_le_bytes([g[6], g[7]]),
+            u16::from_be_bytes([g[8], g[9]]),
+        )?;
+        g[10..].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A device's place in the machine: node, socket, controller, channel, slot (ACPI 6.5 §9.20.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceHandle(pub u32);
+
+impl fmt::Display for DeviceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A persistent range that may be attached: whole pages, which the CPU can reach, clear of RAM and of its like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PersistentRange {
+    /// First address, a multiple of [`PAGE_BYTES`].
+    pub base: u64,
+    /// Length in bytes, a multiple of [`PAGE_BYTES`] and not zero.
+    pub len_bytes: u64,
+    /// The table's own name for the range.
+    pub range_index: u16,
+    /// NUMA node, where the table gives one.
+    pub proximity_domain: Option<u32>,
+    /// How the range may be mapped.
+    pub attributes: MemoryAttributes,
+    /// Which of the tables it came from.
+    pub(super) table: u8,
+}
+
+impl PersistentRange {
+    /// The addresses that the range covers.
+    #[must_use]
+    pub const fn bytes(&self) -> ByteRange {
+        ByteRange { base: self.base, len_bytes: self.len_bytes }
+    }
+}
+
+/// The part of one memory device that lies behind a persistent range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryDevice {
+    /// The device's place in the machine.
+    pub handle: DeviceHandle,
+    /// SMBIOS type 17 handle.
+    pub physical_id: u16,
+    /// The range that it lies behind, see [`PersistentRange::range_index`].
+    pub range_index: u16,
+    /// How much of the device is in the range, in bytes.
+    pub region_len_bytes: u64,
+    /// Where this part begins, counted from the range's base, in bytes.
+    pub region_offset_bytes: u64,
+    /// How many devices share the range line by line; 0 and 1 mean that none do.
+    pub interleave_ways: u16,
+    /// State at boot.
+    pub flags: DeviceFlags,
+    /// Serial number, where a control region gives one.
+    pub serial_number: Option<u32>,
+    /// The control region that describes the device; zero for none.
+    pub(super) control_index: u16,
+    /// Which of the tables it came from.
+    pub(super) table: u8,
+}
+
+impl MemoryDevice {
+    /// Whether the device lies behind the range. None is known to lie behind a range of index zero.
+    #[must_use]
+    pub fn is_behind(&self, range: &PersistentRange) -> bool {
+        self.range_index != 0 && (self.table, self.range_index) == (range.table, range.range_index)
+    }
+}
+
+/// How many structures there were of the kinds that only concern devices we do not drive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OtherStructures {
+    /// Interleave structures.
+    pub interleaves: u32,
+    /// SMBIOS structures.
+    pub smbios: u32,
+    /// Control regions.
+    pub control_regions: u32,
+    /// Block data windows.
+    pub block_windows: u32,
+    /// Flush hint structures.
+    pub flush_hints: u32,
+}
+
+/// What the tables say, and what is wrong with them.
+#[derive(Clone, Debug, Default)]
+pub struct Nfit {
+    /// The ranges that may be attached, in the table's order.
+    pub ranges: ArrayVec<PersistentRange, MAX_RANGES>,
+    /// The devices behind those ranges.
+    pub devices: ArrayVec<MemoryDevice, MAX_DEVICES>,
+    /// What the platform does when the power fails.
+    pub platform: PlatformCapabilities,
+    /// How many other structures there were.
+    pub others: OtherStructures,
+    /// What was found wrong or strange, in the order in which it was found.
+    pub notices: ArrayVec<Notice, MAX_NOTICES>,
+    /// How many notices there was no room for.
+    pub notices_dropped: u32,
+}
+
+impl Nfit {
+    /// The memory devices behind a range.
+    pub fn devices_of<'a>(&'a self, range: &'a PersistentRange) -> impl Iterator<Item = &'a MemoryDevice> {
+        self.devices.iter().filter(|device| device.is_behind(range))
+    }
+
+    /// Whether each device behind the range is armed, so that what is written survives a power loss.
+    #[must_use]
+    pub fn is_armed(&self, range: &PersistentRange) -> bool {
+        !self.devices_of(range).any(|device| device.flags.contains(DeviceFlags::NOT_ARMED))
+    }
+}

@@ -1,0 +1,344 @@
+//! The pmem driver: from a range of persistent memory to an attached device.
+//!
+//! # Protocol
+//! Attaching is a row of steps. Each makes one thing, which undoes itself when it is dropped, and they are dropped
+//! in the opposite order; so wherever the row ends early, nothing is left over.
+//!
+//! | step | makes | undone by |
+//! |---|---|---|
+//! | check | nothing: refuses a bad name, a bad range, what is not supported | |
+//! | claim | a [`Claim`] on the frames: nobody else uses them | giving it back |
+//! | map | a [`DirectMapping`]: the kernel can read and write them | unmapping, with a shootdown |
+//! | page map | a [`RegisteredMap`]: their pages can have metadata | killing and forgetting it |
+//! | queue | a [`Queue`]: sectors can be read and written | refusing and waiting |
+//! | bad blocks | nothing of its own: the list that the caller knows is read | |
+//! | alloc_dax | a live DAX device, or none where the CPU cannot have one | killing it |
+//! | announce | an [`Announced`] name: others can find the device | taking the name back |
+//!
+//! What can refuse cheaply comes before what is expensive to make. The DAX device belongs to the pmem device before
+//! anybody can find it, so that an error in the last step finds the real object and unwinds it.
+//!
+//! Removal ([`PmemDevice::remove`]) takes a device apart and drops the parts one by one, each after what has to be
+//! done before it: stop requests, kill the DAX device, take the mappings away, shoot down, wait for pins. The order
+//! of the fields of [`Parts`] is the order in which they may go.
+//!
+//! Linux: `drivers/nvdimm/pmem.c`, `pmem_attach_disk`.
+
+pub mod badblocks;
+pub mod block;
+mod guards;
+pub mod memory;
+pub mod removal;
+#[cfg(test)]
+mod tests;
+
+pub use guards::{Announced, DirectMapping, Names, Queue, RegisteredMap};
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use dax::device::{DataCache, DaxDevice, DaxError, Live, alloc_dax, check_supported};
+use mm::addr::{Pfn, PfnRange};
+use mm::machine::Machine;
+use mm::meta::RegisterError;
+use mm::pagemap::{DevPagemap, MemoryKind, PagemapError};
+use mm::sync::Arc;
+use mm::world::Mm;
+
+use self::badblocks::SectorRun;
+use self::block::{BlockDevice, BlockError};
+use self::memory::{MapFailed, PmemHost};
+use crate::claim::{Claim, Claims, Taken};
+
+/// Longest name of a device, in bytes.
+pub const MAX_NAME_BYTES: usize = 32;
+
+/// The steps of attaching, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Refuse what can be refused cheaply.
+    Check,
+    /// Claim the frames.
+    Claim,
+    /// Map them for the kernel.
+    Map,
+    /// Register the page map.
+    PageMap,
+    /// Set up the block path.
+    Queue,
+    /// Take in the list of bad blocks.
+    BadBlocks,
+    /// Make the DAX device.
+    AllocDax,
+    /// Let others find the device.
+    Announce,
+}
+
+impl Step {
+    /// All steps, in their order.
+    pub const ALL: [Self; 8] = [
+        Self::Check,
+        Self::Claim,
+        Self::Map,
+        Self::PageMap,
+        Self::Queue,
+        Self::BadBlocks,
+        Self::AllocDax,
+        Self::Announce,
+    ];
+
+    /// The word for machine-readable lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Claim => "claim",
+            Self::Map => "map",
+            Self::PageMap => "page_map",
+            Self::Queue => "queue",
+            Self::BadBlocks => "bad_blocks",
+            Self::AllocDax => "alloc_dax",
+            Self::Announce => "announce",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a step of attaching failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// The name is empty, too long, or not of lower-case letters, digits, `-`, `_` and `.`.
+    BadName,
+    /// A device of this name is attached.
+    NameTaken,
+    /// The frames are in use.
+    Taken(Taken),
+    /// The kernel could not map the frames.
+    Map(MapFailed),
+    /// The device has no range, or two that share a frame.
+    Pagemap(PagemapError),
+    /// The store of page metadata refused the page map.
+    Register(RegisterError),
+    /// A bad block is not on the device.
+    BadBlock(BlockError),
+    /// There is no DAX device, for a reason other than the CPU's cache.
+    Dax(DaxError),
+    /// A fault was injected.
+    Injected(Step),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadName => write!(f, "a name is 1 to {MAX_NAME_BYTES} lower-case letters, digits, '-', '_' and '.'"),
+            Self::NameTaken => f.write_str("a device of this name is attached already"),
+            Self::Taken(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+            Self::Pagemap(error) => error.fmt(f),
+            Self::Register(error) => error.fmt(f),
+            Self::BadBlock(error) => write!(f, "list of bad blocks: {error}"),
+            Self::Dax(error) => error.fmt(f),
+            Self::Injected(step) => write!(f, "step {step} was made to fail"),
+        }
+    }
+}
+
+impl core::error::Error for AttachError {}
+
+macro_rules! from_error {
+    ($($error:ty => $variant:ident,)*) => {
+        $(impl From<$error> for AttachError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from_error! {
+    Taken => Taken,
+    MapFailed => Map,
+    PagemapError => Pagemap,
+    RegisterError => Register,
+    BlockError => BadBlock,
+    DaxError => Dax,
+}
+
+/// What is to be attached.
+#[derive(Clone, Copy, Debug)]
+pub struct Config<'a> {
+    /// The device's name.
+    pub name: &'a str,
+    /// Its frames, in any order, disjoint. Sectors and offsets run through them from the lowest frame up.
+    pub ranges: &'a [PfnRange],
+    /// What the memory is used for.
+    pub kind: MemoryKind,
+    /// Sectors that are known to be lost.
+    pub bad_blocks: &'a [SectorRun],
+}
+
+/// Called before each step; `Err` makes the step fail. So the kernel reports the steps, and injects faults.
+pub type Supervisor<'a> = &'a mut dyn FnMut(Step) -> Result<(), Injected>;
+
+/// A step is to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Injected;
+
+/// The driver: what all its devices share.
+pub struct PmemDriver<M: Machine> {
+    mm: Arc<Mm<M>>,
+    host: Arc<dyn PmemHost>,
+    claims: Arc<Claims>,
+    names: Arc<Names>,
+    cache: DataCache,
+}
+
+impl<M: Machine> PmemDriver<M> {
+    /// A driver that maps through `host`, on a CPU whose data cache is as `cache` says.
+    pub fn new(mm: &Arc<Mm<M>>, host: Arc<dyn PmemHost>, cache: DataCache) -> Self {
+        let claims = Claims::new(&mm.ledger);
+        Self { mm: Arc::clone(mm), host, claims, names: Arc::default(), cache }
+    }
+
+    /// Who has claimed which frames.
+    pub fn claims(&self) -> &Arc<Claims> {
+        &self.claims
+    }
+
+    /// Attaches a device. Work does not grow with its size, but for the kernel's mapping of it.
+    ///
+    /// # Errors
+    /// The step that failed and why; everything that the steps before it made has been undone.
+    pub fn attach(
+        &self,
+        config: &Config<'_>,
+        supervisor: Supervisor<'_>,
+    ) -> Result<PmemDevice<M>, (Step, AttachError)> {
+        let mut step = Step::Check;
+        self.steps(config, supervisor, &mut step).map_err(|error| (step, error))
+    }
+
+    /// The steps. Each local variable undoes itself, the last one first, if a later step fails.
+    fn steps(
+        &self,
+        config: &Config<'_>,
+        supervisor: Supervisor<'_>,
+        at: &mut Step,
+    ) -> Result<PmemDevice<M>, AttachError> {
+        let mut begin = |step| {
+            *at = step;
+            supervisor(step).map_err(|Injected| AttachError::Injected(step))
+        };
+        begin(Step::Check)?;
+        let (map, with_dax) = self.check(config)?;
+        begin(Step::Claim)?;
+        let claims: Vec<_> = claim_all(&self.claims, config)?;
+        begin(Step::Map)?;
+        let ranges = map.ranges().iter();
+        let mappings: Vec<_> = ranges.map(|range| DirectMapping::new(&self.host, *range)).collect::<Result<_, _>>()?;
+        begin(Step::PageMap)?;
+        let registered = RegisteredMap::new(&self.mm, Arc::clone(&map))?;
+        begin(Step::Queue)?;
+        let memory = mappings.iter().map(|mapping| (mapping.range(), Arc::clone(mapping.memory())));
+        let queue = Queue::new(BlockDevice::new(&self.mm, &map, memory));
+        begin(Step::BadBlocks)?;
+        config.bad_blocks.iter().try_for_each(|run| queue.device().add_bad(*run))?;
+        begin(Step::AllocDax)?;
+        let dax = if with_dax { Some(alloc_dax(config.name, &map, self.cache, &self.mm.ledger)?) } else { None };
+        begin(Step::Announce)?;
+        let announced = self.names.take(config.name).ok_or(AttachError::NameTaken)?;
+        let parts = Parts { announced, queue, dax, pagemap: registered, mappings, claims };
+        Ok(PmemDevice { parts })
+    }
+
+    /// Refuses what can be refused before anything is made, and says whether there will be a DAX device.
+    fn check(&self, config: &Config<'_>) -> Result<(Arc<DevPagemap>, bool), AttachError> {
+        let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
+        if !(1..=MAX_NAME_BYTES).contains(&config.name.len()) || !config.name.bytes().all(allowed) {
+            return Err(AttachError::BadName);
+        }
+        if self.names.is_taken(config.name) {
+            return Err(AttachError::NameTaken);
+        }
+        let with_dax = match check_supported(config.kind, self.cache) {
+            Ok(()) => true,
+            // The block path does not need it.
+            Err(DaxError::NotSupported) => false,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((DevPagemap::new(config.kind, config.ranges.iter().copied())?, with_dax))
+    }
+}
+
+fn claim_all(claims: &Arc<Claims>, config: &Config<'_>) -> Result<Vec<Claim>, Taken> {
+    config.ranges.iter().map(|range| claims.claim(*range, config.name)).collect()
+}
+
+/// The parts of a device, in the order in which they may go. Dropping all of them at once is right for a device
+/// that nobody uses.
+pub struct Parts<M: Machine> {
+    /// Its name.
+    pub announced: Announced,
+    /// Its block path. Stops when dropped.
+    pub queue: Queue<M>,
+    /// Its DAX device, if it has one. Dies when dropped.
+    pub dax: Option<Live>,
+    /// Its page map. No page may be in use when it is dropped.
+    pub pagemap: RegisteredMap<M>,
+    /// The kernel's mapping of it, range by range.
+    pub mappings: Vec<DirectMapping>,
+    /// Its frames.
+    pub claims: Vec<Claim>,
+}
+
+/// An attached device. Dropping it detaches it, which is allowed while nobody has a page of it in use.
+#[must_use = "the device is detached when this is dropped"]
+pub struct PmemDevice<M: Machine> {
+    parts: Parts<M>,
+}
+
+impl<M: Machine> fmt::Debug for PmemDevice<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PmemDevice").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+impl<M: Machine> PmemDevice<M> {
+    /// The name.
+    pub fn name(&self) -> &str {
+        self.parts.announced.name()
+    }
+    /// The block path, which works with and without DAX.
+    pub fn block(&self) -> &Arc<BlockDevice<M>> {
+        self.parts.queue.device()
+    }
+    /// The DAX device; `None` where the CPU cannot have one for this kind of memory.
+    pub fn dax(&self) -> Option<&Arc<DaxDevice>> {
+        self.parts.dax.as_ref().map(Live::device)
+    }
+    /// The page map.
+    pub fn pagemap(&self) -> &Arc<DevPagemap> {
+        self.parts.pagemap.map()
+    }
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.block().nr_sectors() * block::SECTOR_BYTES
+    }
+    /// Takes the device apart, for its removal.
+    pub fn into_parts(self) -> Parts<M> {
+        self.parts
+    }
+}
+
+/// The frames of a range that the NFIT reports, whose ends are multiples of the page size.
+///
+/// `None` for a range that is empty or goes beyond 52 bits, which the parser never hands out.
+#[must_use]
+pub fn frames_of(range: &crate::nfit::PersistentRange) -> Option<PfnRange> {
+    let page = crate::nfit::PAGE_BYTES;
+    PfnRange::new(Pfn::new(range.base / page), range.len_bytes / page)
+}

@@ -1,0 +1,348 @@
+//! The load of the demonstration: tasks on every CPU that map, read, write, pin and unpin a device, and tasks that have
+//! nothing to do with it.
+//!
+//! Every page that a task uses carries a stamp at its beginning: a number that follows from the page's offset in the
+//! device. A wrong translation betrays itself by a wrong stamp, whether the page is read through a mapping or, while it
+//! is pinned, through the kernel's direct map.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dax::devdax::OpenOptions;
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use mm::entry::Prot;
+use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
+use mm::machine::CpuId;
+use mm::space::{Access, MapError, VmOps};
+
+use crate::machine::{KernelMachine, Space, mm};
+use crate::task::{Exit, Signal, Task};
+use crate::{devices, layout, percpu, sched, user};
+
+/// Where every task maps the device.
+const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
+/// Where the mapping task maps and unmaps its second window.
+const WINDOW: VirtAddr = VirtAddr::new(0x80_0000_0000);
+/// Bytes of the device that each CPU's tasks share: half of it stamped 4 KiB pages, half 2 MiB pages.
+pub const SHARE: u64 = 8 << 20;
+const HALF: u64 = SHARE / 2;
+/// Most pages pinned at a time.
+const BATCH: u64 = 16;
+
+/// What the tasks count while they run.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Pages pinned and given back.
+    pub pins: AtomicU64,
+    /// Words read and written through mappings.
+    pub accesses: AtomicU64,
+    /// Mappings made and taken away.
+    pub maps: AtomicU64,
+    /// Turns of the tasks that have nothing to do with the device.
+    pub bystanders: AtomicU64,
+    /// Stamps that were wrong. Must stay 0.
+    pub wrong_stamps: AtomicU64,
+    /// Tasks that have gone around at least once.
+    warm: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// The load, running.
+pub struct Load {
+    /// Tasks that use the device which is to go.
+    pub users: Vec<Arc<Task>>,
+    /// Tasks that do not.
+    pub bystanders: Vec<Arc<Task>>,
+    /// What they count.
+    pub counters: Arc<Counters>,
+}
+
+/// What the page at `offset_pages` of device `at` carries.
+fn stamp(at: usize, offset_pages: u64) -> u64 {
+    0x5ca1_ab1e_0000_0000 ^ ((at as u64) << 40) ^ offset_pages.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Pseudo-random numbers (xorshift), the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// One task's view of its part of a device.
+struct Worker {
+    at: usize,
+    cpu: CpuId,
+    space: Arc<Space>,
+    ops: Arc<dyn VmOps<KernelMachine>>,
+    /// First page of its part of the device.
+    first_page: u64,
+    nr_pages: u64,
+    counters: Arc<Counters>,
+    random: Random,
+}
+
+impl Worker {
+    /// A worker with an address space of its own in which `len` bytes of device `at` from `offset` on are mapped with
+    /// leaves of `size`.
+    fn new(
+        name: &str,
+        at: usize,
+        cpu: CpuId,
+        (offset, len, size): (u64, u64, PageSize),
+        counters: &Arc<Counters>,
+    ) -> Result<Self, String> {
+        let fail = |what: &str, error: &dyn core::fmt::Display| format!("{name}: {what}: {error}");
+        let file = devices::file(at).map_err(|error| fail("no device", &error))?;
+        let file = file.open(OpenOptions::exactly(size)).map_err(|error| fail("open", &error))?;
+        let ops: Arc<dyn VmOps<KernelMachine>> = file;
+        let space = Space::new(mm(), name).map_err(|error| fail("address space", &error))?;
+        let first_page = offset >> PAGE_SHIFT;
+        space.map(BASE, len, Prot::USER_WRITE, &ops, first_page).map_err(|error| fail("map", &error))?;
+        let random = Random(0x1234_5678_9abc_def1 ^ ((cpu as u64) << 32) ^ first_page);
+        let nr_pages = len >> PAGE_SHIFT;
+        Ok(Self { at, cpu, space, ops, first_page, nr_pages, counters: Arc::clone(counters), random })
+    }
+
+    fn start(self, name: &str, work: fn(Self) -> Exit) -> Arc<Task> {
+        let space = Arc::clone(&self.space);
+        sched::spawn(name, self.cpu, Some(space), move || work(self))
+    }
+
+    fn address(&self, page: u64) -> VirtAddr {
+        VirtAddr::new(BASE.as_u64() + (page << PAGE_SHIFT))
+    }
+
+    fn check(&self, page: u64, found: u64) {
+        if found != stamp(self.at, self.first_page + page) {
+            self.counters.wrong_stamps.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Stamps every page of its part.
+    fn stamp_all(&self) -> Result<(), Signal> {
+        (0..self.nr_pages).try_for_each(|page| {
+            user::write_u64(self.address(page), stamp(self.at, self.first_page + page))
+        })
+    }
+
+    fn is_warm(&self) {
+        self.counters.warm.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The answer of gup to a task: what Linux would deliver as a signal ends the task.
+fn signal_of(error: GupError) -> Signal {
+    match error {
+        GupError::SigBus(addr, cause) => Signal::SigBus { addr, len_bytes: PAGE_SIZE, cause },
+        GupError::OutOfMemory => Signal::OutOfMemory,
+        GupError::NotMapped(addr) | GupError::AccessDenied(addr) | GupError::NotPresent(addr) => {
+            Signal::SigSegv { addr }
+        }
+        _ => Signal::SigSegv { addr: BASE },
+    }
+}
+
+/// The first eight bytes of a pinned frame, read through the direct map, as a device would read them.
+fn read_pinned(pfn: Pfn) -> u64 {
+    let pointer: *const u64 = layout::direct_ptr(pfn.addr());
+    // SAFETY: the frame is pinned, and a removal unmaps the direct map only when no pin is left. It is aligned, and
+    // device memory belongs to no Rust object; others may store meanwhile, hence volatile.
+    unsafe { pointer.read_volatile() }
+}
+
+/// Pins runs of 4 KiB pages by gup-fast, looks at them as a device would, and gives them back.
+fn pin_work(mut worker: Worker) -> Exit {
+    worker.stamp_all()?;
+    let mut turns = 0_u64;
+    loop {
+        user::check_signal()?;
+        let nr = 1 + worker.random.below(BATCH);
+        let page = worker.random.below(worker.nr_pages - nr);
+        let mut frames = [Pfn::new(0); BATCH as usize];
+        let mut sink = PageArray::new(&mut frames);
+        let start = worker.address(page);
+        let got = pin_user_pages_fast(&worker.space, start, nr, GupFlags::WRITE, &mut sink).map_err(signal_of)?;
+        for (&pfn, page) in sink.as_slice().iter().zip(page..) {
+            worker.check(page, read_pinned(pfn));
+            unpin(mm(), pfn, 1);
+        }
+        worker.counters.pins.fetch_add(got, Ordering::Relaxed);
+        turns += 1;
+        if turns == 64 {
+            worker.is_warm();
+        }
+    }
+}
+
+/// Reads stamps and writes words through 2 MiB or 1 GiB leaves.
+fn read_write_work(mut worker: Worker) -> Exit {
+    let stamped = worker.nr_pages.min(HALF >> PAGE_SHIFT);
+    for page in 0..stamped {
+        user::write_u64(worker.address(page), stamp(worker.at, worker.first_page + page))?;
+    }
+    let mut turns = 0_u64;
+    loop {
+        let page = worker.random.below(stamped);
+        worker.check(page, user::read_u64(worker.address(page))?);
+        // A word of its own in each page, so that CPUs do not overwrite each other's.
+        let word = VirtAddr::new(worker.address(page).as_u64() + 8 + 8 * worker.cpu as u64);
+        user::write_u64(word, turns)?;
+        if user::read_u64(word)? != turns {
+            worker.counters.wrong_stamps.fetch_add(1, Ordering::Relaxed);
+        }
+        worker.counters.accesses.fetch_add(3, Ordering::Relaxed);
+        turns += 1;
+        if turns == 64 {
+            worker.is_warm();
+        }
+    }
+}
+
+/// Maps and unmaps a second window on its pages, over and over.
+fn map_work(mut worker: Worker) -> Exit {
+    let mut turns = 0_u64;
+    loop {
+        let nr = 1 + worker.random.below(BATCH);
+        let page = worker.random.below(worker.nr_pages - nr);
+        let len = nr << PAGE_SHIFT;
+        match worker.space.map(WINDOW, len, Prot::USER_WRITE, &worker.ops, worker.first_page + page) {
+            Ok(()) => {
+                let seen = user::read_u64(WINDOW);
+                let unmapped = worker.space.unmap(WINDOW, len);
+                assert!(unmapped.is_ok(), "what was mapped can be unmapped: {unmapped:?}");
+                // The pin task of this CPU stamps these pages; until it has, they are zero or from an earlier boot.
+                seen?;
+                worker.counters.maps.fetch_add(1, Ordering::Relaxed);
+            }
+            // The device is going: what is mapped already says how this task ends.
+            Err(MapError::Refused(_)) => {}
+            Err(error) => panic!("task on CPU {}: map: {error}", worker.cpu),
+        }
+        user::read_u64(worker.address(page))?;
+        turns += 1;
+        if turns == 16 {
+            worker.is_warm();
+        }
+    }
+}
+
+/// Has nothing to do with the device that goes; with a second NVDIMM it uses that one.
+fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
+    if let Some(worker) = &worker {
+        worker.stamp_all()?;
+    }
+    let mut turns = 0_u64;
+    while !counters.stop.load(Ordering::Acquire) {
+        if let Some(worker) = &worker {
+            let page = turns % worker.nr_pages;
+            worker.check(page, user::read_u64(worker.address(page))?);
+        }
+        counters.bystanders.fetch_add(1, Ordering::Relaxed);
+        turns += 1;
+        if turns == 64 {
+            counters.warm.fetch_add(1, Ordering::Relaxed);
+        }
+        sched::yield_now();
+    }
+    Ok(())
+}
+
+/// The whole GiB of a device that a task maps with one leaf: the last one that fits. Offset in bytes.
+fn whole_gib(size_bytes: u64) -> Option<u64> {
+    const GIB: u64 = 1 << 30;
+    (size_bytes / GIB).checked_sub(1).map(|gib| gib * GIB)
+}
+
+impl Load {
+    /// Starts tasks on every CPU. They use device 0; the bystanders use device 1 where there is one.
+    ///
+    /// # Errors
+    /// One clear line; tasks that were started go on, and `stop` ends the bystanders.
+    pub fn start() -> Result<Self, String> {
+        let counters = Arc::new(Counters::default());
+        let size = devices::file(0).map_err(|error| format!("{error}"))?.size_bytes();
+        let nr_cpus = percpu::online().len() as u64;
+        if size < nr_cpus * SHARE {
+            return Err(format!("the device has {size} bytes; {nr_cpus} CPUs need {} each", SHARE));
+        }
+        let mut load = Self { users: Vec::new(), bystanders: Vec::new(), counters };
+        // The largest leaf first: the size of a folio is that of the first leaf that maps it.
+        if let Some(offset) = whole_gib(size).filter(|_| crate::paging::has_gib_leaves()) {
+            load.huge(offset)?;
+        }
+        for cpu in percpu::online().iter() {
+            load.start_on(cpu)?;
+        }
+        Ok(load)
+    }
+
+    fn huge(&mut self, offset: u64) -> Result<(), String> {
+        let name = "gib-0";
+        let worker = Worker::new(name, 0, 0, (offset, 1 << 30, PageSize::Size1G), &self.counters)?;
+        worker.space.populate(BASE, PAGE_SIZE, Access::Write).map_err(|error| format!("{name}: {error}"))?;
+        self.users.push(worker.start(name, read_write_work));
+        Ok(())
+    }
+
+    fn start_on(&mut self, cpu: CpuId) -> Result<(), String> {
+        let counters = &self.counters;
+        let small = (cpu as u64 * SHARE, HALF, PageSize::Size4K);
+        let large = (cpu as u64 * SHARE + HALF, HALF, PageSize::Size2M);
+        let kinds: [(&str, _, fn(Worker) -> Exit); 3] =
+            [("pin", small, pin_work), ("rw", large, read_write_work), ("map", small, map_work)];
+        for (kind, part, work) in kinds {
+            let name = format!("{kind}-{cpu}");
+            self.users.push(Worker::new(&name, 0, cpu, part, counters)?.start(&name, work));
+        }
+        let name = format!("bystander-{cpu}");
+        let worker = match devices::slots().len() {
+            0 | 1 => None,
+            _ => Some(Worker::new(&name, 1, cpu, small, counters)?),
+        };
+        let space = worker.as_ref().map(|worker| Arc::clone(&worker.space));
+        let counters = Arc::clone(counters);
+        self.bystanders.push(sched::spawn(&name, cpu, space, move || bystander_work(&counters, worker)));
+        Ok(())
+    }
+
+    /// Waits until every task has gone around often enough to be under way.
+    pub fn warm_up(&self) {
+        let all = (self.users.len() + self.bystanders.len()) as u64;
+        wait_until(|| self.counters.warm.load(Ordering::Relaxed) >= all);
+    }
+
+    /// Waits until the bystanders have gone around `turns` times more, together.
+    pub fn wait_for_bystanders(&self, turns: u64) {
+        let goal = self.counters.bystanders.load(Ordering::Relaxed) + turns;
+        wait_until(|| self.counters.bystanders.load(Ordering::Relaxed) >= goal);
+    }
+
+    /// Waits for the end of every user of the device; answers how many ended by SIGBUS because it has gone.
+    pub fn join_users(&self) -> usize {
+        let by_sigbus = |task: &&Arc<Task>| matches!(sched::join(task), Err(Signal::SigBus { .. }));
+        self.users.iter().filter(by_sigbus).count()
+    }
+
+    /// Ends the bystanders; answers how many ended with their work done.
+    pub fn stop(&self) -> usize {
+        // Release; pairs with the Acquire in `bystander_work`.
+        self.counters.stop.store(true, Ordering::Release);
+        self.bystanders.iter().filter(|task| sched::join(task) == Ok(())).count()
+    }
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    const POLL_NS: u64 = 500_000;
+    while !done() {
+        sched::sleep_ns(POLL_NS);
+    }
+}

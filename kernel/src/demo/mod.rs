@@ -1,0 +1,115 @@
+//! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
+//! out frame by frame. What each cost is put side by side.
+
+mod load;
+mod verdict;
+
+use alloc::format;
+use alloc::string::String;
+use core::sync::atomic::Ordering;
+
+use dax::removal::{Method, RemovalReport};
+use mm::addr::PfnRange;
+use mm::ledger::Snapshot;
+
+use self::load::Load;
+use self::verdict::{Round, Verdict};
+use crate::machine::mm;
+use crate::{devices, memory, percpu};
+
+/// Frames that the per-frame baseline covers on each CPU's part of the device: enough to measure, few enough to end
+/// within seconds. What it covers is printed.
+const FRAMES_PER_CPU: u64 = 256;
+
+/// Runs the demonstration; answers whether the verdict is good.
+pub fn run() -> bool {
+    let verdict = match rounds() {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::bad(reason),
+    };
+    verdict.print();
+    verdict.is_good()
+}
+
+fn rounds() -> Result<Verdict, String> {
+    let slots = devices::slots();
+    let Some(slot) = slots.first() else {
+        log::info!("no NVDIMM was found: there is nothing to pull out (start with --pmem 1G)");
+        return Err("no-nvdimm".into());
+    };
+    log::info!("{} CPUs, {} NVDIMMs; {} is the one that will go", percpu::online().len(), slots.len(), slot.name);
+    let before = Books::now();
+    // Further devices stay where they are, and the bystanders use them.
+    for at in 1..slots.len() {
+        devices::attach(at).map_err(|error| format!("{error}"))?;
+    }
+    let ranged = round(Method::Ranged)?;
+    let nr_frames = (percpu::online().len() as u64 * FRAMES_PER_CPU).min(slot.frames.nr_pages());
+    let frames = PfnRange::new(slot.frames.start(), nr_frames).ok_or("a device without frames")?;
+    log::info!(
+        "the per-frame baseline covers {nr_frames} of {} frames; the rest goes by range",
+        slot.frames.nr_pages()
+    );
+    let per_frame = round(Method::PerFrame(frames))?;
+    for at in 1..slots.len() {
+        devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
+    }
+    Ok(Verdict::new(slot.frames, ranged, per_frame, &before, &Books::now()))
+}
+
+/// One round: attach, load, remove under load, see who ended and who went on.
+fn round(method: Method) -> Result<Round, String> {
+    devices::attach(0).map_err(|error| format!("{error}"))?;
+    let load = Load::start()?;
+    load.warm_up();
+    let counters = &load.counters;
+    log::info!(
+        "under load: {} tasks use the device, {} do not; {} pages pinned, {} accesses, {} mappings so far",
+        load.users.len(),
+        load.bystanders.len(),
+        counters.pins.load(Ordering::Relaxed),
+        counters.accesses.load(Ordering::Relaxed),
+        counters.maps.load(Ordering::Relaxed),
+    );
+    let report = devices::remove(0, method).map_err(|error| format!("{error}"))?;
+    let ended_by_sigbus = load.join_users();
+    load.wait_for_bystanders(100 * load.bystanders.len() as u64);
+    let went_on = load.stop();
+    print_users(&report);
+    Ok(Round {
+        report,
+        users: load.users.len(),
+        ended_by_sigbus,
+        bystanders: load.bystanders.len(),
+        went_on,
+        pins: load.counters.pins.load(Ordering::Relaxed),
+        wrong_stamps: load.counters.wrong_stamps.load(Ordering::Relaxed),
+    })
+}
+
+fn print_users(report: &RemovalReport) {
+    for (step, problem) in report.problems() {
+        log::warn!("{}: step {step}: {problem}", report.device);
+    }
+    log::info!(
+        "{}: gone; {} mappings in {} address spaces were taken away, {} folios with {} pins were waited for",
+        report.device,
+        report.users.len(),
+        report.nr_spaces(),
+        report.drained.found.folios,
+        report.drained.found.pins,
+    );
+}
+
+/// What is held at a moment: the ledger, and frames of RAM.
+pub struct Books {
+    ledger: Snapshot,
+    frames: u64,
+}
+
+impl Books {
+    /// What is held now.
+    pub fn now() -> Self {
+        Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() }
+    }
+}

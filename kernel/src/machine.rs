@@ -1,0 +1,105 @@
+//! The kernel as `mm`'s machine: real registers, live page tables, real interrupts.
+
+use alloc::sync::Arc;
+use core::sync::atomic::AtomicU64;
+
+use arch::{cpu, percpu as area, tlb};
+use mm::addr::{Pfn, VirtAddr};
+use mm::machine::{CpuId, CpuMask, Machine};
+use mm::world::Mm;
+use spin::Once;
+
+use crate::{memory, paging, sched, smp, time};
+
+/// The machine that this kernel runs on. There is one; its state is the hardware's.
+#[derive(Debug)]
+pub struct KernelMachine(());
+
+/// An address space of this kernel.
+pub type Space = mm::space::AddressSpace<KernelMachine>;
+
+static WORLD: Once<Arc<Mm<KernelMachine>>> = Once::new();
+
+/// Makes the world for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
+pub fn init(nr_cpus: usize) {
+    WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus));
+}
+
+/// The world.
+///
+/// # Panics
+/// Before [`init`].
+pub fn mm() -> &'static Arc<Mm<KernelMachine>> {
+    WORLD.get().expect("the world is not made yet")
+}
+
+/// The world, if it is made.
+pub fn try_mm() -> Option<&'static Arc<Mm<KernelMachine>>> {
+    WORLD.get()
+}
+
+impl Machine for KernelMachine {
+    #[inline]
+    fn cpu(&self) -> CpuId {
+        area::cpu()
+    }
+    #[inline]
+    fn irq_disable(&self) -> bool {
+        cpu::irq_disable()
+    }
+    #[inline]
+    fn irq_enable(&self) {
+        cpu::irq_enable();
+    }
+    #[inline]
+    fn irqs_on(&self) -> bool {
+        cpu::irqs_on()
+    }
+    fn relax(&self) {
+        cpu::pause();
+        sched::yield_if_allowed();
+    }
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        memory::alloc_zeroed()
+    }
+    fn free_table(&self, table: Pfn) {
+        memory::free(table, 0);
+    }
+    #[inline]
+    fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
+        paging::entry(table, index)
+    }
+    fn init_root(&self, root: Pfn) {
+        paging::init_root(root);
+    }
+    fn has_1g_leaves(&self) -> bool {
+        paging::has_gib_leaves()
+    }
+
+    fn load_root(&self, root: Option<Pfn>) {
+        let root = root.unwrap_or_else(paging::root);
+        // SAFETY: every root has the same kernel half (`init_root`), so code, stack and data stay where they are.
+        unsafe { tlb::load_root(root.addr().as_u64()) };
+    }
+    #[inline]
+    fn flush_page(&self, va: VirtAddr) {
+        tlb::flush_page(va.as_u64());
+    }
+    #[inline]
+    fn flush_all(&self) {
+        tlb::flush_non_global();
+    }
+    fn flush_global(&self) {
+        tlb::flush_everything();
+    }
+    fn send_shootdown_ipi(&self, cpus: CpuMask) {
+        for cpu in cpus.iter() {
+            smp::send(cpu, smp::VECTOR_SHOOTDOWN);
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        time::since_first_line_ns()
+    }
+}

@@ -1,0 +1,266 @@
+//! The Unplug kernel: bring-up, traps, tasks, console, in-kernel tests and the demonstration.
+//!
+//! The order of bring-up is this file. It begins on the loader's stack and page tables, builds its own, abandons the
+//! loader's, starts all CPUs, and then everything else is a task.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod acpi;
+mod console;
+mod demo;
+mod devices;
+mod exit;
+mod fwcfg;
+mod heap;
+mod image;
+mod kstack;
+mod ktest;
+mod ktests_ground;
+mod ktests_tasks;
+mod layout;
+mod lock;
+mod machine;
+mod memory;
+mod memory_error;
+mod options;
+mod paging;
+mod panic;
+mod percpu;
+mod ring;
+mod sched;
+mod shell;
+mod smp;
+mod task;
+mod time;
+mod trap;
+mod user;
+mod wait;
+
+use alloc::vec::Vec;
+
+use arch::features::Features;
+use arch::tables::{CpuTables, NR_IST};
+use bootloader_api::config::Mapping;
+use bootloader_api::{BootInfo, BootloaderConfig};
+use mm::addr::PhysAddr;
+use spin::Once;
+
+use crate::kstack::Stack;
+use crate::options::{Mode, Options};
+use crate::percpu::PerCpu;
+
+static BOOTLOADER_CONFIG: BootloaderConfig = {
+    let mut config = BootloaderConfig::new_default();
+    // Everything at a fixed address: two boots of the same image look alike.
+    config.mappings.physical_memory = Some(Mapping::FixedAddress(layout::DIRECT_MAP));
+    config.mappings.kernel_base = Mapping::FixedAddress(layout::KERNEL_IMAGE);
+    config.mappings.kernel_stack = Mapping::FixedAddress(layout::LOADER_STACK);
+    config.mappings.boot_info = Mapping::FixedAddress(layout::LOADER_INFO);
+    config.mappings.framebuffer = Mapping::FixedAddress(layout::LOADER_FRAMEBUFFER);
+    config.kernel_stack_size = 128 << 10;
+    config
+};
+
+bootloader_api::entry_point!(start, config = &BOOTLOADER_CONFIG);
+
+/// What the later stages need of what the first found out.
+struct Found {
+    options: Options,
+    features: Features,
+    rsdp: Option<u64>,
+    heap_bytes: usize,
+    direct_map_leaves: u64,
+    boot_stack: lock::IrqLock<Option<Stack>>,
+}
+
+static FOUND: Once<Found> = Once::new();
+
+fn found() -> &'static Found {
+    FOUND.get().expect("the first stage of the bring-up is over")
+}
+
+/// First stage: on the loader's stack and page tables.
+fn start(boot: &'static mut BootInfo) -> ! {
+    time::start();
+    console::init();
+    report!("unplug version={}", env!("CARGO_PKG_VERSION"));
+    early_tables();
+    time::calibrate_tsc();
+    let features = Features::detect();
+    // The loader maps the direct map, the stack and this block where the configuration above says.
+    let base = boot.kernel_image_offset;
+    // SAFETY: the loader leaves the file in RAM that it marks as its own, and does not run any more.
+    unsafe { image::init(PhysAddr::new(boot.kernel_addr), boot.kernel_len, base) };
+    report!("kernel base={base:#x}");
+    let lost = memory::init_map(&boot.memory_regions);
+    if lost > 0 {
+        log::warn!(target: "memory", "{lost} regions of the memory map are not used: the list is full");
+    }
+    let options = read_options();
+    if options.deterministic {
+        // Exactly one nanosecond for each tick: what was measured would be off by a rounding.
+        time::set_tsc_rate(1_000_000_000);
+    }
+    require(&features);
+    match memory::init_frames() {
+        Ok(frames) => {
+            let memory::FrameSummary { ranges, given_up, bitmaps } = frames;
+            log::info!(target: "memory", "{ranges} ranges of usable RAM, {bitmaps} frames of bitmaps");
+            if given_up > 0 {
+                log::warn!(target: "memory", "{given_up} frames are not used: too many ranges");
+            }
+        }
+        Err(error) => panic!("the memory map makes no sense: {error}"),
+    }
+    let heap_bytes = heap::init().unwrap_or_else(|| too_little_memory());
+    let direct_map_leaves = match paging::build(features.phys_bits, features.gib_pages) {
+        Ok(leaves) => leaves,
+        Err(error) => panic!("the kernel's page tables cannot be built: {error}"),
+    };
+    let stack = Stack::new().unwrap_or_else(|| too_little_memory());
+    let stack_top = stack.top();
+    let rsdp = boot.rsdp_addr.into_option();
+    FOUND.call_once(|| Found {
+        options,
+        features,
+        rsdp,
+        heap_bytes,
+        direct_map_leaves,
+        boot_stack: lock::IrqLock::new(Some(stack)),
+    });
+    // SAFETY: the new root maps the image where it is, the direct map where the loader had it, and the new stack.
+    // Nothing of the loader's stack is used again.
+    unsafe { arch::tlb::load_root_and_stack(paging::root().addr().as_u64(), stack_top, on_own_tables) }
+}
+
+/// An area, descriptor tables and stacks for the boot CPU until it has its own, so that even an early fault leaves an
+/// epitaph.
+fn early_tables() {
+    #[repr(align(16))]
+    struct Early([[u8; 16 << 10]; NR_IST]);
+    static mut STACKS: Early = Early([[0; 16 << 10]; NR_IST]);
+    static mut AREA: PerCpu = PerCpu::new(0);
+    static mut TABLES: Option<CpuTables> = None;
+    // SAFETY: called once, by the only CPU that runs; each static is used through these pointers alone.
+    unsafe {
+        percpu::install(&raw mut AREA);
+        let stacks = &raw mut STACKS;
+        let tops = core::array::from_fn(|n| (&raw mut (*stacks).0[n]).add(1) as u64);
+        let tables = &raw mut TABLES;
+        (*tables).insert(CpuTables::new(tops)).load();
+    }
+}
+
+fn read_options() -> Options {
+    let bytes = fwcfg::read_file::<1024>("opt/unplug/cmdline").unwrap_or_default();
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let mut complain = |args: core::fmt::Arguments<'_>| console::line(format_args!("options: {args}"));
+    let text = core::str::from_utf8(&bytes[..end]).unwrap_or_else(|_| {
+        complain(format_args!("not text; ignored"));
+        ""
+    });
+    let options = Options::parse(text, &mut complain);
+    log::set_max_level(if options.quiet { log::LevelFilter::Warn } else { options.log });
+    options
+}
+
+/// Stops where the machine lacks what the kernel cannot do without.
+fn require(features: &Features) {
+    if !features.nx {
+        console::line(format_args!("unplug: this CPU has no no-execute bit; the kernel does not run without"));
+        exit::now(exit::BAD_CONFIGURATION);
+    }
+    if memory::ram_bytes().1 < memory::MIN_RAM_BYTES {
+        too_little_memory();
+    }
+}
+
+fn too_little_memory() -> ! {
+    let (_, usable) = memory::ram_bytes();
+    console::line(format_args!(
+        "unplug: too little memory: {} MiB are usable, {} MiB are needed",
+        usable >> 20,
+        memory::MIN_RAM_BYTES >> 20
+    ));
+    exit::now(exit::BAD_CONFIGURATION)
+}
+
+/// Second stage: on our own stack and page tables; one CPU, interrupts off, no tasks.
+extern "C" fn on_own_tables() -> ! {
+    let Found { options, features, rsdp, heap_bytes, direct_map_leaves, boot_stack } = found();
+    let (ram, usable) = memory::ram_bytes();
+    report!("memory ram_bytes={ram} usable_bytes={usable} heap_bytes={heap_bytes}");
+    log::info!(target: "memory", "{} MiB of RAM, {} MiB usable; heap of {} KiB", ram >> 20, usable >> 20, heap_bytes >> 10);
+    log::info!(target: "paging", "our own page tables: {direct_map_leaves} leaves map RAM, the loader's tables are left behind");
+    for region in memory::regions() {
+        log::debug!(target: "memory", "{:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
+    }
+    print_features(features);
+    // SAFETY: the direct map holds every region of the memory map that may hold tables, and nobody writes there.
+    let firmware = unsafe { acpi::FirmwareMemory::new(layout::DIRECT_MAP, memory::regions()) };
+    let tables = rsdp.and_then(|rsdp| match acpi::discover(&firmware, rsdp) {
+        Ok(info) => Some(info),
+        Err(error) => {
+            log::warn!(target: "acpi", "no tables: {error}");
+            None
+        }
+    });
+    let apic_ids: Vec<u32> = tables
+        .as_ref()
+        .and_then(|info| info.madt.as_ref())
+        .map_or_else(Vec::new, |madt| madt.cpus.iter().map(|cpu| cpu.apic_id).collect());
+    machine::init(apic_ids.len().max(1));
+    time::set_deterministic(options.deterministic);
+    devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits);
+    smp::init_boot_cpu(features);
+    let (tsc_hz, timer_hz) = time::rates();
+    log::info!(target: "time", "time-stamp counter {} kHz, local timer {} kHz", tsc_hz / 1000, timer_hz / 1000);
+    let stack = boot_stack.lock().take().expect("the boot CPU's stack is taken once");
+    sched::become_idle("idle/0", stack);
+    report!("cpu id=0 apic={} state=online", arch::apic::id());
+    let missing = smp::start_others(apic_ids.into_iter(), features);
+    let cpus = percpu::online();
+    report!("boot cpus={} missing={missing} deterministic={}", cpus.len(), u8::from(options.deterministic));
+    sched::spawn("main", 0, None, main_task);
+    sched::idle_loop()
+}
+
+fn print_features(features: &Features) {
+    let mut used = alloc::string::String::new();
+    let mut lacking = alloc::string::String::new();
+    for (name, present) in features.used() {
+        let list = if present { &mut used } else { &mut lacking };
+        if !list.is_empty() {
+            list.push(',');
+        }
+        list.push_str(name);
+    }
+    let write_back = arch::cache::choose(features);
+    report!(
+        "features used={used} lacking={} write_back={write_back} apic={} phys_bits={}",
+        if lacking.is_empty() { "none" } else { &lacking },
+        if features.x2apic { "x2apic" } else { "xapic" },
+        features.phys_bits
+    );
+}
+
+/// Third stage: a task like every other.
+fn main_task() -> task::Exit {
+    let silent = smp::test_interrupts();
+    report!("ipi sent={} silent={}", percpu::online().len() - 1, silent.len());
+    assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
+    memory_error::start();
+    ring::drain();
+    let options = &found().options;
+    match options.mode {
+        Mode::Test => {
+            let summary = ktest::run(&options.tests);
+            exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
+        }
+        Mode::Shell => shell::run(),
+        Mode::Demo => exit::now(if demo::run() { exit::SUCCESS } else { exit::FAILURE }),
+        Mode::Bench => exit::now(exit::SUCCESS),
+    }
+}

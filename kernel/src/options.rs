@@ -1,0 +1,104 @@
+//! Boot options: `key=value` words. A bad one gets one line and nothing else is lost.
+
+use core::fmt;
+
+use arrayvec::ArrayString;
+use log::LevelFilter;
+
+/// What to do after bring-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The demonstration.
+    Demo,
+    /// The in-kernel tests.
+    Test,
+    /// The in-kernel benchmarks.
+    Bench,
+    /// A line-reading shell on the serial console.
+    Shell,
+}
+
+/// The options, with their defaults where nothing was said.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `mode=`
+    pub mode: Mode,
+    /// `deterministic=1`: the time-stamp counter counts instructions, 64 for each.
+    pub deterministic: bool,
+    /// `tests=`: which tests, as a glob.
+    pub tests: ArrayString<96>,
+    /// `quiet=1`: warnings and machine-readable lines alone.
+    pub quiet: bool,
+    /// `log=`
+    pub log: LevelFilter,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let tests = ArrayString::from("*").unwrap_or_default();
+        Self { mode: Mode::Demo, deterministic: false, tests, quiet: false, log: LevelFilter::Info }
+    }
+}
+
+const KNOWN: &str = "mode, deterministic, tests, quiet, log";
+
+impl Options {
+    /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
+    pub fn parse(text: &str, complain: &mut dyn FnMut(fmt::Arguments<'_>)) -> Self {
+        let mut options = Self::default();
+        for word in text.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            match options.set(key, value) {
+                Ok(()) => {}
+                Err(Bad::Key) => complain(format_args!("unknown option \"{key}\" (known: {KNOWN})")),
+                Err(Bad::Value(allowed)) => {
+                    complain(format_args!("option \"{key}\" cannot be \"{value}\" (allowed: {allowed})"));
+                }
+            }
+        }
+        options
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Bad> {
+        match key {
+            "mode" => {
+                self.mode = match value {
+                    "demo" => Mode::Demo,
+                    "test" => Mode::Test,
+                    "bench" => Mode::Bench,
+                    "shell" => Mode::Shell,
+                    _ => return Err(Bad::Value("demo, test, bench, shell")),
+                }
+            }
+            "deterministic" => self.deterministic = switch(value)?,
+            "quiet" => self.quiet = switch(value)?,
+            "tests" => match ArrayString::from(value) {
+                Ok(glob) if !glob.is_empty() => self.tests = glob,
+                _ => return Err(Bad::Value("a glob of 1 to 96 characters")),
+            },
+            "log" => {
+                self.log = match value {
+                    "debug" => LevelFilter::Debug,
+                    "info" => LevelFilter::Info,
+                    "warn" => LevelFilter::Warn,
+                    _ => return Err(Bad::Value("debug, info, warn")),
+                }
+            }
+            _ => return Err(Bad::Key),
+        }
+        Ok(())
+    }
+}
+
+enum Bad {
+    Key,
+    Value(&'static str),
+}
+
+fn switch(value: &str) -> Result<bool, Bad> {
+    match value {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err(Bad::Value("0, 1")),
+    }
+}
