@@ -1,7 +1,7 @@
 //! The kernel as `mm`'s machine: real registers, live page tables, real interrupts.
 
 use alloc::sync::Arc;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{cpu, percpu as area, tlb};
 use mm::addr::{Pfn, VirtAddr};
@@ -14,6 +14,9 @@ use crate::{memory, paging, sched, smp, time};
 /// The machine that this kernel runs on. There is one; its state is the hardware's.
 #[derive(Debug)]
 pub struct KernelMachine(());
+
+/// A waiter gives its CPU to another task once in so many rounds.
+const RELAXES_PER_YIELD: u64 = 16;
 
 /// An address space of this kernel.
 pub type Space = mm::space::AddressSpace<KernelMachine>;
@@ -57,7 +60,10 @@ impl Machine for KernelMachine {
     }
     fn relax(&self) {
         cpu::pause();
-        sched::yield_if_allowed();
+        // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
+        if crate::percpu::this().relaxed.fetch_add(1, Ordering::Relaxed) % RELAXES_PER_YIELD == 0 {
+            sched::yield_if_allowed();
+        }
     }
 
     fn alloc_table(&self) -> Option<Pfn> {

@@ -87,8 +87,17 @@ fn start(boot: &'static mut BootInfo) -> ! {
     console::init();
     report!("unplug version={}", env!("CARGO_PKG_VERSION"));
     early_tables();
-    time::calibrate_tsc();
     let features = Features::detect();
+    smp::quiesce(&features);
+    let options = read_options();
+    if options.deterministic {
+        smp::halt_once();
+        time::start();
+        // Exactly one nanosecond for each tick: what could be measured would be off by a rounding.
+        time::set_tsc_rate(1_000_000_000);
+    } else {
+        time::calibrate_tsc();
+    }
     // The loader maps the direct map, the stack and this block where the configuration above says.
     let base = boot.kernel_image_offset;
     // SAFETY: the loader leaves the file in RAM that it marks as its own, and does not run any more.
@@ -97,11 +106,6 @@ fn start(boot: &'static mut BootInfo) -> ! {
     let lost = memory::init_map(&boot.memory_regions);
     if lost > 0 {
         log::warn!(target: "memory", "{lost} regions of the memory map are not used: the list is full");
-    }
-    let options = read_options();
-    if options.deterministic {
-        // Exactly one nanosecond for each tick: what was measured would be off by a rounding.
-        time::set_tsc_rate(1_000_000_000);
     }
     require(&features);
     match memory::init_frames() {

@@ -32,6 +32,8 @@ pub struct PerCpu {
     pub switches: AtomicU64,
     /// Test interrupts answered.
     pub test_ipis: AtomicU64,
+    /// Rounds of waiting, see [`crate::machine`].
+    pub relaxed: AtomicU64,
     /// Breakpoints taken, for a test.
     pub breakpoints: AtomicU64,
     /// Where this CPU was stopped by a panic elsewhere: instruction pointer and frame pointer, 0 while it runs.
@@ -59,6 +61,7 @@ impl PerCpu {
             ticks: AtomicU64::new(0),
             switches: AtomicU64::new(0),
             test_ipis: AtomicU64::new(0),
+            relaxed: AtomicU64::new(0),
             breakpoints: AtomicU64::new(0),
             stopped_rip: AtomicU64::new(0),
             stopped_rbp: AtomicU64::new(0),

@@ -94,12 +94,36 @@ fn go_online() {
     percpu::this().online.store(true, Ordering::Release);
 }
 
+/// Takes the machine over from the firmware: other CPUs stop, old timers end. On the loader's page tables, with
+/// interrupts off; the early descriptor tables are loaded.
+pub fn quiesce(features: &Features) {
+    arch::port::silence_legacy_devices();
+    // SAFETY: the loader's direct map holds the registers, which are below 4 GiB; `init_boot_cpu` gives them a place
+    // of their own before that map goes.
+    unsafe { apic::init(features.x2apic, layout::DIRECT_MAP + apic::physical_base()) };
+    apic::init_cpu(VECTOR_TIMER, VECTOR_APIC_ERROR, VECTOR_SPURIOUS);
+    // The firmware's idle loop executes instructions, which count in deterministic mode.
+    apic::send_init_to_all_others();
+}
+
+/// Lets every CPU be halted for a moment.
+///
+/// QEMU's deterministic mode runs the CPUs in turns, by a clock that it starts anew when it finds all of them halted.
+/// How long the firmware ran differs from boot to boot; from here on everything repeats exactly.
+pub fn halt_once() {
+    let before = percpu::this().ticks.load(Ordering::Relaxed);
+    apic::timer_arm(1000);
+    while percpu::this().ticks.load(Ordering::Relaxed) == before {
+        cpu::irq_enable_and_halt();
+        cpu::irq_disable();
+    }
+}
+
 /// Brings the boot CPU up: its final tables, APIC and timer. The world is made.
 ///
 /// # Panics
 /// When the APIC's registers cannot be mapped.
 pub fn init_boot_cpu(features: &Features) {
-    arch::port::mask_legacy_interrupts();
     let registers = paging::map_registers(PhysAddr::new(apic::physical_base()));
     let registers = registers.unwrap_or_else(|error| panic!("the local APIC cannot be mapped: {error}"));
     // SAFETY: just mapped, uncached, for ever.

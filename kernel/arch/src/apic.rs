@@ -180,6 +180,11 @@ pub fn send_init(destination: u32) {
     command(destination, ICR_ASSERT | DELIVER_INIT);
 }
 
+/// Sends INIT to every other CPU: what the firmware left them doing ends.
+pub fn send_init_to_all_others() {
+    command(0, ICR_ASSERT | ICR_ALL_BUT_SELF | DELIVER_INIT);
+}
+
 /// Sends a start-up interrupt: the CPU begins in real mode at physical address `page << 12`.
 pub fn send_startup(destination: u32, page: u8) {
     command(destination, ICR_ASSERT | DELIVER_STARTUP | u32::from(page));

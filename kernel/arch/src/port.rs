@@ -83,12 +83,16 @@ pub fn fw_cfg_read(into: &mut [u8]) {
     }
 }
 
-/// Masks every line of the two 8259 interrupt controllers: no line of theirs is used, and what the firmware left
-/// enabled would arrive as an exception's vector.
-pub fn mask_legacy_interrupts() {
-    // SAFETY: 0x21 and 0xa1 are the mask registers of the two controllers.
+/// Silences what the firmware left running: masks every line of the two 8259 interrupt controllers, which would arrive
+/// as an exception's vector, and ends the interval timer's periodic tick (channel 0 counts down once and stops).
+pub fn silence_legacy_devices() {
+    // SAFETY: 0x21 and 0xa1 are the mask registers of the two controllers; 0x43 and 0x40 are the timer's command
+    // register and channel 0, which nobody uses.
     unsafe {
         write_u8(0x21, 0xff);
         write_u8(0xa1, 0xff);
+        write_u8(0x43, 0b0011_0000);
+        write_u8(0x40, 0);
+        write_u8(0x40, 0);
     }
 }

@@ -9,10 +9,10 @@
 
 mod modelled;
 
-use loom::sync::atomic::Ordering;
+use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr, VirtRange};
-use mm::machine::{IrqOff, Machine};
+use mm::machine::{IrqOff, Machine, Point};
 use mm::shootdown::Round;
 use mm::sync::Arc;
 use mm::tlb::{FlushRange, TlbState};
@@ -23,83 +23,137 @@ const PAGES: [(VirtAddr, u64); 2] = [(va(0, 0), 0), (va(0, 1), 1)];
 
 /// Takes the page at `va` away; when this returns, its frame belongs to somebody else.
 fn zap(bare: &Bare, space: &Arc<TlbState>, (va, frame): (VirtAddr, u64)) {
+    clear_and_flush(bare, space, va);
+    bare.machine.reuse_data(Pfn::new(frame));
+}
+
+fn clear_and_flush(bare: &Bare, space: &Arc<TlbState>, va: VirtAddr) {
     let table = bare.page_table(space);
     bare.machine.entry(table, va.index(1)).swap(0, Ordering::AcqRel);
     let range = VirtRange::new(va, PAGE_SIZE).unwrap();
     let mut round = Round::new();
     round.issue(space, FlushRange::Pages { range, stride: PageSize::Size4K }, false);
     round.dispatch(&bare.shootdown, &bare.machine).sync();
-    bare.machine.reuse_data(Pfn::new(frame));
 }
 
-/// Runs `other` on CPU 1 beside `this` on CPU 0. A CPU that has done its part waits, with interrupts on, until the
-/// other one has too.
-fn both(bare: &Arc<Bare>, this: impl FnOnce(&Bare), other: impl FnOnce(&Bare) + Send + 'static) {
-    let done = Arc::new([loom::sync::atomic::AtomicBool::new(false), loom::sync::atomic::AtomicBool::new(false)]);
-    let (theirs, flags) = (bare.clone(), done.clone());
-    let thread = thread::spawn(move || {
-        be(1);
-        other(&theirs);
-        flags[1].store(true, Ordering::Release);
-        while !flags[0].load(Ordering::Acquire) {
-            theirs.machine.relax();
+/// Runs each part on a CPU of its own. A CPU that has done its part waits, with interrupts on, until all have.
+fn run<const N: usize>(bare: &Arc<Bare>, parts: [Box<dyn FnOnce(&Bare) + Send>; N]) {
+    let left = Arc::new(AtomicUsize::new(N));
+    let part = |cpu, part: Box<dyn FnOnce(&Bare) + Send>| {
+        let (bare, left) = (bare.clone(), left.clone());
+        move || {
+            be(cpu);
+            part(&bare);
+            left.fetch_sub(1, Ordering::AcqRel);
+            while left.load(Ordering::Acquire) > 0 {
+                bare.machine.relax();
+            }
         }
-    });
-    this(bare);
-    done[0].store(true, Ordering::Release);
-    while !done[1].load(Ordering::Acquire) {
-        bare.machine.relax();
+    };
+    let mut parts = parts.into_iter().enumerate();
+    let (_, first) = parts.next().expect("CPU 0 does something");
+    let threads: Vec<_> = parts.map(|(cpu, other)| thread::spawn(part(cpu, other))).collect();
+    part(0, first)();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// A world of `cpus` CPUs, and a space that CPUs from `first` on have loaded, with both pages in their TLBs.
+fn loaded_on(cpus: usize, first: usize) -> (Arc<Bare>, Arc<TlbState>) {
+    let bare = Bare::new(cpus);
+    let space = bare.space(1, &PAGES);
+    for cpu in first..cpus {
+        be(cpu);
+        bare.load(Some(&space));
+        PAGES.iter().for_each(|page| _ = bare.machine.access(page.0));
     }
-    thread.join().unwrap();
+    be(0);
+    (bare, space)
+}
+
+fn go_idle(bare: &Bare) {
+    bare.shootdown.enter_lazy(&IrqOff::new(&bare.machine));
+}
+
+fn wake(bare: &Bare) {
+    bare.shootdown.leave_lazy(&IrqOff::new(&bare.machine));
+}
+
+/// The CPU whose part this is zaps a page.
+fn zaps(space: &Arc<TlbState>, page: usize) -> Box<dyn FnOnce(&Bare) + Send> {
+    let space = space.clone();
+    Box::new(move |bare| zap(bare, &space, PAGES[page]))
+}
+
+fn use_page(bare: &Bare, page: usize) {
+    bare.machine.access(PAGES[page].0);
 }
 
 // covers: G2, G3
 #[test]
 fn a_zap_against_a_cpu_that_uses_the_page() {
-    explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        be(1);
-        bare.load(Some(&space));
-        bare.machine.access(PAGES[0].0);
-        be(0);
-        let ours = space.clone();
-        both(&bare, |bare| zap(bare, &ours, PAGES[0]), move |bare| {
-            bare.machine.access(PAGES[0].0);
-            bare.machine.access(PAGES[0].0);
-        });
-        let _ = space;
+    explore(4, || {
+        let (bare, space) = loaded_on(2, 1);
+        let other = |bare: &Bare| {
+            use_page(bare, 0);
+            bare.machine.poll();
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
 // covers: G2, R12
 #[test]
 fn two_shootdowns_at_once() {
+    explore(3, || {
+        let (bare, space) = loaded_on(2, 0);
+        let part = |mine: usize| {
+            let space = space.clone();
+            move |bare: &Bare| {
+                use_page(bare, 1 - mine);
+                zap(bare, &space, PAGES[mine]);
+                use_page(bare, 1 - mine);
+                use_page(bare, mine);
+            }
+        };
+        run(&bare, [Box::new(part(0)), Box::new(part(1))]);
+    });
+}
+
+// covers: G2, G3
+#[test]
+fn two_senders_against_one_receiver() {
     explore(2, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        for cpu in [1, 0] {
-            be(cpu);
-            bare.load(Some(&space));
-            PAGES.iter().for_each(|page| _ = bare.machine.access(page.0));
-        }
-        let (ours, theirs) = (space.clone(), space);
-        both(&bare, |bare| zap(bare, &ours, PAGES[0]), move |bare| zap(bare, &theirs, PAGES[1]));
+        // CPUs 0 and 1 have other things to do than this space, CPU 2 uses it.
+        let (bare, space) = loaded_on(3, 2);
+        let other = |bare: &Bare| {
+            bare.machine.poll();
+            use_page(bare, 0);
+            use_page(bare, 1);
+        };
+        run(&bare, [zaps(&space, 0), zaps(&space, 1), Box::new(other)]);
     });
 }
 
 // covers: G3
 #[test]
 fn a_shootdown_against_a_cpu_that_loads_the_space() {
-    explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        let (ours, theirs) = (space.clone(), space);
-        both(&bare, |bare| zap(bare, &ours, PAGES[0]), move |bare| {
-            bare.load(Some(&theirs));
-            bare.machine.access(PAGES[0].0);
-            bare.machine.access(PAGES[0].0);
+    explore(4, || {
+        let (bare, space) = loaded_on(2, 2);
+        // A CPU may fetch translations ahead of need from the moment that it has the root.
+        bare.machine.set_watcher(|machine, point| {
+            if point == Point::SwitchLoaded {
+                machine.fill(PAGES[0].0);
+            }
         });
+        let theirs = space.clone();
+        let other = move |bare: &Bare| {
+            bare.load(Some(&theirs));
+            use_page(bare, 0);
+            bare.machine.poll();
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
@@ -107,55 +161,45 @@ fn a_shootdown_against_a_cpu_that_loads_the_space() {
 #[test]
 fn a_shootdown_against_a_cpu_that_leaves_the_space() {
     explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        be(1);
-        bare.load(Some(&space));
-        bare.machine.access(PAGES[0].0);
-        be(0);
-        let ours = space.clone();
-        both(&bare, |bare| zap(bare, &ours, PAGES[0]), move |bare| {
-            bare.machine.access(PAGES[0].0);
+        let (bare, space) = loaded_on(2, 1);
+        let theirs = space.clone();
+        let other = move |bare: &Bare| {
+            use_page(bare, 0);
             bare.load(None);
-            bare.load(Some(&space));
-            bare.machine.access(PAGES[0].0);
-        });
+            bare.load(Some(&theirs));
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
 // covers: G3
 #[test]
 fn a_shootdown_against_an_idle_cpu_that_wakes() {
-    explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
+    explore(4, || {
+        let (bare, space) = loaded_on(2, 1);
         be(1);
-        bare.load(Some(&space));
-        bare.machine.access(PAGES[0].0);
-        bare.shootdown.enter_lazy(&IrqOff::new(&bare.machine));
-        be(0);
-        both(&bare, |bare| zap(bare, &space, PAGES[0]), |bare| {
-            bare.shootdown.leave_lazy(&IrqOff::new(&bare.machine));
-            bare.machine.access(PAGES[0].0);
-        });
+        go_idle(&bare);
+        let other = |bare: &Bare| {
+            wake(bare);
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
 // covers: G3
 #[test]
-fn a_shootdown_against_a_cpu_that_goes_idle() {
+fn a_shootdown_against_a_cpu_that_goes_idle_and_wakes() {
     explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        be(1);
-        bare.load(Some(&space));
-        be(0);
-        both(&bare, |bare| zap(bare, &space, PAGES[0]), |bare| {
-            bare.machine.access(PAGES[0].0);
-            bare.shootdown.enter_lazy(&IrqOff::new(&bare.machine));
-            bare.shootdown.leave_lazy(&IrqOff::new(&bare.machine));
-            bare.machine.access(PAGES[0].0);
-        });
+        let (bare, space) = loaded_on(2, 1);
+        let other = |bare: &Bare| {
+            use_page(bare, 0);
+            go_idle(bare);
+            wake(bare);
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
@@ -163,77 +207,85 @@ fn a_shootdown_against_a_cpu_that_goes_idle() {
 #[test]
 fn a_shootdown_against_an_idle_cpu_that_loads_the_space() {
     explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
-        let other = bare.space(2, &[]);
+        let (bare, space) = loaded_on(2, 2);
+        let before = bare.space(2, &[]);
         be(1);
-        bare.load(Some(&other));
-        bare.shootdown.enter_lazy(&IrqOff::new(&bare.machine));
-        be(0);
-        let (ours, theirs) = (space.clone(), space);
-        both(&bare, |bare| zap(bare, &ours, PAGES[0]), move |bare| {
-            bare.load(Some(&theirs));
-            bare.machine.access(PAGES[0].0);
-            bare.machine.access(PAGES[0].0);
+        bare.load(Some(&before));
+        go_idle(&bare);
+        bare.machine.set_watcher(|machine, point| {
+            if point == Point::SwitchLoaded {
+                machine.fill(PAGES[0].0);
+            }
         });
+        let theirs = space.clone();
+        let other = move |bare: &Bare| {
+            bare.load(Some(&theirs));
+            use_page(bare, 0);
+        };
+        run(&bare, [zaps(&space, 0), Box::new(other)]);
     });
 }
 
 // covers: G3
 #[test]
 fn more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up() {
-    explore(2, || {
-        let bare = Bare::new(2);
-        let pages = [(va(0, 0), 0), (va(0, 1), 1)];
-        let space = bare.space(1, &pages);
+    explore(3, || {
+        let (bare, space) = loaded_on(2, 1);
         be(1);
-        bare.load(Some(&space));
-        pages.iter().for_each(|page| _ = bare.machine.access(page.0));
-        bare.shootdown.enter_lazy(&IrqOff::new(&bare.machine));
-        be(0);
+        go_idle(&bare);
         let ours = space.clone();
-        both(
-            &bare,
-            move |bare| {
-                // Three generations, of which the ring remembers two; the last is of the first page again.
-                zap(bare, &ours, pages[0]);
-                zap(bare, &ours, pages[1]);
-                zap(bare, &ours, pages[1]);
-            },
-            move |bare| {
-                bare.shootdown.leave_lazy(&IrqOff::new(&bare.machine));
-                pages.iter().for_each(|page| _ = bare.machine.access(page.0));
-            },
-        );
+        let sender = move |bare: &Bare| {
+            // Three generations, of which the ring remembers two. The last one writes over the slot of the first.
+            zap(bare, &ours, PAGES[0]);
+            clear_and_flush(bare, &ours, PAGES[1].0);
+            zap(bare, &ours, PAGES[1]);
+        };
+        let other = |bare: &Bare| {
+            wake(bare);
+            use_page(bare, 0);
+            use_page(bare, 1);
+        };
+        run(&bare, [Box::new(sender), Box::new(other)]);
     });
+}
+
+/// CPU 0 unlinks the page table of the space, shoots down and frees it.
+fn frees_the_table(space: &Arc<TlbState>) -> Box<dyn FnOnce(&Bare) + Send> {
+    let space = space.clone();
+    Box::new(move |bare| {
+        let table = bare.page_table(&space);
+        bare.machine.entry(space.root(), 0).swap(0, Ordering::AcqRel);
+        let range = VirtRange::new(va(0, 0), 2 * PAGE_SIZE).unwrap();
+        let mut round = Round::new();
+        round.issue(&space, FlushRange::Pages { range, stride: PageSize::Size4K }, true);
+        round.dispatch(&bare.shootdown, &bare.machine).sync();
+        bare.machine.free_table(table);
+    })
 }
 
 // covers: G3
 #[test]
 fn a_table_page_is_freed_after_every_walk_through_it() {
+    explore(4, || {
+        let (bare, space) = loaded_on(2, 1);
+        let other = |bare: &Bare| {
+            use_page(bare, 0);
+            bare.machine.poll();
+            use_page(bare, 1);
+        };
+        run(&bare, [frees_the_table(&space), Box::new(other)]);
+    });
+}
+
+// covers: G3
+#[test]
+fn a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it() {
     explore(3, || {
-        let bare = Bare::new(2);
-        let space = bare.space(1, &PAGES);
+        let (bare, space) = loaded_on(2, 1);
         be(1);
-        bare.load(Some(&space));
-        be(0);
-        let ours = space.clone();
-        both(
-            &bare,
-            move |bare| {
-                let table = bare.page_table(&ours);
-                bare.machine.entry(ours.root(), 0).swap(0, Ordering::AcqRel);
-                let range = VirtRange::new(va(0, 0), 2 * PAGE_SIZE).unwrap();
-                let mut round = Round::new();
-                round.issue(&ours, FlushRange::Pages { range, stride: PageSize::Size4K }, true);
-                round.dispatch(&bare.shootdown, &bare.machine).sync();
-                bare.machine.free_table(table);
-            },
-            |bare| {
-                bare.machine.access(PAGES[0].0);
-                bare.machine.access(PAGES[1].0);
-            },
-        );
-        let _ = space;
+        go_idle(&bare);
+        // An idle CPU may still walk ahead of need.
+        let other = |bare: &Bare| _ = bare.machine.fill(PAGES[1].0);
+        run(&bare, [frees_the_table(&space), Box::new(other)]);
     });
 }

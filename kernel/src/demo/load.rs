@@ -26,9 +26,10 @@ use crate::{devices, layout, percpu, sched, user};
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
 /// Where the mapping task maps and unmaps its second window.
 const WINDOW: VirtAddr = VirtAddr::new(0x80_0000_0000);
-/// Bytes of the device that each CPU's tasks share: half of it stamped 4 KiB pages, half 2 MiB pages.
-pub const SHARE: u64 = 8 << 20;
-const HALF: u64 = SHARE / 2;
+/// Bytes at the beginning of the device that every CPU's tasks map with 4 KiB leaves, all of them the same.
+pub const SMALL_BYTES: u64 = 4 << 20;
+/// Bytes of the device that each CPU maps with 2 MiB leaves, behind those.
+const LARGE_BYTES: u64 = 4 << 20;
 /// Most pages pinned at a time.
 const BATCH: u64 = 16;
 
@@ -47,6 +48,8 @@ pub struct Counters {
     pub wrong_stamps: AtomicU64,
     /// Tasks that have gone around at least once.
     warm: AtomicU64,
+    /// The removal is over.
+    gone: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -185,7 +188,7 @@ fn pin_work(mut worker: Worker) -> Exit {
 
 /// Reads stamps and writes words through 2 MiB or 1 GiB leaves.
 fn read_write_work(mut worker: Worker) -> Exit {
-    let stamped = worker.nr_pages.min(HALF >> PAGE_SHIFT);
+    let stamped = worker.nr_pages.min(LARGE_BYTES >> PAGE_SHIFT);
     for page in 0..stamped {
         user::write_u64(worker.address(page), stamp(worker.at, worker.first_page + page))?;
     }
@@ -219,7 +222,7 @@ fn map_work(mut worker: Worker) -> Exit {
                 let seen = user::read_u64(WINDOW);
                 let unmapped = worker.space.unmap(WINDOW, len);
                 assert!(unmapped.is_ok(), "what was mapped can be unmapped: {unmapped:?}");
-                // The pin task of this CPU stamps these pages; until it has, they are zero or from an earlier boot.
+                // The pin tasks stamp these pages; until they have, they are zero or from an earlier boot.
                 seen?;
                 worker.counters.maps.fetch_add(1, Ordering::Relaxed);
             }
@@ -229,7 +232,7 @@ fn map_work(mut worker: Worker) -> Exit {
         }
         user::read_u64(worker.address(page))?;
         turns += 1;
-        if turns == 16 {
+        if turns == 4 {
             worker.is_warm();
         }
     }
@@ -248,12 +251,32 @@ fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
         }
         counters.bystanders.fetch_add(1, Ordering::Relaxed);
         turns += 1;
-        if turns == 64 {
+        if turns == 4 {
             counters.warm.fetch_add(1, Ordering::Relaxed);
         }
-        sched::yield_now();
+        give_way();
     }
     Ok(())
+}
+
+/// Maps the shared pages and keeps them mapped, without touching them, until the device has gone. Then it looks. So a
+/// removal finds the same mappings however long it takes, while other tasks come to their end.
+fn hold_work(worker: Worker) -> Exit {
+    let len = worker.nr_pages << PAGE_SHIFT;
+    worker.space.populate(BASE, len, Access::Write)?;
+    worker.is_warm();
+    // Acquire; pairs with the Release in `Load::device_is_gone`.
+    while !worker.counters.gone.load(Ordering::Acquire) {
+        give_way();
+    }
+    let seen = user::read_u64(BASE)?;
+    panic!("the device has gone, and a task on CPU {} still reads {seen:#x} from it", worker.cpu);
+}
+
+/// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs.
+fn give_way() {
+    arch::cpu::pause();
+    sched::yield_now();
 }
 
 /// The whole GiB of a device that a task maps with one leaf: the last one that fits. Offset in bytes.
@@ -271,8 +294,9 @@ impl Load {
         let counters = Arc::new(Counters::default());
         let size = devices::file(0).map_err(|error| format!("{error}"))?.size_bytes();
         let nr_cpus = percpu::online().len() as u64;
-        if size < nr_cpus * SHARE {
-            return Err(format!("the device has {size} bytes; {nr_cpus} CPUs need {} each", SHARE));
+        let needed = SMALL_BYTES + nr_cpus * LARGE_BYTES;
+        if size < needed {
+            return Err(format!("the device has {size} bytes; {nr_cpus} CPUs need {needed}"));
         }
         let mut load = Self { users: Vec::new(), bystanders: Vec::new(), counters };
         // The largest leaf first: the size of a folio is that of the first leaf that maps it.
@@ -295,10 +319,14 @@ impl Load {
 
     fn start_on(&mut self, cpu: CpuId) -> Result<(), String> {
         let counters = &self.counters;
-        let small = (cpu as u64 * SHARE, HALF, PageSize::Size4K);
-        let large = (cpu as u64 * SHARE + HALF, HALF, PageSize::Size2M);
-        let kinds: [(&str, _, fn(Worker) -> Exit); 3] =
-            [("pin", small, pin_work), ("rw", large, read_write_work), ("map", small, map_work)];
+        let small = (0, SMALL_BYTES, PageSize::Size4K);
+        let large = (SMALL_BYTES + cpu as u64 * LARGE_BYTES, LARGE_BYTES, PageSize::Size2M);
+        let kinds: [(&str, _, fn(Worker) -> Exit); 4] = [
+            ("hold", small, hold_work),
+            ("pin", small, pin_work),
+            ("rw", large, read_write_work),
+            ("map", small, map_work),
+        ];
         for (kind, part, work) in kinds {
             let name = format!("{kind}-{cpu}");
             self.users.push(Worker::new(&name, 0, cpu, part, counters)?.start(&name, work));
@@ -318,6 +346,12 @@ impl Load {
     pub fn warm_up(&self) {
         let all = (self.users.len() + self.bystanders.len()) as u64;
         wait_until(|| self.counters.warm.load(Ordering::Relaxed) >= all);
+    }
+
+    /// The removal is over: the tasks that hold a mapping without touching it may look now.
+    pub fn device_is_gone(&self) {
+        // Release; pairs with the Acquire in `hold_work`.
+        self.counters.gone.store(true, Ordering::Release);
     }
 
     /// Waits until the bystanders have gone around `turns` times more, together.

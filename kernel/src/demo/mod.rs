@@ -9,17 +9,17 @@ use alloc::string::String;
 use core::sync::atomic::Ordering;
 
 use dax::removal::{Method, RemovalReport};
-use mm::addr::PfnRange;
+use mm::addr::{PAGE_SHIFT, PfnRange};
 use mm::ledger::Snapshot;
 
 use self::load::Load;
 use self::verdict::{Round, Verdict};
 use crate::machine::mm;
-use crate::{devices, memory, percpu};
+use crate::{devices, kstack, memory, percpu};
 
-/// Frames that the per-frame baseline covers on each CPU's part of the device: enough to measure, few enough to end
-/// within seconds. What it covers is printed.
-const FRAMES_PER_CPU: u64 = 256;
+/// Frames that the per-frame baseline covers: those that every CPU maps with 4 KiB leaves. Enough to measure, few
+/// enough to end within seconds; how many it is, is printed.
+const BASELINE_FRAMES: u64 = load::SMALL_BYTES >> PAGE_SHIFT;
 
 /// Runs the demonstration; answers whether the verdict is good.
 pub fn run() -> bool {
@@ -44,7 +44,7 @@ fn rounds() -> Result<Verdict, String> {
         devices::attach(at).map_err(|error| format!("{error}"))?;
     }
     let ranged = round(Method::Ranged)?;
-    let nr_frames = (percpu::online().len() as u64 * FRAMES_PER_CPU).min(slot.frames.nr_pages());
+    let nr_frames = BASELINE_FRAMES.min(slot.frames.nr_pages());
     let frames = PfnRange::new(slot.frames.start(), nr_frames).ok_or("a device without frames")?;
     log::info!(
         "the per-frame baseline covers {nr_frames} of {} frames; the rest goes by range",
@@ -72,6 +72,7 @@ fn round(method: Method) -> Result<Round, String> {
         counters.maps.load(Ordering::Relaxed),
     );
     let report = devices::remove(0, method).map_err(|error| format!("{error}"))?;
+    load.device_is_gone();
     let ended_by_sigbus = load.join_users();
     load.wait_for_bystanders(100 * load.bystanders.len() as u64);
     let went_on = load.stop();
@@ -108,8 +109,8 @@ pub struct Books {
 }
 
 impl Books {
-    /// What is held now.
+    /// What is held now. Kernel stacks are kept for the next tasks, and are not counted.
     pub fn now() -> Self {
-        Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() }
+        Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() - kstack::frames() }
     }
 }

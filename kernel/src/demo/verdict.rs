@@ -101,6 +101,7 @@ impl Verdict {
         }
         let leaked = after.frames as i64 - before.frames as i64;
         report!("ledger kind=ram_frames count={} delta={leaked}", after.frames);
+        self.expect(leaked == 0, "frames of RAM were not given back");
     }
 }
 

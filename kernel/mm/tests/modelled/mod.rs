@@ -5,8 +5,8 @@
 //! writes; each table page has one that every walk reads (again at the end of the time for which the CPU may use
 //! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model.
 //!
-//! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax` and
-//! before an access.
+//! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax`, and
+//! where a model says so by `poll`: anywhere else it has not arrived yet.
 #![allow(dead_code, reason = "each model uses its own part")]
 
 use std::cell::Cell;
@@ -57,13 +57,15 @@ struct Own {
 }
 
 type Handler = Box<dyn Fn(&LoomMachine) + Send + Sync>;
-type Watcher = Box<dyn Fn(CpuId, Point) + Send + Sync>;
+type Watcher = Box<dyn Fn(&LoomMachine, Point) + Send + Sync>;
 
 /// See the module.
 pub struct LoomMachine {
     levels: u8,
     tables: Vec<Table>,
     data: Vec<UnsafeCell<()>>,
+    /// Not loom's, for it must not order anything: the page belongs to somebody else now.
+    reused: Vec<std::sync::atomic::AtomicBool>,
     pending: Vec<AtomicBool>,
     own: Vec<Mutex<Own>>,
     handler: OnceLock<Handler>,
@@ -88,6 +90,7 @@ impl LoomMachine {
             levels,
             tables: (0..TABLES).map(table).collect(),
             data: DATA.iter().map(|_| UnsafeCell::new(())).collect(),
+            reused: DATA.iter().map(|_| std::sync::atomic::AtomicBool::new(false)).collect(),
             pending: (0..cpus).map(|_| AtomicBool::new(false)).collect(),
             own: (0..cpus).map(|_| Mutex::default()).collect(),
             handler: OnceLock::new(),
@@ -101,7 +104,7 @@ impl LoomMachine {
     }
 
     /// Called where a protocol reaches one of its [`Point`]s.
-    pub fn set_watcher(&self, watcher: impl Fn(CpuId, Point) + Send + Sync + 'static) {
+    pub fn set_watcher(&self, watcher: impl Fn(&LoomMachine, Point) + Send + Sync + 'static) {
         assert!(self.watcher.set(Box::new(watcher)).is_ok());
     }
 
@@ -129,6 +132,7 @@ impl LoomMachine {
             return;
         }
         while self.pending[cpu].swap(false, Ordering::AcqRel) {
+            eprintln!("irq {cpu}");
             self.own(|own| own.irqs_off = true);
             if let Some(handler) = self.handler.get() {
                 handler(self);
@@ -137,13 +141,11 @@ impl LoomMachine {
         }
     }
 
-    /// A load by a user program on this CPU: through the TLB, else by a walk that fills it. Answers the frame.
+    /// A load by a user program on this CPU: through the TLB, else by a walk that fills it. Answers the frame. An
+    /// interrupt that is on its way has not arrived yet: see [`poll`](Self::poll).
     pub fn access(&self, va: VirtAddr) -> Option<Pfn> {
-        self.poll();
-        let pfn = match self.own(|own| own.tlb.get(&va.as_u64()).copied()) {
-            Some(cached) => cached.pfn(),
-            None => self.fill(va)?.pfn(),
-        };
+        let cached = self.own(|own| own.tlb.get(&va.as_u64()).copied());
+        let pfn = cached.or_else(|| self.fill(va))?.pfn();
         self.use_data(pfn);
         Some(pfn)
     }
@@ -151,12 +153,14 @@ impl LoomMachine {
     /// Uses a data page: by a translation, or by a pin.
     pub fn use_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
+        assert!(!self.reused[index].load(Ordering::Relaxed), "frame {pfn} is used, but it belongs to another owner");
         self.data[index].with(|_| ());
     }
 
     /// The next owner of a data page writes to it.
     pub fn reuse_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
+        self.reused[index].store(true, Ordering::Relaxed);
         self.data[index].with_mut(|_| ());
     }
 
@@ -212,6 +216,7 @@ impl Machine for LoomMachine {
     fn relax(&self) {
         assert!(self.irqs_on(), "waits with its interrupts off");
         self.poll();
+        eprintln!("relax {}", self.cpu());
         loom::thread::yield_now();
     }
     fn alloc_table(&self) -> Option<Pfn> {
@@ -261,7 +266,7 @@ impl Machine for LoomMachine {
     }
     fn reached(&self, point: Point) {
         if let Some(watcher) = self.watcher.get() {
-            watcher(self.cpu(), point);
+            watcher(self, point);
         }
     }
 }
@@ -288,7 +293,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// With `cpus` CPUs, two levels of tables and no interrupt that is lost.
+    /// With `cpus` CPUs and two levels of tables.
     pub fn new(cpus: usize) -> Arc<Self> {
         let bare = Arc::new(Self { machine: LoomMachine::new(cpus, 2), shootdown: Shootdown::new(cpus) });
         let weak = Arc::downgrade(&bare);
