@@ -12,8 +12,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use dax::bay::{Bay, BayError};
-use dax::device::{DataCache, DaxError};
 use dax::devdax::DevDax;
+use dax::device::{DataCache, DaxError};
 use dax::removal::{Method, RemovalReport, StepRecord, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
 use mm::ledger::Kind;
@@ -133,15 +133,15 @@ fn devices_and_slot(at: usize) -> Result<(&'static Devices, &'static Slot), Devi
 /// See [`DeviceError`]; nothing is left over then.
 pub fn attach(at: usize) -> Result<(), DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
-    let config =
-        Config { name: &slot.name, ranges: &[slot.frames], kind: MemoryKind::DevDax, bad_blocks: &[] };
+    let config = Config { name: &slot.name, ranges: &[slot.frames], kind: MemoryKind::DevDax, bad_blocks: &[] };
     let mut step_done = |step: Step| {
         crate::report!("attach device={} step={step} n={} of={}", slot.name, step as usize + 1, Step::ALL.len());
         Ok(())
     };
     let device =
         devices.driver.attach(&config, &mut step_done).map_err(|(step, error)| DeviceError::Attach(step, error))?;
-    let file = device.dax().map(|dax| DevDax::new(mm(), dax, PageSize::Size4K)).transpose().map_err(DeviceError::Dax)?;
+    let file =
+        device.dax().map(|dax| DevDax::new(mm(), dax, PageSize::Size4K)).transpose().map_err(DeviceError::Dax)?;
     let size = device.size_bytes();
     slot.bay.attach(Attached { device, file }).map_err(|(error, _)| error)?;
     let leaves = mm().ledger.count(Kind::DirectMapLeaves);

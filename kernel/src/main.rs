@@ -31,6 +31,7 @@ mod percpu;
 mod ring;
 mod sched;
 mod shell;
+mod shell_devices;
 mod smp;
 mod task;
 mod time;

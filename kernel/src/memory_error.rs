@@ -79,7 +79,11 @@ fn fail(pfn: Pfn) {
                 failure.stats.leaves
             );
             for user in &failure.users {
-                log::warn!("frame {pfn} has lost its contents; \"{}\" maps it at {}", user.space.name(), user.range.start());
+                log::warn!(
+                    "frame {pfn} has lost its contents; \"{}\" maps it at {}",
+                    user.space.name(),
+                    user.range.start()
+                );
             }
         }
         Err(error) => log::error!("a memory error is not in a device: {error}"),

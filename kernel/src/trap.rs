@@ -10,7 +10,10 @@ use mm::machine::IrqOff;
 use crate::panic::{self, Cause};
 use crate::percpu::{self, InInterrupt};
 use crate::ring::Note;
-use crate::smp::{VECTOR_APIC_ERROR, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN, VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER};
+use crate::smp::{
+    VECTOR_APIC_ERROR, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN, VECTOR_SPURIOUS, VECTOR_TEST,
+    VECTOR_TIMER,
+};
 use crate::task::Signal;
 use crate::{kstack, machine, memory_error, sched, user};
 

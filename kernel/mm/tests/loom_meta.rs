@@ -9,7 +9,7 @@
 //! | `last_put_against_making_a_large_folio_anew` | a folio is freed once, by whoever finds it dead under the lock; the next life begins after all use of the last | `retire_no_recheck`, `relaxed_put` |
 //! | `last_put_against_making_a_page_anew` | the same for an order-0 page; its chunk stays while a life is on its way out | `relaxed_put` |
 //! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
-//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `relaxed_put` |
+//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put` |
 //! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
 //! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
 //! | `killing_against_making` | once a page map is killed its counter only falls | — |

@@ -16,7 +16,7 @@ use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
 use mm::machine::CpuId;
-use mm::space::{Access, MapError, VmOps};
+use mm::space::{Access, MapError, SigBusCause, VmOps};
 
 use crate::machine::{KernelMachine, Space, mm};
 use crate::task::{Exit, Signal, Task};
@@ -30,6 +30,8 @@ const WINDOW: VirtAddr = VirtAddr::new(0x80_0000_0000);
 pub const SMALL_BYTES: u64 = 4 << 20;
 /// Bytes of the device that each CPU maps with 2 MiB leaves, behind those.
 const LARGE_BYTES: u64 = 4 << 20;
+/// Where some tasks hold the shared pages.
+const HELD: VirtAddr = VirtAddr::new(0xc0_0000_0000);
 /// Most pages pinned at a time.
 const BATCH: u64 = 16;
 
@@ -48,8 +50,6 @@ pub struct Counters {
     pub wrong_stamps: AtomicU64,
     /// Tasks that have gone around at least once.
     warm: AtomicU64,
-    /// The removal is over.
-    gone: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -132,9 +132,18 @@ impl Worker {
 
     /// Stamps every page of its part.
     fn stamp_all(&self) -> Result<(), Signal> {
-        (0..self.nr_pages).try_for_each(|page| {
-            user::write_u64(self.address(page), stamp(self.at, self.first_page + page))
-        })
+        (0..self.nr_pages)
+            .try_for_each(|page| user::write_u64(self.address(page), stamp(self.at, self.first_page + page)))
+    }
+
+    /// Maps and populates the pages that all CPUs share, with 4 KiB leaves.
+    fn hold_shared_pages(&self) -> Result<(), Signal> {
+        let gone = Signal::SigBus { addr: HELD, len_bytes: SMALL_BYTES, cause: SigBusCause::DeviceGone };
+        let file = devices::file(self.at).map_err(|_| gone)?;
+        let file = file.open(OpenOptions::exactly(PageSize::Size4K)).map_err(|_| gone)?;
+        let ops: Arc<dyn VmOps<KernelMachine>> = file;
+        self.space.map(HELD, SMALL_BYTES, Prot::USER_WRITE, &ops, 0).map_err(|_| gone)?;
+        Ok(self.space.populate(HELD, SMALL_BYTES, Access::Read)?)
     }
 
     fn is_warm(&self) {
@@ -187,7 +196,11 @@ fn pin_work(mut worker: Worker) -> Exit {
 }
 
 /// Reads stamps and writes words through 2 MiB or 1 GiB leaves.
+///
+/// Besides, it maps the shared pages and keeps them mapped without touching them. So a removal finds these mappings
+/// loaded on every CPU however long it takes, while the tasks that touch the pages come to their end.
 fn read_write_work(mut worker: Worker) -> Exit {
+    worker.hold_shared_pages()?;
     let stamped = worker.nr_pages.min(LARGE_BYTES >> PAGE_SHIFT);
     for page in 0..stamped {
         user::write_u64(worker.address(page), stamp(worker.at, worker.first_page + page))?;
@@ -259,20 +272,6 @@ fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
     Ok(())
 }
 
-/// Maps the shared pages and keeps them mapped, without touching them, until the device has gone. Then it looks. So a
-/// removal finds the same mappings however long it takes, while other tasks come to their end.
-fn hold_work(worker: Worker) -> Exit {
-    let len = worker.nr_pages << PAGE_SHIFT;
-    worker.space.populate(BASE, len, Access::Write)?;
-    worker.is_warm();
-    // Acquire; pairs with the Release in `Load::device_is_gone`.
-    while !worker.counters.gone.load(Ordering::Acquire) {
-        give_way();
-    }
-    let seen = user::read_u64(BASE)?;
-    panic!("the device has gone, and a task on CPU {} still reads {seen:#x} from it", worker.cpu);
-}
-
 /// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs.
 fn give_way() {
     arch::cpu::pause();
@@ -321,12 +320,8 @@ impl Load {
         let counters = &self.counters;
         let small = (0, SMALL_BYTES, PageSize::Size4K);
         let large = (SMALL_BYTES + cpu as u64 * LARGE_BYTES, LARGE_BYTES, PageSize::Size2M);
-        let kinds: [(&str, _, fn(Worker) -> Exit); 4] = [
-            ("hold", small, hold_work),
-            ("pin", small, pin_work),
-            ("rw", large, read_write_work),
-            ("map", small, map_work),
-        ];
+        let kinds: [(&str, _, fn(Worker) -> Exit); 3] =
+            [("pin", small, pin_work), ("rw", large, read_write_work), ("map", small, map_work)];
         for (kind, part, work) in kinds {
             let name = format!("{kind}-{cpu}");
             self.users.push(Worker::new(&name, 0, cpu, part, counters)?.start(&name, work));
@@ -346,12 +341,6 @@ impl Load {
     pub fn warm_up(&self) {
         let all = (self.users.len() + self.bystanders.len()) as u64;
         wait_until(|| self.counters.warm.load(Ordering::Relaxed) >= all);
-    }
-
-    /// The removal is over: the tasks that hold a mapping without touching it may look now.
-    pub fn device_is_gone(&self) {
-        // Release; pairs with the Acquire in `hold_work`.
-        self.counters.gone.store(true, Ordering::Release);
     }
 
     /// Waits until the bystanders have gone around `turns` times more, together.

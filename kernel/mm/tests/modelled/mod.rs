@@ -125,6 +125,11 @@ impl LoomMachine {
         }
     }
 
+    /// Has this CPU an address space loaded?
+    pub fn has_root(&self) -> bool {
+        self.own(|own| own.root.is_some())
+    }
+
     /// Takes the interrupt if there is one and interrupts are on.
     pub fn poll(&self) {
         let cpu = self.cpu();
@@ -132,7 +137,6 @@ impl LoomMachine {
             return;
         }
         while self.pending[cpu].swap(false, Ordering::AcqRel) {
-            eprintln!("irq {cpu}");
             self.own(|own| own.irqs_off = true);
             if let Some(handler) = self.handler.get() {
                 handler(self);
@@ -216,7 +220,6 @@ impl Machine for LoomMachine {
     fn relax(&self) {
         assert!(self.irqs_on(), "waits with its interrupts off");
         self.poll();
-        eprintln!("relax {}", self.cpu());
         loom::thread::yield_now();
     }
     fn alloc_table(&self) -> Option<Pfn> {

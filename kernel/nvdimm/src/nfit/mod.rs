@@ -60,6 +60,8 @@ pub fn parse<'t>(tables: impl IntoIterator<Item = &'t [u8]>, limits: Limits<'_>)
             Err(error) => parser.nfit.note(Notice::TableRefused(error)),
         }
     }
+    // Tables list devices in any order (QEMU: that of a hash table). Numbered by address, they keep their names.
+    parser.nfit.ranges.sort_unstable_by_key(|range| range.base);
     parser.nfit
 }
 

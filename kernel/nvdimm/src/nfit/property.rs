@@ -22,6 +22,7 @@ pub fn check(tables: &[&[u8]], limits: Limits<'_>) -> Nfit {
         }
         assert!(nfit.devices_of(range).count() <= MAX_DEVICES);
     }
+    assert!(nfit.ranges.is_sorted_by_key(|range| range.base), "ranges out of order");
     for device in &nfit.devices {
         assert!(nfit.ranges.iter().any(|range| device.is_behind(range)), "{device:x?} lies behind nothing");
     }

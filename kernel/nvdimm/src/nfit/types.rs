@@ -305,7 +305,7 @@ pub struct OtherStructures {
 /// What the tables say, and what is wrong with them.
 #[derive(Clone, Debug, Default)]
 pub struct Nfit {
-    /// The ranges that may be attached, in the table's order.
+    /// The ranges that may be attached, by rising address.
     pub ranges: ArrayVec<PersistentRange, MAX_RANGES>,
     /// The devices behind those ranges.
     pub devices: ArrayVec<MemoryDevice, MAX_DEVICES>,

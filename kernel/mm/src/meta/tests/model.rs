@@ -174,7 +174,9 @@ impl Run {
         let run = got.expect("the model has it");
         let leaf = leaf.min(folio);
         assert_eq!((run.folio, run.leaf), (folio, leaf));
-        assert!(run.nr_pages >= leaf.nr_pages() && run.nr_pages <= nr_pages && run.nr_pages.is_multiple_of(leaf.nr_pages()));
+        assert!(
+            run.nr_pages >= leaf.nr_pages() && run.nr_pages <= nr_pages && run.nr_pages.is_multiple_of(leaf.nr_pages())
+        );
         let block_end = |size: PageSize| (first & !(size.nr_pages() - 1)) + size.nr_pages();
         let reach = if folio == KIB4 {
             let range = self.model.ranges.iter().find(|range| range.contains(Pfn::new(first))).expect("found");

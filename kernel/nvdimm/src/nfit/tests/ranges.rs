@@ -4,6 +4,27 @@ use alloc::format;
 
 use super::*;
 
+/// The table of QEMU 7.2 with OVMF for NVDIMMs of 1 GiB (slot 0, with a label area) and 64 MiB (slot 1), read out of
+/// the guest's memory. It lists slot 1 first.
+#[test]
+fn the_table_of_a_real_machine_is_read_without_a_word() {
+    let table = include_bytes!("qemu-7.2-two-nvdimms.bin");
+    let ram = [ByteRange { base: 0, len_bytes: 256 * MIB }];
+    let nfit = property::check(&[table], Limits { phys_bits: 40, ram: &ram });
+    assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
+    let mut found = nfit.ranges.iter().map(|range| {
+        assert_eq!(range.attributes, MemoryAttributes::WB | MemoryAttributes::NV);
+        assert_eq!(range.proximity_domain, Some(0));
+        let device = nfit.devices_of(range).next().unwrap();
+        assert_eq!(device.region_len_bytes, range.len_bytes);
+        (range.base, range.len_bytes, range.range_index, device.handle.0, device.serial_number)
+    });
+    assert_eq!(found.next(), Some((4 * GIB, GIB, 2, 1, Some(0x123456))));
+    assert_eq!(found.next(), Some((5 * GIB, 64 * MIB, 4, 2, Some(0x123457))));
+    assert_eq!(found.next(), None);
+    assert_eq!(nfit.others, OtherStructures { control_regions: 2, ..OtherStructures::default() });
+}
+
 #[test]
 fn a_range_of_no_bytes_is_refused() {
     let nfit = read(&around(|table| table.persistent(5, 12 * GIB, 0)));

@@ -1,0 +1,101 @@
+//! The shell's commands about NVDIMMs: attach, remove, read, write, and who holds what.
+
+use alloc::format;
+use alloc::string::String;
+
+use dax::removal::Method;
+use mm::ledger::Kind;
+use mm::meta::LiveFolio;
+
+use crate::machine::mm;
+use crate::shell::Command;
+use crate::{console, demo, devices};
+
+/// The commands.
+pub const COMMANDS: &[Command] = &[
+    Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
+    Command { name: "nvdimm", args: "", help: "the NVDIMMs and their devices", run: nvdimm },
+    Command { name: "attach", args: "N", help: "attach the device of NVDIMM N", run: attach },
+    Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
+    Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
+    Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
+    Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
+];
+
+fn run_demo(_: &[&str]) -> Result<(), String> {
+    if demo::run() { Ok(()) } else { Err("the verdict is bad".into()) }
+}
+
+fn nvdimm(_: &[&str]) -> Result<(), String> {
+    for (at, slot) in devices::slots().iter().enumerate() {
+        let state = match devices::block(at) {
+            Ok(block) => format!("attached, {} sectors", block.nr_sectors()),
+            Err(error) => format!("{error}"),
+        };
+        let frames = slot.frames;
+        console::line(format_args!("{at}: {} {}..{}: {state}", slot.name, frames.start().addr(), frames.end().addr()));
+    }
+    if devices::slots().is_empty() {
+        console::line(format_args!("no NVDIMM"));
+    }
+    Ok(())
+}
+
+fn attach(args: &[&str]) -> Result<(), String> {
+    let [at] = args else { return Err("expected: attach N".into()) };
+    devices::attach(number(at)? as usize).map_err(|error| format!("{error}"))
+}
+
+fn remove(args: &[&str]) -> Result<(), String> {
+    let [at] = args else { return Err("expected: remove N".into()) };
+    let report = devices::remove(number(at)? as usize, Method::Ranged).map_err(|error| format!("{error}"))?;
+    format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
+    Ok(())
+}
+
+fn pmem(args: &[&str]) -> Result<(), String> {
+    match args {
+        ["write", at, offset, text] => {
+            devices::write_bytes(number(at)? as usize, number(offset)?, text.as_bytes())?;
+            console::line(format_args!("{} bytes written", text.len()));
+            Ok(())
+        }
+        ["read", at, offset, len] => {
+            let bytes = devices::read_bytes(number(at)? as usize, number(offset)?, number(len)? as usize)?;
+            console::line(format_args!("{}", bytes.escape_ascii()));
+            Ok(())
+        }
+        _ => Err("expected: pmem write N OFFSET TEXT, or pmem read N OFFSET LEN".into()),
+    }
+}
+
+fn ledger(_: &[&str]) -> Result<(), String> {
+    let snapshot = mm().ledger_snapshot();
+    for &kind in Kind::ALL {
+        crate::report!("ledger kind={kind} count={}", snapshot.count(kind));
+    }
+    const SHOWN: usize = 16;
+    let mut folios = arrayvec::ArrayVec::<LiveFolio, SHOWN>::new();
+    let mut more = 0;
+    mm().meta.for_each_live(&mut |folio| {
+        if folios.try_push(folio).is_err() {
+            more += 1;
+        }
+    });
+    for folio in folios {
+        console::line(format_args!("{folio}"));
+    }
+    if more > 0 {
+        console::line(format_args!("and {more} more folios"));
+    }
+    Ok(())
+}
+
+/// A number, in decimal or with `0x`.
+fn number(word: &str) -> Result<u64, String> {
+    let parsed = match word.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => word.parse(),
+    };
+    parsed.map_err(|_| format!("\"{word}\" is not a number"))
+}
