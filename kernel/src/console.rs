@@ -127,8 +127,7 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        // The acpi crate is talkative at levels that are not about this kernel.
-        if !self.enabled(record.metadata()) || (record.target().starts_with("acpi") && record.level() > Level::Warn) {
+        if !self.enabled(record.metadata()) {
             return;
         }
         // `kernel::smp` is the subsystem `smp`.

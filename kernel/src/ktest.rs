@@ -55,7 +55,7 @@ macro_rules! check {
 }
 
 /// Every test, by subject.
-static GROUPS: &[&[Test]] = &[crate::ktests_ground::TESTS, crate::ktests_tasks::TESTS];
+static GROUPS: &[&[Test]] = &[crate::ktests_ground::TESTS, crate::ktests_protection::TESTS, crate::ktests_tasks::TESTS];
 
 /// What came of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

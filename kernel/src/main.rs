@@ -18,6 +18,7 @@ mod image;
 mod kstack;
 mod ktest;
 mod ktests_ground;
+mod ktests_protection;
 mod ktests_tasks;
 mod layout;
 mod lock;
@@ -227,7 +228,8 @@ extern "C" fn on_own_tables() -> ! {
     report!("cpu id=0 apic={} state=online", arch::apic::id());
     let missing = smp::start_others(apic_ids.into_iter(), features);
     let cpus = percpu::online();
-    report!("boot cpus={} missing={missing} deterministic={}", cpus.len(), u8::from(options.deterministic));
+    let (nr_cpus, deterministic) = (cpus.len(), u8::from(options.deterministic));
+    report!("boot cpus={nr_cpus} missing={missing} ram_bytes={ram} deterministic={deterministic}");
     sched::spawn("main", 0, None, main_task);
     sched::idle_loop()
 }

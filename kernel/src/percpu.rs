@@ -8,6 +8,7 @@ use mm::machine::{CpuId, CpuMask, MAX_CPUS};
 use crate::lock::IrqLock;
 use crate::ring::Ring;
 use crate::sched::RunQueue;
+use crate::task::Task;
 
 /// One CPU's area. GS points to it.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct PerCpu {
     interrupts: AtomicU32,
     /// The interrupt that is ending should switch tasks.
     pub need_resched: AtomicBool,
+    /// The running task, for the task itself: see [`crate::sched::with_current`].
+    pub current: AtomicPtr<Task>,
     /// Tasks that want to run here.
     pub queue: IrqLock<RunQueue>,
     /// Notes from interrupt handlers.
@@ -56,6 +59,7 @@ impl PerCpu {
             online: AtomicBool::new(false),
             interrupts: AtomicU32::new(0),
             need_resched: AtomicBool::new(false),
+            current: AtomicPtr::new(core::ptr::null_mut()),
             queue: IrqLock::new(RunQueue::new()),
             ring: Ring::new(),
             ticks: AtomicU64::new(0),

@@ -104,7 +104,9 @@ pub fn spawn(
 pub fn become_idle(name: &str, stack: Stack) {
     let task = Task::on_stack(name, area::cpu(), stack, None, None);
     task.set_state(State::Running);
-    let mut queue = percpu::this().queue.lock();
+    let this = percpu::this();
+    let mut queue = this.queue.lock();
+    this.current.store(Arc::as_ptr(&task).cast_mut(), Ordering::Relaxed);
     queue.current = Some(Arc::clone(&task));
     queue.idle = Some(task);
 }
@@ -130,6 +132,14 @@ pub fn current() -> Option<Arc<Task>> {
     percpu::this().queue.lock().current.clone()
 }
 
+/// Shows the running task to `see`: cheaper than [`current`]. `None` before there are tasks.
+#[inline]
+pub fn with_current<R>(see: impl FnOnce(&Task) -> R) -> Option<R> {
+    // SAFETY: null, or the task that runs this code: the queue holds a reference while it does, and it is the one that
+    // is asking, so it is the same for all of this function.
+    unsafe { percpu::this().current.load(Ordering::Relaxed).as_ref() }.map(see)
+}
+
 /// The running task of another CPU, for an epitaph: does not wait for a lock.
 pub fn peek_current<R>(cpu: &PerCpu, see: impl FnOnce(&Task) -> R) -> Option<R> {
     // SAFETY: called by the panic path alone, when every other CPU has stopped.
@@ -146,7 +156,7 @@ pub fn yield_now() {
 /// [`yield_now`] where that is allowed: in a task, with interrupts on and preemption not off.
 #[inline]
 pub fn yield_if_allowed() {
-    if cpu::irqs_on() && area::preempt_count() == 0 && percpu::this().queue.lock().current.is_some() {
+    if cpu::irqs_on() && area::preempt_count() == 0 && !percpu::this().current.load(Ordering::Relaxed).is_null() {
         yield_now();
     }
 }
@@ -288,6 +298,7 @@ fn schedule() {
         next.set_state(State::Running);
         let pointers = (Arc::as_ptr(&previous), Arc::as_ptr(&next));
         load_space(&next);
+        this.current.store(Arc::as_ptr(&next).cast_mut(), Ordering::Relaxed);
         queue.current = Some(next);
         queue.arm();
         if previous.state() == State::Dead {

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use arch::trap::{TrapFrame, exception_name, vector};
-use arch::{apic, cpu, mce};
+use arch::{apic, cpu, mce, probe};
 use mm::addr::VirtAddr;
 use mm::machine::IrqOff;
 
@@ -72,6 +72,9 @@ fn page_fault(frame: &mut TrapFrame) {
     let addr = cpu::fault_address();
     let fixup = arch::user::fixup(frame.rip).filter(|_| addr < arch::user::USER_END);
     let Some(fixup) = fixup else {
+        if probe::finish(frame) {
+            return;
+        }
         let access = user::access_of(frame.error);
         if kstack::is_guard(addr) {
             panic::die(Cause::Trap { frame, what: format_args!("stack overflow: {access:?} at {addr:#x}") });

@@ -4,14 +4,14 @@ use mm::addr::VirtAddr;
 use mm::space::Access;
 
 use crate::sched;
-use crate::task::Signal;
+use crate::task::{Signal, Task};
 
 /// The signal that somebody has sent to the running task, if any.
 ///
 /// # Errors
 /// That signal.
 pub fn check_signal() -> Result<(), Signal> {
-    match sched::current().and_then(|task| task.pending_signal()) {
+    match sched::with_current(Task::pending_signal).flatten() {
         Some(signal) => Err(signal),
         None => Ok(()),
     }
@@ -20,7 +20,7 @@ pub fn check_signal() -> Result<(), Signal> {
 /// Why the access that has just failed did.
 fn why(va: VirtAddr) -> Signal {
     // Where no fault happened the range was not in the user half.
-    sched::current().and_then(|task| task.take_fault()).unwrap_or(Signal::SigSegv { addr: va })
+    sched::with_current(Task::take_fault).flatten().unwrap_or(Signal::SigSegv { addr: va })
 }
 
 /// Reads eight bytes.

@@ -16,6 +16,7 @@ pub mod mce;
 pub mod percpu;
 pub mod pit;
 pub mod port;
+pub mod probe;
 pub mod tables;
 pub mod tlb;
 pub mod trampoline;

@@ -13,10 +13,10 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr, VirtRange};
 use mm::machine::{IrqOff, Machine, Point};
-use mm::shootdown::Round;
+use mm::shootdown::{Dispatched, Round};
 use mm::sync::Arc;
 use mm::tlb::{FlushRange, TlbState};
-use modelled::{Bare, be, explore, va};
+use modelled::{Bare, LoomMachine, be, explore, va};
 
 /// Two pages of one page table.
 const PAGES: [(VirtAddr, u64); 2] = [(va(0, 0), 0), (va(0, 1), 1)];
@@ -28,12 +28,17 @@ fn zap(bare: &Bare, space: &Arc<TlbState>, (va, frame): (VirtAddr, u64)) {
 }
 
 fn clear_and_flush(bare: &Bare, space: &Arc<TlbState>, va: VirtAddr) {
+    clear(bare, space, va).sync();
+}
+
+/// Takes the page at `va` away and sends the round on its way.
+fn clear<'b>(bare: &'b Bare, space: &Arc<TlbState>, va: VirtAddr) -> Dispatched<'b, LoomMachine> {
     let table = bare.page_table(space);
     bare.machine.entry(table, va.index(1)).swap(0, Ordering::AcqRel);
     let range = VirtRange::new(va, PAGE_SIZE).unwrap();
     let mut round = Round::new();
     round.issue(space, FlushRange::Pages { range, stride: PageSize::Size4K }, false);
-    round.dispatch(&bare.shootdown, &bare.machine).sync();
+    round.dispatch(&bare.shootdown, &bare.machine)
 }
 
 /// Runs each part on a CPU of its own. A CPU that has done its part takes interrupts until all have.
@@ -123,16 +128,25 @@ fn two_shootdowns_at_once() {
 
 // covers: G2, G3
 #[test]
-fn two_senders_against_one_receiver() {
-    explore(2, || {
-        // CPUs 0 and 1 have other things to do than this space, CPU 2 uses it.
-        let (bare, space) = loaded_on(3, 2);
+fn two_rounds_in_flight_against_one_receiver() {
+    explore(4, || {
+        // CPU 0 has other things to do than this space. Two of its tasks have a round under way at the same time.
+        let (bare, space) = loaded_on(2, 1);
+        let ours = space.clone();
+        let sender = move |bare: &Bare| {
+            let first = clear(bare, &ours, PAGES[0].0);
+            let second = clear(bare, &ours, PAGES[1].0);
+            first.sync();
+            bare.machine.reuse_data(Pfn::new(PAGES[0].1));
+            second.sync();
+            bare.machine.reuse_data(Pfn::new(PAGES[1].1));
+        };
         let other = |bare: &Bare| {
             bare.machine.poll();
             use_page(bare, 0);
             use_page(bare, 1);
         };
-        run(&bare, [zaps(&space, 0), zaps(&space, 1), Box::new(other)]);
+        run(&bare, [Box::new(sender), Box::new(other)]);
     });
 }
 

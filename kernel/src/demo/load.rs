@@ -284,8 +284,14 @@ fn whole_gib(size_bytes: u64) -> Option<u64> {
     (size_bytes / GIB).checked_sub(1).map(|gib| gib * GIB)
 }
 
+/// A device that stays, large enough for the bystanders to use.
+fn other_device() -> Option<usize> {
+    let is_large_enough = |at: &usize| devices::file(*at).is_ok_and(|file| file.size_bytes() >= SMALL_BYTES);
+    (1..devices::slots().len()).find(is_large_enough)
+}
+
 impl Load {
-    /// Starts tasks on every CPU. They use device 0; the bystanders use device 1 where there is one.
+    /// Starts tasks on every CPU. They use device 0; the bystanders use another one where there is one.
     ///
     /// # Errors
     /// One clear line; tasks that were started go on, and `stop` ends the bystanders.
@@ -327,9 +333,9 @@ impl Load {
             self.users.push(Worker::new(&name, 0, cpu, part, counters)?.start(&name, work));
         }
         let name = format!("bystander-{cpu}");
-        let worker = match devices::slots().len() {
-            0 | 1 => None,
-            _ => Some(Worker::new(&name, 1, cpu, small, counters)?),
+        let worker = match other_device() {
+            None => None,
+            Some(at) => Some(Worker::new(&name, at, cpu, small, counters)?),
         };
         let space = worker.as_ref().map(|worker| Arc::clone(&worker.space));
         let counters = Arc::clone(counters);

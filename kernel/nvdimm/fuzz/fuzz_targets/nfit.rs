@@ -7,22 +7,11 @@ use libfuzzer_sys::fuzz_target;
 use nvdimm::nfit::builder::{NfitBuilder, seal};
 use nvdimm::nfit::{ByteRange, Limits, property};
 
-const RAM: [ByteRange; 2] = [
-    ByteRange {
-        base: 0,
-        len_bytes: 2 << 30,
-    },
-    ByteRange {
-        base: 4 << 30,
-        len_bytes: 1 << 29,
-    },
-];
+const RAM: [ByteRange; 2] =
+    [ByteRange { base: 0, len_bytes: 2 << 30 }, ByteRange { base: 4 << 30, len_bytes: 1 << 29 }];
 
 fuzz_target!(|bytes: &[u8]| {
-    let limits = Limits {
-        phys_bits: 46,
-        ram: &RAM,
-    };
+    let limits = Limits { phys_bits: 46, ram: &RAM };
     property::check(&[bytes], limits);
 
     let mut sealed = bytes.to_vec();
