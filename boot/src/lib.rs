@@ -14,6 +14,7 @@ pub mod hang;
 pub mod image;
 pub mod ktap;
 pub mod machine;
+pub mod mutants;
 pub mod outcome;
 pub mod paths;
 pub mod qmp;

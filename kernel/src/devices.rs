@@ -17,6 +17,7 @@ use dax::device::{DataCache, DaxError};
 use dax::removal::{Method, RemovalReport, StepRecord, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
 use mm::ledger::Kind;
+use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use nvdimm::nfit::{self, Limits};
 use nvdimm::pmem::memory::{MapFailed, MediaError, PmemHost, PmemMemory};
@@ -159,13 +160,25 @@ pub fn attach(at: usize) -> Result<(), DeviceError> {
 /// [`DeviceError::NoSlot`], or there is no device, or it is being removed already. A removal that has begun does not
 /// fail.
 pub fn remove(at: usize, method: Method) -> Result<RemovalReport, DeviceError> {
+    remove_watched(at, method, &mut |_| ())
+}
+
+/// As [`remove`]; `waits` is called whenever the removal says for which pages it waits.
+///
+/// # Errors
+/// As for [`remove`].
+pub fn remove_watched(
+    at: usize,
+    method: Method,
+    waits: &mut dyn FnMut(&Waiting),
+) -> Result<RemovalReport, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
     log::info!("{}: going away, {}", slot.name, method_in_words(method));
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
-    Ok(device.remove(mappings, method, &mut Watch { name: &slot.name }))
+    Ok(device.remove(mappings, method, &mut Watch { name: &slot.name, frames: slot.frames, waits }))
 }
 
 fn method_in_words(method: Method) -> String {
@@ -196,11 +209,20 @@ pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMac
 /// Says every step of a removal on the console, as it ends.
 struct Watch<'a> {
     name: &'a str,
+    frames: PfnRange,
+    waits: &'a mut dyn FnMut(&Waiting),
 }
 
 impl RemovalWatch<KernelMachine> for Watch<'_> {
     fn waiting(&mut self, waiting: &Waiting) {
         log::info!("{}: {waiting}", self.name);
+        let now = mm().machine.now_ns();
+        mm().pins.for_each(&mut |record| {
+            if record.holds_any(self.frames) {
+                log::info!("{}: waits for {}", self.name, record.describe(now));
+            }
+        });
+        (self.waits)(waiting);
     }
     fn observe(&mut self, record: &StepRecord) {
         log::info!("{}: {record}", self.name);

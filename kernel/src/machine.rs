@@ -9,14 +9,15 @@ use mm::machine::{CpuId, CpuMask, Machine};
 use mm::world::Mm;
 use spin::Once;
 
-use crate::{memory, paging, sched, smp, time};
+use crate::{memory, paging, percpu, sched, smp, time};
 
 /// The machine that this kernel runs on. There is one; its state is the hardware's.
 #[derive(Debug)]
 pub struct KernelMachine(());
 
-/// A waiter gives its CPU to another task once in so many rounds.
-const RELAXES_PER_YIELD: u64 = 16;
+/// A waiter gives its CPU to another task once in so many rounds. Rarely: a turn of the other tasks takes milliseconds,
+/// another CPU's answer microseconds; and the timer takes the CPU away in any case.
+const RELAXES_PER_YIELD: u64 = 1024;
 
 /// An address space of this kernel.
 pub type Space = mm::space::AddressSpace<KernelMachine>;
@@ -25,7 +26,7 @@ static WORLD: Once<Arc<Mm<KernelMachine>>> = Once::new();
 
 /// Makes the world for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
 pub fn init(nr_cpus: usize) {
-    WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus));
+    WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus)).pins.switch(true);
 }
 
 /// The world.
@@ -61,7 +62,7 @@ impl Machine for KernelMachine {
     fn relax(&self) {
         cpu::pause();
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
-        if crate::percpu::this().relaxed.fetch_add(1, Ordering::Relaxed) % RELAXES_PER_YIELD == 0 {
+        if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD) {
             sched::yield_if_allowed();
         }
     }

@@ -5,6 +5,7 @@ use alloc::string::String;
 
 use dax::removal::Method;
 use mm::ledger::Kind;
+use mm::machine::Machine;
 use mm::meta::LiveFolio;
 
 use crate::machine::mm;
@@ -19,6 +20,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
     Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
     Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
+    Command { name: "pins", args: "", help: "who holds pins, since when, and from where", run: pins },
     Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
 ];
 
@@ -67,6 +69,25 @@ fn pmem(args: &[&str]) -> Result<(), String> {
         }
         _ => Err("expected: pmem write N OFFSET TEXT, or pmem read N OFFSET LEN".into()),
     }
+}
+
+fn pins(_: &[&str]) -> Result<(), String> {
+    let now = mm().machine.now_ns();
+    let mut nr = 0;
+    mm().pins.for_each(&mut |record| {
+        nr += 1;
+        console::line(format_args!("{}", record.describe(now)));
+    });
+    console::line(format_args!("{nr} holders, {} pins in all", mm().meta.totals().pins));
+    mm().meta.for_each_map(&mut |map| {
+        console::line(format_args!(
+            "{} memory at {}: {}",
+            map.kind(),
+            map.ranges()[0].start().addr(),
+            map.kind().policy()
+        ));
+    });
+    Ok(())
 }
 
 fn ledger(_: &[&str]) -> Result<(), String> {

@@ -22,6 +22,11 @@ use crate::{kstack, machine, memory_error, sched, user};
 extern "C" fn kernel_trap(frame: &mut TrapFrame) {
     if frame.vector >= vector::FIRST_INTERRUPT {
         interrupt(frame.vector as u8);
+        if matches!(frame.vector as u8, VECTOR_SHOOTDOWN | VECTOR_TEST) {
+            // The sender waits for our answer. Where CPUs take turns on one host thread this passes the turn on, instead
+            // of going on with our own work while it waits.
+            cpu::pause();
+        }
         sched::preempt_if_needed();
         return;
     }

@@ -119,6 +119,7 @@ impl<M: Machine> Gather<M> {
     /// As [`issue`](Self::issue): a table that spanned the page of `size` at `va` has been unlinked.
     pub(crate) fn issue_page(&mut self, space: &Arc<TlbState>, va: VirtAddr, size: PageSize) {
         let what = match VirtRange::new(va, size.bytes()) {
+            Some(range) if Mutant::PromoteFlushesOnePage.is_on() => FlushRange::Pages { range, stride: size },
             Some(range) => FlushRange::Pages { range, stride: PageSize::Size4K },
             None => FlushRange::All,
         };

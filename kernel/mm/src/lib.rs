@@ -27,6 +27,7 @@ pub mod mapping;
 pub mod meta;
 pub mod mutant;
 pub mod pagemap;
+pub mod pins;
 mod promote;
 pub mod rmap;
 pub mod shootdown;

@@ -7,6 +7,7 @@ use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{Machine, Point};
+use crate::mutant::Mutant;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
 use crate::sync::{Arc, Mutex, Weak};
@@ -128,7 +129,8 @@ pub fn unmap_mapping_range<M: Machine>(
     mapping.mm.machine.reached(Point::UsersListed);
     for (space, range) in users {
         let vmas = space.write();
-        for vma in vmas.overlapping(range).filter(|vma| vma.ops.mapping().id() == mapping.id()) {
+        let most = if Mutant::CutAreaMissed.is_on() { 1 } else { usize::MAX };
+        for vma in vmas.overlapping(range).filter(|vma| vma.ops.mapping().id() == mapping.id()).take(most) {
             let Some(part) = vma.part_of(first, nr_pages) else { continue };
             let whole = part == vma.range;
             let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };

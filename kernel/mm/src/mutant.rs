@@ -3,8 +3,8 @@
 //! A test that never failed proves little. Each [`Mutant`] is one fault that a protocol of this package must not
 //! have; the code asks [`Mutant::is_on`] at the one place where the fault would be. In the kernel the answer is the
 //! constant `false` and nothing of it is compiled. In host tests (feature `emu`, or loom) it is read once from the
-//! environment variable `MM_MUTANT`, so that one build of the tests runs against every fault. `docs/proofs.md`
-//! says which named test catches which.
+//! environment variable `MM_MUTANT`, so that one build of the tests runs against every fault. `./run-qemu.sh test
+//! --full` reads the lines below, runs the tests that each one names with the fault and without, and prints the table.
 
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -23,58 +23,94 @@ macro_rules! mutants {
 }
 
 mutants! {
-    /// No CPU is interrupted after a zap.
+    /// No CPU is interrupted after a zap. Caught by `stale::no_cpu_reaches_a_page_after_its_unmap` and
+    /// `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     NoShootdown = "no_shootdown",
-    /// The sender does not flush its own CPU.
+    /// The sender does not flush its own CPU. Caught by `stale::every_page_of_a_range_is_flushed` and
+    /// `loom_shootdown::two_shootdowns_at_once`.
     NoLocalFlush = "no_local_flush",
-    /// The handler acknowledges first and flushes then.
+    /// The handler acknowledges first and flushes then. Caught by `stale::the_acknowledgement_comes_after_the_flush`
+    /// and `loom_shootdown::a_table_page_is_freed_after_every_walk_through_it`.
     AckBeforeFlush = "ack_before_flush",
-    /// The acknowledgement orders nothing.
+    /// The acknowledgement orders nothing. Caught by `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     RelaxedAck = "relaxed_ack",
-    /// The handler flushes first and looks then which requests it has answered.
+    /// The handler flushes first and looks then which requests it has answered. Caught by
+    /// `stale::a_request_that_comes_during_the_flush_is_not_acknowledged_with_it` and
+    /// `loom_shootdown::two_rounds_in_flight_against_one_receiver`.
     RequestReadLate = "request_read_late",
-    /// gup-fast does not read the leaf again once it has its reference.
+    /// gup-fast does not read the leaf again once it has its reference. Caught by
+    /// `gup::an_entry_that_is_zapped_before_the_recheck_is_not_pinned` and `loom_gup::gup_fast_against_zap`.
     NoEntryRecheck = "no_entry_recheck",
-    /// gup-fast does not read the entry above the leaf again.
+    /// gup-fast does not read the entry above the leaf again. Caught by
+    /// `gup::a_page_table_that_is_unlinked_before_the_recheck_is_not_pinned_through` and
+    /// `loom_gup::gup_fast_against_freeing_the_table_page`.
     NoUpperRecheck = "no_upper_recheck",
-    /// gup-fast walks with interrupts on.
+    /// gup-fast walks with interrupts on. Caught by `gup::nothing_that_a_walk_may_touch_is_freed_during_it`.
     GupIrqsOn = "gup_irqs_on",
-    /// A speculative reference may be the first one.
+    /// A speculative reference may be the first one. Caught by `loom_meta::speculative_get_against_last_put` and
+    /// `loom_gup::gup_fast_against_zap`.
     ReferenceFromZero = "reference_from_zero",
-    /// Dropping a reference orders nothing.
+    /// Dropping a reference orders nothing. Caught by `loom_meta::pin_against_drain` and
+    /// `loom_gup::gup_fast_against_zap`.
     RelaxedPut = "relaxed_put",
-    /// The one who drops the last reference frees the metadata without looking again under the lock.
+    /// The one who drops the last reference frees the metadata without looking again under the lock. Caught by
+    /// `loom_meta::last_put_against_making_a_large_folio_anew`.
     RetireNoRecheck = "retire_no_recheck",
-    /// An unlinked table page is freed before the shootdown is acknowledged.
+    /// An unlinked table page is freed before the shootdown is acknowledged. Caught by
+    /// `stale::table_pages_are_freed_after_every_cpu_has_forgotten_them` and
+    /// `loom_gup::gup_fast_against_freeing_the_table_page`.
     TableFreedBeforeSync = "table_freed_before_sync",
-    /// The mapping's reference is dropped before the shootdown is acknowledged.
+    /// The mapping's reference is dropped before the shootdown is acknowledged. Caught by
+    /// `gup::a_page_keeps_the_reference_of_its_mapping_until_every_cpu_has_answered`.
     PageFreedBeforeSync = "page_freed_before_sync",
-    /// A range that does not end on a leaf's boundary is rounded down to it.
+    /// A range that does not end on a leaf's boundary is rounded down to it. Caught by
+    /// `stale::every_page_of_a_range_is_flushed`.
     RangeRoundedDown = "range_rounded_down",
-    /// The CPU with the highest number is left out of a round.
+    /// The CPU with the highest number is left out of a round. Caught by `stale::no_cpu_reaches_a_page_after_its_unmap`
+    /// and `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     CpuMissing = "cpu_missing",
-    /// An idle CPU uses its address space again without catching up.
+    /// An idle CPU uses its address space again without catching up. Caught by
+    /// `stale::an_idle_cpu_is_left_alone_and_catches_up` and
+    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_wakes`.
     LazyNotCaughtUp = "lazy_not_caught_up",
-    /// An idle CPU is not interrupted although a table page is freed.
+    /// An idle CPU is not interrupted although a table page is freed. Caught by
+    /// `stale::an_idle_cpu_must_answer_when_table_pages_are_freed` and
+    /// `loom_shootdown::a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it`.
     LazySkippedForTables = "lazy_skipped_for_tables",
-    /// A CPU that loads an address space enters itself into the set only afterwards.
+    /// A CPU that loads an address space enters itself into the set only afterwards. Caught by
+    /// `stale::a_cpu_that_loads_the_space_during_a_round_takes_part_in_it` and
+    /// `loom_shootdown::a_shootdown_against_a_cpu_that_loads_the_space`.
     SwitchEntersLate = "switch_enters_late",
-    /// A CPU that loads an address space passes for idle until it has done so.
+    /// A CPU that loads an address space passes for idle until it has done so. Caught by
+    /// `stale::an_idle_cpu_that_loads_the_space_does_not_pass_for_idle` and
+    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_loads_the_space`.
     SwitchStaysLazy = "switch_stays_lazy",
-    /// Splitting a huge leaf to remove a part of it flushes nothing.
+    /// Splitting a huge leaf to remove a part of it flushes nothing. Caught by
+    /// `stale::a_part_of_a_huge_leaf_goes_and_the_rest_stays` and `properties::the_same_with_smaller_leaves`.
     SplitNoFlush = "split_no_flush",
-    /// A change of rights flushes nothing.
+    /// A change of rights flushes nothing. Caught by `stale::a_right_that_was_taken_away_cannot_be_used` and
+    /// `properties::page_tables_metadata_and_tlbs_agree_with_the_model`.
     ProtectNoFlush = "protect_no_flush",
-    /// A receiver that is further behind than the ring remembers flushes only the latest range.
+    /// A receiver that is further behind than the ring remembers flushes only the latest range. Caught by
+    /// `stale::a_cpu_that_missed_more_rounds_than_the_ring_remembers_forgets_everything` and
+    /// `loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up`.
     RingOverflowIgnored = "ring_overflow_ignored",
-    /// An unpin takes off two pins.
+    /// An unpin takes off two pins. Caught by `gup::every_pin_is_given_back_once`.
     UnpinTwice = "unpin_twice",
-    /// `start + len` is added without a check.
+    /// `start + len` is added without a check. Caught by `gup::bad_ranges_are_clear_errors_on_every_path`.
     WrappedRange = "wrapped_range",
-    /// gup-fast pins for writing what may only be read.
+    /// gup-fast pins for writing what may only be read. Caught by `gup::a_read_only_mapping_is_not_pinned_for_writing`.
     WriteThroughReadOnly = "write_through_read_only",
-    /// A failure after partial success is reported in place of the count.
+    /// A failure after partial success is reported in place of the count. Caught by
+    /// `gup::an_error_after_a_part_gives_the_part` and
+    /// `properties::page_tables_metadata_and_tlbs_agree_with_the_model`.
     PartialSuccessLost = "partial_success_lost",
+    /// Of an area that was cut in two while a removal listed who maps the device, only one part is unmapped. Caught by
+    /// `stale::a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole`.
+    CutAreaMissed = "cut_area_missed",
+    /// Promoting a table to a huge leaf flushes one address of its span. Caught by
+    /// `stale::what_promotion_replaced_is_forgotten`.
+    PromoteFlushesOnePage = "promote_flushes_one_page",
 }
 
 impl Mutant {

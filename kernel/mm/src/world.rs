@@ -6,6 +6,7 @@ use crate::addr::Pfn;
 use crate::ledger::{Kind, Ledger, Snapshot};
 use crate::machine::Machine;
 use crate::meta::MetaStore;
+use crate::pins::PinLedger;
 use crate::shootdown::Shootdown;
 use crate::space::Mapping;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
@@ -20,6 +21,8 @@ pub struct Mm<M: Machine> {
     pub ledger: Arc<Ledger>,
     /// Shootdown state and statistics.
     pub shootdown: Shootdown,
+    /// Who holds which pins, while it is switched on.
+    pub pins: PinLedger,
     next_id: AtomicU64,
     /// The mappings (files, devices) by number: how a folio's owner is found again from its metadata.
     mappings: Mutex<BTreeMap<u64, Weak<Mapping<M>>>>,
@@ -34,6 +37,7 @@ impl<M: Machine> Mm<M> {
             meta: MetaStore::new(Arc::clone(&ledger)),
             ledger,
             shootdown: Shootdown::new(nr_cpus),
+            pins: PinLedger::new(),
             next_id: AtomicU64::new(1),
             mappings: Mutex::new(BTreeMap::new()),
         })

@@ -18,7 +18,7 @@ use mm::mapping::unmap_mapping_range;
 use mm::space::{AddressSpace, FaultError, MapError};
 use mm::sync::Arc;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 
 const CPUS: usize = 3;
 const SPACES: usize = 2;
@@ -524,11 +524,17 @@ fn run(largest: PageSize, ops: &[Op]) {
     rig.finish();
 }
 
+/// Where failures are kept, as seeds that are run first from then on; not those of a deliberate fault.
+fn persistence() -> Option<Box<dyn FailurePersistence>> {
+    let deliberate = std::env::var_os("MM_MUTANT").is_some();
+    (!deliberate).then(|| Box::new(FileFailurePersistence::Direct("tests/properties.regressions")) as _)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 1000,
         max_shrink_iters: 20_000,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/properties.regressions"))),
+        failure_persistence: persistence(),
         ..ProptestConfig::default()
     })]
 

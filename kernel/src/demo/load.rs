@@ -80,6 +80,12 @@ impl Random {
     }
 }
 
+/// A part of a device and how it is mapped: offset and length in bytes, size of the leaves.
+type Part = (u64, u64, PageSize);
+
+/// What a task does with its worker.
+type Work = fn(Worker) -> Exit;
+
 /// One task's view of its part of a device.
 struct Worker {
     at: usize,
@@ -100,7 +106,7 @@ impl Worker {
         name: &str,
         at: usize,
         cpu: CpuId,
-        (offset, len, size): (u64, u64, PageSize),
+        (offset, len, size): Part,
         counters: &Arc<Counters>,
     ) -> Result<Self, String> {
         let fail = |what: &str, error: &dyn core::fmt::Display| format!("{name}: {what}: {error}");
@@ -115,7 +121,7 @@ impl Worker {
         Ok(Self { at, cpu, space, ops, first_page, nr_pages, counters: Arc::clone(counters), random })
     }
 
-    fn start(self, name: &str, work: fn(Self) -> Exit) -> Arc<Task> {
+    fn start(self, name: &str, work: Work) -> Arc<Task> {
         let space = Arc::clone(&self.space);
         sched::spawn(name, self.cpu, Some(space), move || work(self))
     }
@@ -326,7 +332,7 @@ impl Load {
         let counters = &self.counters;
         let small = (0, SMALL_BYTES, PageSize::Size4K);
         let large = (SMALL_BYTES + cpu as u64 * LARGE_BYTES, LARGE_BYTES, PageSize::Size2M);
-        let kinds: [(&str, _, fn(Worker) -> Exit); 3] =
+        let kinds: [(&str, Part, Work); 3] =
             [("pin", small, pin_work), ("rw", large, read_write_work), ("map", small, map_work)];
         for (kind, part, work) in kinds {
             let name = format!("{kind}-{cpu}");

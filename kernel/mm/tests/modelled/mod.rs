@@ -136,13 +136,18 @@ impl LoomMachine {
         if self.own(|own| own.irqs_off) {
             return;
         }
-        while self.pending[cpu].swap(false, Ordering::AcqRel) {
+        if self.pending[cpu].swap(false, Ordering::AcqRel) {
             self.own(|own| own.irqs_off = true);
             if let Some(handler) = self.handler.get() {
                 handler(self);
             }
             self.own(|own| own.irqs_off = false);
         }
+    }
+
+    /// Has an interrupt been sent to this CPU? Whoever sees it sees what the sender did before.
+    pub fn interrupt_is_pending(&self) -> bool {
+        self.pending[self.cpu()].load(Ordering::Acquire)
     }
 
     /// A load by a user program on this CPU: through the TLB, else by a walk that fills it. Answers the frame. An

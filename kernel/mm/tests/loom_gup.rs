@@ -1,0 +1,227 @@
+//! Models of gup-fast against what takes pages away: the very code of `mm::gup`, `mm::space`, `mm::table`,
+//! `mm::gather` and `mm::meta`, with tables of two entries and two levels.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p mm --release --test loom_gup`. Two properties, in every model:
+//!
+//! 1. *A pin keeps its page.* Who has seen that nobody holds a page (no metadata is left after the unmap) and then
+//!    gives it to the next owner comes after every use by every pin.
+//! 2. *A pin is never taken through an entry that is known to be gone.* A walk that could know, before it takes its
+//!    reference, that the entry has been cleared (the interrupt of the shootdown is on its way to it) fails.
+//!
+//! Besides, every table page that a walk may still touch is there.
+#![cfg(loom)]
+
+mod modelled;
+
+use std::cell::Cell;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::entry::Prot;
+use mm::gup::{self, GupFlags, RangeArray};
+use mm::machine::{IrqOff, Point};
+use mm::mapping::Mapping;
+use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
+use mm::sync::Arc;
+use mm::world::Mm;
+use modelled::{LoomMachine, be, explore, va};
+
+/// A file whose page n is frame n.
+struct Identity {
+    mapping: Arc<Mapping<LoomMachine>>,
+    leaf: PageSize,
+}
+
+impl VmOps<LoomMachine> for Identity {
+    fn fault(
+        &self,
+        request: &FaultRequest,
+        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
+    ) -> Result<(), FaultError> {
+        install(FaultTarget { pfn: Pfn::new(request.offset_pages), size: self.leaf })
+    }
+    fn may_map(&self, _offset_pages: u64, _nr_pages: u64) -> Result<(), MapError> {
+        Ok(())
+    }
+    fn mapping(&self) -> &Arc<Mapping<LoomMachine>> {
+        &self.mapping
+    }
+    fn kind(&self) -> MemoryKind {
+        MemoryKind::DevDax
+    }
+}
+
+struct World {
+    mm: Arc<Mm<LoomMachine>>,
+    space: Arc<AddressSpace<LoomMachine>>,
+    file: Arc<dyn VmOps<LoomMachine>>,
+}
+
+thread_local! {
+    /// Whether the walk that is under way could know that a shootdown has begun. (All of loom's threads are this
+    /// one; only one of them walks.)
+    static KNEW: Cell<bool> = const { Cell::new(false) };
+}
+
+impl World {
+    /// `nr_pages` pages from `va(0, 0)` on, present in leaves of `leaf`; CPU 1 has the space loaded.
+    fn new(nr_pages: u64, leaf: PageSize) -> Arc<Self> {
+        be(0);
+        let mm = Mm::new(LoomMachine::new(2, 2), 2);
+        let weak = Arc::downgrade(&mm);
+        mm.machine.set_handler(move |machine| {
+            if let Some(mm) = weak.upgrade() {
+                mm.shootdown.handle_ipi(&IrqOff::new(machine));
+            }
+        });
+        mm.machine.set_watcher(|machine, point| {
+            if point == Point::GupLeafRead {
+                KNEW.set(machine.interrupt_is_pending());
+            }
+        });
+        let frames = PfnRange::new(Pfn::new(0), 1024).unwrap();
+        mm.meta.register(&DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap()).unwrap();
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm), leaf });
+        let space = AddressSpace::new(&mm, "model").unwrap();
+        space.map(va(0, 0), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+        for page in 0..nr_pages.min(2) {
+            space.handle_fault(va(0, page), Access::Write).unwrap();
+        }
+        be(1);
+        mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
+        be(0);
+        Arc::new(Self { mm, space, file })
+    }
+
+    /// Pins the page at `va` without a lock, uses it, and lets it go. Answers the frame.
+    fn pin_and_use(&self, va: VirtAddr) -> Option<Pfn> {
+        let mut runs = [None];
+        let mut sink = RangeArray::new(&mut runs);
+        KNEW.set(false);
+        gup::pin_user_pages_fast(&self.space, va, 1, GupFlags::FAST_ONLY, &mut sink).ok()?;
+        let pfn = sink.iter().next()?.start();
+        self.mm.machine.use_data(pfn);
+        gup::unpin(&self.mm, pfn, 1);
+        Some(pfn)
+    }
+
+    /// As [`pin_and_use`](Self::pin_and_use), against an unmap: after its shootdown has begun no pin is taken.
+    fn pin_unless_known(&self, va: VirtAddr) -> Option<Pfn> {
+        let pfn = self.pin_and_use(va)?;
+        assert!(!KNEW.get(), "a page was pinned through an entry that was known to be gone");
+        Some(pfn)
+    }
+
+    /// Unmaps; every page of `frames` that nobody holds afterwards gets its next owner.
+    fn unmap(&self, va: VirtAddr, nr_pages: u64, frames: &[u64]) {
+        self.space.unmap(va, nr_pages * PAGE_SIZE).unwrap();
+        for &frame in frames {
+            if self.mm.meta.inspect(Pfn::new(frame)).is_none() {
+                self.mm.machine.reuse_data(Pfn::new(frame));
+            }
+        }
+    }
+
+    /// Runs `this` on CPU 0 beside `other` on CPU 1, which then takes interrupts until CPU 0 is done.
+    fn race(self: &Arc<Self>, this: impl FnOnce(&Self), other: impl FnOnce(&Self) + Send + 'static) {
+        let done = Arc::new(AtomicBool::new(false));
+        let (theirs, flag) = (self.clone(), done.clone());
+        let thread = thread::spawn(move || {
+            be(1);
+            other(&theirs);
+            while !flag.load(Ordering::Acquire) {
+                mm::machine::Machine::relax(&theirs.mm.machine);
+            }
+            theirs.mm.shootdown.switch_to(&IrqOff::new(&theirs.mm.machine), None);
+        });
+        this(self);
+        done.store(true, Ordering::Release);
+        thread.join().unwrap();
+    }
+}
+
+// covers: G1, G2, G3
+#[test]
+fn gup_fast_against_zap() {
+    explore(4, || {
+        let world = World::new(2, PageSize::Size4K);
+        // Page 1 stays mapped, so that page 0's own entry is what is cleared.
+        world.race(|world| world.unmap(va(0, 0), 1, &[0]), |world| _ = world.pin_unless_known(va(0, 0)));
+        assert!(world.mm.meta.inspect(Pfn::new(0)).is_none(), "neither the mapping nor the pin is left");
+    });
+}
+
+// covers: G1, G2, G3
+#[test]
+fn gup_fast_against_zap_and_reuse_of_the_page() {
+    explore(4, || {
+        let world = World::new(2, PageSize::Size4K);
+        let again = |world: &World| {
+            world.unmap(va(0, 0), 1, &[0]);
+            // Another page at the same address.
+            world.space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &world.file, 512).unwrap();
+            world.space.handle_fault(va(0, 0), Access::Write).unwrap();
+        };
+        world.race(again, |world| {
+            let frame = world.pin_unless_known(va(0, 0));
+            assert!(matches!(frame.map(Pfn::as_u64), None | Some(0 | 512)), "{frame:?}");
+        });
+        let held = |frame| world.mm.meta.inspect(Pfn::new(frame)).map(|folio| folio.counts.refs);
+        assert_eq!((held(0), held(512)), (None, Some(1)));
+    });
+}
+
+// covers: G1, G2, G3
+#[test]
+fn gup_fast_against_freeing_the_table_page() {
+    explore(4, || {
+        let world = World::new(2, PageSize::Size4K);
+        // The page table goes as a whole, and with it the entries that the walk reads.
+        world.race(|world| world.unmap(va(0, 0), 2, &[0, 1]), |world| _ = world.pin_unless_known(va(0, 1)));
+        let totals = world.mm.meta.totals();
+        assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
+    });
+}
+
+// covers: G1, G6
+#[test]
+fn gup_fast_against_splitting_a_huge_leaf() {
+    explore(4, || {
+        let world = World::new(512, PageSize::Size2M);
+        // A part of the huge leaf goes: it becomes a table, of which one entry is cleared.
+        world.race(|world| world.unmap(va(0, 0), 1, &[]), |world| _ = world.pin_unless_known(va(0, 0)));
+        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("the rest is mapped");
+        assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the one leaf that is left");
+    });
+}
+
+// covers: G1, G6
+#[test]
+fn gup_fast_against_promoting_to_a_huge_leaf() {
+    explore(4, || {
+        let world = World::new(512, PageSize::Size2M);
+        // A hole that is filled again leaves small leaves over one large folio.
+        be(1);
+        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), None);
+        be(0);
+        let mut gather = mm::gather::Gather::new(&world.mm);
+        mm::mapping::unmap_mapping_range(world.file.mapping(), 0, 1, &mut gather);
+        gather.finish();
+        world.space.handle_fault(va(0, 0), Access::Write).unwrap();
+        be(1);
+        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), Some(world.space.tlb()));
+        be(0);
+        let promote = |world: &World| {
+            assert_eq!(world.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
+        };
+        world.race(promote, |world| {
+            // Through the old table or the new leaf, it is the same frame.
+            let frame = world.pin_and_use(va(0, 1));
+            assert!(matches!(frame.map(Pfn::as_u64), None | Some(1)), "{frame:?}");
+        });
+        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
+        assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the huge leaf alone");
+    });
+}
