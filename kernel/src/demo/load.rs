@@ -16,6 +16,7 @@ use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
 use mm::machine::CpuId;
+use mm::pins::PinnedPages;
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
 use crate::machine::{KernelMachine, Space, mm};
@@ -34,6 +35,9 @@ const LARGE_BYTES: u64 = 4 << 20;
 const HELD: VirtAddr = VirtAddr::new(0xc0_0000_0000);
 /// Most pages pinned at a time.
 const BATCH: u64 = 16;
+
+/// How long a transfer holds its pins, in nanoseconds.
+const TRANSFER_NS: u64 = 100_000_000;
 
 /// What the tasks count while they run.
 #[derive(Debug, Default)]
@@ -136,6 +140,12 @@ impl Worker {
         }
     }
 
+    /// Looks at the stamps of pinned pages, the first of which is `page`, through the direct map.
+    fn check_pinned(&self, page: u64, pinned: &PinnedPages<KernelMachine>) {
+        let frames = pinned.frames().iter().flat_map(|run| (0..run.nr_pages()).map(|nr| run.start().add(nr)));
+        frames.zip(page..).for_each(|(pfn, page)| self.check(page, read_pinned(pfn)));
+    }
+
     /// Stamps every page of its part.
     fn stamp_all(&self) -> Result<(), Signal> {
         (0..self.nr_pages)
@@ -198,6 +208,23 @@ fn pin_work(mut worker: Worker) -> Exit {
         if turns == 64 {
             worker.is_warm();
         }
+    }
+}
+
+/// Holds pins for as long as a slow transfer by a device would, and looks at the pages before and after. A removal has
+/// to wait for it, and says for whom it waits.
+fn transfer_work(mut worker: Worker) -> Exit {
+    worker.stamp_all()?;
+    worker.is_warm();
+    loop {
+        user::check_signal()?;
+        let page = worker.random.below(worker.nr_pages - BATCH);
+        let pinned =
+            PinnedPages::pin(&worker.space, worker.address(page), BATCH, GupFlags::WRITE).map_err(signal_of)?;
+        worker.check_pinned(page, &pinned);
+        sched::sleep_ns(TRANSFER_NS);
+        worker.check_pinned(page, &pinned);
+        worker.counters.pins.fetch_add(BATCH, Ordering::Relaxed);
     }
 }
 
@@ -317,6 +344,9 @@ impl Load {
         for cpu in percpu::online().iter() {
             load.start_on(cpu)?;
         }
+        let last = nr_cpus as CpuId - 1;
+        let worker = Worker::new("transfer", 0, last, (0, SMALL_BYTES, PageSize::Size4K), &load.counters)?;
+        load.users.push(worker.start("transfer", transfer_work));
         Ok(load)
     }
 

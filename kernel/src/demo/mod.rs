@@ -20,7 +20,7 @@ use crate::{devices, kstack, memory, percpu};
 /// Frames that the per-frame baseline covers, from the beginning of the pages that every CPU maps with 4 KiB leaves.
 /// Each costs a shootdown, and each shootdown waits until the host runs every CPU: so many end within a second where
 /// four CPUs share two of the host's. How many it is, is printed.
-const BASELINE_FRAMES: u64 = 128;
+const BASELINE_FRAMES: u64 = 64;
 const _: () = assert!(BASELINE_FRAMES << PAGE_SHIFT <= load::SMALL_BYTES);
 
 /// Runs the demonstration; answers whether the verdict is good.
