@@ -9,8 +9,12 @@ packages=(rustc-web cargo-web rust-web-src rust-web-llvm lld-22 rustfmt-web rust
 
 say() { printf 'run-qemu: %s\n' "$*" >&2; }
 
+# `fs` has options and a help text of its own, which the program prints.
 for arg in "$@"; do
-    case $arg in -h | --help) exec cat -- "$root/boot/help.txt" ;; esac
+    case $arg in
+        fs) break ;;
+        -h | --help) exec cat -- "$root/boot/help.txt" ;;
+    esac
 done
 
 # Prints the bin directory of every toolchain on this machine that has the standard library's source,

@@ -22,7 +22,7 @@ pub struct Nvdimm {
     pub file: Option<PathBuf>,
 }
 
-/// An NVDIMM whose backing is ready for QEMU. The file stays locked while this lives.
+/// The memory of a device whose backing is ready for QEMU. The file stays locked while this lives.
 #[derive(Debug)]
 pub struct Ready {
     /// The value of QEMU's `-object` option, but for the `id`.
@@ -110,6 +110,38 @@ impl Nvdimm {
         let (align, path) = (self.align_bytes(), qemu_value(&path)?);
         let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={total}");
         Ok(Ready { object, _lock: Some(lock) })
+    }
+}
+
+/// One virtio-pmem device of the machine. Its contents go with the run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct VirtioPmem {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Whether QEMU can flush it: it can where there is a file. Where there is only memory, every flush is an error.
+    pub can_flush: bool,
+}
+
+impl VirtioPmem {
+    /// A device that works, over a sparse file.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        Self { size_bytes, can_flush: true }
+    }
+
+    /// Makes the backing ready; a file goes into `directory`, which the caller removes.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn prepare(&self, directory: &Path, index: usize) -> Result<Ready> {
+        let size = self.size_bytes;
+        if !self.can_flush {
+            return Ok(Ready { object: format!("memory-backend-ram,reserve=off,size={size}"), _lock: None });
+        }
+        let path = directory.join(format!("vpmem{index}"));
+        make_sparse(&path, size).with_context(|| format!("a file for the virtio-pmem device, {}", path.display()))?;
+        let path = qemu_value(&path)?;
+        Ok(Ready { object: format!("memory-backend-file,mem-path={path},share=on,size={size}"), _lock: None })
     }
 }
 

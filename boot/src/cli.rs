@@ -25,6 +25,8 @@ pub enum Command {
     Run,
     /// Run every test.
     Test,
+    /// Run the tests against deliberate faults.
+    Mutants,
     /// Print the kernel's measurements.
     Bench,
 }
@@ -33,7 +35,7 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Number of CPUs.
-    #[arg(long, global = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=255))]
+    #[arg(long, global = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub smp: u32,
     /// RAM, in bytes.
     #[arg(long, global = true, value_parser = parse_mem, default_value = "512M")]
@@ -44,6 +46,9 @@ pub struct Options {
     /// The first NVDIMM's backing file.
     #[arg(long, global = true)]
     pub pmem_file: Option<PathBuf>,
+    /// Sizes of virtio-pmem devices, in bytes.
+    #[arg(long, global = true, value_parser = parse_virtio_pmem)]
+    pub virtio_pmem: Vec<u64>,
     /// What runs the guest's instructions.
     #[arg(long, global = true, env = "ACCEL", default_value = "tcg")]
     pub accel: Accel,
@@ -188,6 +193,13 @@ fn parse_pmem(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+fn parse_virtio_pmem(text: &str) -> Result<u64, String> {
+    match parse_pmem(text)? {
+        0 => Err("a virtio-pmem device has at least one page".into()),
+        bytes => Ok(bytes),
+    }
+}
+
 fn parse_append(text: &str) -> Result<String, String> {
     // QEMU's own option parser would take a comma as the start of its next property, and the kernel splits on spaces.
     if text.chars().any(|c| c == ',' || c.is_control()) {
@@ -251,6 +263,9 @@ mod tests {
             (&["--pmem", "-1"], "-1"),
             (&["--pmem", "none", "--pmem", "1G"], "none"),
             (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
+            (&["--virtio-pmem", "4097"], "4097"),
+            (&["--virtio-pmem", "0"], "at least one page"),
+            (&["--virtio-pmem", "none"], "at least one page"),
             (&["--accel", "xen"], "xen"),
             (&["--accel", "kvm", "--deterministic"], "--deterministic"),
             (&["--timeout", "soon"], "soon"),

@@ -89,7 +89,19 @@ impl Guest {
             .enumerate()
             .map(|(index, nvdimm)| nvdimm.prepare(scratch.path(), index))
             .collect::<Result<Vec<_>>>()?;
-        let files = Files { image: &image, firmware: &firmware, qmp_socket: &qmp_socket, backings: &backings };
+        let virtio_backings = machine
+            .virtio_pmem
+            .iter()
+            .enumerate()
+            .map(|(index, lent)| lent.prepare(scratch.path(), index))
+            .collect::<Result<Vec<_>>>()?;
+        let files = Files {
+            image: &image,
+            firmware: &firmware,
+            qmp_socket: &qmp_socket,
+            backings: &backings,
+            virtio_backings: &virtio_backings,
+        };
         let mut child = Command::new("qemu-system-x86_64")
             .args(machine.arguments(&files)?)
             .stdin(Stdio::piped())

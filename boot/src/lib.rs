@@ -9,6 +9,7 @@ pub mod backing;
 pub mod build;
 pub mod cli;
 pub mod console;
+pub mod fsimage;
 pub mod guest;
 pub mod hang;
 pub mod image;

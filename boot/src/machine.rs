@@ -1,6 +1,6 @@
 //! The machine that QEMU is asked for: a plain description, and its command line.
 
-use crate::backing::{LABEL_BYTES, Nvdimm, Ready, qemu_value};
+use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options};
 use crate::paths::Firmware;
 use crate::size::{GIB, MIB};
@@ -20,6 +20,8 @@ pub struct Machine {
     pub mem_bytes: u64,
     /// The NVDIMMs, in the order of their addresses.
     pub pmem: Vec<Nvdimm>,
+    /// The virtio-pmem devices.
+    pub virtio_pmem: Vec<VirtioPmem>,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// Count instructions instead of time.
@@ -42,6 +44,7 @@ impl Default for Machine {
             smp: 4,
             mem_bytes: 512 * MIB,
             pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
+            virtio_pmem: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
             mode: Mode::Demo,
@@ -64,6 +67,8 @@ pub struct Files<'a> {
     pub qmp_socket: &'a Path,
     /// The NVDIMMs' backings, as many as [`Machine::pmem`].
     pub backings: &'a [Ready],
+    /// The virtio-pmem devices' backings, as many as [`Machine::virtio_pmem`].
+    pub virtio_backings: &'a [Ready],
 }
 
 impl Machine {
@@ -90,6 +95,7 @@ impl Machine {
             smp: options.smp,
             mem_bytes: options.mem,
             pmem,
+            virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
             accel: options.accel,
             deterministic: options.deterministic,
             mode: options.mode,
@@ -111,9 +117,17 @@ impl Machine {
         words.join(" ")
     }
 
-    /// The end of the window for NVDIMMs, in bytes from the end of RAM: every backing, each with room to be aligned.
+    /// The end of the window for persistent memory, in bytes from the end of RAM: every backing, each with room to be
+    /// aligned.
     fn hotplug_bytes(&self) -> u64 {
-        self.pmem.iter().map(|nvdimm| nvdimm.size_bytes + LABEL_BYTES + nvdimm.align_bytes()).sum()
+        let nvdimms = self.pmem.iter().map(|nvdimm| nvdimm.size_bytes + LABEL_BYTES + nvdimm.align_bytes());
+        let lent = self.virtio_pmem.iter().map(|lent| lent.size_bytes + GIB);
+        nvdimms.chain(lent).sum()
+    }
+
+    /// How many devices have memory in that window.
+    fn nr_slots(&self) -> usize {
+        self.pmem.len() + self.virtio_pmem.len()
     }
 
     /// How many physical address bits the CPU needs so that every NVDIMM can be addressed. 40 is what QEMU's emulated
@@ -121,7 +135,7 @@ impl Machine {
     #[must_use]
     pub fn phys_bits(&self) -> u32 {
         // QEMU puts the window at 1 TiB when it does not fit below, and leaves 1 GiB for each slot's alignment.
-        let end = (1u64 << 40) + self.mem_bytes + self.hotplug_bytes() + self.pmem.len() as u64 * GIB;
+        let end = (1u64 << 40) + self.mem_bytes + self.hotplug_bytes() + self.nr_slots() as u64 * GIB;
         if self.hotplug_bytes() < 512 * GIB { 40 } else { (64 - end.leading_zeros()).max(40) }
     }
 
@@ -135,6 +149,10 @@ impl Machine {
         for (index, ready) in files.backings.iter().enumerate() {
             args.pair("-object", format!("{},id=pmem{index}", ready.object));
             args.pair("-device", format!("nvdimm,memdev=pmem{index},id=nvdimm{index},label-size={LABEL_BYTES}"));
+        }
+        for (index, ready) in files.virtio_backings.iter().enumerate() {
+            args.pair("-object", format!("{},id=vpmem{index}", ready.object));
+            args.pair("-device", format!("virtio-pmem-pci,memdev=vpmem{index},id=virtio-pmem{index}"));
         }
         for table in &self.acpitables {
             args.pair("-acpitable", format!("file={}", qemu_value(table)?));
@@ -160,7 +178,7 @@ impl Machine {
         let bits = self.phys_bits();
         args.pair("-cpu", if bits > 40 { format!("max,phys-bits={bits}") } else { "max".into() });
         args.pair("-smp", self.smp.to_string());
-        let slots = self.pmem.len();
+        let slots = self.nr_slots();
         args.pair(
             "-m",
             match slots {
@@ -209,9 +227,20 @@ mod tests {
             .enumerate()
             .map(|(index, nvdimm)| nvdimm.prepare(dir.path(), index).expect("ready"))
             .collect();
+        let virtio_backings: Vec<_> = machine
+            .virtio_pmem
+            .iter()
+            .enumerate()
+            .map(|(index, lent)| lent.prepare(dir.path(), index).expect("ready"))
+            .collect();
         let firmware = Firmware { code: "code".into(), vars: "vars".into() };
-        let files =
-            Files { image: Path::new("a,b"), firmware: &firmware, qmp_socket: Path::new("qmp"), backings: &backings };
+        let files = Files {
+            image: Path::new("a,b"),
+            firmware: &firmware,
+            qmp_socket: Path::new("qmp"),
+            backings: &backings,
+            virtio_backings: &virtio_backings,
+        };
         machine.arguments(&files).expect("arguments").join(" ")
     }
 
@@ -247,6 +276,22 @@ mod tests {
         let line = line(&Machine { pmem: vec![], acpitables: vec!["nfit.bin".into()], ..Machine::default() });
         assert!(line.contains("nvdimm=off") && line.contains("-acpitable file=nfit.bin"), "{line}");
         assert!(!line.contains("maxmem") && !line.contains("-object"), "{line}");
+    }
+
+    #[test]
+    fn a_virtio_pmem_device_has_room_beside_the_nvdimms_and_without_them() {
+        let lent = vec![VirtioPmem::new(64 * MIB), VirtioPmem { size_bytes: 4096, can_flush: false }];
+        let both = line(&Machine { virtio_pmem: lent.clone(), ..Machine::default() });
+        for part in [
+            "slots=3,maxmem=5120M",
+            "vpmem0,share=on,size=67108864,id=vpmem0",
+            "virtio-pmem-pci,memdev=vpmem0",
+            "memory-backend-ram,reserve=off,size=4096,id=vpmem1",
+        ] {
+            assert!(both.contains(part), "{part:?} is not in {both}");
+        }
+        let alone = line(&Machine { pmem: vec![], virtio_pmem: lent, ..Machine::default() });
+        assert!(alone.contains("nvdimm=off") && alone.contains("slots=2,maxmem="), "{alone}");
     }
 
     #[test]

@@ -1,15 +1,23 @@
 //! The program behind `run-qemu.sh`.
 
 use boot::cli::{Cli, Command};
-use boot::{run, suite};
+use boot::{fsimage, mutants, run, suite};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Image files need no machine, and have options of their own.
+    if let Some(done) = fsimage::job(std::env::args_os()) {
+        return exit(done);
+    }
     let cli = Cli::from_process();
-    let done = match cli.job() {
+    exit(match cli.job() {
         Command::Run | Command::Bench => run::run(&cli),
         Command::Test => suite::run(&cli),
-    };
+        Command::Mutants => mutants::job(),
+    })
+}
+
+fn exit(done: anyhow::Result<u8>) -> ExitCode {
     match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {

@@ -49,6 +49,16 @@ enum Ended {
     Neither,
 }
 
+/// The job `mutants`: says with which status this program ends.
+///
+/// # Errors
+/// As [`run`].
+pub fn job() -> Result<u8> {
+    let Counts { passed, failed, .. } = run()?;
+    println!("{passed} faults caught, {failed} not caught");
+    Ok(u8::from(failed != 0))
+}
+
 /// Runs every fault against its tests, prints the table, and counts one test for each fault.
 ///
 /// # Errors
@@ -156,7 +166,11 @@ fn attempt(binaries: &Binaries, fault: &Fault, test: &str, with_fault: bool) -> 
         command.arg("--exact");
     }
     let variable = format!("{}_MUTANT", fault.package.to_uppercase());
-    if with_fault { command.env(variable, &fault.name) } else { command.env_remove(variable) };
+    if with_fault {
+        command.env(variable, &fault.name)
+    } else {
+        command.env_remove(variable)
+    };
     let log = tempfile::NamedTempFile::new().context("no place for a temporary file")?;
     command.stdout(log.reopen()?);
     let child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;

@@ -6,14 +6,14 @@
 
 use crate::cli::Cli;
 use crate::tally::{Counts, Kind, Tally};
-use crate::{build, image, paths};
+use crate::{build, image, mutants, paths};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 3] = ["-pmm", "-pdax", "-pnvdimm"];
+const PORTABLE: [&str; 4] = ["-pmm", "-pdax", "-pnvdimm", "-pfs"];
 
 /// Runs all of it and says with which status this program ends.
 ///
@@ -28,6 +28,9 @@ pub fn run(cli: &Cli) -> Result<u8> {
     tally.stage("unit tests: mm, dax, nvdimm", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
     tally.stage("loom models", Kind::Tests, full(&mut loom(), options.full));
+    if options.full {
+        deliberate_faults(&mut tally);
+    }
     let start = Instant::now();
     match build::kernel().and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
@@ -53,6 +56,17 @@ fn lint(tally: &mut Tally) {
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy");
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
+}
+
+/// Each deliberate fault is one test: it passes when the fault is caught.
+fn deliberate_faults(tally: &mut Tally) {
+    let start = Instant::now();
+    eprintln!("\n== mutants");
+    let counts = mutants::run().unwrap_or_else(|error| {
+        eprintln!("mutants: {error:#}");
+        Counts::one(false)
+    });
+    tally.record("mutants", counts, start.elapsed());
 }
 
 /// A cargo command for the host: no unstable features, a directory of its own.

@@ -3,7 +3,7 @@
 //! A test that the kernel planned and did not report, because it crashed for instance, is a failure here, and so is a
 //! report with anything else wrong.
 
-use boot::backing::Nvdimm;
+use boot::backing::{Nvdimm, VirtioPmem};
 use boot::cli::Mode;
 use boot::console::Echo;
 use boot::guest::Guest;
@@ -28,6 +28,7 @@ fn configurations() -> Vec<(&'static str, Machine)> {
             Machine { smp: 2, pmem: vec![Nvdimm::temporary(GIB), Nvdimm::temporary(64 * MIB)], ..base.clone() },
         ),
     ];
+    all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
     if std::env::var_os("UNPLUG_FULL").is_some() {
         all.push(("deterministic", Machine { deterministic: true, ..base.clone() }));
         all.push(("8cpu", Machine { smp: 8, ..base }));

@@ -21,6 +21,8 @@ const CUT: &str = " [cut]";
 
 /// COM1.
 static UART: IrqLock<Option<Uart16550<PioBackend>>> = IrqLock::new(None);
+/// What was sent last did not end a line. Under the lock of the UART.
+static MID_LINE: AtomicBool = AtomicBool::new(false);
 /// Set once: the machine is going down, one CPU runs, and the rule about interrupt handlers is off.
 static LAST_WORDS: AtomicBool = AtomicBool::new(false);
 
@@ -63,9 +65,12 @@ impl Write for Line {
     }
 }
 
-fn send(bytes: &[u8]) {
+/// Sends bytes; a whole line begins in column 0 even where a prompt is waiting.
+fn send(bytes: &[u8], is_line: bool) {
     if let Some(uart) = UART.lock().as_mut() {
-        for &byte in bytes {
+        let fresh: &[u8] = if is_line && MID_LINE.load(Ordering::Relaxed) { b"\n" } else { b"" };
+        MID_LINE.store(!bytes.ends_with(b"\n"), Ordering::Relaxed);
+        for &byte in fresh.iter().chain(bytes) {
             while uart.try_send_byte(byte).is_err() {
                 arch::cpu::pause();
             }
@@ -87,12 +92,12 @@ pub fn line(args: fmt::Arguments<'_>) {
     // `Line` never fails; an error can only come from a `Display` that gives up, and then its beginning is printed.
     let _ = line.write_fmt(args);
     line.text.push('\n');
-    send(line.text.as_bytes());
+    send(line.text.as_bytes(), true);
 }
 
 /// Sends text as it is, without a newline: the prompt and the echo of what is typed.
 pub fn raw(text: &str) {
-    send(text.as_bytes());
+    send(text.as_bytes(), false);
 }
 
 /// The next byte that was typed, if any.

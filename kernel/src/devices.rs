@@ -1,7 +1,6 @@
 //! The kernel's persistent memory: ranges found at boot, the pmem device attached to each, and its device-dax file.
 //!
-//! A slot is a range of the NFIT; its device comes and goes. Everything that the portable drivers need of this kernel
-//! is here: the direct map, and copies that last.
+//! A slot is a range of the NFIT or the memory of a virtio-pmem device; its device comes and goes.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -14,33 +13,74 @@ use core::fmt;
 use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxError};
-use dax::removal::{Method, RemovalReport, StepRecord, Waiting};
-use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
+use dax::inject::Place;
+use dax::removal::{self, Method, Problem, RemovalReport, StepRecord, Waiting};
+use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use nvdimm::nfit::{self, Limits};
-use nvdimm::pmem::memory::{MapFailed, MediaError, PmemHost, PmemMemory};
 use nvdimm::pmem::removal::RemovalWatch;
-use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Step};
+use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
+use nvdimm::virtio_pmem;
 use spin::Once;
 
 use crate::machine::{KernelMachine, mm};
-use crate::{acpi, layout, memory, paging, time};
+use crate::pmem_host::Host;
+use crate::reserve::{FAULTS, Section};
+use crate::{acpi, memory, time, virtio};
+
+/// The steps of an attach: those of the driver, and the device-dax file.
+pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
 
 /// A range of persistent memory, and the place of its device.
 pub struct Slot {
-    /// The device's name: `pmem0`, `pmem1`, …
+    /// The device's name: `pmem0`, `pmem1`, … for what the NFIT reports, then `vpmem0`, … for virtio-pmem.
     pub name: String,
-    /// The frames that the NFIT reports.
+    /// The frames that the provider reports.
     pub frames: PfnRange,
+    provider: Provider,
     bay: Bay<Attached>,
+}
+
+/// Where a slot's memory comes from.
+enum Provider {
+    /// The NFIT.
+    Nvdimm,
+    /// A virtio-pmem device, with the driver that it has for itself.
+    Virtio(PmemDriver<KernelMachine>),
+}
+
+impl Slot {
+    /// Where its memory comes from, in a word.
+    pub fn provider(&self) -> &'static str {
+        match self.provider {
+            Provider::Nvdimm => "nvdimm",
+            Provider::Virtio(_) => "virtio-pmem",
+        }
+    }
+
+    fn driver<'d>(&'d self, devices: &'d Devices) -> &'d PmemDriver<KernelMachine> {
+        match &self.provider {
+            Provider::Nvdimm => &devices.driver,
+            Provider::Virtio(own) => own,
+        }
+    }
+
+    /// What its memory is used for, where nobody says anything else. Lent memory lasts only by flushes, which a file
+    /// system does and a program that maps the device may forget.
+    pub fn kind(&self) -> MemoryKind {
+        match self.provider {
+            Provider::Nvdimm => MemoryKind::DevDax,
+            Provider::Virtio(_) => MemoryKind::FsDax,
+        }
+    }
 }
 
 /// An attached device.
 struct Attached {
     device: PmemDevice<KernelMachine>,
-    /// Its device-dax file; `None` where the CPU cannot have DAX.
+    /// Its device-dax file; `None` where it is for file systems.
     file: Option<Arc<DevDax<KernelMachine>>>,
 }
 
@@ -51,11 +91,13 @@ struct Devices {
 
 static DEVICES: Once<Devices> = Once::new();
 
-/// Reads the NFITs, says what they hold and what is wrong with them, and makes a slot for each range that can be used.
-/// Called once; nothing is attached yet.
-pub fn find(tables: &[&[u8]], phys_bits: u8) {
+/// Reads the NFITs, says what they hold and what is wrong with them, looks for virtio-pmem devices, and makes a slot for
+/// each range that can be used. `cache` is what the drivers are told of the CPU's data cache. Called once; nothing is
+/// attached yet.
+pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
     let occupied = acpi::occupied(memory::regions());
-    let nfit = nfit::parse(tables.iter().copied(), Limits { phys_bits, ram: occupied.as_slice() });
+    let limits = Limits { phys_bits, ram: occupied.as_slice() };
+    let nfit = nfit::parse(tables.iter().copied(), limits);
     for notice in &nfit.notices {
         log::warn!(target: "nfit", "{notice}");
     }
@@ -74,21 +116,35 @@ pub fn find(tables: &[&[u8]], phys_bits: u8) {
     if nfit.ranges.is_empty() {
         log::info!(target: "nfit", "no NVDIMM found");
     }
-    init(nfit.ranges.iter().filter_map(pmem::frames_of));
+    if cache == DataCache::Aliasing {
+        log::warn!(target: "dax", "the data cache counts as one that aliases (dax.aliasing=1)");
+    }
+    init(nfit.ranges.iter().filter_map(pmem::frames_of), virtio::find(limits), cache);
 }
 
 /// Makes a slot for each range.
-fn init(ranges: impl IntoIterator<Item = PfnRange>) {
+fn init(
+    nvdimms: impl IntoIterator<Item = PfnRange>,
+    lent: impl IntoIterator<Item = (PfnRange, Arc<virtio::Queue>)>,
+    cache: DataCache,
+) {
     DEVICES.call_once(|| {
-        let slot = |(at, frames)| Slot { name: format!("pmem{at}"), frames, bay: Bay::new() };
-        Devices {
-            driver: PmemDriver::new(mm(), Arc::new(Host), DataCache::Coherent),
-            slots: ranges.into_iter().enumerate().map(slot).collect(),
-        }
+        let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
+        let slot = |name, frames, provider| Slot { name, frames, provider, bay: Bay::new() };
+        let nvdimms = nvdimms.into_iter().enumerate();
+        let lent = lent.into_iter().enumerate();
+        let slots = nvdimms
+            .map(|(at, frames)| slot(format!("pmem{at}"), frames, Provider::Nvdimm))
+            .chain(lent.map(|(at, (frames, queue))| {
+                let own = virtio_pmem::driver(&driver, Arc::new(Host), queue);
+                slot(format!("vpmem{at}"), frames, Provider::Virtio(own))
+            }))
+            .collect();
+        Devices { driver, slots }
     });
 }
 
-/// The slots; empty where there is no NVDIMM.
+/// The slots, NVDIMMs first; empty where there is no persistent memory.
 pub fn slots() -> &'static [Slot] {
     DEVICES.get().map_or(&[], |devices| &devices.slots)
 }
@@ -104,6 +160,12 @@ pub enum DeviceError {
     Attach(Step, AttachError),
     /// The device has no device-dax file, or it cannot be opened so.
     Dax(DaxError),
+    /// The last step of attaching, the device-dax file, was made to fail.
+    Injected,
+    /// Memory ran out during the last steps of attaching.
+    OutOfMemory,
+    /// The device is attached for a file system, which has no device-dax file.
+    ForFileSystem,
 }
 
 impl fmt::Display for DeviceError {
@@ -113,6 +175,9 @@ impl fmt::Display for DeviceError {
             Self::Bay(error) => error.fmt(f),
             Self::Attach(step, error) => write!(f, "step {step}: {error}"),
             Self::Dax(error) => error.fmt(f),
+            Self::Injected => f.write_str("step file: step file was made to fail"),
+            Self::OutOfMemory => f.write_str("step file: memory ran out"),
+            Self::ForFileSystem => f.write_str("the device is attached for a file system: there is no device-dax file"),
         }
     }
 }
@@ -133,25 +198,94 @@ fn devices_and_slot(at: usize) -> Result<(&'static Devices, &'static Slot), Devi
 /// # Errors
 /// See [`DeviceError`]; nothing is left over then.
 pub fn attach(at: usize) -> Result<(), DeviceError> {
-    let (devices, slot) = devices_and_slot(at)?;
-    let config = Config { name: &slot.name, ranges: &[slot.frames], kind: MemoryKind::DevDax, bad_blocks: &[] };
-    let mut step_done = |step: Step| {
+    attach_as(at, MemoryKind::DevDax)
+}
+
+/// Attaches the device of slot `at` for such a use.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_as(at: usize, kind: MemoryKind) -> Result<(), DeviceError> {
+    let (_, slot) = devices_and_slot(at)?;
+    let (size, has_dax) = attach_quietly(at, kind, &mut |step: Step| {
         crate::report!("attach device={} step={step} n={} of={}", slot.name, step as usize + 1, Step::ALL.len());
         Ok(())
-    };
-    let device =
-        devices.driver.attach(&config, &mut step_done).map_err(|(step, error)| DeviceError::Attach(step, error))?;
-    let file =
-        device.dax().map(|dax| DevDax::new(mm(), dax, PageSize::Size4K)).transpose().map_err(DeviceError::Dax)?;
-    let size = device.size_bytes();
-    slot.bay.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    })?;
     let leaves = mm().ledger.count(Kind::DirectMapLeaves);
+    let (name, provider) = (&slot.name, slot.provider());
+    let used = match kind {
+        MemoryKind::DevDax => "as device-dax",
+        MemoryKind::FsDax => "for a file system",
+    };
     log::info!(
-        "{}: attached as device-dax, {size} bytes, {leaves} direct-map leaves in all, {} bytes of page metadata",
-        slot.name,
+        "{name}: attached {used}, {size} bytes, {leaves} direct-map leaves in all, {} bytes of page metadata",
         mm().ledger.count(Kind::MetadataBytes)
     );
+    if !has_dax {
+        log::warn!("{name}: comes up without DAX: {}; its sectors can be read and written", DaxError::NotSupported);
+    }
+    crate::report!("attached device={name} provider={provider} kind={kind} dax={} size={size}", u8::from(has_dax));
     Ok(())
+}
+
+/// As [`attach`], without a word on the console: `supervisor` hears of each step. Answers the device's size in bytes.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn attach_supervised(at: usize, supervisor: pmem::Supervisor<'_>) -> Result<u64, DeviceError> {
+    Ok(attach_quietly(at, MemoryKind::DevDax, supervisor)?.0)
+}
+
+/// Attaches; answers the device's size in bytes, and whether it has DAX.
+fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>) -> Result<(u64, bool), DeviceError> {
+    let (devices, slot) = devices_and_slot(at)?;
+    let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[] };
+    let section = Section::enter();
+    let mut watched = |step: Step| {
+        if section.shortages() > 0 {
+            return Err(Refused::OutOfMemory);
+        }
+        if FAULTS.goes_off(Place::Attach, step as u64 + 1) {
+            return Err(Refused::Injected);
+        }
+        supervisor(step)
+    };
+    let device =
+        slot.driver(devices).attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
+    let file = new_file(&device, &section)?;
+    let (size, has_dax) = (device.size_bytes(), device.dax().is_some());
+    slot.bay.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    Ok((size, has_dax))
+}
+
+/// The last step of attaching: the device-dax file. `None` where the device is for a file system.
+fn new_file(
+    device: &PmemDevice<KernelMachine>,
+    section: &Section,
+) -> Result<Option<Arc<DevDax<KernelMachine>>>, DeviceError> {
+    if FAULTS.goes_off(Place::Attach, ATTACH_STEPS as u64) {
+        return Err(DeviceError::Injected);
+    }
+    let dax = device.dax().filter(|dax| dax.kind() == MemoryKind::DevDax);
+    let file = dax.map(|dax| DevDax::new(mm(), dax, PageSize::Size4K)).transpose().map_err(DeviceError::Dax)?;
+    if section.shortages() > 0 { Err(DeviceError::OutOfMemory) } else { Ok(file) }
+}
+
+/// Makes, or gives up, the area in which NVDIMM `at` keeps its list of bad blocks. It is not attached.
+///
+/// # Errors
+/// One clear line.
+pub fn set_area(at: usize, wanted: bool) -> Result<(), String> {
+    let (devices, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
+    let change = if wanted { PmemDriver::create_area } else { PmemDriver::destroy_area };
+    change(slot.driver(devices), &slot.name, slot.frames).map_err(|error| format!("{error}"))
+}
+
+/// A page was poisoned: the list of the device that has it is stored, if the device stores it.
+pub fn keep_bad_blocks(pfn: Pfn) {
+    for block in (0..slots().len()).filter_map(|at| block(at).ok()).filter(|block| block.contains(pfn)) {
+        block.keep_bad_blocks();
+    }
 }
 
 /// Removes the device of slot `at` from under everybody who uses it.
@@ -172,13 +306,38 @@ pub fn remove_watched(
     method: Method,
     waits: &mut dyn FnMut(&Waiting),
 ) -> Result<RemovalReport, DeviceError> {
+    remove_with(at, method, waits, false)
+}
+
+/// As [`remove`], without a word on the console.
+///
+/// # Errors
+/// As for [`remove`].
+pub fn remove_quietly(at: usize, method: Method) -> Result<RemovalReport, DeviceError> {
+    remove_with(at, method, &mut |_| (), true)
+}
+
+fn remove_with(
+    at: usize,
+    method: Method,
+    waits: &mut dyn FnMut(&Waiting),
+    quiet: bool,
+) -> Result<RemovalReport, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
-    log::info!("{}: going away, {}", slot.name, method_in_words(method));
+    let section = Section::enter();
+    if !quiet {
+        log::info!("{}: going away, {}", slot.name, method_in_words(method));
+    }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
-    Ok(device.remove(mappings, method, &mut Watch { name: &slot.name, frames: slot.frames, waits }))
+    let mut watch = Watch { name: &slot.name, frames: slot.frames, waits, quiet };
+    let report = device.remove(mappings, method, &mut watch);
+    if section.shortages() > 0 && !quiet {
+        log::warn!("{}: memory ran out {} times; the reserve has served", slot.name, section.shortages());
+    }
+    Ok(report)
 }
 
 fn method_in_words(method: Method) -> String {
@@ -191,10 +350,24 @@ fn method_in_words(method: Method) -> String {
 /// The device-dax file of slot `at`.
 ///
 /// # Errors
-/// As for [`remove`]; [`DaxError::NotSupported`] where the device came up without DAX.
+/// As for [`remove`]; [`DeviceError::ForFileSystem`] where the device is for a file system, and
+/// [`DaxError::NotSupported`] where it came up without DAX.
 pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
-    slot.bay.with(|attached| attached.file.clone())?.ok_or(DeviceError::Dax(DaxError::NotSupported))
+    slot.bay.with(|attached| match (&attached.file, attached.device.dax()) {
+        (Some(file), _) => Ok(Arc::clone(file)),
+        (None, Some(_)) => Err(DeviceError::ForFileSystem),
+        (None, None) => Err(DeviceError::Dax(DaxError::NotSupported)),
+    })?
+}
+
+/// Has the device of slot `at` DAX?
+///
+/// # Errors
+/// As for [`remove`].
+pub fn has_dax(at: usize) -> Result<bool, DeviceError> {
+    let (_, slot) = devices_and_slot(at)?;
+    Ok(slot.bay.with(|attached| attached.device.dax().is_some())?)
 }
 
 /// The block path of slot `at`.
@@ -211,9 +384,16 @@ struct Watch<'a> {
     name: &'a str,
     frames: PfnRange,
     waits: &'a mut dyn FnMut(&Waiting),
+    quiet: bool,
 }
 
 impl RemovalWatch<KernelMachine> for Watch<'_> {
+    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
+        match FAULTS.goes_off(Place::Remove, step.number() as u64) {
+            true => Err("the first attempt was made to fail".into()),
+            false => Ok(()),
+        }
+    }
     fn waiting(&mut self, waiting: &Waiting) {
         log::info!("{}: {waiting}", self.name);
         let now = mm().machine.now_ns();
@@ -225,13 +405,16 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         (self.waits)(waiting);
     }
     fn observe(&mut self, record: &StepRecord) {
+        if self.quiet {
+            return;
+        }
         log::info!("{}: {record}", self.name);
         crate::report!(
             "removal device={} step={} n={} of={} ns={} problem={}{}",
             self.name,
             record.step,
             record.step.number(),
-            dax::removal::Step::ALL.len(),
+            removal::Step::ALL.len(),
             record.ns,
             u8::from(record.problem.is_some()),
             FactWords(record),
@@ -248,70 +431,6 @@ struct FactWords<'a>(&'a StepRecord);
 impl fmt::Display for FactWords<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.facts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
-    }
-}
-
-/// This kernel, as the pmem driver sees it.
-struct Host;
-
-impl PmemHost for Host {
-    fn map(&self, range: PfnRange) -> Result<Arc<dyn PmemMemory>, MapFailed> {
-        let leaves = paging::map_device(range).map_err(|error| match error {
-            paging::MapError::OutOfMemory => MapFailed::OutOfMemory,
-            _ => MapFailed::NoRoom,
-        })?;
-        mm().ledger.charge(Kind::DirectMapLeaves, leaves as i64);
-        Ok(Arc::new(Window { frames: range }))
-    }
-
-    fn unmap(&self, range: PfnRange) {
-        let leaves = paging::unmap_device(range);
-        mm().ledger.charge(Kind::DirectMapLeaves, -(leaves as i64));
-    }
-}
-
-/// A mapped range. The driver uses it only between `map` and `unmap`.
-struct Window {
-    frames: PfnRange,
-}
-
-impl Window {
-    /// The bytes from `offset_bytes` on.
-    ///
-    /// # Panics
-    /// Where they are not all inside the range: the driver has checked that.
-    fn pointer(&self, offset_bytes: u64, len: usize) -> *mut u8 {
-        let end = offset_bytes.checked_add(len as u64);
-        assert!(
-            end.is_some_and(|end| end <= self.frames.nr_pages() * PAGE_SIZE),
-            "pmem access of {len} bytes at {offset_bytes:#x} outside the device"
-        );
-        let base: *mut u8 = layout::direct_ptr(self.frames.start().addr());
-        base.wrapping_add(offset_bytes as usize)
-    }
-}
-
-impl PmemMemory for Window {
-    fn read(&self, offset_bytes: u64, into: &mut [u8]) -> Result<(), MediaError> {
-        let from = self.pointer(offset_bytes, into.len());
-        // SAFETY: the driver uses a window only while it is mapped, and `pointer` has checked the bounds. Other CPUs
-        // and tasks may store there meanwhile, as to any shared memory: `copy` reads bytes whatever they are, and
-        // `into` is ours alone.
-        unsafe { core::ptr::copy(from, into.as_mut_ptr(), into.len()) };
-        Ok(())
-    }
-
-    fn write(&self, offset_bytes: u64, from: &[u8]) -> Result<(), MediaError> {
-        let to = self.pointer(offset_bytes, from.len());
-        // SAFETY: as for `read`; device memory belongs to no Rust object.
-        unsafe { core::ptr::copy(from.as_ptr(), to, from.len()) };
-        // SAFETY: the bytes were written just now and are mapped. Only their addresses are used.
-        arch::cache::write_back(unsafe { core::slice::from_raw_parts(to, from.len()) });
-        Ok(())
-    }
-
-    fn fence(&self) {
-        arch::cache::fence();
     }
 }
 

@@ -11,7 +11,7 @@ use mm::addr::{PAGE_SIZE, PhysAddr};
 
 use crate::layout;
 use crate::lock::IrqLock;
-use crate::memory;
+use crate::{memory, reserve};
 
 /// log2 of the small heap's size in pages: 4 MiB.
 const HEAP_ORDER: u32 = 10;
@@ -31,6 +31,7 @@ pub fn init() -> Option<usize> {
     let bytes = (PAGE_SIZE as usize) << HEAP_ORDER;
     // SAFETY: the frames are ours for ever and in the direct map.
     unsafe { HEAP.small.lock().init(layout::direct_ptr(pfn.addr()), bytes) };
+    reserve::init()?;
     Some(bytes)
 }
 
@@ -56,13 +57,19 @@ fn frame_order(layout: &Layout) -> Option<u32> {
 // aligned to their order).
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        match frame_order(&layout) {
+        let found = match frame_order(&layout) {
+            _ if reserve::refuses() => core::ptr::null_mut(),
             Some(order) => memory::alloc(order).map_or(core::ptr::null_mut(), |pfn| layout::direct_ptr(pfn.addr())),
             None => self.small.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr),
-        }
+        };
+        if found.is_null() { reserve::serve(layout) } else { found }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        if reserve::owns(ptr) {
+            // SAFETY: `alloc` got it from there.
+            return unsafe { reserve::give_back(ptr, layout) };
+        }
         match frame_order(&layout) {
             Some(order) => memory::free(PhysAddr::new(ptr as u64 - layout::DIRECT_MAP).pfn(), order),
             // SAFETY: the caller gives back what `alloc` gave out, which is never null.

@@ -55,7 +55,19 @@ macro_rules! check {
 }
 
 /// Every test, by subject.
-static GROUPS: &[&[Test]] = &[crate::ktests_ground::TESTS, crate::ktests_protection::TESTS, crate::ktests_tasks::TESTS];
+static GROUPS: &[&[Test]] = &[
+    crate::ktests_ground::TESTS,
+    crate::ktests_protection::TESTS,
+    crate::ktests_tasks::TESTS,
+    crate::ktests_mm_map::TESTS,
+    crate::ktests_mm_gup::TESTS,
+    crate::ktests_mm_tlb::TESTS,
+    crate::ktests_dax::TESTS,
+    crate::ktests_dax_pages::TESTS,
+    crate::ktests_fail::TESTS,
+    crate::ktests_stress::TESTS,
+    crate::ktests_virtio::TESTS,
+];
 
 /// What came of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -70,7 +70,7 @@ impl Device {
     pub fn with(
         ctx: &mut Ctx,
         min_bytes: u64,
-        work: fn(&mut Ctx, &Self) -> Result<(), String>,
+        work: impl FnOnce(&mut Ctx, &Self) -> Result<(), String>,
     ) -> Result<(), String> {
         let Some(slot) = devices::slots().first() else {
             ctx.skip("there is no NVDIMM");

@@ -28,7 +28,11 @@ const MIB2: u64 = PageSize::Size2M.bytes();
 pub const TESTS: &[Test] = &[
     Test { name: "mm.tlb.no_read_after_unmap_4k", covers: "R10", run: |ctx| Device::with(ctx, MIB2, stale_4k) },
     Test { name: "mm.tlb.no_read_after_unmap_2m", covers: "R10", run: |ctx| Device::with(ctx, MIB2, stale_2m) },
-    Test { name: "mm.tlb.no_read_after_unmap_of_a_part", covers: "R10", run: |ctx| Device::with(ctx, MIB2, stale_part) },
+    Test {
+        name: "mm.tlb.no_read_after_unmap_of_a_part",
+        covers: "R10",
+        run: |ctx| Device::with(ctx, MIB2, stale_part),
+    },
     Test { name: "mm.tlb.no_store_after_protect", covers: "G7", run: |ctx| Device::with(ctx, MIB2, stale_rights) },
     Test { name: "mm.tlb.no_old_contents_after_remap", covers: "R10", run: |ctx| Device::with(ctx, MIB2, stale_frame) },
     Test { name: "mm.tlb.interrupts_off_hold_it_up", covers: "G2", run: |ctx| Device::with(ctx, MIB2, waits) },
@@ -207,23 +211,29 @@ fn waits(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     const LOOKS: u64 = 20_000;
     let Some(cpu) = other_cpu(ctx) else { return Ok(()) };
     let space = new_space("waits")?;
-    let (inside, returned) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (here, early) = (Arc::clone(&inside), Arc::new(AtomicBool::new(false)));
     device.map(&space, BASE, 0, page(1), PageSize::Size4K)?;
-    let (seen, told) = (Arc::clone(&returned), Arc::clone(&early));
+    let shared = Arc::new((AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false)));
+    let there = Arc::clone(&shared);
     let walker = spawn_in(cpu, &space, move || {
+        let (inside, returned, early) = &*there;
         let read = user::read_u64(BASE);
         let irq = IrqOff::new(&mm().machine);
-        here.store(true, Ordering::Release);
+        let sent = mm().shootdown.stats().ipis;
+        inside.store(true, Ordering::Release);
+        // From when the interrupt was sent the unmap waits for us.
+        while mm().shootdown.stats().ipis == sent {
+            arch::cpu::pause();
+        }
         for _ in 0..LOOKS {
-            if seen.load(Ordering::Acquire) {
-                told.store(true, Ordering::Release);
+            if returned.load(Ordering::Acquire) {
+                early.store(true, Ordering::Release);
             }
             arch::cpu::pause();
         }
         drop(irq);
         read.map(|_| ())
     });
+    let (inside, returned, early) = &*shared;
     wait_until(|| inside.load(Ordering::Acquire));
     let zapped = space.unmap(BASE, page(1)).map_err(|error| format!("unmap: {error}"))?;
     returned.store(true, Ordering::Release);

@@ -9,7 +9,7 @@ use mm::machine::{CpuId, CpuMask, Machine};
 use mm::world::Mm;
 use spin::Once;
 
-use crate::{memory, paging, percpu, sched, smp, time};
+use crate::{memory, paging, percpu, reserve, sched, smp, time};
 
 /// The machine that this kernel runs on. There is one; its state is the hardware's.
 #[derive(Debug)]
@@ -67,6 +67,10 @@ impl Machine for KernelMachine {
         }
     }
 
+    fn may_grow(&self) -> bool {
+        reserve::may_grow()
+    }
+
     fn alloc_table(&self) -> Option<Pfn> {
         memory::alloc_zeroed()
     }
@@ -101,9 +105,7 @@ impl Machine for KernelMachine {
         tlb::flush_everything();
     }
     fn send_shootdown_ipi(&self, cpus: CpuMask) {
-        for cpu in cpus.iter() {
-            smp::send(cpu, smp::VECTOR_SHOOTDOWN);
-        }
+        smp::send_to(cpus, smp::VECTOR_SHOOTDOWN);
     }
 
     fn now_ns(&self) -> u64 {

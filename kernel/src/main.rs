@@ -8,6 +8,10 @@
 extern crate alloc;
 
 mod acpi;
+mod bench;
+mod bench_gup;
+mod bench_removal;
+mod bench_zap;
 mod console;
 mod demo;
 mod devices;
@@ -17,9 +21,18 @@ mod heap;
 mod image;
 mod kstack;
 mod ktest;
+mod ktests_dax;
+mod ktests_dax_pages;
+mod ktests_fail;
 mod ktests_ground;
+mod ktests_mm;
+mod ktests_mm_gup;
+mod ktests_mm_map;
+mod ktests_mm_tlb;
 mod ktests_protection;
+mod ktests_stress;
 mod ktests_tasks;
+mod ktests_virtio;
 mod layout;
 mod lock;
 mod machine;
@@ -28,16 +41,21 @@ mod memory_error;
 mod options;
 mod paging;
 mod panic;
+mod pci;
 mod percpu;
+mod pmem_host;
+mod reserve;
 mod ring;
 mod sched;
 mod shell;
 mod shell_devices;
+mod shell_fail;
 mod smp;
 mod task;
 mod time;
 mod trap;
 mod user;
+mod virtio;
 mod wait;
 
 use alloc::vec::Vec;
@@ -46,6 +64,7 @@ use arch::features::Features;
 use arch::tables::{CpuTables, NR_IST};
 use bootloader_api::config::Mapping;
 use bootloader_api::{BootInfo, BootloaderConfig};
+use dax::device::DataCache;
 use mm::addr::PhysAddr;
 use spin::Once;
 
@@ -219,7 +238,8 @@ extern "C" fn on_own_tables() -> ! {
         .map_or_else(Vec::new, |madt| madt.cpus.iter().map(|cpu| cpu.apic_id).collect());
     machine::init(apic_ids.len().max(1));
     time::set_deterministic(options.deterministic);
-    devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits);
+    let cache = if options.dax_aliasing { DataCache::Aliasing } else { DataCache::Coherent };
+    devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits, cache);
     smp::init_boot_cpu(features);
     let (tsc_hz, timer_hz) = time::rates();
     log::info!(target: "time", "time-stamp counter {} kHz, local timer {} kHz", tsc_hz / 1000, timer_hz / 1000);
@@ -259,6 +279,7 @@ fn main_task() -> task::Exit {
     report!("ipi sent={} silent={}", percpu::online().len() - 1, silent.len());
     assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
     memory_error::start();
+    found().options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();
     let options = &found().options;
     match options.mode {
@@ -268,6 +289,6 @@ fn main_task() -> task::Exit {
         }
         Mode::Shell => shell::run(),
         Mode::Demo => exit::now(if demo::run() { exit::SUCCESS } else { exit::FAILURE }),
-        Mode::Bench => exit::now(exit::SUCCESS),
+        Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

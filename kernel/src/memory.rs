@@ -10,7 +10,7 @@ use mm::addr::{PAGE_SIZE, Pfn, PfnRange, PhysAddr};
 use mm::frame::{self, FrameAllocator, FrameError};
 use spin::Once;
 
-use crate::layout;
+use crate::{layout, reserve};
 
 /// Most regions that are kept; OVMF gives about 40.
 const MAX_REGIONS: usize = 256;
@@ -148,6 +148,9 @@ pub fn free(pfn: Pfn, order: u32) {
 
 /// One zeroed frame.
 pub fn alloc_zeroed() -> Option<Pfn> {
+    if reserve::refuses() {
+        return None;
+    }
     let pfn = alloc(0)?;
     // SAFETY: the frame is RAM, ours, and in the direct map.
     unsafe { layout::direct_ptr::<u8>(pfn.addr()).write_bytes(0, PAGE_SIZE as usize) };

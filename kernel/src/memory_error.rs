@@ -8,12 +8,12 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::mce::BankError;
-use mm::addr::{PAGE_SHIFT, Pfn, PhysAddr};
+use mm::addr::{PAGE_SHIFT, Pfn};
 use mm::failure::{FailureKind, memory_failure};
 use spin::Once;
 
 use crate::task::{Exit, Task};
-use crate::{machine, report, sched};
+use crate::{devices, machine, memory, report, sched};
 
 /// How many errors can wait to be looked at.
 const SLOTS: usize = 16;
@@ -25,22 +25,65 @@ const MAX_LOST_SHIFT: u32 = 21;
 static NOTED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
 static WORKER: Once<Arc<Task>> = Once::new();
 
-/// Notes an error, from the machine-check handler. Answers whether the kernel can go on.
-pub fn note(error: &BankError) -> bool {
+/// What an error means for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The hardware has corrected it: nothing is lost.
+    Corrected,
+    /// These frames are lost: the first, and log2 of how many. The kernel goes on, and a task takes them away.
+    Lost(Pfn, u32),
+    /// The kernel cannot go on, for this reason.
+    Fatal(&'static str),
+}
+
+/// What an error means (SDM vol. 3B §16.6). Asks nothing that needs a lock.
+pub fn judge(error: &BankError) -> Verdict {
     if !error.is_uncorrected() {
-        return true;
+        return Verdict::Corrected;
     }
-    let Some(addr) = error.addr.filter(|_| !error.is_context_corrupt()) else { return false };
-    let shift = error.lost_shift().clamp(PAGE_SHIFT, MAX_LOST_SHIFT) - PAGE_SHIFT;
-    let first = PhysAddr::new(addr).pfn().as_u64() >> shift << shift;
-    let word = u64::from(shift) << 56 | (first + 1);
+    if error.is_context_corrupt() {
+        return Verdict::Fatal("the processor's context is corrupt");
+    }
+    if !error.is_restartable {
+        return Verdict::Fatal("what was interrupted cannot be continued");
+    }
+    let Some(addr) = error.addr else { return Verdict::Fatal("it says no address") };
+    let shift = error.lost_shift().clamp(PAGE_SHIFT, MAX_LOST_SHIFT);
+    let (first, end) = (addr >> shift << shift, ((addr >> shift) + 1) << shift);
+    let is_ours = |region: &bootloader_api::info::MemoryRegion| {
+        memory::is_ram(region.kind) && region.start < end && first < region.end
+    };
+    if memory::regions().iter().any(is_ours) {
+        return Verdict::Fatal("it is in RAM, which the kernel uses");
+    }
+    Verdict::Lost(Pfn::new(first >> PAGE_SHIFT), shift - PAGE_SHIFT)
+}
+
+/// Notes an error, from the machine-check handler.
+///
+/// # Errors
+/// Why the kernel cannot go on.
+pub fn note(error: &BankError) -> Result<(), &'static str> {
+    let (first, shift) = match judge(error) {
+        Verdict::Corrected => return Ok(()),
+        Verdict::Fatal(reason) => return Err(reason),
+        Verdict::Lost(first, shift) => (first, shift),
+    };
+    if !WORKER.is_completed() {
+        return Err("it came before the kernel could deal with it");
+    }
+    let word = u64::from(shift) << 56 | (first.as_u64() + 1);
+    // A task that goes on touching what is lost may report it again and again until it is taken away: one note will do.
     // AcqRel; pairs with the swap in `work`.
-    let free = |slot: &AtomicU64| slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-    let noted = WORKER.is_completed() && NOTED.iter().any(free);
-    if noted {
-        arch::apic::send_to_self(crate::smp::VECTOR_MEMORY_ERROR);
+    let noted = |slot: &AtomicU64| match slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => true,
+        Err(other) => other == word,
+    };
+    if !NOTED.iter().any(noted) {
+        return Err("too many came at once");
     }
-    noted
+    arch::apic::send_to_self(crate::smp::VECTOR_MEMORY_ERROR);
+    Ok(())
 }
 
 /// The interrupt that follows a note.
@@ -69,9 +112,10 @@ fn work() -> Exit {
 }
 
 /// Takes one frame away and says so.
-fn fail(pfn: Pfn) {
+pub fn fail(pfn: Pfn) {
     match memory_failure(machine::mm(), pfn, FailureKind::Media) {
         Ok(failure) => {
+            devices::keep_bad_blocks(pfn);
             report!(
                 "memory_failure pfn={pfn} known={} users={} leaves={}",
                 u8::from(failure.was_poisoned),

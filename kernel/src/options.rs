@@ -3,6 +3,7 @@
 use core::fmt;
 
 use arrayvec::ArrayString;
+use dax::inject::Fault;
 use log::LevelFilter;
 
 /// What to do after bring-up.
@@ -18,6 +19,16 @@ pub enum Mode {
     Shell,
 }
 
+/// How long the stress tests are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stress {
+    /// A few seconds.
+    #[default]
+    Short,
+    /// A million operations.
+    Full,
+}
+
 /// The options, with their defaults where nothing was said.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -31,16 +42,31 @@ pub struct Options {
     pub quiet: bool,
     /// `log=`
     pub log: LevelFilter,
+    /// `stress=`
+    pub stress: Stress,
+    /// `inject=`: what is to fail in the next attach or removal.
+    pub inject: Option<Fault>,
+    /// `dax.aliasing=1`: the CPU's data cache counts as one that aliases.
+    pub dax_aliasing: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let tests = ArrayString::from("*").unwrap_or_default();
-        Self { mode: Mode::Demo, deterministic: false, tests, quiet: false, log: LevelFilter::Info }
+        Self {
+            mode: Mode::Demo,
+            deterministic: false,
+            tests,
+            quiet: false,
+            log: LevelFilter::Info,
+            stress: Stress::Short,
+            inject: None,
+            dax_aliasing: false,
+        }
     }
 }
 
-const KNOWN: &str = "mode, deterministic, tests, quiet, log";
+const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
@@ -72,6 +98,7 @@ impl Options {
             }
             "deterministic" => self.deterministic = switch(value)?,
             "quiet" => self.quiet = switch(value)?,
+            "dax.aliasing" => self.dax_aliasing = switch(value)?,
             "tests" => match ArrayString::from(value) {
                 Ok(glob) if !glob.is_empty() => self.tests = glob,
                 _ => return Err(Bad::Value("a glob of 1 to 96 characters")),
@@ -82,6 +109,17 @@ impl Options {
                     "info" => LevelFilter::Info,
                     "warn" => LevelFilter::Warn,
                     _ => return Err(Bad::Value("debug, info, warn")),
+                }
+            }
+            "inject" => match Fault::parse(value) {
+                Ok(fault) => self.inject = Some(fault),
+                Err(_) => return Err(Bad::Value("attach:N, remove:N, alloc:N, with N from 1")),
+            },
+            "stress" => {
+                self.stress = match value {
+                    "short" => Stress::Short,
+                    "full" => Stress::Full,
+                    _ => return Err(Bad::Value("short, full")),
                 }
             }
             _ => return Err(Bad::Key),

@@ -7,7 +7,6 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use alloc::vec::Vec;
 use bootloader_api::info::MemoryRegionKind;
 use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr, VirtRange};
 use mm::entry::{Entry, Prot};
@@ -55,9 +54,12 @@ impl core::fmt::Display for MapError {
 /// The live entry `index` of the table page `table`.
 #[inline]
 pub fn entry(table: Pfn, index: usize) -> &'static AtomicU64 {
-    debug_assert!(index < ENTRIES);
+    // Put together from bits that cannot meet, and the index cut to a table's: nothing is left to check at run time,
+    // which every walk would pay for at every level.
+    let at = layout::DIRECT_MAP | table.addr().as_u64();
     // SAFETY: a table page is RAM in the direct map; the CPU accesses it too, so it is only ever seen as atomics.
-    unsafe { &*layout::direct_ptr::<AtomicU64>(table.addr()).add(index) }
+    let entries = unsafe { &*(at as *const [AtomicU64; ENTRIES]) };
+    &entries[index % ENTRIES]
 }
 
 fn load(table: Pfn, index: usize) -> Entry {
@@ -231,18 +233,41 @@ fn table_for(va: VirtAddr, size: PageSize) -> Result<Pfn, MapError> {
     Ok(table)
 }
 
+/// Tables that were unlinked, as a list through themselves: taking a mapping away needs no memory. The link is the
+/// number of the next frame in the first entry, where a CPU that still walks there finds it not present.
+struct Detached(Option<Pfn>);
+
+impl Detached {
+    const SHIFT: u32 = 12;
+
+    /// Adds an empty table that no other table points to any more.
+    fn push(&mut self, table: Pfn) {
+        let next = self.0.map_or(0, |next| next.as_u64() << Self::SHIFT);
+        entry(table, 0).store(next, Ordering::Relaxed);
+        self.0 = Some(table);
+    }
+
+    /// Takes one out. No CPU walks there any more.
+    fn pop(&mut self) -> Option<Pfn> {
+        let table = self.0?;
+        let next = entry(table, 0).load(Ordering::Relaxed) >> Self::SHIFT;
+        self.0 = (next != 0).then(|| Pfn::new(next));
+        Some(table)
+    }
+}
+
 /// Clears every leaf in `range`; tables that become empty are unlinked and put into `tables`. Answers the number of
 /// leaves. Work is proportional to the entries that the range covers, at the level at which it is mapped.
 ///
 /// # Panics
 /// When a leaf sticks out of the range: what is unmapped here was mapped as a whole.
-fn unmap(range: VirtRange, tables: &mut Vec<Pfn>) -> u64 {
+fn unmap(range: VirtRange, tables: &mut Detached) -> u64 {
     /// What the root's first entry would map, as if addresses had no hole.
     const BASE: u64 = 0xffff_0000_0000_0000;
     unmap_in(root(), 4, BASE, (range.start().as_u64(), range.end().as_u64()), tables)
 }
 
-fn unmap_in(table: Pfn, level: u8, base: u64, (start, end): (u64, u64), tables: &mut Vec<Pfn>) -> u64 {
+fn unmap_in(table: Pfn, level: u8, base: u64, (start, end): (u64, u64), tables: &mut Detached) -> u64 {
     let span = PAGE_SIZE << (9 * (u32::from(level) - 1));
     let first = start.saturating_sub(base) / span;
     let beyond = (end - base).div_ceil(span).min(ENTRIES as u64);
@@ -291,14 +316,14 @@ pub fn map_device(frames: PfnRange) -> Result<u64, MapError> {
 /// CPU has a translation of the range. Call from a task, with interrupts on.
 pub fn unmap_device(frames: PfnRange) -> u64 {
     let start = layout::direct(frames.start().addr());
-    let mut tables = Vec::new();
+    let mut tables = Detached(None);
     let mut leaves = 0;
     if let Some(range) = VirtRange::new(start, frames.nr_pages() * PAGE_SIZE) {
         let _one_writer = WRITER.lock();
         leaves = unmap(range, &mut tables);
     }
     crate::smp::flush_kernel();
-    for table in tables {
+    while let Some(table) = tables.pop() {
         memory::free(table, 0);
     }
     leaves
@@ -318,11 +343,23 @@ pub fn map_data_page(va: VirtAddr, frame: Pfn) -> Result<(), MapError> {
 /// # Errors
 /// [`MapError`].
 pub fn map_registers(addr: PhysAddr) -> Result<VirtAddr, MapError> {
+    map_register_pages(addr, 1)
+}
+
+/// As [`map_registers`], for `nr_pages` pages in a row.
+///
+/// # Errors
+/// [`MapError`].
+pub fn map_register_pages(addr: PhysAddr, nr_pages: u64) -> Result<VirtAddr, MapError> {
     static NEXT: AtomicU64 = AtomicU64::new(layout::REGISTERS);
-    let va = VirtAddr::new(NEXT.fetch_add(PAGE_SIZE, Ordering::Relaxed));
-    let frame = PfnRange::new(addr.pfn(), 1).ok_or(MapError::OutOfRange)?;
+    let frames = PfnRange::new(addr.pfn(), nr_pages).ok_or(MapError::OutOfRange)?;
+    let va = VirtAddr::new(NEXT.fetch_add(nr_pages * PAGE_SIZE, Ordering::Relaxed));
     let _one_writer = WRITER.lock();
-    map(va, frame, DATA, UNCACHED, &mut 0)?;
+    // Small leaves, whatever the alignment: what lies beside the registers is none of our business.
+    for page in 0..nr_pages {
+        let frame = PfnRange::new(frames.start().add(page), 1).ok_or(MapError::OutOfRange)?;
+        map(VirtAddr::new(va.as_u64() + page * PAGE_SIZE), frame, DATA, UNCACHED, &mut 0)?;
+    }
     Ok(va)
 }
 

@@ -23,7 +23,7 @@ use crate::task::{Exit, State, Task};
 use crate::{ring, smp, time};
 
 /// How long a task runs while another waits for its CPU, in nanoseconds.
-pub const SLICE_NS: u64 = 5_000_000;
+pub const SLICE_NS: u64 = 1_000_000;
 
 /// The tasks of one CPU.
 #[derive(Debug)]

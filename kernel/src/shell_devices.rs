@@ -7,6 +7,7 @@ use dax::removal::Method;
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::meta::LiveFolio;
+use mm::pagemap::MemoryKind;
 
 use crate::machine::mm;
 use crate::shell::Command;
@@ -15,11 +16,12 @@ use crate::{console, demo, devices};
 /// The commands.
 pub const COMMANDS: &[Command] = &[
     Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
-    Command { name: "nvdimm", args: "", help: "the NVDIMMs and their devices", run: nvdimm },
-    Command { name: "attach", args: "N", help: "attach the device of NVDIMM N", run: attach },
+    Command { name: "nvdimm", args: "", help: "the persistent memory and its devices", run: nvdimm },
+    Command { name: "attach", args: "N [devdax|fsdax]", help: "attach device N, for such a use", run: attach },
     Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
     Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
     Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
+    Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
     Command { name: "pins", args: "", help: "who holds pins, since when, and from where", run: pins },
     Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
 ];
@@ -31,11 +33,15 @@ fn run_demo(_: &[&str]) -> Result<(), String> {
 fn nvdimm(_: &[&str]) -> Result<(), String> {
     for (at, slot) in devices::slots().iter().enumerate() {
         let state = match devices::block(at) {
-            Ok(block) => format!("attached, {} sectors", block.nr_sectors()),
+            Ok(block) => {
+                let dax = if devices::has_dax(at).unwrap_or(false) { "with DAX" } else { "without DAX" };
+                format!("attached {dax}, {} sectors", block.nr_sectors())
+            }
             Err(error) => format!("{error}"),
         };
-        let frames = slot.frames;
-        console::line(format_args!("{at}: {} {}..{}: {state}", slot.name, frames.start().addr(), frames.end().addr()));
+        let (name, provider, frames) = (&slot.name, slot.provider(), slot.frames);
+        let (start, end) = (frames.start().addr(), frames.end().addr());
+        console::line(format_args!("{at}: {name} ({provider}) {start}..{end}: {state}"));
     }
     if devices::slots().is_empty() {
         console::line(format_args!("no NVDIMM"));
@@ -44,8 +50,15 @@ fn nvdimm(_: &[&str]) -> Result<(), String> {
 }
 
 fn attach(args: &[&str]) -> Result<(), String> {
-    let [at] = args else { return Err("expected: attach N".into()) };
-    devices::attach(number(at)? as usize).map_err(|error| format!("{error}"))
+    let (at, kind) = match args {
+        [at] => (at, None),
+        [at, "devdax"] => (at, Some(MemoryKind::DevDax)),
+        [at, "fsdax"] => (at, Some(MemoryKind::FsDax)),
+        _ => return Err("expected: attach N, attach N devdax, or attach N fsdax".into()),
+    };
+    let at = number(at)? as usize;
+    let kind = kind.or_else(|| devices::slots().get(at).map(devices::Slot::kind)).unwrap_or(MemoryKind::DevDax);
+    devices::attach_as(at, kind).map_err(|error| format!("{error}"))
 }
 
 fn remove(args: &[&str]) -> Result<(), String> {
@@ -67,7 +80,13 @@ fn pmem(args: &[&str]) -> Result<(), String> {
             console::line(format_args!("{}", bytes.escape_ascii()));
             Ok(())
         }
-        _ => Err("expected: pmem write N OFFSET TEXT, or pmem read N OFFSET LEN".into()),
+        ["flush", at] => {
+            let block = devices::block(number(at)? as usize).map_err(|error| format!("{error}"))?;
+            block.flush().map_err(|error| format!("{error}"))?;
+            console::line(format_args!("flushed"));
+            Ok(())
+        }
+        _ => Err("expected: pmem write N OFFSET TEXT, pmem read N OFFSET LEN, or pmem flush N".into()),
     }
 }
 
@@ -113,7 +132,7 @@ fn ledger(_: &[&str]) -> Result<(), String> {
 }
 
 /// A number, in decimal or with `0x`.
-fn number(word: &str) -> Result<u64, String> {
+pub fn number(word: &str) -> Result<u64, String> {
     let parsed = match word.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => word.parse(),

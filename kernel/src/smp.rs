@@ -1,7 +1,7 @@
 //! All CPUs: starting them, interrupting them.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch::features::Features;
 use arch::tables::{CpuTables, NR_IST};
@@ -9,7 +9,7 @@ use arch::trampoline::{self, Start};
 use arch::{apic, cpu, mce, percpu as area, tlb};
 use mm::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use mm::entry::{Entry, Prot};
-use mm::machine::{CpuId, IrqOff};
+use mm::machine::{CpuId, CpuMask, IrqOff};
 use mm::shootdown::Round;
 
 use crate::kstack::Stack;
@@ -37,6 +37,8 @@ const START_NS: u64 = 1_000_000_000;
 const ANSWER_NS: u64 = 1_000_000_000;
 
 static UP: AtomicBool = AtomicBool::new(false);
+/// The CPUs that are online, by number: as [`percpu::online`], in one load.
+static ONLINE: AtomicU64 = AtomicU64::new(0);
 
 /// Do interrupts between CPUs work yet?
 pub fn is_up() -> bool {
@@ -48,6 +50,16 @@ pub fn send(cpu: CpuId, vector: u8) {
     if let Some(target) = percpu::get(cpu) {
         apic::send(target.apic_id.load(Ordering::Relaxed), vector);
     }
+}
+
+/// Interrupts all of `cpus`, none of which is this one, at `vector`.
+pub fn send_to(cpus: CpuMask, vector: u8) {
+    // One command where they are all there are: each costs about as much as all else that a shootdown's sender does.
+    if cpus.len() > 1 && cpus.bits() == ONLINE.load(Ordering::Relaxed) & !(1 << area::cpu()) {
+        apic::send_to_all_others(vector);
+        return;
+    }
+    cpus.iter().for_each(|cpu| send(cpu, vector));
 }
 
 /// Every CPU drops every translation of the kernel half. When it returns, all have. Call from a task.
@@ -92,6 +104,7 @@ fn go_online() {
     mm.shootdown.cpu_online(&IrqOff::new(&mm.machine));
     // Release; pairs with the Acquire in `percpu::online`.
     percpu::this().online.store(true, Ordering::Release);
+    ONLINE.fetch_or(1 << area::cpu(), Ordering::Relaxed);
 }
 
 /// Takes the machine over from the firmware: other CPUs stop, old timers end. On the loader's page tables, with
@@ -253,7 +266,7 @@ extern "C" fn arrive(argument: usize) -> ! {
 }
 
 /// Sends a test interrupt to every other CPU and waits until each has answered. Answers the CPUs that did not.
-pub fn test_interrupts() -> mm::machine::CpuMask {
+pub fn test_interrupts() -> CpuMask {
     let me = area::cpu();
     let others = percpu::online().without(me);
     let before: arrayvec::ArrayVec<(CpuId, u64), { mm::machine::MAX_CPUS }> =
@@ -262,9 +275,5 @@ pub fn test_interrupts() -> mm::machine::CpuMask {
     let silent =
         |&(id, count): &(CpuId, u64)| percpu::get(id).is_none_or(|cpu| cpu.test_ipis.load(Ordering::Acquire) == count);
     wait_ns(ANSWER_NS, || !before.iter().any(silent));
-    before
-        .iter()
-        .copied()
-        .filter(silent)
-        .fold(mm::machine::CpuMask::EMPTY, |mask, (id, _)| mask.union(mm::machine::CpuMask::single(id)))
+    before.iter().copied().filter(silent).fold(CpuMask::EMPTY, |mask, (id, _)| mask.union(CpuMask::single(id)))
 }

@@ -134,14 +134,14 @@ fn machine_check(frame: &TrapFrame) {
     // SAFETY: a machine check arrives only where CR4.MCE is on, which `Features::enable` does by CPUID.
     unsafe {
         mce::drain(|error| {
-            if !memory_error::note(&error) {
-                fatal = Some(error);
+            if let Err(reason) = memory_error::note(&error) {
+                fatal = Some((error, reason));
             }
         });
     }
-    if let Some(error) = fatal {
+    if let Some((error, reason)) = fatal {
         let (bank, status, addr) = (error.bank, error.status, error.addr.unwrap_or(0));
-        let what = format_args!("machine check: bank {bank} status {status:#x} address {addr:#x}");
+        let what = format_args!("machine check: {reason}: bank {bank} status {status:#x} address {addr:#x}");
         panic::die(Cause::Trap { frame, what });
     }
 }

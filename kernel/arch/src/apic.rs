@@ -65,6 +65,7 @@ pub unsafe fn init(x2apic: bool, mmio: u64) {
 }
 
 /// Are the registers reached by MSR?
+#[inline]
 pub fn is_x2apic() -> bool {
     X2APIC.load(Ordering::Relaxed)
 }
@@ -153,6 +154,14 @@ pub fn send(destination: u32, vector: u8) {
         core::sync::atomic::fence(Ordering::SeqCst);
     }
     command(destination, ICR_ASSERT | u32::from(vector));
+}
+
+/// Interrupts every other CPU at `vector`: one command, however many there are. Otherwise as [`send`].
+pub fn send_to_all_others(vector: u8) {
+    if is_x2apic() {
+        core::sync::atomic::fence(Ordering::SeqCst);
+    }
+    command(0, ICR_ASSERT | ICR_ALL_BUT_SELF | u32::from(vector));
 }
 
 /// Interrupts this CPU at `vector` as soon as interrupts are on. Usable in an NMI or machine check: where that came

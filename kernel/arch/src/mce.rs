@@ -17,6 +17,8 @@ pub struct BankError {
     pub addr: Option<u64>,
     /// MCi_MISC, where the bank gave one.
     pub misc: Option<u64>,
+    /// The program that was interrupted can be continued (MCG_STATUS.RIPV).
+    pub is_restartable: bool,
 }
 
 impl BankError {
@@ -60,6 +62,8 @@ pub unsafe fn init() {
 /// # Safety
 /// CPUID reports MCA; called from the machine-check handler.
 pub unsafe fn drain(mut each: impl FnMut(BankError)) {
+    // SAFETY: the register exists with MCA.
+    let is_restartable = unsafe { Msr::new(MCG_STATUS).read() } & 1 != 0;
     for bank in 0..nr_banks() {
         let base = MC0_CTL + 4 * u32::from(bank);
         // SAFETY: the bank exists; ADDR and MISC are read only where STATUS says that they are there.
@@ -71,7 +75,7 @@ pub unsafe fn drain(mut each: impl FnMut(BankError)) {
             let addr = (status & (1 << 58) != 0).then(|| Msr::new(base + 2).read());
             let misc = (status & (1 << 59) != 0).then(|| Msr::new(base + 3).read());
             Msr::new(base + 1).write(0);
-            each(BankError { bank, status, addr, misc });
+            each(BankError { bank, status, addr, misc, is_restartable });
         }
     }
     // SAFETY: the register exists with MCA; zero clears MCIP.

@@ -3,7 +3,7 @@
 //! How to read it: [`device`] is a DAX device, alive or dead; [`srcu`] is how its killer waits for those who are
 //! using it; [`holder`] is who must be told; [`kill`] is the order of telling, dying and waiting; [`devdax`] is the
 //! device as a file that tasks map; [`removal`] takes a device away from everybody; [`bay`] sees to it that this
-//! happens once.
+//! happens once; [`inject`] makes a step of it fail.
 //!
 //! States are types where they can be. A live device cannot be asked whether it is idle:
 //! ```compile_fail,E0599
@@ -30,6 +30,7 @@ pub mod bay;
 pub mod devdax;
 pub mod device;
 pub mod holder;
+pub mod inject;
 pub mod kill;
 pub mod mutant;
 pub mod range;

@@ -207,6 +207,7 @@ pub struct PfnRange {
 
 impl PfnRange {
     /// A range, or `None` where it is empty or leaves the 52-bit physical address space.
+    #[inline]
     pub const fn new(start: Pfn, nr_pages: u64) -> Option<Self> {
         match start.0.checked_add(nr_pages) {
             Some(end) if nr_pages != 0 && end <= 1 << (52 - PAGE_SHIFT) => Some(Self { start, nr_pages }),
@@ -214,22 +215,27 @@ impl PfnRange {
         }
     }
     /// First frame.
+    #[inline]
     pub const fn start(self) -> Pfn {
         self.start
     }
     /// One past the last frame.
+    #[inline]
     pub const fn end(self) -> Pfn {
         Pfn(self.start.0 + self.nr_pages)
     }
     /// Number of frames, at least 1.
+    #[inline]
     pub const fn nr_pages(self) -> u64 {
         self.nr_pages
     }
     /// Does the range hold `pfn`?
+    #[inline]
     pub const fn contains(self, pfn: Pfn) -> bool {
         pfn.0 >= self.start.0 && pfn.0 < self.start.0 + self.nr_pages
     }
     /// Do the two ranges share a frame?
+    #[inline]
     pub const fn overlaps(self, other: Self) -> bool {
         self.start.0 < other.end().0 && other.start.0 < self.end().0
     }
@@ -244,6 +250,7 @@ pub struct VirtRange {
 
 impl VirtRange {
     /// `start .. start + len_bytes`; `None` where it is empty, not page-aligned, or wraps.
+    #[inline]
     pub const fn new(start: VirtAddr, len_bytes: u64) -> Option<Self> {
         match start.checked_add(len_bytes) {
             Some(end) if len_bytes != 0 && start.is_aligned(PAGE_SIZE) && len_bytes & (PAGE_SIZE - 1) == 0 => {
@@ -253,26 +260,32 @@ impl VirtRange {
         }
     }
     /// First byte.
+    #[inline]
     pub const fn start(self) -> VirtAddr {
         self.start
     }
     /// One past the last byte.
+    #[inline]
     pub const fn end(self) -> VirtAddr {
         self.end
     }
     /// Length in bytes, at least one page.
+    #[inline]
     pub const fn len_bytes(self) -> u64 {
         self.end.0 - self.start.0
     }
     /// Length in base pages.
+    #[inline]
     pub const fn nr_pages(self) -> u64 {
         self.len_bytes() >> PAGE_SHIFT
     }
     /// Does the range hold `va`?
+    #[inline]
     pub const fn contains(self, va: VirtAddr) -> bool {
         va.0 >= self.start.0 && va.0 < self.end.0
     }
     /// The part that both ranges cover.
+    #[inline]
     pub fn intersection(self, other: Self) -> Option<Self> {
         let (start, end) = (self.start.max(other.start), self.end.min(other.end));
         (start < end).then_some(Self { start, end })

@@ -116,6 +116,17 @@ impl Entry {
     pub const fn is_user(self) -> bool {
         self.0 & U != 0
     }
+    /// A present leaf that user rights reach, for stores where `write`.
+    #[inline]
+    pub const fn allows_user(self, write: bool) -> bool {
+        let needed = P | U | if write { W } else { 0 };
+        self.0 & needed == needed
+    }
+    /// The entry that maps the next 4 KiB page in the same way.
+    #[inline]
+    pub const fn next_page(self) -> Self {
+        Self(self.0.wrapping_add(1 << 12))
+    }
     /// The CPU has used this entry.
     #[inline]
     pub const fn is_accessed(self) -> bool {
@@ -147,7 +158,12 @@ impl Entry {
     /// do not count.
     #[inline]
     pub const fn same_translation(self, other: Self) -> bool {
-        (self.0 ^ other.0) & !(A | D) == 0
+        self.difference(other) == 0
+    }
+    /// The bits in which two entries differ, but for accessed and dirty.
+    #[inline]
+    pub const fn difference(self, other: Self) -> u64 {
+        (self.0 ^ other.0) & !(A | D)
     }
     /// The `index`-th leaf of the next smaller size inside this huge leaf of `size` (splitting).
     #[inline]

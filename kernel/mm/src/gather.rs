@@ -5,13 +5,19 @@
 //! touched, waits for it, and only then gives back table pages and references. A gather that is dropped
 //! finishes itself, so that no path can forget.
 //!
+//! **Without memory.** Its lists grow with what is removed. Where they cannot ([`Gather::has_room`]), the few places
+//! inside the gather itself serve: a zap shoots down and frees whenever they are full, and goes on. So a removal needs
+//! no memory to succeed, only more rounds.
+//!
 //! Linux: `mm/mmu_gather.c`.
 
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
+
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::entry::Entry;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, Ordering};
@@ -66,6 +72,9 @@ impl Run {
     }
 }
 
+/// Runs and sub-trees that a gather holds without any memory of its own.
+const SPARE: usize = 4;
+
 /// Removed translations on their way to being freed.
 #[must_use = "finish it where the time of the shootdown matters; dropping it finishes it too"]
 pub struct Gather<M: Machine> {
@@ -74,6 +83,9 @@ pub struct Gather<M: Machine> {
     /// Detached sub-trees: a table page and its level.
     tables: Vec<(Pfn, u8)>,
     runs: Vec<Run>,
+    /// The same, where memory is short.
+    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
+    spare_runs: ArrayVec<Run, SPARE>,
     stats: ZapStats,
 }
 
@@ -85,25 +97,48 @@ impl<M: Machine> Gather<M> {
             round: Round::new(),
             tables: Vec::new(),
             runs: Vec::new(),
+            spare_tables: ArrayVec::new(),
+            spare_runs: ArrayVec::new(),
             stats: ZapStats::default(),
         }
+    }
+
+    /// Is there room for one more leaf and one more sub-tree? Where there is not, [`make_room`](Self::make_room) comes
+    /// before the next entry is cleared.
+    pub(crate) fn has_room(&mut self) -> bool {
+        let machine = &self.mm.machine;
+        (!self.spare_tables.is_full() || machine::has_room(machine, &mut self.tables))
+            && (!self.spare_runs.is_full() || machine::has_room(machine, &mut self.runs))
+    }
+
+    /// Shoots down what was issued, and frees everything gathered so far: all of it has been issued.
+    pub(crate) fn make_room(&mut self) {
+        self.flush();
     }
 
     /// A leaf has been cleared.
     pub(crate) fn leaf(&mut self, entry: Entry, size: PageSize) {
         self.stats.leaves += 1;
         self.stats.nr_pages += size.nr_pages();
-        if let Some(run) = self.runs.last_mut()
-            && run.extend(entry.pfn(), size)
-        {
+        let last = self.spare_runs.last_mut().or(self.runs.last_mut());
+        if last.is_some_and(|run| run.extend(entry.pfn(), size)) {
             return;
         }
-        self.runs.push(Run { first: entry.pfn(), nr_leaves: 1, size });
+        let run = Run { first: entry.pfn(), nr_leaves: 1, size };
+        if self.spare_runs.is_full() || machine::has_room(&self.mm.machine, &mut self.runs) {
+            self.runs.push(run);
+        } else {
+            self.spare_runs.push(run);
+        }
     }
 
     /// The table page `table` of `level` has been unlinked with everything below it.
     pub(crate) fn subtree(&mut self, table: Pfn, level: u8) {
-        self.tables.push((table, level));
+        if self.spare_tables.is_full() || machine::has_room(&self.mm.machine, &mut self.tables) {
+            self.tables.push((table, level));
+        } else {
+            self.spare_tables.push((table, level));
+        }
     }
 
     /// `nr` entries were looked at.
@@ -113,6 +148,10 @@ impl<M: Machine> Gather<M> {
 
     /// All that was cleared so far in `space` is covered by `what`.
     pub(crate) fn issue(&mut self, space: &Arc<TlbState>, what: FlushRange, frees_tables: bool) {
+        if !self.round.has_room(&self.mm.machine) {
+            // The spaces before this one: nothing of theirs is freed here, and nothing of this one is dispatched.
+            self.shoot_down();
+        }
         self.round.issue(space, what, frees_tables);
     }
 
@@ -174,13 +213,14 @@ impl<M: Machine> Gather<M> {
     }
 
     fn put_pages(&mut self) {
-        for run in core::mem::take(&mut self.runs) {
+        for run in core::mem::take(&mut self.runs).into_iter().chain(core::mem::take(&mut self.spare_runs)) {
             self.put(run);
         }
     }
 
     fn free_tables(&mut self) {
-        for (table, level) in core::mem::take(&mut self.tables) {
+        let tables = core::mem::take(&mut self.tables).into_iter().chain(core::mem::take(&mut self.spare_tables));
+        for (table, level) in tables {
             let mut run = None;
             self.free_subtree(table, level, &mut run);
             if let Some(run) = run {
@@ -197,18 +237,19 @@ impl<M: Machine> Gather<M> {
     fn free_subtree(&mut self, table: Pfn, level: u8, run: &mut Option<Run>) {
         let leaf_size = PageSize::from_level(level);
         let mut leaves = 0;
-        for index in 0..ENTRIES {
-            // Relaxed: this CPU alone can reach the page now; the sync ordered it after all walks.
-            let entry = Entry::from_bits(self.mm.machine.entry(table, index).load(Ordering::Relaxed));
-            if !entry.is_present() {
-                continue;
-            }
-            match leaf_size {
-                Some(size) if entry.is_leaf(level) => {
-                    leaves += 1;
-                    self.follow(run, entry.pfn(), size);
+        if leaf_size == Some(PageSize::Size4K) {
+            leaves = self.free_leaves(table, run);
+        } else {
+            for index in 0..ENTRIES {
+                let entry = self.detached(table, index);
+                match leaf_size {
+                    _ if !entry.is_present() => {}
+                    Some(size) if entry.is_leaf(level) => {
+                        leaves += 1;
+                        self.follow(run, entry.pfn(), size);
+                    }
+                    _ => self.free_subtree(entry.pfn(), level - 1, run),
                 }
-                _ => self.free_subtree(entry.pfn(), level - 1, run),
             }
         }
         self.stats.entries_visited += ENTRIES as u64;
@@ -216,6 +257,48 @@ impl<M: Machine> Gather<M> {
         self.stats.nr_pages += leaf_size.map_or(0, |size| leaves << size.order());
         self.stats.table_pages += 1;
         self.mm.free_table(table);
+    }
+
+    /// An entry of a detached table.
+    #[inline(always)]
+    fn detached(&self, table: Pfn, index: usize) -> Entry {
+        // Relaxed: this CPU alone can reach the page now; the sync ordered it after all walks.
+        Entry::from_bits(self.mm.machine.entry(table, index).load(Ordering::Relaxed))
+    }
+
+    /// Gives back the leaves of a detached page table; answers how many there were.
+    ///
+    /// Page tables are nearly all of what a large unmap frees, and most of their entries map one frame after the other.
+    /// So entries are compared in groups: one test for all of a group that goes on where the run ends.
+    fn free_leaves(&self, table: Pfn, run: &mut Option<Run>) -> u64 {
+        const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
+        let mut leaves: u64 = 0;
+        // The entry that would go on with the run.
+        let mut expected = None;
+        for group in 0..ENTRIES / GROUP {
+            if let (Some(first), Some(run)) = (expected, run.as_mut()) {
+                let (mut next, mut differs): (Entry, u64) = (first, 0);
+                for nth in 0..GROUP {
+                    differs |= self.detached(table, group * GROUP + nth).difference(next);
+                    next = next.next_page();
+                }
+                if differs == 0 {
+                    run.nr_leaves += GROUP as u64;
+                    leaves += GROUP as u64;
+                    expected = Some(next);
+                    continue;
+                }
+            }
+            for nth in 0..GROUP {
+                let entry = self.detached(table, group * GROUP + nth);
+                expected = entry.is_present().then(|| entry.next_page());
+                if entry.is_present() {
+                    leaves += 1;
+                    self.follow(run, entry.pfn(), PageSize::Size4K);
+                }
+            }
+        }
+        leaves
     }
 
     #[inline]

@@ -15,10 +15,11 @@
 //!  5 changed? drop the reference, go slow        e free the metadata
 //! ```
 //!
-//! If 4 sees no change then *a* had not happened at 3, so the mapping's own reference kept the page alive, and *d*
-//! waits for ours. If *a* lies between 1 and 4 the reference is dropped before *b* returns, so *d* sees no stray
-//! count. The walk takes **no** reference on the device's page map: the page's own count is what the removal waits
-//! for.
+//! What makes this safe is *b*: *c* comes after it, so the mapping's own reference keeps the page alive from 1 to 5,
+//! and a reference that 5 keeps is counted before *d* looks. What 4 adds is that a page which was unmapped before it is
+//! not handed out: if it sees no change, leaf and table were still linked at 3. (A table unlinked two or more levels
+//! up it cannot see; then *b* alone protects.) The walk takes **no** reference on the device's page map: the page's own
+//! count is what the removal waits for.
 //!
 //! The slow path holds the address space's lock, faults in what is missing and is where the liveness of the device
 //! is checked (G4).
@@ -29,18 +30,20 @@
 //!
 //! Linux: `mm/gup.c`.
 
+mod fast;
+mod sink;
+
 use core::fmt;
 
 use bitflags::bitflags;
 
-use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
-use crate::entry::Entry;
-use crate::machine::{IrqOff, Machine, Point};
-use crate::meta::{Folio, GetError};
+pub use self::sink::{PageArray, PinSink, RangeArray};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::machine::Machine;
+use crate::meta::{GetError, Page};
 use crate::mutant::Mutant;
 use crate::pagemap::LongTermPin;
 use crate::space::AddressSpace;
-use crate::sync::{AtomicU64, Ordering};
 use crate::table::Found;
 use crate::vma::{Access, FaultError, SigBusCause, Vmas};
 use crate::world::Mm;
@@ -101,107 +104,22 @@ impl fmt::Display for GupError {
     }
 }
 
-/// Where results go: frames one by one, or runs of frames.
-pub trait PinSink {
-    /// Room for at least this many more pages.
-    fn room(&self) -> u64;
-    /// Stores a run of pinned frames; the caller has asked for the room.
-    fn push(&mut self, first: Pfn, nr_pages: u64);
-    /// Everything stored so far, so that it can be given back.
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64));
-    /// Forgets everything.
-    fn clear(&mut self);
-}
-
-/// Results as an array of frames.
-#[derive(Debug)]
-pub struct PageArray<'a> {
-    pages: &'a mut [Pfn],
-    len: usize,
-}
-
-impl<'a> PageArray<'a> {
-    /// Fills `pages` from the front.
-    pub fn new(pages: &'a mut [Pfn]) -> Self {
-        Self { pages, len: 0 }
-    }
-    /// The frames pinned.
-    pub fn as_slice(&self) -> &[Pfn] {
-        &self.pages[..self.len]
-    }
-}
-
-impl PinSink for PageArray<'_> {
-    #[inline]
-    fn room(&self) -> u64 {
-        (self.pages.len() - self.len) as u64
-    }
-    #[inline]
-    fn push(&mut self, first: Pfn, nr_pages: u64) {
-        for (page, pfn) in self.pages[self.len..][..nr_pages as usize].iter_mut().zip(first.as_u64()..) {
-            *page = Pfn::new(pfn);
-        }
-        self.len += nr_pages as usize;
-    }
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
-        self.as_slice().iter().for_each(|&pfn| each(pfn, 1));
-    }
-    fn clear(&mut self) {
-        self.len = 0;
-    }
-}
-
-/// Results as runs of frames: the cost does not grow with the pages inside a huge leaf (G6). Frames that follow
-/// each other melt into one run.
-#[derive(Debug)]
-pub struct RangeArray<'a> {
-    ranges: &'a mut [Option<PfnRange>],
-    len: usize,
-}
-
-impl<'a> RangeArray<'a> {
-    /// Fills `ranges` from the front.
-    pub fn new(ranges: &'a mut [Option<PfnRange>]) -> Self {
-        Self { ranges, len: 0 }
-    }
-    /// The runs pinned.
-    pub fn iter(&self) -> impl Iterator<Item = PfnRange> + '_ {
-        self.ranges[..self.len].iter().flatten().copied()
-    }
-}
-
-impl PinSink for RangeArray<'_> {
-    #[inline]
-    fn room(&self) -> u64 {
-        if self.len < self.ranges.len() { u64::MAX } else { 0 }
-    }
-    #[inline]
-    fn push(&mut self, first: Pfn, nr_pages: u64) {
-        if let Some(Some(last)) = self.len.checked_sub(1).and_then(|last| self.ranges.get_mut(last))
-            && last.end() == first
-            && let Some(longer) = PfnRange::new(last.start(), last.nr_pages() + nr_pages)
-        {
-            *last = longer;
-            return;
-        }
-        self.ranges[self.len] = PfnRange::new(first, nr_pages);
-        self.len += 1;
-    }
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
-        self.iter().for_each(|range| each(range.start(), range.nr_pages()));
-    }
-    fn clear(&mut self) {
-        self.len = 0;
-    }
-}
-
 /// What is being pinned.
-struct Request<'s, M: Machine> {
+///
+/// `PIN`: pins, not plain references. Known when it is built, so that the walk does not ask for each page.
+struct Request<'s, M: Machine, const PIN: bool> {
     space: &'s AddressSpace<M>,
     end: u64,
     flags: GupFlags,
-    pin: bool,
 }
+
+impl<M: Machine, const PIN: bool> Clone for Request<'_, M, PIN> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M: Machine, const PIN: bool> Copy for Request<'_, M, PIN> {}
 
 /// Takes a plain reference on each page, for a short look (Linux: `get_user_pages_fast`). Otherwise as
 /// [`pin_user_pages_fast`]; give the pages back with [`put_page`].
@@ -215,7 +133,7 @@ pub fn get_user_pages_fast<M: Machine, S: PinSink>(
     flags: GupFlags,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    gup(space, start, nr_pages, flags, false, sink)
+    gup::<M, S, false>(space, start, nr_pages, flags, sink)
 }
 
 /// Pins `nr_pages` pages from `start` (rounded down to a page) on, for access to their data (DMA). Answers how many
@@ -235,7 +153,7 @@ pub fn pin_user_pages_fast<M: Machine, S: PinSink>(
     flags: GupFlags,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    gup(space, start, nr_pages, flags, true, sink)
+    gup::<M, S, true>(space, start, nr_pages, flags, sink)
 }
 
 /// Gives back pins: `nr_pages` pages in a row from `first` on, however they were pinned.
@@ -253,201 +171,110 @@ pub fn unpin<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
 /// A page without a reference (G8).
 #[inline]
 pub fn put_page<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
-    mm.meta.put_run(first, nr_pages, PageSize::Size4K);
+    if nr_pages == 1 { mm.meta.put(first, 1) } else { mm.meta.put_run(first, nr_pages, PageSize::Size4K) }
 }
 
-fn gup<M: Machine, S: PinSink>(
+#[inline]
+fn gup<M: Machine, S: PinSink, const PIN: bool>(
     space: &AddressSpace<M>,
     start: VirtAddr,
     nr_pages: u64,
     flags: GupFlags,
-    pin: bool,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    let start = start.align_down(PAGE_SIZE);
-    if nr_pages == 0 || sink.room() == 0 {
-        return Err(GupError::NoPages);
-    }
-    let end = nr_pages
-        .checked_mul(PAGE_SIZE)
-        .and_then(|len| match start.checked_add(len) {
-            None if Mutant::WrappedRange.is_on() => Some(VirtAddr::new(start.as_u64().wrapping_add(len))),
-            end => end,
-        })
-        .filter(|&end| end <= space.user_end())
-        .ok_or(GupError::BadRange)?;
-    let request = Request { space, end: end.as_u64(), flags, pin };
-    let mut at = start.as_u64();
-    request.fast(&mut at, sink);
-    let done = (at - start.as_u64()) >> PAGE_SHIFT;
-    if at == end.as_u64() || flags.contains(GupFlags::FAST_ONLY) || sink.room() == 0 {
-        return if done > 0 { Ok(done) } else { Err(GupError::NotPresent(start)) };
-    }
-    match request.slow(&mut at, sink) {
-        Err(GupError::NotSupported(va)) => {
-            sink.for_each(&mut |pfn, nr| request.give_back(pfn, nr));
-            sink.clear();
-            Err(GupError::NotSupported(va))
-        }
-        Err(error) if at == start.as_u64() || Mutant::PartialSuccessLost.is_on() => Err(error),
-        _ => Ok((at - start.as_u64()) >> PAGE_SHIFT),
+    let start = start.align_down(PAGE_SIZE).as_u64();
+    if nr_pages == 1 {
+        gup_one::<M, S, PIN>(space, start, flags, sink)
+    } else {
+        gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
     }
 }
 
-impl<M: Machine> Request<'_, M> {
+/// One page. Where a page table maps it, which is the common case, nothing is counted on the way.
+#[inline(never)]
+fn gup_one<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: u64,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    if start < space.user_end().as_u64() && sink.room() != 0 {
+        let request = Request::<M, PIN> { space, end: start.wrapping_add(PAGE_SIZE), flags };
+        if request.fast_page(start, sink) {
+            return Ok(1);
+        }
+    }
+    gup_many::<M, S, PIN>(space, start, 1, flags, sink)
+}
+
+/// Any number of pages.
+#[inline(never)]
+fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: u64,
+    nr_pages: u64,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    if nr_pages == 0 || sink.room() == 0 {
+        return Err(GupError::NoPages);
+    }
+    let Some(end) = end_of(start, nr_pages, space.user_end().as_u64()) else {
+        return Err(GupError::BadRange);
+    };
+    let request = Request::<M, PIN> { space, end, flags };
+    let at = request.fast(start, sink);
+    if at == end { Ok(nr_pages) } else { request.rest(start, at, sink) }
+}
+
+/// One past the last byte of `nr_pages` pages from `start` on, where all of them are below `user_end`.
+#[inline(always)]
+fn end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
+    if Mutant::WrappedRange.is_on() {
+        return Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end);
+    }
+    // Neither the difference nor the sum can wrap.
+    (start <= user_end && nr_pages <= (user_end - start) >> PAGE_SHIFT).then(|| start + (nr_pages << PAGE_SHIFT))
+}
+
+impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     fn mm(&self) -> &Mm<M> {
         self.space.mm()
     }
 
+    /// What the fast path has left over, from `at` on. Kept apart, so that what is rare costs the fast path nothing.
+    #[cold]
+    #[inline(never)]
+    fn rest<S: PinSink>(self, start: u64, at: u64, sink: &mut S) -> Result<u64, GupError> {
+        let mut at = at;
+        let done = |at: u64| (at - start) >> PAGE_SHIFT;
+        if self.flags.contains(GupFlags::FAST_ONLY) || sink.room() == 0 {
+            return if at > start { Ok(done(at)) } else { Err(GupError::NotPresent(VirtAddr::new(start))) };
+        }
+        match self.slow(&mut at, sink) {
+            Err(GupError::NotSupported(va)) => {
+                sink.for_each(&mut |pfn, nr| self.give_back(pfn, nr));
+                sink.clear();
+                Err(GupError::NotSupported(va))
+            }
+            Err(error) if at == start || Mutant::PartialSuccessLost.is_on() => Err(error),
+            _ => Ok(done(at)),
+        }
+    }
+
+    #[inline(always)]
     fn give_back(&self, pfn: Pfn, nr_pages: u64) {
-        if self.pin { unpin(self.mm(), pfn, nr_pages) } else { put_page(self.mm(), pfn, nr_pages) }
+        give_back(self.mm(), PIN, pfn, nr_pages);
     }
 
-    /// The lockless walk. `at` moves past what was pinned.
-    fn fast<S: PinSink>(&self, at: &mut u64, sink: &mut S) {
-        let mm = self.mm();
-        let irq = IrqOff::new(&mm.machine);
-        if Mutant::GupIrqsOn.is_on() {
-            mm.machine.irq_enable();
-        }
-        if !mm.shootdown.is_loaded(&irq, self.space.id()) {
-            return;
-        }
-        while *at < self.end && sink.room() > 0 {
-            if !self.fast_table(&irq, at, sink) {
-                return;
-            }
-        }
-    }
-
-    /// Pins the leaves of one table page, from `at` on. `false`: go slow.
-    #[inline]
-    fn fast_table<S: PinSink>(&self, irq: &IrqOff<'_, M>, at: &mut u64, sink: &mut S) -> bool {
-        let machine = irq.machine();
-        let mut level = machine.levels();
-        let mut slot = machine.entry(self.space.tlb().root(), VirtAddr::new(*at).index(level));
-        let mut above = slot;
-        let mut above_was = Entry::from_bits(slot.load(Ordering::Acquire));
-        let mut entry = above_was;
-        while entry.is_table(level) {
-            level -= 1;
-            above = slot;
-            above_was = entry;
-            slot = machine.entry(entry.pfn(), VirtAddr::new(*at).index(level));
-            // Acquire; pairs with the Release half of the install.
-            entry = Entry::from_bits(slot.load(Ordering::Acquire));
-        }
-        let above = (above, above_was);
-        match PageSize::from_level(level) {
-            Some(PageSize::Size4K) => self.fast_small(irq, above, at, sink),
-            Some(size) if entry.is_leaf(level) => self.fast_huge(irq, above, (slot, entry), size, at, sink),
-            _ => false,
-        }
-    }
-
-    #[inline]
-    fn allows(&self, entry: Entry) -> bool {
-        let writable = entry.is_writable() || Mutant::WriteThroughReadOnly.is_on();
-        entry.is_user() && (!self.flags.contains(GupFlags::WRITE) || writable)
-    }
-
-    /// Every 4 KiB leaf of the page table that `above` points to, from `at` on.
-    #[inline]
-    fn fast_small<S: PinSink>(
-        &self,
-        irq: &IrqOff<'_, M>,
-        above: (&AtomicU64, Entry),
-        at: &mut u64,
-        sink: &mut S,
-    ) -> bool {
-        let table = above.1.pfn();
-        let mut index = VirtAddr::new(*at).index(1);
-        while index < ENTRIES && *at < self.end && sink.room() > 0 {
-            let slot = irq.machine().entry(table, index);
-            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
-            if !entry.is_present() || !self.allows(entry) {
-                return false;
-            }
-            // SAFETY: interrupts are off, and the frame was read from a present entry in this walk.
-            let Some(folio) = (unsafe { self.mm().meta.lookup(entry.pfn()) }) else {
-                return false;
-            };
-            if !self.take_checked(&folio, 1, above, (slot, entry)) {
-                return false;
-            }
-            sink.push(entry.pfn(), 1);
-            *at += PAGE_SIZE;
-            index += 1;
-        }
-        true
-    }
-
-    /// The pages of one huge leaf, from `at` on, as one run.
-    #[inline]
-    fn fast_huge<S: PinSink>(
-        &self,
-        _irq: &IrqOff<'_, M>,
-        above: (&AtomicU64, Entry),
-        leaf: (&AtomicU64, Entry),
-        size: PageSize,
-        at: &mut u64,
-        sink: &mut S,
-    ) -> bool {
-        if !self.allows(leaf.1) {
-            return false;
-        }
-        let inside = *at & (size.bytes() - 1);
-        let nr_pages = ((size.bytes() - inside).min(self.end - *at) >> PAGE_SHIFT).min(sink.room());
-        let pfn = leaf.1.pfn().add(inside >> PAGE_SHIFT);
-        // SAFETY: interrupts are off, and the frame was read from a present entry in this walk.
-        let Some(folio) = (unsafe { self.mm().meta.lookup(pfn) }) else {
-            return false;
-        };
-        if !self.take_checked(&folio, nr_pages as u32, above, leaf) {
-            return false;
-        }
-        sink.push(pfn, nr_pages);
-        *at += nr_pages << PAGE_SHIFT;
-        true
-    }
-
-    /// Takes the references, then looks again at both entries (G1).
-    #[inline]
-    fn take_checked(
-        &self,
-        folio: &Folio<'_>,
-        nr_pages: u32,
-        above: (&AtomicU64, Entry),
-        leaf: (&AtomicU64, Entry),
-    ) -> bool {
-        if self.flags.contains(GupFlags::LONGTERM) && folio.page.long_term() != LongTermPin::Allowed {
-            return false;
-        }
-        let machine = &self.mm().machine;
-        machine.reached(Point::GupLeafRead);
-        if !self.take(folio, nr_pages) {
-            return false;
-        }
-        machine.reached(Point::GupPinned);
-        // SeqCst, as the taking above: neither may pass the other, or a zap in between would go unnoticed.
-        let unchanged =
-            |(slot, was): (&AtomicU64, Entry)| Entry::from_bits(slot.load(Ordering::SeqCst)).same_translation(was);
-        let leaf_is = unchanged(leaf) || Mutant::NoEntryRecheck.is_on();
-        if leaf_is && (unchanged(above) || Mutant::NoUpperRecheck.is_on()) {
-            return true;
-        }
-        self.give_back(folio.head, u64::from(nr_pages));
-        false
-    }
-
-    #[inline]
-    fn take(&self, folio: &Folio<'_>, nr_pages: u32) -> bool {
-        let page = folio.page;
-        let taken = if self.pin { page.try_pin(nr_pages) } else { page.try_get(nr_pages) };
+    /// Takes references on a page that was found; `false` where nobody holds it.
+    #[inline(always)]
+    fn take(&self, page: &Page, nr_pages: u32) -> bool {
+        let taken = if PIN { page.try_pin(nr_pages) } else { page.try_get(nr_pages) };
         match taken {
             Ok(()) => true,
             Err(GetError::Zero) => false,
-            Err(GetError::Overflow) => panic!("page {}: too many references to count", folio.head),
+            Err(GetError::Overflow) => too_many(page),
         }
     }
 
@@ -462,7 +289,7 @@ impl<M: Machine> Request<'_, M> {
             let pfn = found.pfn_at(va);
             // The address space is locked, so the leaf stays and with it the mapping's reference.
             let folio = self.mm().meta.owned(pfn, "pin");
-            if !self.take(&folio, nr_pages as u32) {
+            if !self.take(folio.page, nr_pages as u32) {
                 panic!("page {pfn}: mapped at {va} with a reference count of zero");
             }
             sink.push(pfn, nr_pages);
@@ -498,4 +325,18 @@ impl<M: Machine> Request<'_, M> {
         // The lock is held shared since before the fault: what was installed is still there.
         self.space.table().walk(va).filter(usable).ok_or(GupError::NotPresent(va))
     }
+}
+
+/// Apart, and with what it needs as numbers: so that no [`Request`] has to be in memory.
+#[cold]
+#[inline(never)]
+fn give_back<M: Machine>(mm: &Mm<M>, pin: bool, pfn: Pfn, nr_pages: u64) {
+    if pin { unpin(mm, pfn, nr_pages) } else { put_page(mm, pfn, nr_pages) }
+}
+
+/// A count that would overflow stops the kernel (G8).
+#[cold]
+#[inline(never)]
+fn too_many(page: &Page) -> ! {
+    panic!("page {}: too many references to count", page.head());
 }

@@ -16,9 +16,9 @@ pub mod addr;
 #[cfg(all(any(test, feature = "emu"), not(loom)))]
 pub mod emu;
 pub mod entry;
-pub mod frame;
 pub mod failure;
 pub mod fault;
+pub mod frame;
 pub mod gather;
 pub mod gup;
 pub mod ledger;

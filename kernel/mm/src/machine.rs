@@ -23,40 +23,49 @@ impl CpuMask {
     /// No CPU.
     pub const EMPTY: Self = Self(0);
     /// From bits, bit n for CPU n.
+    #[inline]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
     /// The bits.
+    #[inline]
     pub const fn bits(self) -> u64 {
         self.0
     }
     /// Only `cpu`.
+    #[inline]
     pub const fn single(cpu: CpuId) -> Self {
         Self(1 << cpu)
     }
     /// The CPUs of both.
+    #[inline]
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
     /// All but `cpu`.
+    #[inline]
     #[must_use]
     pub const fn without(self, cpu: CpuId) -> Self {
         Self(self.0 & !(1 << cpu))
     }
     /// Is `cpu` in the set?
+    #[inline]
     pub const fn contains(self, cpu: CpuId) -> bool {
         self.0 & (1 << cpu) != 0
     }
     /// How many CPUs.
+    #[inline]
     pub const fn len(self) -> u32 {
         self.0.count_ones()
     }
     /// Is the set empty?
+    #[inline]
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
     /// The CPUs in rising order.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = CpuId> {
         let mut rest = self.0;
         core::iter::from_fn(move || {
@@ -128,6 +137,11 @@ pub enum Point {
     UsersListed,
 }
 
+/// Makes room for one more element of `list`, or answers that it must not grow: see [`Machine::may_grow`].
+pub fn has_room<M: Machine, T>(machine: &M, list: &mut alloc::vec::Vec<T>) -> bool {
+    list.len() < list.capacity() || (machine.may_grow() && list.try_reserve(1).is_ok())
+}
+
 /// The machine: frames for tables, live entries, flushes, IPIs.
 ///
 /// # Contract
@@ -178,6 +192,13 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn flush_global(&self);
     /// Interrupts every CPU of `cpus` (never the sender itself) so that it runs the shootdown handler.
     fn send_shootdown_ipi(&self, cpus: CpuMask);
+
+    /// May a list grow that can also do without? Asked before each growth of a list whose length follows from what
+    /// is mapped. `false` while memory is short: what is left is for allocations that cannot do without.
+    #[inline]
+    fn may_grow(&self) -> bool {
+        true
+    }
 
     /// Time for ages and reports, in nanoseconds since boot. Monotonic on one CPU.
     fn now_ns(&self) -> u64;

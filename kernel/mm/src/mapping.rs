@@ -2,11 +2,14 @@
 //! address_space` with its `i_mmap` tree), and taking a range of offsets away from all of them.
 
 use alloc::vec::Vec;
+use core::cell::Cell;
+
+use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
 use crate::gather::Gather;
 use crate::ledger::Kind;
-use crate::machine::{Machine, Point};
+use crate::machine::{self, Machine, Point};
 use crate::mutant::Mutant;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
@@ -16,10 +19,18 @@ use crate::world::Mm;
 /// Names one VMA's entry in a reverse map.
 pub(crate) type RmapId = IntervalId;
 
+/// VMAs that are listed at a time where memory for the whole list is missing.
+const BATCH: usize = 16;
+
+/// A VMA that maps a range: its space, and where.
+type Found<M> = (Arc<AddressSpace<M>>, VirtRange);
+
 /// One VMA, seen from the file.
 struct Mapped<M: Machine> {
     space: Weak<AddressSpace<M>>,
     start: VirtAddr,
+    /// The last listing in batches that has had it. Under the reverse map's lock.
+    listed: Cell<u64>,
 }
 
 /// A device or file as the mapped side sees it: offsets in base pages → who maps them.
@@ -27,13 +38,16 @@ pub struct Mapping<M: Machine> {
     mm: Arc<Mm<M>>,
     id: u64,
     rmap: Mutex<IntervalTree<Mapped<M>>>,
+    /// Listings in batches so far. Held by the one that goes on.
+    listings: Mutex<u64>,
 }
 
 impl<M: Machine> Mapping<M> {
     /// A mapping that nobody maps.
     pub fn new(mm: &Arc<Mm<M>>) -> Arc<Self> {
         let id = mm.new_id();
-        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap: Mutex::new(IntervalTree::new()) });
+        let rmap = Mutex::new(IntervalTree::new());
+        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap, listings: Mutex::new(0) });
         mm.add_mapping(&mapping);
         mapping
     }
@@ -52,7 +66,7 @@ impl<M: Machine> Mapping<M> {
 
     pub(crate) fn insert(&self, space: &Arc<AddressSpace<M>>, offset_pages: u64, range: VirtRange) -> RmapId {
         self.mm.ledger.charge(Kind::ReverseMap, 1);
-        let mapped = Mapped { space: Arc::downgrade(space), start: range.start() };
+        let mapped = Mapped { space: Arc::downgrade(space), start: range.start(), listed: Cell::new(0) };
         self.rmap.lock().insert(offset_pages, offset_pages + range.nr_pages(), mapped)
     }
 
@@ -71,9 +85,10 @@ impl<M: Machine> Mapping<M> {
     ) -> [RmapId; 2] {
         self.mm.ledger.charge(Kind::ReverseMap, 1);
         let mut rmap = self.rmap.lock();
-        rmap.remove(id);
+        // A part has been listed if the whole was: who has it on the list looks again at all of its old range.
+        let listed = rmap.remove(id).map_or(0, |whole| whole.listed.get());
         parts.map(|(offset_pages, range)| {
-            let mapped = Mapped { space: Arc::downgrade(space), start: range.start() };
+            let mapped = Mapped { space: Arc::downgrade(space), start: range.start(), listed: Cell::new(listed) };
             rmap.insert(offset_pages, offset_pages + range.nr_pages(), mapped)
         })
     }
@@ -81,18 +96,61 @@ impl<M: Machine> Mapping<M> {
     /// Every address space that maps one of `nr_pages` offsets from `first` on, with the first address of the VMA.
     /// Logarithmic in what is mapped elsewhere, linear in what is found.
     pub fn users(&self, first: u64, nr_pages: u64) -> Vec<(Arc<AddressSpace<M>>, VirtAddr)> {
-        self.ranges(first, nr_pages).into_iter().map(|(space, range)| (space, range.start())).collect()
-    }
-
-    /// As [`users`](Self::users), with the whole range of the VMA.
-    fn ranges(&self, first: u64, nr_pages: u64) -> Vec<(Arc<AddressSpace<M>>, VirtRange)> {
         let mut users = Vec::new();
-        self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
-            let range = VirtRange::new(mapped.start, (to - from) << PAGE_SHIFT);
-            users.extend(mapped.space.upgrade().zip(range));
+        self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |_, _, mapped| {
+            users.extend(mapped.space.upgrade().map(|space| (space, mapped.start)));
         });
         users
     }
+
+    /// Every VMA that maps one of the offsets, with its whole range; `None` where memory for the list is missing.
+    fn list(&self, first: u64, nr_pages: u64) -> Option<Vec<Found<M>>> {
+        let mut users = Vec::new();
+        let mut complete = true;
+        self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
+            complete = complete && machine::has_room(&self.mm.machine, &mut users);
+            if complete {
+                users.extend(found(from, to, mapped));
+            }
+        });
+        complete.then_some(users)
+    }
+
+    /// The same in batches, without memory: each goes to `each`, outside the lock. A VMA that is there from beginning
+    /// to end is in one of them. Work grows with the number of VMAs times the number of batches.
+    fn list_in_batches(&self, first: u64, nr_pages: u64, each: &mut dyn FnMut(Found<M>)) {
+        // One at a time, so that a mark says whose it is.
+        let mut listings = loop {
+            match self.listings.try_lock() {
+                Some(listings) => break listings,
+                None => self.mm.machine.relax(),
+            }
+        };
+        *listings += 1;
+        loop {
+            let mut batch = ArrayVec::<_, BATCH>::new();
+            let mut more = false;
+            self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
+                if mapped.listed.get() == *listings {
+                    return;
+                }
+                more |= batch.is_full();
+                if !batch.is_full() {
+                    mapped.listed.set(*listings);
+                    batch.extend(found(from, to, mapped));
+                }
+            });
+            batch.into_iter().for_each(&mut *each);
+            if !more {
+                return;
+            }
+        }
+    }
+}
+
+/// A VMA of the reverse map; `None` where its space is on the way out.
+fn found<M: Machine>(from: u64, to: u64, mapped: &Mapped<M>) -> Option<Found<M>> {
+    mapped.space.upgrade().zip(VirtRange::new(mapped.start, (to - from) << PAGE_SHIFT))
 }
 
 impl<M: Machine> Drop for Mapping<M> {
@@ -123,11 +181,23 @@ pub fn unmap_mapping_range<M: Machine>(
     gather: &mut Gather<M>,
 ) -> Vec<Unmapped<M>> {
     let mut done = Vec::new();
+    unmap_each(mapping, first, nr_pages, gather, &mut |unmapped| done.push(unmapped));
+    done
+}
+
+/// As [`unmap_mapping_range`], which tells `each` who mapped the range: it needs no memory. Where there is none for
+/// a list of the VMAs, they are taken in small batches, and where there is none for what was removed, there are more
+/// shootdowns than one.
+pub fn unmap_each<M: Machine>(
+    mapping: &Mapping<M>,
+    first: u64,
+    nr_pages: u64,
+    gather: &mut Gather<M>,
+    each: &mut dyn FnMut(Unmapped<M>),
+) {
     // The reverse map's lock ranks below the spaces': list first, then look again under each space's lock. A VMA may
     // have been cut in between, and so whatever now lies in its old range is taken.
-    let users = mapping.ranges(first, nr_pages);
-    mapping.mm.machine.reached(Point::UsersListed);
-    for (space, range) in users {
+    let mut unmap = |(space, range): Found<M>| {
         let vmas = space.write();
         let most = if Mutant::CutAreaMissed.is_on() { 1 } else { usize::MAX };
         for vma in vmas.overlapping(range).filter(|vma| vma.ops.mapping().id() == mapping.id()).take(most) {
@@ -135,8 +205,14 @@ pub fn unmap_mapping_range<M: Machine>(
             let whole = part == vma.range;
             let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
             space.table().zap(part, window, gather);
-            done.push(Unmapped { space: Arc::clone(&space), range: part });
+            each(Unmapped { space: Arc::clone(&space), range: part });
         }
+    };
+    match mapping.list(first, nr_pages) {
+        Some(users) => {
+            mapping.mm.machine.reached(Point::UsersListed);
+            users.into_iter().for_each(unmap);
+        }
+        None => mapping.list_in_batches(first, nr_pages, &mut unmap),
     }
-    done
 }

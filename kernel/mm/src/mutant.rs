@@ -39,11 +39,15 @@ mutants! {
     /// `loom_shootdown::two_rounds_in_flight_against_one_receiver`.
     RequestReadLate = "request_read_late",
     /// gup-fast does not read the leaf again once it has its reference. Caught by
-    /// `gup::an_entry_that_is_zapped_before_the_recheck_is_not_pinned` and `loom_gup::gup_fast_against_zap`.
+    /// `gup::an_entry_that_is_zapped_before_the_recheck_is_not_pinned` and `loom_gup::gup_fast_against_zap` and
+    /// `gup::a_run_ends_before_an_entry_that_is_zapped_meanwhile` and
+    /// `gup::small_leaves_over_one_large_folio_are_pinned_together_and_checked_together`.
     NoEntryRecheck = "no_entry_recheck",
     /// gup-fast does not read the entry above the leaf again. Caught by
     /// `gup::a_page_table_that_is_unlinked_before_the_recheck_is_not_pinned_through` and
-    /// `loom_gup::gup_fast_against_freeing_the_table_page`.
+    /// `loom_gup::gup_fast_against_freeing_the_table_page` and
+    /// `gup::a_run_through_a_table_that_is_unlinked_meanwhile_is_given_back` and
+    /// `loom_gup::gup_fast_of_a_run_against_freeing_the_table_page`.
     NoUpperRecheck = "no_upper_recheck",
     /// gup-fast walks with interrupts on. Caught by `gup::nothing_that_a_walk_may_touch_is_freed_during_it`.
     GupIrqsOn = "gup_irqs_on",

@@ -42,7 +42,7 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
 use crate::addr::{Pfn, VirtAddr};
-use crate::machine::{CpuId, CpuMask, IrqOff, MAX_CPUS, Machine, Point};
+use crate::machine::{self, CpuId, CpuMask, IrqOff, MAX_CPUS, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, fence};
 pub use crate::tlb::{FULL_FLUSH_ABOVE, FlushRange, RING, TlbState};
@@ -330,6 +330,11 @@ impl Round {
         self.first.is_none() && self.targets.is_empty()
     }
 
+    /// Is there room for one more space?
+    pub(crate) fn has_room<M: Machine>(&mut self, machine: &M) -> bool {
+        self.first.is_none() || machine::has_room(machine, &mut self.more)
+    }
+
     /// Has something been issued for `space`?
     pub fn covers(&self, space: &TlbState) -> bool {
         self.first.iter().chain(&self.more).any(|issued| issued.id == space.id)
@@ -359,6 +364,7 @@ impl Round {
     }
 
     /// The CPUs to interrupt, as seen from CPU `me`.
+    #[inline]
     fn others(&self, me: CpuId) -> CpuMask {
         let others = self.targets.without(me);
         if Mutant::NoShootdown.is_on() {
@@ -374,20 +380,25 @@ impl Round {
     ///
     /// # Panics
     /// When interrupts are off: two CPUs that wait for each other's acknowledgement would wait for ever.
+    #[inline(always)]
     pub fn dispatch<'s, M: Machine>(self, shootdown: &'s Shootdown, machine: &'s M) -> Dispatched<'s, M> {
         assert!(machine.irqs_on(), "a shootdown was dispatched with interrupts off");
         let irq = IrqOff::new(machine);
-        let mut tickets = ArrayVec::new();
+        let others = self.others(irq.cpu());
+        let (here, frees_tables) = (self.targets.contains(irq.cpu()), self.frees_tables);
+        // Filled in its place: its list is long enough for every CPU, and too long to be moved.
+        let mut dispatched =
+            Dispatched { shootdown, machine, first: self.first, more: self.more, tickets: ArrayVec::new() };
         let mut waiting = CpuMask::EMPTY;
-        for cpu in self.others(irq.cpu()).iter() {
+        for cpu in others.iter() {
             let target = &shootdown.cpus[cpu];
             // Acquire; pairs with the Release in `enter_lazy`.
-            let may_skip = !self.frees_tables || Mutant::LazySkippedForTables.is_on();
+            let may_skip = !frees_tables || Mutant::LazySkippedForTables.is_on();
             if may_skip && target.lazy.load(Ordering::Acquire) != 0 {
                 continue;
             }
             // AcqRel; the Release half pairs with the Acquire load in `handle_ipi`.
-            tickets.push((cpu, target.request.fetch_add(1, Ordering::AcqRel) + 1));
+            dispatched.tickets.push((cpu, target.request.fetch_add(1, Ordering::AcqRel) + 1));
             waiting = waiting.union(CpuMask::single(cpu));
         }
         if !waiting.is_empty() {
@@ -395,10 +406,10 @@ impl Round {
         }
         shootdown.rounds.fetch_add(1, Ordering::Relaxed);
         shootdown.ipis.fetch_add(u64::from(waiting.len()), Ordering::Relaxed);
-        if self.targets.contains(irq.cpu()) && !Mutant::NoLocalFlush.is_on() {
+        if here && !Mutant::NoLocalFlush.is_on() {
             shootdown.flush_local(&irq);
         }
-        Dispatched { shootdown, machine, first: self.first, more: self.more, tickets }
+        dispatched
     }
 }
 
@@ -424,6 +435,7 @@ impl<M: Machine> Dispatched<'_, M> {
     ///
     /// # Panics
     /// When interrupts are off.
+    #[inline(always)]
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
         for &(cpu, ticket) in &self.tickets {

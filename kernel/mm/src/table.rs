@@ -88,6 +88,15 @@ impl<M: Machine> Zap<'_, M> {
             Some((s, e, old)) => (s.min(start), e.max(end), old.min(stride)),
         });
     }
+
+    /// What must be flushed and was not issued yet.
+    fn what(&mut self) -> Option<FlushRange> {
+        let (start, end, stride) = self.flushed.take()?;
+        Some(match VirtRange::new(VirtAddr::new(start), end - start) {
+            Some(range) => FlushRange::Pages { range, stride },
+            None => FlushRange::All,
+        })
+    }
 }
 
 impl<'a, M: Machine> Table<'a, M> {
@@ -171,15 +180,19 @@ impl<'a, M: Machine> Table<'a, M> {
         self.issue(zap);
     }
 
-    fn issue(&self, zap: Zap<'_, M>) {
-        let Some((start, end, stride)) = zap.flushed else {
-            return;
-        };
-        let what = match VirtRange::new(VirtAddr::new(start), end - start) {
-            Some(range) => FlushRange::Pages { range, stride },
-            None => FlushRange::All,
-        };
-        zap.gather.issue(self.tlb, what, zap.frees_tables);
+    fn issue(&self, mut zap: Zap<'_, M>) {
+        if let Some(what) = zap.what() {
+            zap.gather.issue(self.tlb, what, zap.frees_tables);
+        }
+    }
+
+    /// Memory is short: what was cleared so far is shot down and freed now. The exclusive lock keeps everybody from
+    /// installing anew what has not been reported yet.
+    fn issue_early(&self, zap: &mut Zap<'_, M>) {
+        if let Some(what) = zap.what() {
+            zap.gather.issue(self.tlb, what, zap.frees_tables);
+        }
+        zap.gather.make_room();
     }
 
     /// `base` is the first address that `table` spans.
@@ -192,6 +205,9 @@ impl<'a, M: Machine> Table<'a, M> {
             let slot = self.entry(table, index as usize);
             let entry = Entry::from_bits(slot.load(Ordering::Acquire));
             let (start, end) = (base + index * span, base + (index + 1) * span);
+            if entry.is_present() && !zap.gather.has_room() {
+                self.issue_early(zap);
+            }
             if entry.is_leaf(level) {
                 self.zap_leaf(slot, level, start, zap);
             } else if entry.is_table(level) {

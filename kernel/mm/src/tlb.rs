@@ -30,6 +30,7 @@ pub enum FlushRange {
 
 impl FlushRange {
     /// The number of single-page flushes; more than [`FULL_FLUSH_ABOVE`] are done as one full flush.
+    #[inline]
     pub fn nr_flushes(self) -> u64 {
         match self {
             Self::All => u64::MAX,
@@ -44,6 +45,7 @@ impl FlushRange {
     }
     /// The smallest request that covers both.
     #[must_use]
+    #[inline]
     pub fn merge(self, other: Self) -> Self {
         match (self, other) {
             (Self::Pages { range: a, stride: s }, Self::Pages { range: b, stride: t }) => {
@@ -79,6 +81,7 @@ impl RingSlot {
         }
     }
 
+    #[inline]
     fn write(&self, generation: u64, what: FlushRange) {
         let (start, end, level) = match what {
             FlushRange::All => (0, 0, 0),
@@ -95,6 +98,7 @@ impl RingSlot {
     }
 
     /// The range of `generation`, or `All` where the slot holds another one or is being written.
+    #[inline]
     fn read(&self, generation: u64) -> FlushRange {
         // Acquire; pairs with the Release store at the end of `write`.
         let held = |order| self.generation.load(order) == generation || Mutant::RingOverflowIgnored.is_on();
@@ -146,28 +150,34 @@ impl TlbState {
         }
     }
     /// Number of the address space.
+    #[inline]
     pub fn id(&self) -> u64 {
         self.id
     }
     /// The root table.
+    #[inline]
     pub fn root(&self) -> Pfn {
         self.root
     }
     /// The CPUs that have the space loaded at this moment.
+    #[inline]
     pub fn cpus(&self) -> CpuMask {
         CpuMask::from_bits(self.cpus.load(Ordering::Relaxed))
     }
     /// Is a round issued whose sync is not done? Then an address of this space may not be handed out again
     /// without a round of its own, even if nothing is found mapped there.
+    #[inline]
     pub fn has_pending(&self) -> bool {
         self.pending.load(Ordering::Acquire) != 0
     }
 
     /// What `generation` took away; `All` where the ring has forgotten it.
+    #[inline]
     pub(crate) fn taken(&self, generation: u64) -> FlushRange {
         self.ring[generation as usize % RING].read(generation)
     }
 
+    #[inline]
     pub(crate) fn publish(&self, what: FlushRange) {
         let _one_writer = self.publishing.lock();
         let next = self.generation.load(Ordering::Relaxed) + 1;

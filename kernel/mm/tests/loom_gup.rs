@@ -26,7 +26,7 @@ use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
 use mm::world::Mm;
-use modelled::{LoomMachine, be, explore, va};
+use modelled::{LoomMachine, be, bring_up, explore, va};
 
 /// A file whose page n is frame n.
 struct Identity {
@@ -66,16 +66,18 @@ thread_local! {
 }
 
 impl World {
-    /// `nr_pages` pages from `va(0, 0)` on, present in leaves of `leaf`; CPU 1 has the space loaded.
+    /// `nr_pages` pages from `va(0, 0)` on (two levels of tables, three where there are huge leaves, because a root has
+    /// none), present in leaves of `leaf`; CPU 1 has the space loaded.
     fn new(nr_pages: u64, leaf: PageSize) -> Arc<Self> {
         be(0);
-        let mm = Mm::new(LoomMachine::new(2, 2), 2);
+        let mm = Mm::new(LoomMachine::new(2, if leaf == PageSize::Size4K { 2 } else { 3 }), 2);
         let weak = Arc::downgrade(&mm);
         mm.machine.set_handler(move |machine| {
             if let Some(mm) = weak.upgrade() {
                 mm.shootdown.handle_ipi(&IrqOff::new(machine));
             }
         });
+        bring_up(&mm.machine, &mm.shootdown);
         mm.machine.set_watcher(|machine, point| {
             if point == Point::GupLeafRead {
                 KNEW.set(machine.interrupt_is_pending());
@@ -93,6 +95,19 @@ impl World {
         mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
         be(0);
         Arc::new(Self { mm, space, file })
+    }
+
+    /// Pins two pages as a run, uses what there is, and lets it go. Answers how many.
+    fn pin_two_and_use(&self, va: VirtAddr) -> u64 {
+        let mut runs = [None];
+        let mut sink = RangeArray::new(&mut runs);
+        KNEW.set(false);
+        let Ok(nr) = gup::pin_user_pages_fast(&self.space, va, 2, GupFlags::FAST_ONLY, &mut sink) else { return 0 };
+        for run in sink.iter() {
+            (0..run.nr_pages()).for_each(|page| self.mm.machine.use_data(run.start().add(page)));
+            gup::unpin(&self.mm, run.start(), run.nr_pages());
+        }
+        nr
     }
 
     /// Pins the page at `va` without a lock, uses it, and lets it go. Answers the frame.
@@ -180,6 +195,37 @@ fn gup_fast_against_freeing_the_table_page() {
         let world = World::new(2, PageSize::Size4K);
         // The page table goes as a whole, and with it the entries that the walk reads.
         world.race(|world| world.unmap(va(0, 0), 2, &[0, 1]), |world| _ = world.pin_unless_known(va(0, 1)));
+        let totals = world.mm.meta.totals();
+        assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
+    });
+}
+
+// covers: G1, G2, G3, G5
+#[test]
+fn gup_fast_of_a_run_against_zap_of_its_second_page() {
+    explore(3, || {
+        let world = World::new(2, PageSize::Size4K);
+        world.race(
+            |world| world.unmap(va(0, 1), 1, &[1]),
+            |world| assert!(world.pin_two_and_use(va(0, 0)) > 0, "the first page was there all the time"),
+        );
+        let totals = world.mm.meta.totals();
+        assert_eq!((totals.folios, totals.refs, totals.pins), (1, 1, 0));
+    });
+}
+
+// covers: G1, G2, G3, G5
+#[test]
+fn gup_fast_of_a_run_against_freeing_the_table_page() {
+    explore(3, || {
+        let world = World::new(2, PageSize::Size4K);
+        world.race(
+            |world| world.unmap(va(0, 0), 2, &[0, 1]),
+            |world| {
+                let nr = world.pin_two_and_use(va(0, 0));
+                assert!(nr == 0 || !KNEW.get(), "pages were pinned through a table that was known to be gone");
+            },
+        );
         let totals = world.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
     });

@@ -406,8 +406,9 @@ fn a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole() {
 fn what_promotion_replaced_is_forgotten() {
     let (emu, mm) = world(2);
     let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
-    let space = space_with(&mm, &device, 512, &[0, 1]);
-    store_to(&space, &emu, page(0), 0).unwrap();
+    let space = space_with(&mm, &device, 1024, &[0, 1]);
+    // The second huge leaf keeps the table above, so that the first is cleared by itself.
+    [0, 512].into_iter().for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
     // A page that is taken away from outside and faults in again leaves 512 small leaves over one folio.
     let mut gather = Gather::new(&mm);
     unmap_mapping_range(&device.mapping, 5, 1, &mut gather);
@@ -418,12 +419,13 @@ fn what_promotion_replaced_is_forgotten() {
     assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size4K);
     assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(1));
     assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size2M);
-    emu.on_cpu(1, || (0..9).for_each(|nr| assert_eq!(load_from(&space, &emu, page(nr)), Ok(nr))));
+    // What is cached of the old table would be right for as long as the huge leaf lasts; but when that goes, one
+    // flush is all that it gets.
     unmap(&space, 0, 512);
     for nr in 0..9 {
         assert_gone(&emu, &space, nr);
     }
-    assert_eq!(device.pages.live_folios(), 0);
+    assert_eq!(device.pages.live_folios(), 1);
 }
 
 // covers: G7

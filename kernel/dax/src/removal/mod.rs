@@ -27,8 +27,8 @@ use alloc::vec::Vec;
 use mm::addr::VirtRange;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
-use mm::machine::Machine;
-use mm::mapping::{Unmapped, unmap_mapping_range};
+use mm::machine::{Machine, has_room};
+use mm::mapping::{Unmapped, unmap_each};
 use mm::pagemap::DevPagemap;
 use mm::space::{AddressSpace, Mapping};
 use mm::world::Mm;
@@ -58,6 +58,15 @@ pub struct Target<M: Machine> {
 
 /// What the driver of the device, and the kernel around it, do for a removal.
 pub trait RemovalEnv<M: Machine> {
+    /// A step is about to begin. `Err` makes its first attempt fail: that is recorded, and the step is done all the
+    /// same, because those after it rely on it. Here faults are injected.
+    ///
+    /// # Errors
+    /// What is recorded.
+    fn begin(&mut self, step: Step) -> Result<(), Problem> {
+        let _ = step;
+        Ok(())
+    }
     /// Refuses new I/O and waits for what is under way; answers how many requests that were.
     ///
     /// # Errors
@@ -136,7 +145,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     fn step(&mut self, step: Step, work: impl FnOnce(&mut Self, &mut Facts) -> Result<(), Problem>) {
         let mut facts = Facts::default();
         let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
-        let problem = work(self, &mut facts).err();
+        let refused = self.env.begin(step).err();
+        let problem = work(self, &mut facts).err().or(refused);
         let record = StepRecord {
             step,
             ns: self.mm.machine.now_ns() - ns,
@@ -216,17 +226,39 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
         }
         let mappings = core::mem::take(&mut self.mappings);
-        *users = self.metered(self.ranged_sum(), |_| {
+        let mut extents = 0;
+        self.metered(self.ranged_sum(), |mm| {
+            // Who has lost something is remembered as long as there is memory for it; it is taken away in any case.
+            let mut found = |unmapped| {
+                extents += 1;
+                if has_room(&mm.machine, users) {
+                    users.push(unmapped);
+                }
+            };
             // Offset 0, length all: the whole device, however many ranges it has.
-            let found = mappings.iter().flat_map(|mapping| unmap_mapping_range(mapping, 0, u64::MAX, gather));
-            (ZapStats::default(), found.collect())
+            mappings.iter().for_each(|mapping| unmap_each(mapping, 0, u64::MAX, gather, &mut found));
+            (ZapStats::default(), ())
         });
-        self.report.users = users.iter().map(|unmapped| User::new(&unmapped.space, unmapped.range)).collect();
+        self.name(users);
+        self.report.users_not_named = extents - self.report.users.len() as u64;
         facts.note("mappings", mappings.len() as u64);
-        facts.note("extents", self.report.users.len() as u64);
+        facts.note("extents", extents);
+        facts.note("extents_not_named", self.report.users_not_named);
         facts.note("address_spaces", self.report.nr_spaces() as u64);
         facts.note("entries_visited", gather.stats().entries_visited + self.report.cost.zap.entries_visited);
         Ok(())
+    }
+
+    /// Puts the users into the report, as many as there is memory for.
+    fn name(&mut self, users: &[Unmapped<M>]) {
+        for unmapped in users {
+            let machine = &self.mm.machine;
+            if !has_room(machine, &mut self.report.users) {
+                return;
+            }
+            let Some(user) = User::new(machine, &unmapped.space, unmapped.range) else { return };
+            self.report.users.push(user);
+        }
     }
 
     fn shoot_down(&mut self, gather: &mut Gather<M>, facts: &mut Facts) -> Result<(), Problem> {

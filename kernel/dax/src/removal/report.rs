@@ -1,6 +1,6 @@
 //! What a removal found, as a value.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -37,8 +37,14 @@ pub struct User {
 }
 
 impl User {
-    pub(super) fn new<M: Machine>(space: &AddressSpace<M>, range: VirtRange) -> Self {
-        Self { space_id: space.id(), name: space.name().to_string(), range }
+    /// `None` where there is no memory for the name.
+    pub(super) fn new<M: Machine>(machine: &M, space: &AddressSpace<M>, range: VirtRange) -> Option<Self> {
+        let mut name = String::new();
+        if !machine.may_grow() || name.try_reserve_exact(space.name().len()).is_err() {
+            return None;
+        }
+        name.push_str(space.name());
+        Some(Self { space_id: space.id(), name, range })
     }
 }
 
@@ -142,6 +148,8 @@ pub struct RemovalReport {
     pub kill: Option<KillReport>,
     /// Who mapped the device: one entry for each VMA.
     pub users: Vec<User>,
+    /// Further VMAs, for whose names memory was missing. They have lost the device like the others.
+    pub users_not_named: u64,
     /// What invalidating cost by the chosen method.
     pub cost: Cost,
     /// With [`Method::PerFrame`]: what the rest cost, by range.
@@ -188,6 +196,9 @@ impl fmt::Display for RemovalReport {
         }
         for user in &self.users {
             writeln!(f, "  mapped by {user}")?;
+        }
+        if self.users_not_named > 0 {
+            writeln!(f, "  mapped by {} more, for whose names memory was missing", self.users_not_named)?;
         }
         if self.drained.rounds > 0 {
             writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;

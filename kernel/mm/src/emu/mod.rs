@@ -107,6 +107,8 @@ struct Inner {
     handler: std::sync::OnceLock<IpiHandler>,
     counters: Counters,
     clock_ns: AtomicU64,
+    /// How many lists may still grow.
+    growths: AtomicU64,
     /// Set by the first broken rule, so that CPUs played by other threads stop too.
     broken: AtomicBool,
 }
@@ -139,6 +141,7 @@ impl EmuMachine {
             handler: std::sync::OnceLock::new(),
             counters: Counters::default(),
             clock_ns: AtomicU64::new(0),
+            growths: AtomicU64::new(u64::MAX),
             broken: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
@@ -147,6 +150,11 @@ impl EmuMachine {
     /// A machine with `cpus` CPUs and the usual rest.
     pub fn with_cpus(cpus: usize) -> Self {
         Self::new(Config { cpus, ..Config::default() })
+    }
+
+    /// Lets lists grow so many times more, and then no more: memory is short. `u64::MAX` ends the shortage.
+    pub fn limit_growth(&self, times: u64) {
+        self.inner.growths.store(times, Ordering::SeqCst);
     }
 
     /// Connects the interrupt to its handler: a closure that calls `Shootdown::handle_ipi` of the world that owns
@@ -258,6 +266,11 @@ impl Machine for EmuMachine {
 
     fn relax(&self) {
         self.wait_a_little();
+    }
+
+    fn may_grow(&self) -> bool {
+        let less = |left: u64| (left != u64::MAX).then(|| left.saturating_sub(1));
+        self.inner.growths.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) != Ok(0)
     }
 
     fn alloc_table(&self) -> Option<Pfn> {

@@ -110,7 +110,10 @@ impl EmuMachine {
             })
         });
         let waits = || self.cpu_state(cpu).waits.load(Ordering::SeqCst) > before;
-        while !thread.is_finished() && !(started.load(Ordering::SeqCst) && waits()) {
+        while !thread.is_finished() {
+            if started.load(Ordering::SeqCst) && waits() {
+                break;
+            }
             thread::yield_now();
         }
         Background { thread }
@@ -165,6 +168,11 @@ impl EmuMachine {
             state.irqs_on.store(true, Ordering::SeqCst);
         }
         taken
+    }
+
+    /// Takes the current CPU's pending interrupt, if its interrupts are on: what happens between two instructions.
+    pub fn poll(&self) {
+        self.deliver(self.cpu());
     }
 
     /// Does a shootdown interrupt wait for `cpu`?

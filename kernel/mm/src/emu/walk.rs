@@ -267,11 +267,14 @@ impl EmuMachine {
 
     /// What the TLB of `cpu` holds of the user half, in rising order of address.
     pub fn cached(&self, cpu: CpuId) -> Vec<Cached> {
+        self.snapshot(cpu).1
+    }
+
+    /// The root that `cpu` has loaded and what its TLB holds of the user half, at one moment.
+    pub fn snapshot(&self, cpu: CpuId) -> (Option<Pfn>, Vec<Cached>) {
         let caches = self.cpu_state(cpu).caches();
-        let mut all: Vec<_> = caches
-            .tlb
-            .iter()
-            .filter(|(_, entry)| !entry.global)
+        let user = caches.tlb.iter().filter(|(_, entry)| !entry.global);
+        let mut all: Vec<_> = user
             .map(|(&(size, page), entry)| Cached {
                 va: VirtAddr::new(page << shift(size.level())),
                 size,
@@ -281,7 +284,7 @@ impl EmuMachine {
             })
             .collect();
         all.sort_by_key(|cached| (cached.va, cached.size));
-        all
+        (caches.root, all)
     }
 
     /// Cached translations of `cpu` that the page table which it has loaded no longer backs: another frame, no

@@ -54,7 +54,7 @@ use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::sync::{Arc, Mutex, Ordering, fence};
 
-pub use self::door::{Folio, Near};
+pub use self::door::{Covering, Folio, Near};
 pub use self::maps::{RegisterError, UnregisterError};
 pub use self::page::{Counts, GetError, MAX_REFS, Owner, Page};
 pub use self::runs::Run;

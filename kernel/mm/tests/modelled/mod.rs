@@ -292,6 +292,14 @@ pub fn be(cpu: CpuId) {
     CPU.with(|current| current.set(cpu));
 }
 
+/// Every CPU takes part from now on; the caller is CPU 0 afterwards.
+pub fn bring_up(machine: &LoomMachine, shootdown: &Shootdown) {
+    for cpu in (0..machine.own.len()).rev() {
+        be(cpu);
+        shootdown.cpu_online(&IrqOff::new(machine));
+    }
+}
+
 /// A machine and its shootdowns, without address spaces: for the models of the shootdown alone.
 pub struct Bare {
     /// The machine.
@@ -310,6 +318,7 @@ impl Bare {
                 bare.shootdown.handle_ipi(&IrqOff::new(machine));
             }
         });
+        bring_up(&bare.machine, &bare.shootdown);
         bare
     }
 
@@ -336,4 +345,3 @@ impl Bare {
         Entry::from_bits(self.machine.entry(space.root(), 0).load(Ordering::Relaxed)).pfn()
     }
 }
-

@@ -26,8 +26,10 @@ use mm::pagemap::DevPagemap;
 use mm::sync::{Arc, AtomicU32, Mutex, Ordering};
 use mm::world::Mm;
 
+use super::AttachError;
+use super::area::{Area, AreaStatus};
 use super::badblocks::{BadBlocks, SectorRun};
-use super::memory::{MediaError, PmemMemory};
+use super::memory::{FlushError, MediaError, PmemMemory};
 
 /// Bytes in a sector.
 pub const SECTOR_BYTES: u64 = 512;
@@ -53,6 +55,8 @@ pub enum BlockError {
         /// The first such sector.
         sector: u64,
     },
+    /// What was written can be read back, but nobody has confirmed that it lasts.
+    NotDurable(FlushError),
 }
 
 impl fmt::Display for BlockError {
@@ -64,11 +68,18 @@ impl fmt::Display for BlockError {
             }
             Self::OutOfRange { nr_sectors } => write!(f, "out of range: the device has {nr_sectors} sectors"),
             Self::Io { sector } => write!(f, "I/O error at sector {sector}: its contents are lost"),
+            Self::NotDurable(error) => write!(f, "I/O error: what was written may not last: {error}"),
         }
     }
 }
 
 impl core::error::Error for BlockError {}
+
+impl From<FlushError> for BlockError {
+    fn from(error: FlushError) -> Self {
+        Self::NotDurable(error)
+    }
+}
 
 /// Some of the device's sectors that lie in a row in physical memory.
 struct Segment {
@@ -94,6 +105,8 @@ pub struct BlockDevice<M: Machine> {
     segments: Box<[Segment]>,
     nr_sectors: u64,
     bad: Mutex<BadBlocks>,
+    /// Where the list is kept, if anywhere.
+    area: Option<Area>,
     requests: Srcu,
     state: AtomicU32,
 }
@@ -104,6 +117,7 @@ impl<M: Machine> BlockDevice<M> {
         mm: &Arc<Mm<M>>,
         map: &Arc<DevPagemap>,
         memory: impl IntoIterator<Item = (PfnRange, Arc<dyn PmemMemory>)>,
+        area: Option<Area>,
     ) -> Self {
         let mut nr_sectors = 0;
         let segments = memory.into_iter().map(|(frames, memory)| {
@@ -118,6 +132,7 @@ impl<M: Machine> BlockDevice<M> {
             segments,
             nr_sectors,
             bad: Mutex::new(BadBlocks::default()),
+            area,
             requests: Srcu::new(),
             state: AtomicU32::new(OPEN),
         }
@@ -150,7 +165,8 @@ impl<M: Machine> BlockDevice<M> {
     /// Writes `from` to the sectors from `sector` on. When it returns, the bytes are durable.
     ///
     /// # Errors
-    /// See [`BlockError`]. After an error of the medium some of the sectors may have been written.
+    /// See [`BlockError`]. After an error of the medium some of the sectors may have been written; after
+    /// [`BlockError::NotDurable`] all of them have, and none may last.
     pub fn write(&self, sector: u64, from: &[u8]) -> Result<(), BlockError> {
         let nr_sectors = self.check(sector, from.len())?;
         let _request = self.enter()?;
@@ -163,7 +179,7 @@ impl<M: Machine> BlockDevice<M> {
             part.segment.memory.write(part.offset_bytes(), now).map_err(|error| self.lost(&part, error))?;
             rest = later;
         }
-        self.fence();
+        self.fence()?;
         // Only now: who reads a sector that is no longer on the list finds what was written.
         self.heal(sector, nr_sectors);
         Ok(())
@@ -172,11 +188,10 @@ impl<M: Machine> BlockDevice<M> {
     /// A barrier: what was written before it, by whomever, is durable when it returns.
     ///
     /// # Errors
-    /// [`BlockError::NoSuchDevice`].
+    /// [`BlockError::NoSuchDevice`], [`BlockError::NotDurable`].
     pub fn flush(&self) -> Result<(), BlockError> {
         let _request = self.enter()?;
-        self.fence();
-        Ok(())
+        self.fence()
     }
 
     /// Puts sectors on the bad-block list.
@@ -187,6 +202,7 @@ impl<M: Machine> BlockDevice<M> {
         match run.first.checked_add(run.nr_sectors) {
             Some(end) if end <= self.nr_sectors => {
                 self.bad.lock().add(run.first, run.nr_sectors);
+                self.keep_bad_blocks();
                 Ok(())
             }
             _ => Err(BlockError::OutOfRange { nr_sectors: self.nr_sectors }),
@@ -202,6 +218,51 @@ impl<M: Machine> BlockDevice<M> {
             }
         }
         all.iter().collect()
+    }
+
+    /// Takes in the list of the area. A page of which every sector is on it is poisoned, as it was when it failed.
+    pub(super) fn load_bad_blocks(&self) -> Result<(), AttachError> {
+        let mut room = true;
+        let mut load = |run: SectorRun| {
+            room = room && self.mm.machine.may_grow();
+            if room {
+                self.load_run(run);
+            }
+        };
+        self.area.iter().for_each(|area| area.load(&mut load));
+        if room { Ok(()) } else { Err(AttachError::OutOfMemory) }
+    }
+
+    fn load_run(&self, run: SectorRun) {
+        let (first, end) =
+            (run.first.next_multiple_of(SECTORS_PER_PAGE), run.end() / SECTORS_PER_PAGE * SECTORS_PER_PAGE);
+        let mut bad = self.bad.lock();
+        bad.add(run.first, run.nr_sectors);
+        for page in (first..end).step_by(SECTORS_PER_PAGE as usize) {
+            if self.frame_of(page).is_some_and(|pfn| self.map.poison(pfn)) {
+                bad.clear(page, SECTORS_PER_PAGE);
+            }
+        }
+    }
+
+    /// Writes the list of lost sectors into the device's area, if it has one. To be called after a page was poisoned;
+    /// whatever else changes the list does it by itself. What came of it is in [`area`](Self::area).
+    pub fn keep_bad_blocks(&self) {
+        // A device that is being taken away keeps what it has written last.
+        if let (Some(area), Ok(_request)) = (&self.area, self.enter()) {
+            // A list that the medium does not take is marked stale, and written with the next change.
+            let _ = area.write(|| self.bad_blocks());
+        }
+    }
+
+    /// How the list in the device's area stands; `None` for a device without one.
+    pub fn area(&self) -> Option<AreaStatus> {
+        self.area.as_ref().map(Area::status)
+    }
+
+    /// Does the device have this frame?
+    pub fn contains(&self, pfn: Pfn) -> bool {
+        self.sector_of(pfn).is_some()
     }
 
     /// Whether the device takes requests.
@@ -274,7 +335,7 @@ impl<M: Machine> BlockDevice<M> {
 
     /// Takes what a write has covered off the lists.
     fn heal(&self, sector: u64, nr_sectors: u64) {
-        self.bad.lock().clear(sector, nr_sectors);
+        let mut healed = self.bad.lock().clear(sector, nr_sectors) != 0;
         let end = sector + nr_sectors;
         for page in self.poisoned_pages(sector, nr_sectors).collect::<Vec<_>>() {
             // A page that was poisoned after the write began may be covered in part: it stays as it is.
@@ -282,11 +343,15 @@ impl<M: Machine> BlockDevice<M> {
             let Some(pfn) = self.frame_of(page).filter(|pfn| whole && self.map.clear_poison(*pfn)) else {
                 continue;
             };
+            healed = true;
             self.mm.meta.with_page(pfn, |folio| {
                 if !self.map.any_poisoned(folio.head(), folio.size().nr_pages()) {
                     folio.set_poisoned(false);
                 }
             });
+        }
+        if healed {
+            self.keep_bad_blocks();
         }
     }
 
@@ -294,6 +359,7 @@ impl<M: Machine> BlockDevice<M> {
     fn lost(&self, part: &Part<'_>, error: MediaError) -> BlockError {
         let sector = part.segment.first_sector + error.offset_bytes / SECTOR_BYTES;
         self.bad.lock().add(sector, 1);
+        self.keep_bad_blocks();
         BlockError::Io { sector }
     }
 
@@ -309,11 +375,9 @@ impl<M: Machine> BlockDevice<M> {
         self.parts(sector, 1).next().map(|part| part.first_frame())
     }
 
-    fn fence(&self) {
+    fn fence(&self) -> Result<(), BlockError> {
         // One fence orders all that this CPU has written back, to whichever segment.
-        if let Some(segment) = self.segments.first() {
-            segment.memory.fence();
-        }
+        self.segments.first().map_or(Ok(()), |segment| Ok(segment.memory.fence()?))
     }
 }
 

@@ -12,6 +12,41 @@ pub struct MediaError {
     pub offset_bytes: u64,
 }
 
+/// What was written may not last: whoever keeps the memory did not confirm it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushError {
+    /// The device says that it could not do it.
+    Refused {
+        /// The device's own word for why.
+        code: u32,
+    },
+    /// The device answered with fewer bytes than an answer has.
+    ShortAnswer {
+        /// How many came.
+        bytes: usize,
+    },
+    /// The device did not answer in time.
+    NoAnswer,
+    /// There is no device any more, or it has stopped working.
+    Gone,
+    /// The device's queue cannot be set up.
+    NoQueue,
+}
+
+impl fmt::Display for FlushError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { code } => write!(f, "the device could not flush (code {code})"),
+            Self::ShortAnswer { bytes } => write!(f, "the device answered with {bytes} bytes"),
+            Self::NoAnswer => f.write_str("the device did not answer in time"),
+            Self::Gone => f.write_str("the device is gone, or has stopped working"),
+            Self::NoQueue => f.write_str("the device's queue cannot be set up"),
+        }
+    }
+}
+
+impl core::error::Error for FlushError {}
+
 /// Persistent memory that the kernel has mapped. Offsets count bytes from the beginning of the range.
 ///
 /// The caller stays inside the range. The implementation may stop the kernel where it does not.
@@ -29,8 +64,12 @@ pub trait PmemMemory: Send + Sync {
     /// [`MediaError`] where the CPU reports that the medium did not take a byte.
     fn write(&self, offset_bytes: u64, from: &[u8]) -> Result<(), MediaError>;
 
-    /// Waits until all that this CPU has written back is in the platform's power-fail domain.
-    fn fence(&self);
+    /// Waits until all that this CPU has written back is in the platform's power-fail domain; of memory that somebody
+    /// else keeps, until he has confirmed that it lasts.
+    ///
+    /// # Errors
+    /// [`FlushError`] where he does not. What was written before may then be lost with the next power cut.
+    fn fence(&self) -> Result<(), FlushError>;
 }
 
 /// Why the kernel could not map a range.
@@ -40,14 +79,17 @@ pub enum MapFailed {
     OutOfMemory,
     /// The kernel's part of the address space has no room for the range.
     NoRoom,
+    /// The memory needs its device for stores to last, and that does not work.
+    NoFlush(FlushError),
 }
 
 impl fmt::Display for MapFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OutOfMemory => "no memory for the page tables of the direct map",
-            Self::NoRoom => "the kernel's address space has no room for the range",
-        })
+        match self {
+            Self::OutOfMemory => f.write_str("no memory for the page tables of the direct map"),
+            Self::NoRoom => f.write_str("the kernel's address space has no room for the range"),
+            Self::NoFlush(error) => error.fmt(f),
+        }
     }
 }
 

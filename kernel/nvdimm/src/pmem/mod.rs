@@ -8,10 +8,10 @@
 //! |---|---|---|
 //! | check | nothing: refuses a bad name, a bad range, what is not supported | |
 //! | claim | a [`Claim`] on the frames: nobody else uses them | giving it back |
-//! | map | a [`DirectMapping`]: the kernel can read and write them | unmapping, with a shootdown |
+//! | map | a [`DirectMapping`]: the kernel can read and write them, and looks for the device's own [`area`] | unmapping, with a shootdown |
 //! | page map | a [`RegisteredMap`]: their pages can have metadata | killing and forgetting it |
 //! | queue | a [`Queue`]: sectors can be read and written | refusing and waiting |
-//! | bad blocks | nothing of its own: the list that the caller knows is read | |
+//! | bad blocks | nothing of its own: the list in the area is read, and the one that the caller knows | |
 //! | alloc_dax | a live DAX device, or none where the CPU cannot have one | killing it |
 //! | announce | an [`Announced`] name: others can find the device | taking the name back |
 //!
@@ -24,6 +24,7 @@
 //!
 //! Linux: `drivers/nvdimm/pmem.c`, `pmem_attach_disk`.
 
+pub mod area;
 pub mod badblocks;
 pub mod block;
 mod guards;
@@ -45,6 +46,7 @@ use mm::pagemap::{DevPagemap, MemoryKind, PagemapError};
 use mm::sync::Arc;
 use mm::world::Mm;
 
+use self::area::{Area, AreaError};
 use self::badblocks::SectorRun;
 use self::block::{BlockDevice, BlockError};
 use self::memory::{MapFailed, PmemHost};
@@ -129,6 +131,10 @@ pub enum AttachError {
     Dax(DaxError),
     /// A fault was injected.
     Injected(Step),
+    /// Memory ran out during the step.
+    OutOfMemory,
+    /// The area for the device's own records cannot be made.
+    Area(AreaError),
 }
 
 impl fmt::Display for AttachError {
@@ -143,6 +149,8 @@ impl fmt::Display for AttachError {
             Self::BadBlock(error) => write!(f, "list of bad blocks: {error}"),
             Self::Dax(error) => error.fmt(f),
             Self::Injected(step) => write!(f, "step {step} was made to fail"),
+            Self::OutOfMemory => f.write_str("memory ran out"),
+            Self::Area(error) => error.fmt(f),
         }
     }
 }
@@ -181,12 +189,18 @@ pub struct Config<'a> {
     pub bad_blocks: &'a [SectorRun],
 }
 
-/// Called before each step; `Err` makes the step fail. So the kernel reports the steps, and injects faults.
-pub type Supervisor<'a> = &'a mut dyn FnMut(Step) -> Result<(), Injected>;
+/// Called before each step; `Err` ends the attach. So the kernel reports the steps, injects faults, and says that
+/// memory has run out.
+pub type Supervisor<'a> = &'a mut dyn FnMut(Step) -> Result<(), Refused>;
 
-/// A step is to fail.
+/// Why an attach is not to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Injected;
+pub enum Refused {
+    /// The step that would begin now is to fail.
+    Injected,
+    /// The step that has just ended ran out of memory.
+    OutOfMemory,
+}
 
 /// The driver: what all its devices share.
 pub struct PmemDriver<M: Machine> {
@@ -202,6 +216,13 @@ impl<M: Machine> PmemDriver<M> {
     pub fn new(mm: &Arc<Mm<M>>, host: Arc<dyn PmemHost>, cache: DataCache) -> Self {
         let claims = Claims::new(&mm.ledger);
         Self { mm: Arc::clone(mm), host, claims, names: Arc::default(), cache }
+    }
+
+    /// A driver for the same machine, with the same names, claims and cache, which maps through another `host`: for
+    /// devices of another provider.
+    pub fn sibling(&self, host: Arc<dyn PmemHost>) -> Self {
+        let (mm, claims, names) = (Arc::clone(&self.mm), Arc::clone(&self.claims), Arc::clone(&self.names));
+        Self { mm, host, claims, names, cache: self.cache }
     }
 
     /// Who has claimed which frames.
@@ -230,8 +251,16 @@ impl<M: Machine> PmemDriver<M> {
         at: &mut Step,
     ) -> Result<PmemDevice<M>, AttachError> {
         let mut begin = |step| {
-            *at = step;
-            supervisor(step).map_err(|Injected| AttachError::Injected(step))
+            match supervisor(step) {
+                // It was the step before this one.
+                Err(Refused::OutOfMemory) => return Err(AttachError::OutOfMemory),
+                Err(Refused::Injected) => *at = step,
+                Ok(()) => {
+                    *at = step;
+                    return Ok(());
+                }
+            }
+            Err(AttachError::Injected(step))
         };
         begin(Step::Check)?;
         let (map, with_dax) = self.check(config)?;
@@ -240,12 +269,20 @@ impl<M: Machine> PmemDriver<M> {
         begin(Step::Map)?;
         let ranges = map.ranges().iter();
         let mappings: Vec<_> = ranges.map(|range| DirectMapping::new(&self.host, *range)).collect::<Result<_, _>>()?;
+        // What the device has for its own records is no part of it for anybody else.
+        let area = Area::find(&mappings);
         begin(Step::PageMap)?;
+        let map = match &area {
+            Some(_) => DevPagemap::new(config.kind, area::without(map.ranges()))?,
+            None => map,
+        };
         let registered = RegisteredMap::new(&self.mm, Arc::clone(&map))?;
         begin(Step::Queue)?;
-        let memory = mappings.iter().map(|mapping| (mapping.range(), Arc::clone(mapping.memory())));
-        let queue = Queue::new(BlockDevice::new(&self.mm, &map, memory));
+        let memory = mappings.iter().map(|mapping| Arc::clone(mapping.memory()));
+        let segments = map.ranges().iter().copied().zip(memory);
+        let queue = Queue::new(BlockDevice::new(&self.mm, &map, segments, area));
         begin(Step::BadBlocks)?;
+        queue.device().load_bad_blocks()?;
         config.bad_blocks.iter().try_for_each(|run| queue.device().add_bad(*run))?;
         begin(Step::AllocDax)?;
         let dax = if with_dax { Some(alloc_dax(config.name, &map, self.cache, &self.mm.ledger)?) } else { None };
@@ -253,6 +290,27 @@ impl<M: Machine> PmemDriver<M> {
         let announced = self.names.take(config.name).ok_or(AttachError::NameTaken)?;
         let parts = Parts { announced, queue, dax, pagemap: registered, mappings, claims };
         Ok(PmemDevice { parts })
+    }
+
+    /// Makes the area in which a device keeps its list of bad blocks, in its last bytes. The device is not attached;
+    /// from its next attach on it is smaller by that much. What was in those bytes is lost.
+    ///
+    /// # Errors
+    /// The frames are in use, or cannot be mapped; or see [`AreaError`].
+    pub fn create_area(&self, name: &str, range: PfnRange) -> Result<(), AttachError> {
+        let _claim = self.claims.claim(range, name)?;
+        let mapping = DirectMapping::new(&self.host, range)?;
+        Area::create(&[mapping]).map_err(AttachError::Area)
+    }
+
+    /// Gives the area up: from its next attach on the device has those bytes again, which are zero then.
+    ///
+    /// # Errors
+    /// As for [`create_area`](Self::create_area).
+    pub fn destroy_area(&self, name: &str, range: PfnRange) -> Result<(), AttachError> {
+        let _claim = self.claims.claim(range, name)?;
+        let mapping = DirectMapping::new(&self.host, range)?;
+        Area::destroy(&[mapping]).map_err(AttachError::Area)
     }
 
     /// Refuses what can be refused before anything is made, and says whether there will be a DAX device.

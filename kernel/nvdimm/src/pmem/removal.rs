@@ -16,6 +16,14 @@ use crate::claim::Claim;
 
 /// What the kernel wants to hear of a removal. See [`RemovalEnv`], whose methods these are.
 pub trait RemovalWatch<M: Machine> {
+    /// A step is about to begin; `Err` makes its first attempt fail.
+    ///
+    /// # Errors
+    /// What is recorded.
+    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
+        let _ = step;
+        Ok(())
+    }
     /// The tasks of `space` have lost `range`.
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         let _ = (space, range);
@@ -67,6 +75,9 @@ struct Env<'a, M: Machine, W> {
 }
 
 impl<M: Machine, W: RemovalWatch<M>> RemovalEnv<M> for Env<'_, M, W> {
+    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
+        self.watch.begin(step)
+    }
     fn stop_io(&mut self) -> Result<u64, Problem> {
         Ok(self.queue.stop(|| self.mm.machine.relax()).readers_found)
     }

@@ -19,6 +19,14 @@ pub struct Folio<'a> {
 #[derive(Default)]
 pub struct Near<'a>(Option<(Pfn, &'a Chunk)>);
 
+/// What covers a run of frames: see [`MetaStore::lookup_run`].
+pub enum Covering<'a> {
+    /// Order-0 pages, side by side, from the first frame of the run on.
+    Pages(&'a [Page]),
+    /// One large folio, which covers so many frames of the run from its first on.
+    Part(Folio<'a>, u64),
+}
+
 /// What a lock-free walk comes to.
 pub(in super::super) enum Found<'a> {
     /// A folio of 2 MiB or 1 GiB.
@@ -50,6 +58,19 @@ impl MetaStore {
         match unsafe { self.walk(pfn)? } {
             Found::Chunk(chunk) => Some(Folio::found(chunk.page(pfn), pfn, PageSize::Size4K)),
             Found::Large(folio) => Some(folio),
+        }
+    }
+
+    /// The metadata alone that [`lookup`](Self::lookup) finds.
+    ///
+    /// # Safety
+    /// As for [`lookup`](Self::lookup).
+    #[inline(always)]
+    pub unsafe fn lookup_page(&self, pfn: Pfn) -> Option<&Page> {
+        // SAFETY: the caller's word is what is asked for.
+        match unsafe { self.walk(pfn)? } {
+            Found::Chunk(chunk) => Some(chunk.page(pfn)),
+            Found::Large(folio) => Some(folio.page),
         }
     }
 
@@ -93,6 +114,23 @@ impl MetaStore {
             }
             Found::Large(folio) => Some(folio),
         }
+    }
+
+    /// As [`lookup`](Self::lookup), for the first part of a run of `nr_pages` frames from `pfn` on: as far as one large
+    /// folio or one 2 MiB block of order-0 pages reaches.
+    ///
+    /// # Safety
+    /// As for [`lookup`](Self::lookup), for `pfn`; and for each further page of the answer before it is used.
+    #[inline(always)]
+    pub unsafe fn lookup_run(&self, pfn: Pfn, nr_pages: u64) -> Option<Covering<'_>> {
+        // SAFETY: the caller's word is what is asked for.
+        Some(match unsafe { self.walk(pfn)? } {
+            Found::Chunk(chunk) => Covering::Pages(chunk.pages_from(pfn, nr_pages)),
+            Found::Large(folio) => {
+                let inside = folio.head.as_u64() + folio.size.nr_pages() - pfn.as_u64();
+                Covering::Part(folio, inside.min(nr_pages))
+            }
+        })
     }
 
     /// The folio of `pfn` for one who says that it owns a reference on it, or the end of the kernel (G8).

@@ -33,7 +33,7 @@ use crate::addr::{PageSize, Pfn};
 use crate::sync::{AtomicPtr, Ordering};
 
 pub(super) use self::look::Found;
-pub use self::look::{Folio, Near};
+pub use self::look::{Covering, Folio, Near};
 
 /// Slots of a table, pages of a chunk.
 #[cfg(not(loom))]
@@ -335,16 +335,21 @@ fn free<T>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
 }
 
 /// The root.
-pub(super) struct Top(Box<[Slot<GibTable>]>);
+pub(super) struct Top(Box<[Slot<GibTable>; TOP_SLOTS]>);
 
 impl Top {
     /// An empty tree.
     pub(super) fn new() -> Self {
-        Self((0..TOP_SLOTS).map(|_| Slot::empty()).collect::<Vec<_>>().into_boxed_slice())
+        let slots: Box<[_]> = (0..TOP_SLOTS).map(|_| Slot::empty()).collect::<Vec<_>>().into_boxed_slice();
+        match slots.try_into() {
+            // An array, so that a look need not ask how long it is: frame numbers of entries have 40 bits.
+            Ok(slots) => Self(slots),
+            Err(_) => unreachable!("as many slots as were just made"),
+        }
     }
     /// Bytes that it takes, whatever is in use.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.0)
+        size_of_val(self.0.as_ref())
     }
     /// Index of the slot of the 512 GiB that hold `pfn`.
     #[inline]

@@ -26,7 +26,7 @@ fn after_a_failure_of_any_step_nothing_is_left_and_the_device_attaches() {
         let mut seen = Vec::new();
         let result = bench.driver.attach(&config(&ranges), &mut |step| {
             seen.push(step);
-            if step == fail { Err(Injected) } else { Ok(()) }
+            if step == fail { Err(Refused::Injected) } else { Ok(()) }
         });
         assert_eq!(result.unwrap_err(), (fail, AttachError::Injected(fail)));
         let steps_before = Step::ALL.iter().copied().take_while(|step| *step <= fail).collect::<Vec<_>>();
@@ -121,7 +121,7 @@ fn a_failure_to_announce_finds_the_dax_device_and_kills_it() {
     let result = bench.driver.attach(&config(&range), &mut |step| {
         if step == Step::Announce {
             at_announce = Some(dax_devices(&bench));
-            return Err(Injected);
+            return Err(Refused::Injected);
         }
         Ok(())
     });

@@ -2,9 +2,11 @@
 
 extern crate std;
 
+mod area;
 mod attach;
 mod block;
 mod removal;
+mod virtio;
 
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -18,7 +20,7 @@ use mm::ledger::Kind;
 use mm::meta::Owner;
 use mm::sync::Mutex;
 
-use super::memory::{MediaError, PmemMemory};
+use super::memory::{FlushError, MediaError, PmemMemory};
 use super::removal::RemovalWatch;
 use super::*;
 use crate::nfit::builder::NfitBuilder;
@@ -69,11 +71,12 @@ impl PmemMemory for Memory {
         self.pending.lock().push((offset_bytes as usize, from.len()));
         Ok(())
     }
-    fn fence(&self) {
+    fn fence(&self) -> Result<(), FlushError> {
         self.assert_mapped();
         for (at, len) in self.pending.lock().drain(..) {
             self.durable.lock()[at..at + len].copy_from_slice(&self.live.lock()[at..at + len]);
         }
+        Ok(())
     }
 }
 

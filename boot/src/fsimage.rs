@@ -1,0 +1,272 @@
+//! The job `fs`: makes, checks, lists and dumps a file system in an image file (an NVDIMM's backing file, say), with
+//! the code that the kernel runs. Only `make` writes: everything else works on copies in memory, so that looking at a
+//! file system that was not unmounted leaves it as it is.
+
+use crate::size;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use fs::check::check;
+use fs::error::FsError;
+use fs::format::{BLOCK_SIZE, Kind, ROOT_INO};
+use fs::mount::{MakeOptions, MountOptions, make, mount};
+use fs::owner::Owned;
+use fs::pmem::{Overlay, Pmem, check_bounds};
+use fs::volume::Volume;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Debug, Parser)]
+#[command(name = "run-qemu.sh fs", about = "Makes, checks, lists and dumps a file system in an image file")]
+struct Cli {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Make an empty file system; what the image held is lost.
+    Make {
+        /// The image; made where there is none.
+        image: PathBuf,
+        /// Size of the file system; the image becomes at least as large. Without it: the image's.
+        #[arg(long, value_parser = size::parse)]
+        size: Option<u64>,
+        /// A name for people, up to 32 bytes.
+        #[arg(long, default_value = "")]
+        label: String,
+    },
+    /// Check everything, and write nothing. Status 1 where something is wrong.
+    Check {
+        /// The image.
+        image: PathBuf,
+    },
+    /// List a directory, and what is in it.
+    Ls {
+        /// The image.
+        image: PathBuf,
+        /// The directory.
+        #[arg(default_value = "/")]
+        path: String,
+    },
+    /// Write a file's contents to standard output.
+    Cat {
+        /// The image.
+        image: PathBuf,
+        /// The file.
+        path: String,
+    },
+    /// Say where everything lies: the layout, and the owner of each run of blocks.
+    Dump {
+        /// The image.
+        image: PathBuf,
+    },
+}
+
+/// Runs the job if `args` (with the program's name) ask for it. Says with which status this program ends.
+///
+/// # Errors
+/// The image cannot be read, written or mounted.
+pub fn job(args: impl IntoIterator<Item = OsString>) -> Option<Result<u8>> {
+    let mut args = args.into_iter();
+    let _program = args.next()?;
+    if args.next()? != "fs" {
+        return None;
+    }
+    let cli = match Cli::try_parse_from([OsString::from("fs")].into_iter().chain(args)) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    Some(run(&cli.job, &mut std::io::stdout().lock()))
+}
+
+fn run(job: &Job, out: &mut impl Write) -> Result<u8> {
+    match job {
+        Job::Make { image, size, label } => make_image(image, *size, label, out)?,
+        Job::Check { image } => return check_image(image, out),
+        Job::Ls { image, path } => list(image, path, out)?,
+        Job::Cat { image, path } => cat(image, path, out)?,
+        Job::Dump { image } => dump(image, out)?,
+    }
+    Ok(0)
+}
+
+/// An image file as persistent memory: a fence is the file's own.
+struct Image {
+    file: File,
+    len: u64,
+}
+
+impl Image {
+    fn open(path: &Path, write: bool) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(write).create(write).truncate(false).open(path);
+        let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
+        let len = file.metadata()?.len();
+        Ok(Self { file, len })
+    }
+}
+
+impl Pmem for Image {
+    fn len_bytes(&self) -> u64 {
+        self.len
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        check_bounds(offset, buf.len(), self.len)?;
+        self.file.read_exact_at(buf, offset).map_err(|_| FsError::Media(offset))
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        check_bounds(offset, bytes.len(), self.len)?;
+        self.file.write_all_at(bytes, offset).map_err(|_| FsError::Media(offset))
+    }
+    fn write_back(&self, _offset: u64, _len: u64) {}
+    fn fence(&self) {}
+}
+
+fn make_image(path: &Path, size: Option<u64>, label: &str, out: &mut impl Write) -> Result<()> {
+    let mut image = Image::open(path, true)?;
+    if let Some(size) = size {
+        ensure!(size.is_multiple_of(BLOCK_SIZE), "{size} bytes are not a multiple of {BLOCK_SIZE}");
+        if image.len < size {
+            image.file.set_len(size).with_context(|| format!("{} cannot be made larger", path.display()))?;
+        }
+        image.len = size;
+    }
+    let mut uuid = [0; 16];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut uuid)).context("no random numbers")?;
+    let file = image.file.try_clone()?;
+    let pmem: Arc<dyn Pmem> = Arc::new(image);
+    let options = MakeOptions { uuid, label: label.into(), ..MakeOptions::default() };
+    let layout = make(&pmem, &options).with_context(|| format!("{}: no file system made", path.display()))?;
+    file.sync_all()?;
+    writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), layout.nr_blocks)?;
+    Ok(())
+}
+
+/// The image, on which nothing can be written.
+fn view(path: &Path) -> Result<Arc<dyn Pmem>> {
+    let image: Arc<dyn Pmem> = Arc::new(Image::open(path, false)?);
+    Ok(Overlay::new(&image))
+}
+
+fn open(path: &Path) -> Result<Volume> {
+    mount(&view(path)?, &MountOptions::default()).with_context(|| format!("{} cannot be mounted", path.display()))
+}
+
+fn check_image(path: &Path, out: &mut impl Write) -> Result<u8> {
+    let report = check(&view(path)?, None);
+    for problem in &report.problems {
+        writeln!(out, "{problem}")?;
+    }
+    writeln!(
+        out,
+        "{}: {} files, {} directories, {} blocks in {} extents; {} problems",
+        path.display(),
+        report.files,
+        report.directories,
+        report.blocks,
+        report.extents,
+        report.nr_problems
+    )?;
+    Ok(u8::from(!report.is_clean()))
+}
+
+fn list(path: &Path, dir: &str, out: &mut impl Write) -> Result<()> {
+    let mut volume = open(path)?;
+    let ino = volume.resolve(dir.as_bytes()).with_context(|| dir.to_string())?;
+    for entry in volume.readdir(ino).with_context(|| dir.to_string())? {
+        let stat = volume.stat(entry.ino)?;
+        let kind = if stat.kind == Kind::Directory { 'd' } else { '-' };
+        let name = String::from_utf8_lossy(&entry.name);
+        writeln!(out, "{kind} {:>8} {:>5} {:>14} {}", stat.ino, stat.nlink, stat.size, name.escape_debug())?;
+    }
+    Ok(())
+}
+
+fn cat(path: &Path, file: &str, out: &mut impl Write) -> Result<()> {
+    let mut volume = open(path)?;
+    let ino = volume.resolve(file.as_bytes()).with_context(|| file.to_string())?;
+    let (mut at, mut buf) = (0, vec![0; 1 << 20]);
+    loop {
+        match volume.read(ino, at, &mut buf).with_context(|| file.to_string())? {
+            0 => return Ok(()),
+            len => out.write_all(&buf[..len])?,
+        }
+        at += buf.len() as u64;
+    }
+}
+
+fn dump(path: &Path, out: &mut impl Write) -> Result<()> {
+    let mut volume = open(path)?;
+    let bad = volume.load_all();
+    let (layout, sizes) = (*volume.layout(), volume.statfs());
+    let label = layout.label.split(|&byte| byte == 0).next().unwrap_or_default();
+    writeln!(out, "label            {:?}", String::from_utf8_lossy(label))?;
+    writeln!(out, "blocks           {} of {BLOCK_SIZE} bytes, {} free", sizes.nr_blocks, sizes.free_blocks)?;
+    match layout.has_external_log() {
+        true => writeln!(out, "journal          {} blocks on another device", layout.journal_blocks)?,
+        false => writeln!(out, "journal          {} blocks from {}", layout.journal_blocks, layout.journal_start)?,
+    }
+    writeln!(out, "descriptors      from {}, for {} groups", layout.desc_start, layout.nr_groups())?;
+    writeln!(out, "bitmaps          from {}", layout.bitmap_start)?;
+    writeln!(out, "inode table      from {}, root directory is inode {ROOT_INO}", layout.table_start)?;
+    writeln!(out, "data             from {}", layout.data_start)?;
+    let mut runs: Vec<Owned> = Vec::new();
+    volume.owners(0, layout.nr_blocks, |run| runs.push(run));
+    for (first, end, owner) in runs {
+        writeln!(out, "{first:>10} ..{end:>10}  {owner:?}")?;
+    }
+    if bad > 0 {
+        bail!("{bad} inodes cannot be loaded");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(job: &Job) -> (u8, String) {
+        let mut out = Vec::new();
+        let status = run(job, &mut out).unwrap();
+        (status, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn an_image_is_made_checked_listed_and_dumped_and_only_made_images_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let made = output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".into() });
+        assert!(made.1.ends_with("2048 blocks of 4096 bytes\n"));
+        // As a guest leaves it that was killed: mounted, with a file.
+        let pmem: Arc<dyn Pmem> = Arc::new(Image::open(&image, true).unwrap());
+        let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
+        let ino = volume.create(ROOT_INO, b"greeting", true).unwrap();
+        volume.write(ino, 0, b"hello").unwrap();
+        drop(volume);
+        let before = std::fs::read(&image).unwrap();
+        let (status, text) = output(&Job::Check { image: image.clone() });
+        assert_eq!(status, 0, "{text}");
+        assert!(text.contains("1 files, 1 directories"), "{text}");
+        let (_, text) = output(&Job::Ls { image: image.clone(), path: "/".into() });
+        assert!(text.ends_with(" 5 greeting\n"), "{text}");
+        assert_eq!(output(&Job::Cat { image: image.clone(), path: "greeting".into() }).1, "hello");
+        let (_, text) = output(&Job::Dump { image: image.clone() });
+        assert!(text.contains("\"tray\"") && text.contains("Data { ino: 3, logical: 0 }"), "{text}");
+        assert!(std::fs::read(&image).unwrap() == before, "looking has changed the image");
+        // Damage is found.
+        pmem.store(4096, &[0xff; 64]).unwrap();
+        let (status, text) = output(&Job::Check { image });
+        assert_eq!(status, 1, "{text}");
+    }
+
+    #[test]
+    fn only_the_word_fs_is_ours() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert!(job(words(&["run-qemu"])).is_none());
+        assert!(job(words(&["run-qemu", "test", "--full"])).is_none());
+        assert!(job(words(&["run-qemu", "fs", "check", "/no/such/image"])).is_some_and(|done| done.is_err()));
+    }
+}

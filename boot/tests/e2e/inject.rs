@@ -1,0 +1,44 @@
+//! Faults on demand and bad input, from the boot options and the shell: one line each.
+
+use crate::support::{assert_good, command, exit, has_line, shell, start, tail};
+use boot::backing::Nvdimm;
+use boot::machine::Machine;
+use boot::size::{MIB, PAGE_BYTES};
+
+/// covers: A6
+#[test]
+fn a_fault_from_the_boot_options_goes_off_once() {
+    let pmem = vec![Nvdimm::temporary(64 * MIB), Nvdimm::temporary(16 * PAGE_BYTES)];
+    let append = vec!["inject=attach:3".into(), "inject=nonsense".into()];
+    let mut guest = start(&Machine { smp: 2, pmem, append, ..shell() });
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    let answer = command(&mut guest, "attach 0");
+    assert_eq!(answer.last().map(String::as_str), Some("error: step map: step map was made to fail"), "{answer:?}");
+    assert!(!command(&mut guest, "attach 0").iter().any(|line| line.starts_with("error")));
+    // A removal goes on, and says what it met.
+    assert!(command(&mut guest, "inject remove 5").is_empty());
+    let removal = command(&mut guest, "remove 0");
+    let met: Vec<_> =
+        removal.iter().filter(|line| line.starts_with("@removal") && line.contains("problem=1")).collect();
+    assert!(met.len() == 1 && met[0].contains("step=drain"), "{removal:?}");
+    for (bad, line) in [
+        ("inject attach 0", "a fault is attach, remove or alloc, and a number from 1"),
+        ("inject detach 1", "a fault is attach, remove or alloc, and a number from 1"),
+        ("remove 0", "no device is attached here"),
+        ("remove 7", "there is no NVDIMM 7 (there are 2)"),
+        ("badblocks 0", "no device is attached here"),
+        ("badblocks drop 0", "the device has no area of its own"),
+        (
+            "badblocks init 1",
+            "the device is smaller than its own metadata: 65536 bytes, and the area alone takes 65536",
+        ),
+    ] {
+        assert_eq!(command(&mut guest, bad), [format!("error: {line}")], "{bad:?}");
+    }
+    assert!(!command(&mut guest, "attach 0").iter().any(|line| line.starts_with("error")));
+    let twice = command(&mut guest, "attach 0");
+    assert!(twice.last().is_some_and(|line| line.ends_with("a device of this name is attached already")), "{twice:?}");
+    let outcome = exit(guest);
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["option \"inject\" cannot be \"nonsense\""]), "{}", tail(&outcome));
+}

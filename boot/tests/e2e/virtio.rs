@@ -1,0 +1,111 @@
+//! virtio-pmem, the second kind of persistent memory; and CPUs that cannot have DAX.
+
+use crate::support::{assert_good, command, exit, shell, start};
+use boot::backing::{Nvdimm, VirtioPmem};
+use boot::guest::Guest;
+use boot::machine::Machine;
+use boot::size::MIB;
+
+fn start_shell(machine: &Machine) -> Guest {
+    let mut guest = start(machine);
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    guest
+}
+
+/// Sends a command that must not be answered with an error; returns the answer as one text.
+fn ask(guest: &mut Guest, line: &str) -> String {
+    let answer = command(guest, line);
+    assert!(!answer.iter().any(|line| line.starts_with("error")), "{line:?}: {answer:?}");
+    answer.join("\n")
+}
+
+/// Sends a command that must be answered with one line of error, among whatever else.
+fn refused(guest: &mut Guest, line: &str) -> String {
+    let answer = command(guest, line);
+    let errors: Vec<_> = answer.iter().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1, "{line:?}: {answer:?}");
+    errors[0].clone()
+}
+
+fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+}
+
+/// covers: A7
+#[test]
+fn a_virtio_pmem_device_is_attached_written_flushed_removed_and_attached_again() {
+    let machine = Machine {
+        smp: 2,
+        pmem: vec![Nvdimm::temporary(64 * MIB)],
+        virtio_pmem: vec![VirtioPmem::new(32 * MIB)],
+        ..shell()
+    };
+    let mut guest = start_shell(&machine);
+    has(&ask(&mut guest, "nvdimm"), &["0: pmem0 (nvdimm)", "1: vpmem0 (virtio-pmem)"]);
+    let attached = ask(&mut guest, "attach 1");
+    has(&attached, &["@attached device=vpmem0 provider=virtio-pmem kind=fsdax dax=1 size=33554432"]);
+    // Across two sectors, and over the last bytes of the device.
+    ask(&mut guest, "pmem write 1 509 kept-by-the-host");
+    ask(&mut guest, "pmem write 1 33554428 end.");
+    has(&ask(&mut guest, "pmem flush 1"), &["flushed"]);
+    has(&ask(&mut guest, "pmem read 1 509 16"), &["kept-by-the-host"]);
+    has(&ask(&mut guest, "pmem read 1 33554428 4"), &["end."]);
+    has(&refused(&mut guest, "pmem read 1 33554430 4"), &["out of range"]);
+    // Two devices of two providers, side by side.
+    has(&ask(&mut guest, "attach 0"), &["@attached device=pmem0 provider=nvdimm kind=devdax dax=1"]);
+    ask(&mut guest, "remove 1");
+    refused(&mut guest, "pmem read 1 509 16");
+    refused(&mut guest, "pmem flush 1");
+    has(&ask(&mut guest, "attach 1"), &["dax=1"]);
+    has(&ask(&mut guest, "pmem read 1 509 16"), &["kept-by-the-host"]);
+    ask(&mut guest, "remove 1");
+    ask(&mut guest, "remove 0");
+    has(&ask(&mut guest, "ledger"), &["@ledger kind=claims count=0", "@ledger kind=dax_devices count=0"]);
+    assert_good(&exit(guest));
+}
+
+/// QEMU cannot flush memory that is no file, and answers each request with an error.
+#[test]
+fn a_flush_that_fails_is_an_error_of_the_write_and_does_not_go_away() {
+    let lent = VirtioPmem { size_bytes: 4 * MIB, can_flush: false };
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![], virtio_pmem: vec![lent], ..shell() });
+    ask(&mut guest, "attach 0");
+    let lost = "what was written may not last: the device could not flush (code 1)";
+    has(&refused(&mut guest, "pmem write 0 0 hello"), &[lost]);
+    has(&refused(&mut guest, "pmem flush 0"), &[lost]);
+    // It is there all the same, for as long as the power is.
+    has(&ask(&mut guest, "pmem read 0 0 5"), &["hello"]);
+    ask(&mut guest, "remove 0");
+    ask(&mut guest, "attach 0");
+    ask(&mut guest, "remove 0");
+    assert_good(&exit(guest));
+}
+
+/// covers: A1, A2, A3, A7
+#[test]
+fn where_the_cache_aliases_both_kinds_come_up_without_dax() {
+    let machine = Machine {
+        smp: 1,
+        pmem: vec![Nvdimm::temporary(64 * MIB)],
+        virtio_pmem: vec![VirtioPmem::new(32 * MIB)],
+        append: vec!["dax.aliasing=1".into()],
+        ..shell()
+    };
+    let mut guest = start_shell(&machine);
+    for (at, provider) in [(0, "nvdimm"), (1, "virtio-pmem")] {
+        let answer = ask(&mut guest, &format!("attach {at} fsdax"));
+        has(&answer, &["comes up without DAX: not supported: the data cache of this CPU aliases"]);
+        has(&answer, &[&format!("provider={provider} kind=fsdax dax=0")]);
+        ask(&mut guest, &format!("pmem write {at} 4096 by-sectors"));
+        has(&ask(&mut guest, &format!("pmem read {at} 4096 10")), &["by-sectors"]);
+        has(&ask(&mut guest, &format!("remove {at}")), &[]);
+    }
+    // Device-dax never touches user data through an alias of the kernel's.
+    for at in [0, 1] {
+        has(&ask(&mut guest, &format!("attach {at} devdax")), &["kind=devdax dax=1"]);
+        ask(&mut guest, &format!("remove {at}"));
+    }
+    assert_good(&exit(guest));
+}

@@ -1,0 +1,287 @@
+//! The calls: what tasks ask of a mounted file system, by path and by open file.
+
+use alloc::vec::Vec;
+
+use mm::addr::VirtAddr;
+use mm::gather::ZapStats;
+use mm::machine::Machine;
+use mm::space::{AddressSpace, MapError};
+use mm::sync::{Arc, Ordering};
+
+use crate::error::FsError;
+use crate::format::{BLOCK_SIZE, Kind};
+use crate::handle::File;
+use crate::inode::Inode;
+use crate::mounted::Mounted;
+use crate::names::{DirEntry, Stat};
+use crate::rank::{Context, Rank};
+use crate::volume::Volume;
+
+impl<M: Machine> Mounted<M> {
+    /// Makes an empty file and opens it. `dax`: it can be mapped.
+    ///
+    /// # Errors
+    /// As [`Volume::create`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn create(self: &Arc<Self>, context: &Context, path: &str, dax: bool) -> Result<Arc<File<M>>, FsError> {
+        self.write_with(context, |volume| {
+            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            volume.create(dir, name, dax)
+        })?;
+        self.open(context, path)
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::IsDirectory`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn open(self: &Arc<Self>, context: &Context, path: &str) -> Result<Arc<File<M>>, FsError> {
+        self.freeze.check()?;
+        let _live = self.live()?;
+        // The table first: who frees an inode looks there, and at the name's absence, before it does.
+        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let (ino, dax) = {
+            let mut volume = self.volume(context)?;
+            let ino = volume.resolve(path.as_bytes())?;
+            let node = volume.file(ino)?;
+            (ino, node.is_dax())
+        };
+        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(&self.mm, ino, dax));
+        Ok(File::new(self, inode))
+    }
+
+    /// Makes an empty directory.
+    ///
+    /// # Errors
+    /// As [`Volume::mkdir`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn mkdir(&self, context: &Context, path: &str) -> Result<(), FsError> {
+        self.write_with(context, |volume| {
+            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            volume.mkdir(dir, name).map(drop)
+        })
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As [`Volume::rmdir`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn rmdir(&self, context: &Context, path: &str) -> Result<(), FsError> {
+        self.write_with(context, |volume| {
+            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            let gone = volume.rmdir(dir, name)?;
+            volume.free(gone)
+        })
+    }
+
+    /// Adds a name for a file.
+    ///
+    /// # Errors
+    /// As [`Volume::link`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn link(&self, context: &Context, path: &str, new: &str) -> Result<(), FsError> {
+        self.write_with(context, |volume| {
+            let ino = volume.resolve(path.as_bytes())?;
+            let (dir, name) = volume.resolve_parent(new.as_bytes())?;
+            volume.link(ino, dir, name)
+        })
+    }
+
+    /// Takes a name away. The file goes at once if it was the last and nobody has it open, after waiting for those who
+    /// have pinned pages of it; else when the last handle is let go.
+    ///
+    /// # Errors
+    /// As [`Volume::unlink`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn unlink(&self, context: &Context, path: &str) -> Result<(), FsError> {
+        context.may_wait("pins of a file that is removed");
+        let gone = self.write_with(context, |volume| {
+            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            volume.unlink(dir, name)
+        })?;
+        self.gone(context, gone)
+    }
+
+    /// Moves a name; see [`Volume::rename`].
+    ///
+    /// # Errors
+    /// As [`Volume::rename`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn rename(&self, context: &Context, from: &str, to: &str) -> Result<(), FsError> {
+        context.may_wait("pins of a file that is replaced");
+        let gone = self.write_with(context, |volume| {
+            let (dir, name) = volume.resolve_parent(from.as_bytes())?;
+            let (new_dir, new_name) = volume.resolve_parent(to.as_bytes())?;
+            let gone = volume.rename((dir, name), (new_dir, new_name))?;
+            match gone {
+                // A directory has no pages that anybody maps.
+                Some(ino) if volume.stat(ino)?.kind == Kind::Directory => volume.free(ino).map(|()| None),
+                gone => Ok(gone),
+            }
+        })?;
+        self.gone(context, gone)
+    }
+
+    /// An inode may have lost its last link.
+    fn gone(&self, context: &Context, gone: Option<u64>) -> Result<(), FsError> {
+        match gone {
+            Some(ino) => self.let_go_of(context, ino),
+            None => Ok(()),
+        }
+    }
+
+    /// The entries of a directory, by name.
+    ///
+    /// # Errors
+    /// As [`Volume::readdir`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn readdir(&self, context: &Context, path: &str) -> Result<Vec<DirEntry>, FsError> {
+        self.read_with(context, |volume| {
+            let ino = volume.resolve(path.as_bytes())?;
+            volume.readdir(ino)
+        })
+    }
+
+    /// What a path leads to.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotDirectory`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn stat(&self, context: &Context, path: &str) -> Result<Stat, FsError> {
+        self.read_with(context, |volume| {
+            let ino = volume.resolve(path.as_bytes())?;
+            volume.stat(ino)
+        })
+    }
+
+    /// Reads; see [`Volume::read`].
+    ///
+    /// # Errors
+    /// As [`Volume::read`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn read(&self, context: &Context, file: &File<M>, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
+        self.read_with(context, |volume| volume.read(file.inode.ino, offset, buf))
+    }
+
+    /// Writes, durably; see [`Volume::write`].
+    ///
+    /// # Errors
+    /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let _write = self.begin_write(context)?;
+        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
+        self.change_with(context, |volume| volume.write(file.inode.ino, offset, bytes))
+    }
+
+    /// Makes the file `size` bytes long. When it returns nobody reaches what was cut off, by whatever way: it waits for
+    /// pins first.
+    ///
+    /// # Errors
+    /// As [`Volume::truncate`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn truncate(&self, context: &Context, file: &File<M>, size: u64) -> Result<(), FsError> {
+        let inode = &file.inode;
+        let cut = |volume: &mut Volume| volume.truncate(inode.ino, size);
+        let old = self.read_with(context, |volume| volume.stat(inode.ino))?.size;
+        if size >= old || !inode.dax {
+            let _write = self.begin_write(context)?;
+            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            return self.change_with(context, cut);
+        }
+        let first = Volume::blocks(size);
+        inode.set_limit(first);
+        let result = self.break_layouts(context, inode, first, u64::MAX).and_then(|_broken| {
+            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            self.change_with(context, cut)
+        });
+        inode.set_limit(u64::MAX);
+        result
+    }
+
+    /// Makes a hole; see [`Volume::punch`]. When it returns nobody reaches the blocks that were freed.
+    ///
+    /// # Errors
+    /// As [`Volume::punch`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn punch(&self, context: &Context, file: &File<M>, offset: u64, len: u64) -> Result<(), FsError> {
+        let inode = &file.inode;
+        let end = offset.checked_add(len).filter(|_| len != 0).ok_or(FsError::Invalid)?;
+        let (first, last) = (Volume::blocks(offset), end / BLOCK_SIZE);
+        let cut = |volume: &mut Volume| volume.punch(inode.ino, offset, len);
+        if first >= last || !inode.dax {
+            let _write = self.begin_write(context)?;
+            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            return self.change_with(context, cut);
+        }
+        let _broken = self.break_layouts(context, inode, first, last)?;
+        let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+        self.change_with(context, cut)
+    }
+
+    // ---- letting go ----
+
+    /// Ends mappings, and what follows from that: the last handle of a file may have gone with them.
+    ///
+    /// # Errors
+    /// See [`AddressSpace::unmap`].
+    pub fn unmap(
+        &self,
+        context: &Context,
+        space: &Arc<AddressSpace<M>>,
+        va: VirtAddr,
+        len_bytes: u64,
+    ) -> Result<ZapStats, MapError> {
+        let stats = space.unmap(va, len_bytes)?;
+        self.reap(context);
+        Ok(stats)
+    }
+
+    /// Sees to the inodes whose last handle was dropped since the last call: an unlinked one is freed, now, after
+    /// waiting for those who have pinned pages of it; any other is forgotten. Whoever drops handles calls this when it
+    /// holds no lock. What goes wrong is said on the console; the next mount tries again.
+    pub fn reap(&self, context: &Context) {
+        loop {
+            let Some(ino) = self.let_go.lock().pop() else { return };
+            match self.let_go_of(context, ino) {
+                Ok(()) | Err(FsError::ShutDown(_) | FsError::DeviceGone) => {}
+                Err(error) => {
+                    self.source.host.line(format_args!("fs {}: cannot let go of inode {ino}: {error}", self.name()));
+                }
+            }
+        }
+    }
+
+    /// Frees or forgets an inode that nobody has open; leaves one alone that somebody has.
+    fn let_go_of(&self, context: &Context, ino: u64) -> Result<(), FsError> {
+        let inode = {
+            let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+            if inodes.get(&ino).is_some_and(|inode| inode.users.load(Ordering::SeqCst) != 0) {
+                return Ok(());
+            }
+            let known = inodes.remove(&ino);
+            self.freeze.check()?;
+            let _live = self.live()?;
+            let mut volume = self.volume(context)?;
+            match volume.node(ino) {
+                Ok(node) if node.raw.nlink.get() == 0 => {
+                    let dax = node.is_dax();
+                    known.unwrap_or_else(|| Inode::new(&self.mm, ino, dax))
+                }
+                Ok(_) => {
+                    let ranges = known.map_or_else(Vec::new, |inode| inode.touched(true));
+                    drop(volume);
+                    drop(inodes);
+                    self.write_back_ranges(context, ino, &ranges)?;
+                    self.volume(context)?.forget(ino);
+                    return Ok(());
+                }
+                // Another was faster.
+                Err(FsError::NotFound) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        };
+        self.evict(context, &inode)
+    }
+
+    /// The end of an inode without link and without handle: write back, break layouts, cut to nothing, free.
+    fn evict(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
+        context.may_wait("pins of a file that is freed");
+        self.write_back_ranges(context, inode.ino, &inode.touched(true))?;
+        if inode.dax {
+            let _broken = self.break_layouts(context, inode, 0, u64::MAX)?;
+            return self.change_with(context, |volume| volume.free(inode.ino));
+        }
+        self.write_with(context, |volume| volume.free(inode.ino))
+    }
+}

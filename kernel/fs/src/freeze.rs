@@ -1,0 +1,159 @@
+//! Freezing: no change begins until the thaw.
+//!
+//! # Protocol
+//! A change adds itself to the writers and then looks whether the file system is frozen; a freeze says so first and
+//! then waits until there is no writer. Both are sequentially consistent, so that one sees the other. There are two
+//! kinds of holders, the kernel and the user, each with a count: the file system is frozen while either is not zero.
+//!
+//! A fault does not wait for a thaw, for it holds its address space: it is turned away and comes again. So nobody
+//! who waits here holds anything, and a freeze waits only for changes that are under way.
+//!
+//! Linux: `fs/super.c`, `freeze_super` with `enum freeze_holder`.
+
+use mm::machine::Machine;
+use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+
+use crate::error::{FsError, ShutdownReason};
+use crate::rank::Context;
+
+/// Who freezes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeHolder {
+    /// The kernel, for the time of something that it does.
+    Kernel,
+    /// A user, until the user thaws it.
+    User,
+}
+
+#[derive(Default)]
+struct Counts {
+    kernel: u32,
+    user: u32,
+}
+
+/// The gate of changes, and the shutdown.
+#[derive(Default)]
+pub(crate) struct Freeze {
+    counts: Mutex<Counts>,
+    /// 1 while frozen.
+    frozen: AtomicU32,
+    writers: AtomicU64,
+    /// 0: running; else a [`ShutdownReason`].
+    shutdown: AtomicU32,
+}
+
+/// A change is under way: no freeze completes.
+#[must_use = "the change is over when this is dropped"]
+pub struct WriteGuard<'f> {
+    freeze: &'f Freeze,
+}
+
+impl Drop for WriteGuard<'_> {
+    fn drop(&mut self) {
+        self.freeze.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Freeze {
+    /// Has the file system been shut down?
+    pub(crate) fn shutdown(&self) -> Option<ShutdownReason> {
+        match self.shutdown.load(Ordering::SeqCst) {
+            1 => Some(ShutdownReason::ForcedUnmount),
+            2 => Some(ShutdownReason::Corrupt),
+            3 => Some(ShutdownReason::MetadataIo),
+            _ => None,
+        }
+    }
+
+    /// Shuts it down; the first reason stays. Says whether it was this one.
+    pub(crate) fn shut_down(&self, reason: ShutdownReason) -> bool {
+        let value = match reason {
+            ShutdownReason::ForcedUnmount => 1,
+            ShutdownReason::Corrupt => 2,
+            ShutdownReason::MetadataIo => 3,
+        };
+        self.shutdown.compare_exchange(0, value, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Fails where the file system is shut down.
+    pub(crate) fn check(&self) -> Result<(), FsError> {
+        self.shutdown().map_or(Ok(()), |reason| Err(FsError::ShutDown(reason)))
+    }
+
+    /// Begins a change, if the file system is not frozen now.
+    pub(crate) fn try_write(&self) -> Result<Option<WriteGuard<'_>>, FsError> {
+        self.writers.fetch_add(1, Ordering::SeqCst);
+        let guard = WriteGuard { freeze: self };
+        self.check()?;
+        Ok((self.frozen.load(Ordering::SeqCst) == 0).then_some(guard))
+    }
+
+    /// Begins a change; waits for a thaw.
+    pub(crate) fn write<M: Machine>(&self, context: &Context, machine: &M) -> Result<WriteGuard<'_>, FsError> {
+        loop {
+            if let Some(guard) = self.try_write()? {
+                return Ok(guard);
+            }
+            context.may_wait("a thaw");
+            machine.relax();
+        }
+    }
+
+    /// Freezes: when it returns no change is under way. Says whether this was the first of the freezes that hold.
+    pub(crate) fn freeze<M: Machine>(
+        &self,
+        holder: FreezeHolder,
+        machine: &M,
+        timeout_ns: u64,
+    ) -> Result<bool, FsError> {
+        let first = {
+            let mut counts = self.counts.lock();
+            let first = counts.kernel + counts.user == 0;
+            *counts.of(holder) += 1;
+            self.frozen.store(1, Ordering::SeqCst);
+            first
+        };
+        let began = machine.now_ns();
+        while self.writers.load(Ordering::SeqCst) != 0 {
+            if machine.now_ns() - began > timeout_ns {
+                let _ = self.thaw(holder);
+                return Err(FsError::Busy);
+            }
+            machine.relax();
+        }
+        Ok(first)
+    }
+
+    /// Takes one freeze of `holder` back. Says whether none is left, in which case changes go on.
+    pub(crate) fn thaw(&self, holder: FreezeHolder) -> Result<bool, FsError> {
+        let mut counts = self.counts.lock();
+        let count = counts.of(holder);
+        *count = count.checked_sub(1).ok_or(FsError::Invalid)?;
+        let last = counts.kernel + counts.user == 0;
+        if last {
+            self.frozen.store(0, Ordering::SeqCst);
+        }
+        Ok(last)
+    }
+
+    /// Would the thaw of `holder` be the last?
+    pub(crate) fn is_last(&self, holder: FreezeHolder) -> bool {
+        let mut counts = self.counts.lock();
+        *counts.of(holder) == 1 && counts.kernel + counts.user == 1
+    }
+
+    /// How often each holder has frozen it: kernel, user.
+    pub(crate) fn holders(&self) -> (u32, u32) {
+        let counts = self.counts.lock();
+        (counts.kernel, counts.user)
+    }
+}
+
+impl Counts {
+    fn of(&mut self, holder: FreezeHolder) -> &mut u32 {
+        match holder {
+            FreezeHolder::Kernel => &mut self.kernel,
+            FreezeHolder::User => &mut self.user,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The file system on DAX.
+//!
+//! A file's blocks *are* the memory that tasks map, so that this package answers two questions at once: what is on
+//! the medium after a power cut, and who can still reach a block when it is freed.
+//!
+//! How to read it. What is on the medium: [`format`], [`layout`], then [`pmem`] (how a store becomes durable),
+//! `journal` and `tx` (how several stores become one), `space`, `node`, `dir`, `table`. The operations: [`volume`]
+//! with `file`, `names` and [`mount`]; [`check`] is the checker. The life around them: [`mounted`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(any(test, feature = "mutants", feature = "sim"))]
+extern crate std;
+
+mod breaks;
+mod calls;
+pub mod check;
+#[cfg(feature = "sim")]
+pub mod damage;
+mod dir;
+pub mod error;
+mod file;
+pub mod format;
+pub mod freeze;
+pub mod handle;
+mod inode;
+mod journal;
+pub mod layout;
+pub mod mount;
+pub mod mounted;
+pub mod mutant;
+pub mod names;
+mod node;
+pub mod notify;
+pub mod owner;
+pub mod pmem;
+pub mod rank;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod space;
+mod table;
+mod tx;
+pub mod volume;
+
+pub use node::Piece;
+pub use space::Run;

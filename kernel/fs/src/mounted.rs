@@ -1,0 +1,428 @@
+//! A file system in its world: a device that may go away, tasks that map its files, freezes, and the end.
+//!
+//! [`Mounted`] is what the rest of the kernel sees. Each operation goes through the same doors, in this order:
+//! not shut down → not frozen ([`WriteGuard`]) → the device is alive → the inode → the metadata. Waiting (for a thaw,
+//! for pins) is done before the first of them, with nothing held; see [`rank`](crate::rank).
+//!
+//! Linux: `fs/super.c`, `fs/xfs/xfs_super.c`.
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use dax::device::{DaxDevice, DaxError, LiveGuard, Registration};
+use dax::holder::{Holder, Role};
+use dax::range::ByteSpan;
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtRange};
+use mm::machine::Machine;
+use mm::space::{AddressSpace, SigBusCause};
+use mm::sync::{Arc, AtomicU32, Mutex, Ordering, Weak};
+use mm::world::Mm;
+
+use crate::error::{FsError, ShutdownReason};
+use crate::format::BLOCK_SIZE;
+use crate::freeze::{Freeze, FreezeHolder, WriteGuard};
+use crate::inode::Inode;
+use crate::mount::{MountOptions, mount};
+use crate::mutant::{Faults, Mutant};
+use crate::node::Piece;
+use crate::notify::{DataHolder, LogHolder, NotifyReport};
+use crate::pmem::Pmem;
+use crate::rank::{Context, Rank, Ranked};
+use crate::volume::{StatFs, Volume};
+
+/// What the file system needs of the kernel around it.
+pub trait Host<M: Machine>: Send + Sync {
+    /// A line for the console, without its end.
+    fn line(&self, line: fmt::Arguments<'_>);
+    /// The tasks of `space` have lost `range` and get SIGBUS.
+    fn lost(&self, space: &Arc<AddressSpace<M>>, range: VirtRange, cause: SigBusCause);
+    /// The address space of the task in whose name this CPU runs, by number: the one that met a failure.
+    fn current_space(&self) -> Option<u64> {
+        None
+    }
+    /// Who has pinned the page, where and when, if that is known.
+    fn pinned_by(&self, pfn: Pfn) -> Option<String> {
+        let _ = pfn;
+        None
+    }
+}
+
+/// What is mounted, and how.
+pub struct Source<M: Machine> {
+    /// Its name in messages.
+    pub name: String,
+    /// The device.
+    pub device: Arc<DaxDevice>,
+    /// The file system's bytes of it; `None`: all.
+    pub part: Option<ByteSpan>,
+    /// The same bytes, as persistent memory. Fails with [`FsError::DeviceGone`] once the device is dead.
+    pub pmem: Arc<dyn Pmem>,
+    /// The journal's device and its bytes, if it is another one.
+    pub log: Option<(Arc<DaxDevice>, Arc<dyn Pmem>)>,
+    /// The kernel.
+    pub host: Arc<dyn Host<M>>,
+    /// A freeze gives up after waiting this long for changes under way.
+    pub freeze_timeout_ns: u64,
+    /// A first complaint comes after waiting this long for a pin; each further one after twice as long.
+    pub first_complaint_ns: u64,
+}
+
+/// Usual value for [`Source::freeze_timeout_ns`]: one second.
+pub const FREEZE_TIMEOUT_NS: u64 = 1_000_000_000;
+/// Usual value for [`Source::first_complaint_ns`]: ten milliseconds.
+pub const FIRST_COMPLAINT_NS: u64 = 10_000_000;
+
+/// A mounted file system.
+pub struct Mounted<M: Machine> {
+    pub(crate) mm: Arc<Mm<M>>,
+    pub(crate) source: Source<M>,
+    pub(crate) part: ByteSpan,
+    pub(crate) freeze: Freeze,
+    /// `None` until it is mounted, and after it was unmounted.
+    volume: Mutex<Option<Volume>>,
+    /// 1 once it is mounted.
+    born: AtomicU32,
+    pub(crate) inodes: Mutex<BTreeMap<u64, Arc<Inode<M>>>>,
+    /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
+    pub(crate) let_go: Mutex<Vec<u64>>,
+    registrations: Mutex<Vec<Registration>>,
+    pub(crate) last_notification: Mutex<Option<NotifyReport>>,
+    pub(crate) faults: Faults,
+}
+
+/// The errors of a DAX device, as ours.
+pub(crate) fn from_dax(error: DaxError) -> FsError {
+    match error {
+        DaxError::NotSupported => FsError::NotSupported,
+        DaxError::NoSuchDevice => FsError::DeviceGone,
+        DaxError::Busy => FsError::Busy,
+        DaxError::Misaligned { .. } | DaxError::OutOfRange { .. } => FsError::Invalid,
+    }
+}
+
+impl<M: Machine> Mounted<M> {
+    /// Mounts the file system and becomes the device's holder.
+    ///
+    /// # Errors
+    /// [`FsError::Busy`] where the device has an owner, [`FsError::DeviceGone`], and those of
+    /// [`mount`](crate::mount::mount).
+    pub fn mount(mm: &Arc<Mm<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
+        let whole = ByteSpan::from_len(0, source.device.size_bytes()).ok_or(FsError::TooSmall)?;
+        let part = source.part.unwrap_or(whole);
+        let fits = part.first().is_multiple_of(PAGE_SIZE) && part.last() <= whole.last();
+        if !fits || part.len_bytes().is_none_or(|len| source.pmem.len_bytes() > len) {
+            return Err(FsError::Invalid);
+        }
+        let mounted = Arc::new(Self {
+            mm: Arc::clone(mm),
+            part,
+            freeze: Freeze::default(),
+            volume: Mutex::new(None),
+            born: AtomicU32::new(0),
+            inodes: Mutex::new(BTreeMap::new()),
+            let_go: Mutex::new(Vec::new()),
+            registrations: Mutex::new(Vec::new()),
+            last_notification: Mutex::new(None),
+            faults: Faults::default(),
+            source,
+        });
+        // First the hold, so that two do not mount one device; a notification that comes now finds nobody at home.
+        mounted.register()?;
+        let log = mounted.source.log.as_ref().map(|(_, pmem)| Arc::clone(pmem));
+        let options = MountOptions { log, ..MountOptions::default() };
+        let volume = mounted.live().and_then(|_live| mount(&mounted.source.pmem, &options));
+        match volume {
+            Ok(volume) => *mounted.volume.lock() = Some(volume),
+            Err(error) => {
+                mounted.unregister();
+                return Err(error);
+            }
+        }
+        mounted.born.store(1, Ordering::Release);
+        Ok(mounted)
+    }
+
+    fn register(self: &Arc<Self>) -> Result<(), FsError> {
+        let weak: Weak<Self> = Arc::downgrade(self);
+        let data: Arc<dyn Holder> = Arc::new(DataHolder { name: self.source.name.clone(), mounted: weak.clone() });
+        let mut registrations = Vec::new();
+        registrations.push(self.source.device.register_holder(Role::Owner, data).map_err(from_dax)?);
+        if let Some((device, _)) = &self.source.log {
+            let log: Arc<dyn Holder> =
+                Arc::new(LogHolder { name: self.source.name.to_string() + "-log", mounted: weak });
+            registrations.push(device.register_holder(Role::Owner, log).map_err(from_dax)?);
+        }
+        *self.registrations.lock() = registrations;
+        Ok(())
+    }
+
+    fn unregister(&self) {
+        // Dropped after the lock is free again.
+        let registrations = core::mem::take(&mut *self.registrations.lock());
+        drop(registrations);
+    }
+
+    /// Its name in messages.
+    pub fn name(&self) -> &str {
+        &self.source.name
+    }
+    /// The world around it.
+    pub fn mm(&self) -> &Arc<Mm<M>> {
+        &self.mm
+    }
+    /// Is it mounted, all of it?
+    pub(crate) fn is_born(&self) -> bool {
+        self.born.load(Ordering::Acquire) == 1
+    }
+    /// Why it was shut down, if it was.
+    pub fn shutdown_reason(&self) -> Option<ShutdownReason> {
+        self.freeze.shutdown()
+    }
+    /// How often the kernel and the user have frozen it.
+    pub fn freeze_holders(&self) -> (u32, u32) {
+        self.freeze.holders()
+    }
+    /// What the latest failure notification met.
+    pub fn last_notification(&self) -> Option<NotifyReport> {
+        self.last_notification.lock().clone()
+    }
+
+    /// Proof that the device is alive.
+    pub(crate) fn live(&self) -> Result<LiveGuard<'_>, FsError> {
+        self.source.device.read_lock().map_err(from_dax)
+    }
+
+    /// The metadata.
+    pub(crate) fn volume<'l>(&'l self, context: &'l Context) -> Result<VolumeGuard<'l>, FsError> {
+        let mut guard = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
+        match &mut *guard {
+            Some(volume) => volume.set_time(self.mm.machine.now_ns()),
+            None => return Err(FsError::ShutDown(ShutdownReason::ForcedUnmount)),
+        }
+        Ok(VolumeGuard(guard))
+    }
+
+    /// Reads under the doors.
+    pub(crate) fn read_with<R>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut Volume) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        self.freeze.check()?;
+        let _live = self.live()?;
+        let result = work(&mut *self.volume(context)?);
+        self.note(&result);
+        result
+    }
+
+    /// Changes under the doors.
+    pub(crate) fn write_with<R>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut Volume) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        let _write = self.begin_write(context)?;
+        self.change_with(context, work)
+    }
+
+    /// As [`write_with`](Self::write_with), for one who has begun to write.
+    pub(crate) fn change_with<R>(
+        &self,
+        context: &Context,
+        work: impl FnOnce(&mut Volume) -> Result<R, FsError>,
+    ) -> Result<R, FsError> {
+        let _live = self.live()?;
+        let mut volume = self.volume(context)?;
+        let result = work(&mut volume);
+        let broken = volume.broken;
+        drop(volume);
+        if let Some(reason) = broken {
+            self.shut_down(reason);
+        }
+        self.note(&result);
+        result
+    }
+
+    /// Damage that was found ends the file system.
+    fn note<R>(&self, result: &Result<R, FsError>) {
+        if let Err(FsError::Damaged(damage)) = result {
+            self.source.host.line(format_args!("fs {}: damaged: {damage}", self.name()));
+            self.shut_down(ShutdownReason::Corrupt);
+        }
+    }
+
+    /// Begins a change; no freeze completes until the guard is dropped. Waits for a thaw.
+    ///
+    /// # Errors
+    /// [`FsError::ShutDown`].
+    pub fn begin_write(&self, context: &Context) -> Result<WriteGuard<'_>, FsError> {
+        self.freeze.write(context, &self.mm.machine)
+    }
+
+    /// Stops the file system for good: every later operation fails with the reason, every later fault is a SIGBUS.
+    pub fn shut_down(&self, reason: ShutdownReason) {
+        if self.freeze.shut_down(reason) {
+            self.source.host.line(format_args!("fs {}: shut down: {reason}", self.name()));
+        }
+    }
+
+    // ---- freezing ----
+
+    /// Freezes: when it returns no change is under way, and the medium is as after an unmount.
+    ///
+    /// # Errors
+    /// [`FsError::Busy`] where a change under way did not end in time: it is not frozen then. Others come from bringing
+    /// the medium to rest: it is frozen all the same, and to be thawed.
+    pub fn freeze(&self, holder: FreezeHolder) -> Result<(), FreezeError> {
+        let first = self
+            .freeze
+            .freeze(holder, &self.mm.machine, self.source.freeze_timeout_ns)
+            .map_err(FreezeError::NotFrozen)?;
+        if first && self.freeze.shutdown().is_none() {
+            let context = Context::new();
+            let rest = self.live().and_then(|_live| self.volume(&context)?.quiesce());
+            rest.map_err(FreezeError::NotAtRest)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one freeze of `holder` back.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] where `holder` has not frozen it; those of the medium.
+    pub fn thaw(&self, holder: FreezeHolder) -> Result<(), FsError> {
+        let mut resumed = Ok(());
+        if self.freeze.is_last(holder) && self.freeze.shutdown().is_none() {
+            let context = Context::new();
+            resumed = self.live().and_then(|_live| self.volume(&context)?.resume());
+        }
+        self.freeze.thaw(holder)?;
+        resumed
+    }
+
+    /// Freezes for the time of the guard.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze); where it is frozen but not at rest, the guard comes with the error.
+    pub(crate) fn freeze_for_removal(&self) -> (Option<FrozenForRemoval<'_, M>>, Option<FsError>) {
+        match self.freeze(FreezeHolder::Kernel) {
+            Ok(()) => (Some(FrozenForRemoval { mounted: self }), None),
+            Err(FreezeError::NotAtRest(error)) => (Some(FrozenForRemoval { mounted: self }), Some(error)),
+            Err(FreezeError::NotFrozen(error)) => (None, Some(error)),
+        }
+    }
+
+    // ---- places ----
+
+    /// The frames of a run of a file: as many as lie in a row.
+    pub(crate) fn frames(&self, live: &LiveGuard<'_>, first: u64, nr: u64) -> Result<PfnRange, FsError> {
+        live.direct_access(self.part.first() + first * BLOCK_SIZE, nr * BLOCK_SIZE).map_err(from_dax)
+    }
+
+    /// All frames of the runs, in rows, rising.
+    pub(crate) fn rows(&self, live: &LiveGuard<'_>, runs: &[Piece]) -> Result<Vec<PfnRange>, FsError> {
+        let mut rows = Vec::new();
+        for run in runs {
+            let (mut first, mut left) = (run.physical.ok_or(FsError::Invalid)?, run.len);
+            while left > 0 {
+                let row = self.frames(live, first, left)?;
+                (first, left) = (first + row.nr_pages(), left - row.nr_pages());
+                rows.push(row);
+            }
+        }
+        rows.sort_unstable_by_key(|row| row.start());
+        Ok(rows)
+    }
+
+    // ---- the end ----
+
+    /// Sizes.
+    ///
+    /// # Errors
+    /// [`FsError::ShutDown`], [`FsError::DeviceGone`].
+    pub fn statfs(&self) -> Result<StatFs, FsError> {
+        self.read_with(&Context::new(), |volume| Ok(volume.statfs()))
+    }
+
+    /// Unmounts: lets go of the device. One that was shut down is given up as it is.
+    ///
+    /// # Errors
+    /// [`FsError::Busy`]: a file is open, or a page of it is held. It goes on being mounted then.
+    pub fn unmount(&self, context: &Context) -> Result<(), FsError> {
+        self.reap(context);
+        if self.freeze.shutdown().is_none() {
+            let _write = self.begin_write(context)?;
+            if !context.lock(&self.mm.machine, Rank::Table, &self.inodes).is_empty() {
+                return Err(FsError::Busy);
+            }
+            let _live = self.live()?;
+            let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
+            let all = Piece { logical: 0, len: blocks, physical: Some(0) };
+            let rows = self.rows(&_live, &[all])?;
+            if !self.held_folios(&rows).is_empty() {
+                return Err(FsError::Busy);
+            }
+            let mut volume = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
+            if let Some(volume) = volume.take() {
+                volume.unmount()?;
+            }
+        } else {
+            drop(context.lock(&self.mm.machine, Rank::Volume, &self.volume).take());
+        }
+        self.born.store(0, Ordering::Release);
+        self.freeze.shut_down(ShutdownReason::ForcedUnmount);
+        self.unregister();
+        Ok(())
+    }
+}
+
+/// How a freeze failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreezeError {
+    /// It is not frozen.
+    NotFrozen(FsError),
+    /// It is frozen, and what is on the medium is not at rest: the next mount recovers.
+    NotAtRest(FsError),
+}
+
+/// The metadata, locked.
+pub(crate) struct VolumeGuard<'l>(Ranked<'l, Option<Volume>>);
+
+impl core::ops::Deref for VolumeGuard<'_> {
+    type Target = Volume;
+    fn deref(&self) -> &Volume {
+        match &*self.0 {
+            Some(volume) => volume,
+            None => unreachable!("looked at when the guard was made, and locked since"),
+        }
+    }
+}
+
+impl core::ops::DerefMut for VolumeGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Volume {
+        match &mut *self.0 {
+            Some(volume) => volume,
+            None => unreachable!("looked at when the guard was made, and locked since"),
+        }
+    }
+}
+
+/// Frozen by the kernel because the device leaves. Dropping it thaws, and lifts what a user had frozen: there will be
+/// no device on which a thaw could be asked for.
+pub(crate) struct FrozenForRemoval<'m, M: Machine> {
+    mounted: &'m Mounted<M>,
+}
+
+impl<M: Machine> Drop for FrozenForRemoval<'_, M> {
+    fn drop(&mut self) {
+        let mounted = self.mounted;
+        if let Err(error) = mounted.thaw(FreezeHolder::Kernel) {
+            let name = mounted.name();
+            mounted.source.host.line(format_args!("fs {name}: EMERGENCY: still frozen after notification: {error}"));
+        }
+        let lifts = !mounted.faults.has(Mutant::UserFreezeStays);
+        while lifts && mounted.freeze.holders().1 > 0 && mounted.thaw(FreezeHolder::User).is_ok() {}
+    }
+}

@@ -1,0 +1,142 @@
+//! Deliberate faults, so that the tests can be tested (as `mm::mutant` does for its package).
+//!
+//! The code asks [`Faults::has`] at the one place where the fault would be. Without the feature `mutants` the answer
+//! is the constant `false` and nothing of it is compiled. With it, a file system has the fault that it is mounted with,
+//! or else the one that the environment variable `FS_MUTANT` names, so that one build of the tests runs against every
+//! fault.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A deliberate fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant { $($(#[$doc])* $name,)* }
+        impl Mutant {
+            /// All faults.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            /// The word that switches the fault on.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// No fence between a file's new data and the journal record that makes them part of the file. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    DataNotFenced = "data_not_fenced",
+    /// No fence after the journal record: the operation answers before it is durable. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    CommitNotFenced = "commit_not_fenced",
+    /// The journal record is not written back. Caught by `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    CommitNotWrittenBack = "commit_not_written_back",
+    /// The journal record is written before the new data are on the medium. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    CommitBeforeData = "commit_before_data",
+    /// Structures are changed in place before the record of the change is durable. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    HomeBeforeCommit = "home_before_commit",
+    /// The changes in place are not written back, and yet the journal starts anew. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    HomeNotWrittenBack = "home_not_written_back",
+    /// The journal starts anew without a fence after the changes in place. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    CheckpointNotFenced = "checkpoint_not_fenced",
+    /// Recovery does not look at a record's checksum. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    ChecksumSkipped = "checksum_skipped",
+    /// Recovery takes a record of an older epoch. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    EpochIgnored = "epoch_ignored",
+    /// A file grows over what its last block held beyond the old end. Caught by
+    /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
+    TailNotZeroed = "tail_not_zeroed",
+    /// A metadata block that is freed may be reused for data while the journal still holds changes to it. Caught by
+    /// `crash::sound_recovery_of_what_the_special_cases_do`.
+    FreedMetadataReused = "freed_metadata_reused",
+    /// Recovery does not look at the list of inodes that are to be cut or freed. Caught by
+    /// `crash::sound_recovery_of_what_the_special_cases_do`.
+    PendingForgotten = "pending_forgotten",
+    /// Blocks are freed while their pages are pinned. Caught by
+    /// `layouts::truncate_waits_for_a_transient_pin_and_frees_nothing_meanwhile` and
+    /// `layouts::an_orphan_pin_outlives_its_task_and_the_file_waits_for_it`.
+    PinsNotWaitedFor = "pins_not_waited_for",
+    /// Blocks are freed while their pages are mapped. Caught by
+    /// `layouts::truncate_and_punch_end_all_access_before_they_return`.
+    NotUnmapped = "not_unmapped",
+    /// Nothing is frozen before a removal. Caught by
+    /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
+    RemovalNotFrozen = "removal_not_frozen",
+    /// What a user had frozen stays frozen when the device leaves. Caught by
+    /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
+    UserFreezeStays = "user_freeze_stays",
+    /// Before a removal only the current task is told. Caught by
+    /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
+    OnlyCurrentTold = "only_current_told",
+    /// A removal marks pages as poisoned. Caught by
+    /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
+    PoisonedOnRemoval = "poisoned_on_removal",
+    /// After a removal the file system goes on. Caught by
+    /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
+    RemovalNotShutDown = "removal_not_shut_down",
+    /// Metadata in the range makes a removal a failure. Caught by
+    /// `notify::metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure`.
+    MetadataEndsRemoval = "metadata_ends_removal",
+}
+
+/// The fault that a mounted file system has, if any.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
+}
+
+impl Default for Faults {
+    /// Where faults are compiled: the one that `FS_MUTANT` names.
+    fn default() -> Self {
+        Self {
+            #[cfg(feature = "mutants")]
+            mutant: chosen(),
+        }
+    }
+}
+
+impl Faults {
+    /// None, whatever the environment says.
+    pub const fn none() -> Self {
+        Self {
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+    /// With one fault.
+    #[cfg(feature = "mutants")]
+    pub const fn with(mutant: Mutant) -> Self {
+        Self { mutant: Some(mutant) }
+    }
+    /// Is this fault built in?
+    #[cfg(feature = "mutants")]
+    pub fn has(self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+    /// Is this fault built in? Never, here.
+    #[cfg(not(feature = "mutants"))]
+    #[inline(always)]
+    pub const fn has(self, _mutant: Mutant) -> bool {
+        false
+    }
+}
+
+/// The fault named by `FS_MUTANT`.
+///
+/// # Panics
+/// Where the name is none of ours: a run that tests nothing must not pass for one that does.
+#[cfg(feature = "mutants")]
+fn chosen() -> Option<Mutant> {
+    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let name = std::env::var("FS_MUTANT").ok().filter(|name| !name.is_empty())?;
+        let known = Mutant::ALL.iter().copied().find(|mutant| mutant.name() == name);
+        Some(known.unwrap_or_else(|| panic!("FS_MUTANT={name} names no fault of fs::mutant")))
+    })
+}

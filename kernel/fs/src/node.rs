@@ -1,0 +1,371 @@
+//! An inode in memory: its fields and its extents.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+use mm::rmap::IntervalId;
+use zerocopy::IntoBytes;
+
+use crate::dir::Names;
+use crate::error::FsError;
+use crate::format::{
+    BLOCK_EXTENTS, INLINE_EXTENTS, INODE_DAX, INODE_MAGIC, Kind, MAX_FILE, RawExtent, RawInode, RawMapHead, seal, view,
+};
+use crate::owner::{Owner, ReverseMap};
+use crate::tx::{BlockKind, Store, Tx};
+
+/// Where an extent is written: index in a mapping block, or in the inode where `block` is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Slot {
+    block: u64,
+    index: u16,
+}
+
+/// A run of blocks of a file, by its first block in the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) len: u64,
+    pub(crate) physical: u64,
+    slot: Slot,
+    id: IntervalId,
+}
+
+/// An inode in memory.
+pub(crate) struct Node {
+    pub(crate) ino: u64,
+    pub(crate) kind: Kind,
+    /// What goes to the inode table.
+    pub(crate) raw: RawInode,
+    /// By first block in the file.
+    pub(crate) extents: BTreeMap<u64, Extent>,
+    free_slots: BTreeSet<Slot>,
+    /// Mapping blocks, first to last.
+    chain: Vec<(u64, IntervalId)>,
+    attr: Option<IntervalId>,
+    /// A directory's entries, once they were needed.
+    pub(crate) names: Option<Names>,
+}
+
+/// What changing a node takes.
+pub(crate) struct Change<'c> {
+    pub(crate) store: &'c Store,
+    pub(crate) owners: &'c mut ReverseMap,
+    pub(crate) tx: &'c mut Tx,
+    /// Group in which to look for blocks first.
+    pub(crate) hint: u64,
+}
+
+/// A run of a file that is there, or a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First block in the file.
+    pub logical: u64,
+    /// Blocks.
+    pub len: u64,
+    /// First block of the device; `None`: a hole.
+    pub physical: Option<u64>,
+}
+
+impl Node {
+    /// Reads what belongs to `raw`, and enters it in the reverse map.
+    pub(crate) fn load(store: &Store, owners: &mut ReverseMap, raw: RawInode) -> Result<Self, FsError> {
+        let ino = raw.ino.get();
+        let Some(kind) = Kind::from_u8(raw.kind).filter(|&kind| kind != Kind::Free) else {
+            return Err(FsError::NotFound);
+        };
+        let mut node = Self {
+            ino,
+            kind,
+            raw,
+            extents: BTreeMap::new(),
+            free_slots: BTreeSet::new(),
+            chain: Vec::new(),
+            attr: None,
+            names: None,
+        };
+        match node.load_all(store, owners) {
+            Ok(()) => Ok(node),
+            Err(error) => {
+                node.unload(owners);
+                Err(error)
+            }
+        }
+    }
+
+    fn load_all(&mut self, store: &Store, owners: &mut ReverseMap) -> Result<(), FsError> {
+        let raw = self.raw;
+        for (index, extent) in raw.extents.iter().enumerate() {
+            self.load_extent(store, owners, *extent, Slot { block: 0, index: index as u16 })?;
+        }
+        let mut block = raw.map_head.get();
+        while block != 0 {
+            let seen = self.chain.iter().any(|&(other, _)| other == block);
+            if seen || !store.layout.is_data(block, 1) {
+                return Err(FsError::damaged("chain of mapping blocks of inode", self.ino));
+            }
+            let bytes = store.read(block, BlockKind::Map)?;
+            let head: RawMapHead = view(&bytes[..], "mapping block", block)?;
+            if head.ino.get() != self.ino {
+                return Err(FsError::damaged("mapping block of another inode", block));
+            }
+            self.chain.push((block, owners.insert(block, 1, Owner::Mapping { ino: self.ino })));
+            for index in 0..BLOCK_EXTENTS {
+                let at = size_of::<RawMapHead>() + index * size_of::<RawExtent>();
+                let extent = view(&bytes[at..], "mapping block", block)?;
+                self.load_extent(store, owners, extent, Slot { block, index: index as u16 })?;
+            }
+            block = head.next.get();
+        }
+        let attr = raw.attr_block.get();
+        if attr != 0 {
+            if !store.layout.is_data(attr, 1) {
+                return Err(FsError::damaged("attribute block of inode", self.ino));
+            }
+            self.attr = Some(owners.insert(attr, 1, Owner::Attribute { ino: self.ino }));
+        }
+        let held = self.extents.values().map(|extent| extent.len).sum::<u64>() + self.own_blocks().count() as u64;
+        if raw.size.get() > MAX_FILE {
+            return Err(FsError::damaged("size of inode", self.ino));
+        }
+        if held != raw.blocks.get() {
+            return Err(FsError::damaged("number of blocks of inode", self.ino));
+        }
+        Ok(())
+    }
+
+    fn load_extent(
+        &mut self,
+        store: &Store,
+        owners: &mut ReverseMap,
+        extent: RawExtent,
+        slot: Slot,
+    ) -> Result<(), FsError> {
+        let (logical, len, physical) =
+            (u64::from(extent.logical.get()), u64::from(extent.len.get()), extent.physical.get());
+        if len == 0 {
+            self.free_slots.insert(slot);
+            return Ok(());
+        }
+        // The first part of the table lies where no file's data may.
+        let inside = store.layout.is_data(physical, len)
+            || self.kind == Kind::Table && physical == store.layout.table_start && len <= crate::layout::TABLE_CHUNK;
+        let before = self.extents.range(..=logical).next_back().is_none_or(|(&first, e)| first + e.len <= logical);
+        let after = self.extents.range(logical..).next().is_none_or(|(&first, _)| logical + len <= first);
+        if !inside || !before || !after || logical + len > u64::from(u32::MAX) {
+            return Err(FsError::damaged("extent of inode", self.ino));
+        }
+        let id = owners.insert(physical, len, self.owner(logical));
+        self.extents.insert(logical, Extent { len, physical, slot, id });
+        Ok(())
+    }
+
+    /// Leaves the reverse map.
+    pub(crate) fn unload(&mut self, owners: &mut ReverseMap) {
+        let extents = self.extents.values().map(|extent| extent.id);
+        extents.chain(self.chain.iter().map(|&(_, id)| id)).chain(self.attr).for_each(|id| owners.remove(id));
+        self.extents.clear();
+        self.chain.clear();
+        self.attr = None;
+    }
+
+    fn owner(&self, logical: u64) -> Owner {
+        match self.kind {
+            Kind::Directory => Owner::Directory { ino: self.ino },
+            Kind::Table => Owner::Metadata,
+            Kind::File | Kind::Free => Owner::Data { ino: self.ino, logical },
+        }
+    }
+
+    /// Is it a file that is mapped by DAX?
+    pub(crate) fn is_dax(&self) -> bool {
+        self.kind == Kind::File && self.raw.flags & INODE_DAX != 0
+    }
+
+    /// What is at `logical`: as much of a run or of a hole as lies before `end`.
+    pub(crate) fn piece(&self, logical: u64, end: u64) -> Piece {
+        if let Some((&first, extent)) = self.extents.range(..=logical).next_back()
+            && logical < first + extent.len
+        {
+            let len = (first + extent.len).min(end) - logical;
+            return Piece { logical, len, physical: Some(extent.physical + (logical - first)) };
+        }
+        let next = self.extents.range(logical..).next().map_or(end, |(&first, _)| first.min(end));
+        Piece { logical, len: next - logical, physical: None }
+    }
+
+    /// The runs and holes of `first..end`, rising.
+    pub(crate) fn pieces(&self, first: u64, end: u64) -> impl Iterator<Item = Piece> + '_ {
+        let mut at = first;
+        core::iter::from_fn(move || {
+            (at < end).then(|| {
+                let piece = self.piece(at, end);
+                at += piece.len;
+                piece
+            })
+        })
+    }
+
+    /// One past the last block that the file has.
+    pub(crate) fn end(&self) -> u64 {
+        self.extents.last_key_value().map_or(0, |(&first, extent)| first + extent.len)
+    }
+
+    /// Blocks that the inode holds apart from its extents.
+    pub(crate) fn own_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        let attr = Some(self.raw.attr_block.get()).filter(|&block| block != 0);
+        self.chain.iter().map(|&(block, _)| block).chain(attr)
+    }
+
+    // ---- changes ----
+
+    fn write_slot(&mut self, change: &mut Change<'_>, slot: Slot, extent: RawExtent) -> Result<(), FsError> {
+        change.tx.cost += 96;
+        if slot.block == 0 {
+            self.raw.extents[usize::from(slot.index)] = extent;
+            return Ok(());
+        }
+        let bytes = change.store.image(change.tx, slot.block, BlockKind::Map)?;
+        let at = size_of::<RawMapHead>() + usize::from(slot.index) * size_of::<RawExtent>();
+        bytes[at..at + size_of::<RawExtent>()].copy_from_slice(extent.as_bytes());
+        Ok(())
+    }
+
+    fn set_extent(&mut self, change: &mut Change<'_>, logical: u64, extent: Extent) -> Result<(), FsError> {
+        let raw = RawExtent {
+            logical: (logical as u32).into(),
+            len: (extent.len as u32).into(),
+            physical: extent.physical.into(),
+        };
+        self.write_slot(change, extent.slot, raw)?;
+        self.extents.insert(logical, extent);
+        Ok(())
+    }
+
+    /// A free slot; makes a mapping block where there is none.
+    fn take_slot(&mut self, change: &mut Change<'_>) -> Result<Slot, FsError> {
+        if let Some(slot) = self.free_slots.pop_first() {
+            return Ok(slot);
+        }
+        let block = change.store.take(change.tx, 1, change.hint, false)?.first;
+        let bytes = change.tx.fresh(block, BlockKind::Map);
+        let head = RawMapHead {
+            magic: 0.into(),
+            crc: 0.into(),
+            ino: self.ino.into(),
+            next: self.raw.map_head,
+            reserved: 0.into(),
+        };
+        bytes[..size_of::<RawMapHead>()].copy_from_slice(head.as_bytes());
+        self.raw.map_head = block.into();
+        self.raw.blocks += 1;
+        self.chain.insert(0, (block, change.owners.insert(block, 1, Owner::Mapping { ino: self.ino })));
+        self.free_slots.extend((1..BLOCK_EXTENTS).map(|index| Slot { block, index: index as u16 }));
+        Ok(Slot { block, index: 0 })
+    }
+
+    /// Adds a run where there is a hole. It melts with a run that it continues.
+    pub(crate) fn add(
+        &mut self,
+        change: &mut Change<'_>,
+        logical: u64,
+        physical: u64,
+        len: u64,
+    ) -> Result<(), FsError> {
+        self.raw.blocks += len;
+        let before = self.extents.range(..logical).next_back().map(|(&first, &extent)| (first, extent));
+        if let Some((first, extent)) = before
+            && first + extent.len == logical
+            && extent.physical + extent.len == physical
+        {
+            change.owners.remove(extent.id);
+            let len = extent.len + len;
+            let id = change.owners.insert(extent.physical, len, self.owner(first));
+            return self.set_extent(change, first, Extent { len, id, ..extent });
+        }
+        let slot = self.take_slot(change)?;
+        let id = change.owners.insert(physical, len, self.owner(logical));
+        self.set_extent(change, logical, Extent { len, physical, slot, id })
+    }
+
+    /// Takes the runs of `first..end` out, from the back, until the operation is as large as `budget` allows. The
+    /// blocks become free with the operation. Answers where it stopped: `first` when all is done.
+    pub(crate) fn cut(&mut self, change: &mut Change<'_>, first: u64, end: u64, budget: usize) -> Result<u64, FsError> {
+        let metadata = self.kind != Kind::File;
+        let mut end = end;
+        while let Some((&start, &extent)) = self.extents.range(..end).next_back() {
+            if start + extent.len <= first {
+                break;
+            }
+            if change.tx.cost > budget {
+                return Ok(end);
+            }
+            let (from, to) = (start.max(first), (start + extent.len).min(end));
+            change.owners.remove(extent.id);
+            self.extents.remove(&start);
+            let tail = start + extent.len - to;
+            let mut keep = Some(extent.slot);
+            if start < from {
+                let id = change.owners.insert(extent.physical, from - start, self.owner(start));
+                self.set_extent(change, start, Extent { len: from - start, id, ..extent })?;
+                keep = None;
+            }
+            if tail > 0 {
+                let slot = match keep.take() {
+                    Some(slot) => slot,
+                    None => self.take_slot(change)?,
+                };
+                let physical = extent.physical + (to - start);
+                let id = change.owners.insert(physical, tail, self.owner(to));
+                self.set_extent(change, to, Extent { len: tail, physical, slot, id })?;
+            }
+            if let Some(slot) = keep {
+                self.write_slot(change, slot, RawExtent { logical: 0.into(), len: 0.into(), physical: 0.into() })?;
+                self.free_slots.insert(slot);
+            }
+            change.tx.free(extent.physical + (from - start), to - from, metadata);
+            self.raw.blocks -= to - from;
+            end = from;
+        }
+        if self.extents.is_empty() {
+            self.drop_chain(change);
+        }
+        Ok(first)
+    }
+
+    /// No extent is left: neither are mapping blocks.
+    fn drop_chain(&mut self, change: &mut Change<'_>) {
+        for (block, id) in core::mem::take(&mut self.chain) {
+            change.owners.remove(id);
+            // Changes to it in this very operation are moot, and must not be written.
+            change.tx.images.remove(&block);
+            change.tx.free(block, 1, true);
+            self.raw.blocks -= 1;
+        }
+        self.raw.map_head = 0.into();
+        self.free_slots = (0..INLINE_EXTENTS).map(|index| Slot { block: 0, index: index as u16 }).collect();
+    }
+
+    /// Sets or takes away the attribute block.
+    pub(crate) fn set_attr(&mut self, change: &mut Change<'_>, block: Option<u64>) {
+        if let Some(id) = self.attr.take() {
+            change.owners.remove(id);
+            change.tx.images.remove(&self.raw.attr_block.get());
+            change.tx.free(self.raw.attr_block.get(), 1, true);
+            self.raw.blocks -= 1;
+        }
+        self.raw.attr_block = block.unwrap_or(0).into();
+        if let Some(block) = block {
+            self.attr = Some(change.owners.insert(block, 1, Owner::Attribute { ino: self.ino }));
+            self.raw.blocks += 1;
+        }
+    }
+
+    /// As it is written to the table.
+    pub(crate) fn sealed(&self) -> RawInode {
+        let mut raw = self.raw;
+        raw.magic = INODE_MAGIC.into();
+        raw.ino = self.ino.into();
+        seal(raw.as_mut_bytes(), self.ino);
+        raw
+    }
+}

@@ -1,0 +1,303 @@
+//! The file system as the holder of its device: what it does when the device fails or leaves.
+//!
+//! ```text
+//!  PRE_REMOVE                                   a real failure
+//!  1 freeze (an error is recorded)              -
+//!  2 walk the reverse map over the range        load every inode, then walk
+//!      metadata: skipped                          metadata: asks for a shutdown
+//!      a file: unmap everywhere                   a file: mark the pages, unmap everywhere
+//!  3 one shootdown                              one shootdown
+//!  4 write back what tasks had stored           -
+//!  5 SIGBUS to all who mapped it                SIGBUS to the task that met it
+//!  6 shut down as a forced unmount              shut down as corrupt, where metadata was hit
+//!  7 thaw (also what a user had frozen)         -
+//! ```
+//!
+//! Nothing in the walk ends it: an inode that is not in memory is passed over, an error is recorded. It is a part of a
+//! removal, which cannot fail.
+//!
+//! Linux: `fs/xfs/xfs_notify_failure.c`; `mm/memory-failure.c`, `mf_dax_kill_procs`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use dax::holder::{Holder, NotifyError, NotifyFlags};
+use dax::range::{ByteSpan, clip};
+use mm::addr::Pfn;
+use mm::gather::Gather;
+use mm::machine::Machine;
+use mm::mapping::{Unmapped, unmap_mapping_range};
+use mm::space::SigBusCause;
+use mm::sync::{Arc, Weak};
+
+use crate::error::{FsError, ShutdownReason};
+use crate::format::BLOCK_SIZE;
+use crate::inode::Inode;
+use crate::mounted::Mounted;
+use crate::mutant::Mutant;
+use crate::owner::{Owned, Owner};
+use crate::rank::{Context, Rank};
+
+/// What a notification met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotifyReport {
+    /// Did the device leave, or fail?
+    pub pre_remove: bool,
+    /// Was the file system frozen for the walk?
+    pub frozen: bool,
+    /// Owned runs of blocks that were found.
+    pub extents: u64,
+    /// Of these, the file system's own.
+    pub metadata: u64,
+    /// Runs of files that are not in memory: nobody maps them.
+    pub not_in_memory: u64,
+    /// Runs of files that are not mapped by DAX: nobody is killed for them.
+    pub not_dax: u64,
+    /// Runs whose cached state was dropped.
+    pub invalidated: u64,
+    /// Pages marked as poisoned.
+    pub poisoned: u64,
+    /// Mappings that lost something.
+    pub mappings: u64,
+    /// Of these, those whose tasks were told.
+    pub told: u64,
+    /// Leaves taken out of page tables.
+    pub leaves: u64,
+    /// Rounds of shootdown.
+    pub rounds: u64,
+    /// What went wrong, by step; none of it ended the walk.
+    pub errors: Vec<(&'static str, FsError)>,
+    /// Why the file system is shut down after it.
+    pub shutdown: Option<ShutdownReason>,
+}
+
+impl fmt::Display for NotifyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "pre_remove={} frozen={} extents={} metadata={} not_in_memory={} not_dax={} poisoned={} mappings={} told={} \
+             leaves={} rounds={} errors={}",
+            u8::from(self.pre_remove),
+            u8::from(self.frozen),
+            self.extents,
+            self.metadata,
+            self.not_in_memory,
+            self.not_dax,
+            self.poisoned,
+            self.mappings,
+            self.told,
+            self.leaves,
+            self.rounds,
+            self.errors.len(),
+        )
+    }
+}
+
+/// Holds the device of the data.
+pub(crate) struct DataHolder<M: Machine> {
+    pub(crate) name: String,
+    pub(crate) mounted: Weak<Mounted<M>>,
+}
+
+impl<M: Machine> Holder for DataHolder<M> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn notify_failure(&self, offset: u64, len: u64, flags: NotifyFlags) -> Result<(), NotifyError> {
+        match self.mounted.upgrade() {
+            Some(mounted) => mounted.notify_failure(offset, len, flags),
+            // It is being let go of: there is nothing that could be lost.
+            None => Ok(()),
+        }
+    }
+}
+
+/// Holds the device of the journal.
+pub(crate) struct LogHolder<M: Machine> {
+    pub(crate) name: String,
+    pub(crate) mounted: Weak<Mounted<M>>,
+}
+
+impl<M: Machine> Holder for LogHolder<M> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn notify_failure(&self, _offset: u64, _len: u64, flags: NotifyFlags) -> Result<(), NotifyError> {
+        let Some(mounted) = self.mounted.upgrade() else { return Ok(()) };
+        if !mounted.is_born() {
+            return Err(NotifyError::Io);
+        }
+        if flags.contains(NotifyFlags::PRE_REMOVE) {
+            return Ok(());
+        }
+        mounted.source.host.line(format_args!("fs {}: the journal's device fails", mounted.name()));
+        mounted.shut_down(ShutdownReason::Corrupt);
+        Err(NotifyError::Corrupted)
+    }
+}
+
+/// A run of a file in memory that is hit.
+struct Hit<M: Machine> {
+    inode: Arc<Inode<M>>,
+    /// Pages of the file.
+    first: u64,
+    end: u64,
+}
+
+impl<M: Machine> Mounted<M> {
+    /// See [`Holder::notify_failure`].
+    pub(crate) fn notify_failure(&self, offset: u64, len: u64, flags: NotifyFlags) -> Result<(), NotifyError> {
+        let context = Context::new();
+        if !self.is_born() {
+            return Err(NotifyError::Io);
+        }
+        let has_map = self.volume(&context).map(|volume| volume.layout().has_reverse_map());
+        if !has_map.map_err(|_| NotifyError::Io)? {
+            return Err(NotifyError::NotSupported);
+        }
+        let span = clip(offset, len, self.part)?.relative_to(self.part).ok_or(NotifyError::NoSuchAddress)?;
+        let pre_remove = flags.contains(NotifyFlags::PRE_REMOVE);
+        let mut report = NotifyReport { pre_remove, ..NotifyReport::default() };
+        // Dropped on every way out of this function, after the shutdown.
+        let mut frozen = None;
+        if pre_remove {
+            self.source.host.line(format_args!("fs {}: the device is about to be removed", self.name()));
+        }
+        if pre_remove && !self.faults.has(Mutant::RemovalNotFrozen) {
+            let (guard, error) = self.freeze_for_removal();
+            report.frozen = guard.is_some();
+            report.errors.extend(error.map(|error| ("freeze", error)));
+            frozen = guard;
+        }
+        self.walk(&context, span, &mut report);
+        let hit = report.metadata > 0 && (!pre_remove || self.faults.has(Mutant::MetadataEndsRemoval));
+        if pre_remove && !self.faults.has(Mutant::RemovalNotShutDown) {
+            self.shut_down(ShutdownReason::ForcedUnmount);
+        } else if hit {
+            self.shut_down(ShutdownReason::Corrupt);
+        }
+        report.shutdown = self.shutdown_reason();
+        self.source.host.line(format_args!("fs {}: notified: {report}", self.name()));
+        for (step, error) in &report.errors {
+            self.source.host.line(format_args!("fs {}: notified: {step}: {error}", self.name()));
+        }
+        *self.last_notification.lock() = Some(report);
+        drop(frozen);
+        if hit { Err(NotifyError::Corrupted) } else { Ok(()) }
+    }
+
+    /// Steps 2 to 5.
+    fn walk(&self, context: &Context, span: ByteSpan, report: &mut NotifyReport) {
+        let (first, end) = (span.first() / BLOCK_SIZE, span.last() / BLOCK_SIZE + 1);
+        let owned = match self.owned(context, first, end, report) {
+            Ok(owned) => owned,
+            Err(error) => return report.errors.push(("reverse map", error)),
+        };
+        let mut hits = Vec::new();
+        for run in owned {
+            report.extents += 1;
+            if run.2.is_metadata() {
+                report.metadata += 1;
+            } else {
+                self.hit(context, run, (first, end), report, &mut hits);
+            }
+        }
+        let mut gather = Gather::new(&self.mm);
+        let mut users: Vec<Unmapped<M>> = Vec::new();
+        for hit in hits.iter().filter(|hit| hit.inode.dax) {
+            users.extend(unmap_mapping_range(&hit.inode.mapping, hit.first, hit.end - hit.first, &mut gather));
+        }
+        // One round for all files and all tasks.
+        gather.shoot_down();
+        for hit in &hits {
+            let stored = hit.inode.untouch(hit.first, hit.end);
+            report.invalidated += 1;
+            // The device still works: what tasks have stored and not synced is saved.
+            if report.pre_remove
+                && let Err(error) = self.write_back_ranges(context, hit.inode.ino, &stored)
+            {
+                report.errors.push(("write back", error));
+            }
+        }
+        let stats = gather.finish();
+        (report.leaves, report.rounds) = (stats.leaves, stats.rounds);
+        self.tell(users, report);
+    }
+
+    /// The owned runs in the range.
+    fn owned(&self, context: &Context, first: u64, end: u64, report: &mut NotifyReport) -> Result<Vec<Owned>, FsError> {
+        let mut volume = self.volume(context)?;
+        if !report.pre_remove {
+            // Whatever owns the block, it may be the file system itself: look at every inode.
+            let bad = volume.load_all();
+            if bad > 0 {
+                report.errors.push(("inodes that cannot be loaded", FsError::damaged("inodes", bad)));
+            }
+        }
+        let mut owned = Vec::new();
+        volume.owners(first, end, |run| owned.push(run));
+        Ok(owned)
+    }
+
+    /// A run of a file's blocks is hit.
+    fn hit(
+        &self,
+        context: &Context,
+        (start, stop, owner): Owned,
+        (first, end): (u64, u64),
+        report: &mut NotifyReport,
+        hits: &mut Vec<Hit<M>>,
+    ) {
+        let Owner::Data { ino, logical } = owner else { return };
+        let (from, to) = (start.max(first), stop.min(end));
+        if !report.pre_remove || self.faults.has(Mutant::PoisonedOnRemoval) {
+            report.poisoned += self.poison(from, to - from, report);
+        }
+        let inode = context.lock(&self.mm.machine, Rank::Table, &self.inodes).get(&ino).cloned();
+        let Some(inode) = inode else {
+            report.not_in_memory += 1;
+            return;
+        };
+        report.not_dax += u64::from(!inode.dax);
+        hits.push(Hit { inode, first: logical + (from - start), end: logical + (to - start) });
+    }
+
+    /// Marks the pages of these blocks; answers how many.
+    fn poison(&self, first: u64, nr: u64, report: &mut NotifyReport) -> u64 {
+        let mark = || -> Result<u64, FsError> {
+            let live = self.live()?;
+            let (mut at, mut marked) = (first, 0);
+            while at < first + nr {
+                let row = self.frames(&live, at, first + nr - at)?;
+                for pfn in (row.start().as_u64()..row.end().as_u64()).map(Pfn::new) {
+                    marked += u64::from(self.source.device.pagemap().poison(pfn));
+                    if let Some(folio) = self.mm.meta.get_live(pfn) {
+                        folio.page.set_poisoned(true);
+                        self.mm.meta.put(pfn, 1);
+                    }
+                }
+                at += row.nr_pages();
+            }
+            Ok(marked)
+        };
+        mark().unwrap_or_else(|error| {
+            report.errors.push(("poison", error));
+            0
+        })
+    }
+
+    /// Step 5: all tasks that mapped it, or the one that met the failure.
+    fn tell(&self, users: Vec<Unmapped<M>>, report: &mut NotifyReport) {
+        let current = self.source.host.current_space();
+        let cause = if report.pre_remove { SigBusCause::DeviceGone } else { SigBusCause::Poisoned };
+        for Unmapped { space, range } in users {
+            report.mappings += 1;
+            let all = report.pre_remove && !self.faults.has(Mutant::OnlyCurrentTold);
+            if all || current == Some(space.id()) {
+                report.told += 1;
+                self.source.host.lost(&space, range, cause);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Who holds which lock, and whether it may wait: passed along as a value.
+//!
+//! | rank | lock | may wait for pins, a thaw or an eviction while holding it? |
+//! |---|---|---|
+//! | 1 space | an address space, held by the caller of a fault | no |
+//! | 2 inode | an inode: its size and its blocks | **no**: the holder of a pin may need it to give the pin back |
+//! | 3 table | the inodes in memory | no |
+//! | 4 volume | the file system's metadata | no |
+//! | 5 leaf | an inode's gate, the list of inodes let go | no |
+//!
+//! Locks are taken in rising order. A [`Context`] knows what its task holds; waiting asks it first. In debug builds a
+//! lock out of rank and a wait at the wrong time stop the kernel with a message (invariant 9 of the design); release
+//! builds only count on it.
+
+use core::cell::Cell;
+use core::ops::{Deref, DerefMut};
+
+use mm::machine::Machine;
+use mm::sync::{Mutex, MutexGuard};
+
+/// Rank of a lock; taken in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Rank {
+    /// An address space.
+    Space = 1,
+    /// An inode.
+    Inode = 2,
+    /// The inodes in memory.
+    Table = 3,
+    /// Metadata.
+    Volume = 4,
+    /// Small things that are held for a few instructions.
+    Leaf = 5,
+}
+
+/// In whose name something is done, and what that task holds.
+#[derive(Debug, Default)]
+pub struct Context {
+    /// Bit n: a lock of rank n.
+    held: Cell<u8>,
+    reclaim: bool,
+}
+
+impl Context {
+    /// A task that holds nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// A task that is looking for memory: it must not wait for a pin, whose holder may be waiting for memory.
+    pub fn reclaim() -> Self {
+        Self { held: Cell::new(0), reclaim: true }
+    }
+    /// A task that faults: its address space is locked.
+    pub fn fault() -> Self {
+        Self { held: Cell::new(1 << Rank::Space as u8), reclaim: false }
+    }
+    /// Is this a task that looks for memory?
+    pub fn is_reclaim(&self) -> bool {
+        self.reclaim
+    }
+
+    /// The task is about to wait for `what`, perhaps for long.
+    ///
+    /// # Panics
+    /// In debug builds, while memory is being reclaimed or with a lock held.
+    #[track_caller]
+    pub fn may_wait(&self, what: &str) {
+        debug_assert!(!self.reclaim, "waits for {what} while memory is being reclaimed");
+        debug_assert!(self.held.get() == 0, "waits for {what} with locks of ranks {:#b} held", self.held.get());
+    }
+
+    /// Takes a lock. Spins with `relax`, so that its holder can run.
+    ///
+    /// # Panics
+    /// In debug builds, where a lock of the same or a higher rank is held.
+    #[track_caller]
+    pub fn lock<'l, T, M: Machine>(&'l self, machine: &M, rank: Rank, lock: &'l Mutex<T>) -> Ranked<'l, T> {
+        let bit = 1 << rank as u8;
+        debug_assert!(self.held.get() < bit, "takes a lock of rank {rank:?} while it holds {:#b}", self.held.get());
+        loop {
+            if let Some(guard) = lock.try_lock() {
+                self.held.set(self.held.get() | bit);
+                return Ranked { guard, context: self, bit };
+            }
+            machine.relax();
+        }
+    }
+}
+
+/// A lock that is held.
+pub struct Ranked<'l, T> {
+    guard: MutexGuard<'l, T>,
+    context: &'l Context,
+    bit: u8,
+}
+
+impl<T> Deref for Ranked<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for Ranked<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+impl<T> Drop for Ranked<'_, T> {
+    fn drop(&mut self) {
+        self.context.held.set(self.context.held.get() & !self.bit);
+    }
+}

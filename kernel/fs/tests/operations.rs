@@ -1,0 +1,260 @@
+//! Operations against the plain model, and each on its own.
+
+mod common;
+
+use common::{Model, Op, apply, assert_clean, difference, mounted, new_fs, pmem, random_op, read_all};
+use fs::error::FsError;
+use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, ROOT_INO};
+use fs::mount::{MakeOptions, MountOptions, make, mount};
+use fs::sim::{Random, SimPmem};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+fn exact(_: &[u8], _: usize, _: u8) -> bool {
+    false
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Random operations: the same answers as the model's, the same contents, also after a mount; the checker is
+    /// content.
+    #[test]
+    fn random_operations_agree_with_the_model(seed: u64, nr in 1_usize..120) {
+        let sim = new_fs(640);
+        let (mut volume, mut model, mut random) = (mounted(&sim), Model::default(), Random::new(seed));
+        for _ in 0..nr {
+            let op = random_op(&mut random, 60 * BLOCK_SIZE);
+            let mut tried = model.clone();
+            let want = tried.apply(&op);
+            match apply(&mut volume, &op) {
+                Err(FsError::NoSpace) => {
+                    // What a long write had done when space ran out stays; the model starts from there.
+                    model = read_all(&mut volume).unwrap();
+                }
+                got => {
+                    // Where two things are wrong with two names, either may be said.
+                    if !matches!(op, Op::Rename(..) | Op::Link(..)) || got.is_ok() || want.is_ok() {
+                        prop_assert_eq!(got, want, "{:?}", op);
+                    }
+                    if want.is_ok() {
+                        model = tried;
+                    }
+                }
+            }
+        }
+        let got = read_all(&mut volume).unwrap();
+        prop_assert_eq!(difference(&got, &model, &exact), None);
+        volume.unmount().unwrap();
+        assert_clean(&sim);
+        let mut again = mounted(&sim);
+        prop_assert_eq!(difference(&read_all(&mut again).unwrap(), &model, &exact), None);
+        prop_assert_eq!(again.nr_mounts(), Ok(2));
+        // Everything can be taken away again, and then everything is free.
+        let before = mounted(&new_fs(640)).statfs().free_blocks;
+        let mut paths: Vec<_> = model.paths.keys().cloned().collect();
+        paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        for path in paths {
+            let op = if model.paths[&path] == common::Thing::Dir { Op::Rmdir(path) } else { Op::Unlink(path) };
+            apply(&mut again, &op).unwrap();
+        }
+        let root = again.stat(ROOT_INO).unwrap().blocks;
+        prop_assert_eq!(again.statfs().free_blocks + root + (again.stat(1).unwrap().blocks - 4), before);
+        drop(again);
+        assert_clean(&sim);
+    }
+}
+
+#[test]
+fn a_four_kilobyte_append_takes_two_fences_and_few_lines() {
+    let sim = new_fs(1024);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"log", true).unwrap();
+    volume.write(ino, 0, &[1; 4096]).unwrap();
+    let before = sim.stats();
+    volume.write(ino, 4096, &[2; 4096]).unwrap();
+    let after = sim.stats();
+    let (fences, lines) = (after.fences - before.fences, after.lines - before.lines);
+    println!("4 KiB append, durable: {fences} fences, {lines} lines written back (64 of them data)");
+    assert_eq!(fences, 2);
+    assert!(lines <= 64 + 24, "{lines} lines");
+}
+
+#[test]
+fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
+    let sim = new_fs(16 * 1024);
+    let mut volume = mounted(&sim);
+    let mut random = Random::new(7);
+    // Small files come and go first.
+    let small: Vec<_> = (0..300).map(|nr| format!("small{nr}").into_bytes()).collect();
+    for name in &small {
+        let ino = volume.create(ROOT_INO, name, true).unwrap();
+        volume.write(ino, 0, &vec![1; (1 + random.below(20)) as usize * 1000]).unwrap();
+    }
+    for name in small.iter().step_by(2) {
+        let gone = volume.unlink(ROOT_INO, name).unwrap().unwrap();
+        volume.free(gone).unwrap();
+    }
+    let ino = volume.create(ROOT_INO, b"large", true).unwrap();
+    volume.write(ino, 0, &vec![3; 12 << 20]).unwrap();
+    let runs = volume.runs(ino, 0, u64::MAX).unwrap();
+    for run in &runs {
+        assert_eq!((run.logical ^ run.physical.unwrap()) % HUGE_BLOCKS, 0, "{runs:?}");
+    }
+    // Written in small pieces it comes out the same.
+    let ino = volume.create(ROOT_INO, b"grown", true).unwrap();
+    for piece in 0..(8 << 20) / 16384 {
+        volume.write(ino, piece * 16384, &[4; 16384]).unwrap();
+    }
+    let runs = volume.runs(ino, HUGE_BLOCKS, u64::MAX).unwrap();
+    assert!(runs.len() <= 2 && (runs[0].logical ^ runs[0].physical.unwrap()).is_multiple_of(HUGE_BLOCKS), "{runs:?}");
+    drop(volume);
+    assert_clean(&sim);
+}
+
+#[test]
+fn a_mount_of_a_clean_file_system_does_not_depend_on_the_size() {
+    let cost = |blocks: u64| {
+        let sim = new_fs(blocks);
+        mounted(&sim).unmount().unwrap();
+        let before = sim.stats();
+        let volume = mounted(&sim);
+        assert!(volume.nr_owned_runs() < 8);
+        let after = sim.stats();
+        (after.stores - before.stores, after.lines - before.lines, after.fences - before.fences)
+    };
+    assert_eq!(cost(1024), cost(100 * 1024));
+}
+
+#[test]
+fn attributes_are_kept_and_replaced_and_go_with_the_file() {
+    let sim = new_fs(512);
+    let mut volume = mounted(&sim);
+    let free = volume.statfs().free_blocks;
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    let with_dir = volume.statfs().free_blocks;
+    volume.set_attributes(ino, b"colour=red").unwrap();
+    volume.set_attributes(ino, &[7; fs::format::MAX_ATTR]).unwrap();
+    assert_eq!(volume.set_attributes(ino, &[7; fs::format::MAX_ATTR + 1]), Err(FsError::TooLarge));
+    volume.unmount().unwrap();
+    let mut volume = mounted(&sim);
+    assert_eq!(volume.attributes(ino).unwrap(), [7; fs::format::MAX_ATTR]);
+    let gone = volume.unlink(ROOT_INO, b"a").unwrap().unwrap();
+    volume.free(gone).unwrap();
+    assert_eq!(volume.statfs().free_blocks, with_dir);
+    assert_eq!(with_dir + 1, free);
+    drop(volume);
+    assert_clean(&sim);
+}
+
+#[test]
+fn a_file_of_many_extents_is_cut_in_steps_and_its_mapping_blocks_go_too() {
+    let sim = new_fs(8192);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"holes", true).unwrap();
+    let free = volume.statfs().free_blocks;
+    for nr in 0..1500 {
+        volume.write(ino, nr * 2 * BLOCK_SIZE, b"x").unwrap();
+    }
+    assert!(volume.stat(ino).unwrap().blocks > 1504, "the extents need mapping blocks");
+    volume.punch(ino, 0, 1000 * BLOCK_SIZE).unwrap();
+    assert_eq!(volume.runs(ino, 0, u64::MAX).unwrap().len(), 1000);
+    volume.truncate(ino, 10).unwrap();
+    assert_eq!((volume.stat(ino).unwrap().blocks, volume.statfs().free_blocks), (0, free));
+    drop(volume);
+    assert_clean(&sim);
+}
+
+#[test]
+fn no_space_is_an_error_and_nothing_is_lost() {
+    let sim = new_fs(256);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"big", true).unwrap();
+    assert_eq!(volume.write(ino, 0, &vec![1; 300 * 4096]), Err(FsError::NoSpace));
+    while volume.create(ROOT_INO, format!("{}", volume.statfs().free_blocks).as_bytes(), true).is_ok() {
+        let size = volume.stat(ino).unwrap().size;
+        if volume.write(ino, size, &[2; 4096]).is_err() {
+            break;
+        }
+    }
+    assert_eq!(volume.mkdir(ROOT_INO, b"dir").and_then(|dir| volume.create(dir, b"x", true)), Err(FsError::NoSpace));
+    drop(volume);
+    assert_clean(&sim);
+}
+
+#[test]
+fn names_that_are_none_are_refused() {
+    let sim = new_fs(256);
+    let mut volume = mounted(&sim);
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+        assert_eq!(volume.create(ROOT_INO, name, true), Err(FsError::BadName));
+    }
+    volume.create(ROOT_INO, &[b'x'; 255], true).unwrap();
+    assert_eq!(volume.create(99, b"a", true), Err(FsError::NotFound));
+    assert_eq!(volume.lookup(ROOT_INO, b"a"), Err(FsError::NotFound));
+}
+
+#[test]
+fn the_copy_of_the_superblock_serves_where_the_first_is_damaged() {
+    let sim = new_fs(256);
+    let mut bytes = sim.bytes();
+    bytes[30] ^= 1;
+    let sim = Arc::new(SimPmem::from_bytes(bytes.clone()));
+    mounted(&sim).unmount().unwrap();
+    assert!(!fs::check::check(&pmem(&sim), None).is_clean(), "the checker says that one is damaged");
+    bytes[255 * 4096 + 30] ^= 1;
+    let sim = Arc::new(SimPmem::from_bytes(bytes));
+    assert!(matches!(mount(&pmem(&sim), &MountOptions::default()), Err(FsError::Damaged(_))));
+}
+
+#[test]
+fn an_external_journal_is_needed_where_it_was_made_with_one() {
+    let (sim, log) = (Arc::new(SimPmem::new(1 << 20)), Arc::new(SimPmem::new(1 << 18)));
+    let options = MakeOptions { uuid: [9; 16], log: Some(pmem(&log)), ..MakeOptions::default() };
+    make(&pmem(&sim), &options).unwrap();
+    assert_eq!(mount(&pmem(&sim), &MountOptions::default()).err(), Some(FsError::NotSupported));
+    let options = MountOptions { log: Some(pmem(&log)), ..MountOptions::default() };
+    let mut volume = mount(&pmem(&sim), &options).unwrap();
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    volume.write(ino, 0, b"hello").unwrap();
+    drop(volume);
+    assert!(fs::check::check(&pmem(&sim), Some(&pmem(&log))).is_clean());
+    let mut volume = mount(&pmem(&sim), &options).unwrap();
+    let mut buf = [0; 5];
+    let ino = volume.resolve(b"/a").unwrap();
+    volume.read(ino, 0, &mut buf).unwrap();
+    assert_eq!(&buf, b"hello");
+}
+
+#[test]
+fn too_small_is_refused() {
+    for len in [0, 4096, 10 * 4096] {
+        let sim = Arc::new(SimPmem::new(len));
+        assert_eq!(make(&pmem(&sim), &MakeOptions::default()).err(), Some(FsError::TooSmall));
+        assert!(mount(&pmem(&sim), &MountOptions::default()).is_err());
+    }
+}
+
+/// The reverse map answers by what is found, not by how much there is.
+#[test]
+fn owners_are_found_in_logarithmic_time() {
+    let sim = new_fs(8192);
+    let mut volume = mounted(&sim);
+    for file in 0..4 {
+        let ino = volume.create(ROOT_INO, format!("{file}").as_bytes(), true).unwrap();
+        for nr in 0..500 {
+            volume.write(ino, nr * 2 * BLOCK_SIZE, b"x").unwrap();
+        }
+    }
+    let runs = volume.nr_owned_runs();
+    assert!(runs > 2000);
+    let ino = volume.lookup(ROOT_INO, b"2").unwrap();
+    for run in volume.runs(ino, 0, u64::MAX).unwrap() {
+        let block = run.physical.unwrap();
+        let mut found = Vec::new();
+        let looks = volume.owners(block, block + 1, |owned| found.push(owned));
+        let owner = fs::owner::Owner::Data { ino, logical: run.logical };
+        assert_eq!(found, [(block, block + run.len, owner)]);
+        assert!(looks <= 2 * runs.ilog2() as usize + 4, "{looks} nodes looked at among {runs}");
+    }
+}

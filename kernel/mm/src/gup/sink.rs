@@ -1,0 +1,122 @@
+//! Where gup puts what it has pinned.
+
+use crate::addr::{Pfn, PfnRange};
+
+/// Where results go: frames one by one, or runs of frames.
+pub trait PinSink {
+    /// Room for at least this many more pages.
+    fn room(&self) -> u64;
+    /// Stores a run of pinned frames; the caller has asked for the room.
+    fn push(&mut self, first: Pfn, nr_pages: u64);
+    /// Stores one pinned frame.
+    #[inline]
+    fn push_one(&mut self, pfn: Pfn) {
+        self.push(pfn, 1);
+    }
+    /// Everything stored so far, so that it can be given back.
+    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64));
+    /// Forgets everything.
+    fn clear(&mut self);
+}
+
+/// Results as an array of frames.
+#[derive(Debug)]
+pub struct PageArray<'a> {
+    pages: &'a mut [Pfn],
+    len: usize,
+}
+
+impl<'a> PageArray<'a> {
+    /// Fills `pages` from the front.
+    pub fn new(pages: &'a mut [Pfn]) -> Self {
+        Self { pages, len: 0 }
+    }
+    /// The frames pinned.
+    pub fn as_slice(&self) -> &[Pfn] {
+        &self.pages[..self.len]
+    }
+}
+
+impl PinSink for PageArray<'_> {
+    #[inline]
+    fn room(&self) -> u64 {
+        // Never more than there are.
+        self.pages.len().wrapping_sub(self.len) as u64
+    }
+    #[inline]
+    fn push(&mut self, first: Pfn, nr_pages: u64) {
+        let room = &mut self.pages[self.len..][..nr_pages as usize];
+        let mut next = first;
+        // By groups, which the compiler does without a loop: two instructions a page. Nothing can wrap, for the frames
+        // exist.
+        const GROUP: usize = 64;
+        let (groups, rest) = room.as_chunks_mut::<GROUP>();
+        for group in groups {
+            for (nth, page) in group.iter_mut().enumerate() {
+                *page = Pfn::new(next.as_u64().wrapping_add(nth as u64));
+            }
+            next = Pfn::new(next.as_u64().wrapping_add(GROUP as u64));
+        }
+        for page in rest {
+            *page = next;
+            next = Pfn::new(next.as_u64().wrapping_add(1));
+        }
+        self.len += nr_pages as usize;
+    }
+    #[inline(always)]
+    fn push_one(&mut self, pfn: Pfn) {
+        self.pages[self.len] = pfn;
+        self.len = self.len.wrapping_add(1);
+    }
+    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
+        self.as_slice().iter().for_each(|&pfn| each(pfn, 1));
+    }
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// Results as runs of frames: the cost does not grow with the pages inside a huge leaf (G6). Frames that follow
+/// each other melt into one run.
+#[derive(Debug)]
+pub struct RangeArray<'a> {
+    ranges: &'a mut [Option<PfnRange>],
+    len: usize,
+}
+
+impl<'a> RangeArray<'a> {
+    /// Fills `ranges` from the front.
+    pub fn new(ranges: &'a mut [Option<PfnRange>]) -> Self {
+        Self { ranges, len: 0 }
+    }
+    /// The runs pinned.
+    pub fn iter(&self) -> impl Iterator<Item = PfnRange> + '_ {
+        self.ranges[..self.len].iter().flatten().copied()
+    }
+}
+
+impl PinSink for RangeArray<'_> {
+    #[inline]
+    fn room(&self) -> u64 {
+        if self.len < self.ranges.len() { u64::MAX } else { 0 }
+    }
+    #[inline]
+    fn push(&mut self, first: Pfn, nr_pages: u64) {
+        if self.len > 0
+            && let Some(last) = &mut self.ranges[self.len - 1]
+            && last.end() == first
+            && let Some(longer) = PfnRange::new(last.start(), last.nr_pages() + nr_pages)
+        {
+            *last = longer;
+            return;
+        }
+        self.ranges[self.len] = PfnRange::new(first, nr_pages);
+        self.len += 1;
+    }
+    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
+        self.iter().for_each(|range| each(range.start(), range.nr_pages()));
+    }
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}

@@ -1,0 +1,102 @@
+//! Taking mappings away while memory is short: fewer at a time, more shootdowns, and nothing is left out.
+//!
+//! The emulated machine lets a number of lists grow and then no more. It stops where a translation outlives what it
+//! translates, so that a place that frees before its shootdown is found too.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::*;
+use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
+use mm::entry::Prot;
+use mm::gather::Gather;
+use mm::ledger::Kind;
+use mm::mapping::unmap_each;
+use mm::space::{Access, AddressSpace};
+use mm::sync::Arc;
+
+/// VMAs in each space: with three spaces more than two batches of the listing.
+const VMAS: u64 = 14;
+const SPACES: u64 = 3;
+
+fn va(vma: u64) -> VirtAddr {
+    VirtAddr::new(BASE.as_u64() + vma * PageSize::Size2M.bytes())
+}
+
+/// Three spaces that map scattered pages of a device, and a second VMA over the same pages in every other place.
+fn spaces(mm: &Arc<World>, device: &Arc<Device>) -> Vec<Arc<Space>> {
+    let space = |nr| {
+        let space = AddressSpace::new(mm, &format!("space {nr}")).expect("an address space");
+        for vma in 0..VMAS {
+            let offset = if vma % 2 == 0 { 5 * vma } else { 5 * (vma - 1) };
+            space.map(va(vma), 2 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), offset).expect("mapped");
+            space.populate(va(vma), PAGE_SIZE, Access::Write).expect("populated");
+        }
+        space
+    };
+    (0..SPACES).map(space).collect()
+}
+
+/// covers: A6 R5
+#[test]
+fn without_memory_everything_goes_all_the_same() {
+    let mut rounds = Vec::new();
+    for growths in 0..64 {
+        let (emu, mm) = world(2);
+        let device = Device::dax_with(&mm, 512, PageSize::Size4K);
+        let before = mm.ledger_snapshot();
+        let spaces = spaces(&mm, &device);
+        device.kill();
+        emu.limit_growth(growths);
+        let mut gather = Gather::new(&mm);
+        let mut found = 0;
+        unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_| found += 1);
+        let stats = gather.finish();
+        let short = !mm::machine::Machine::may_grow(&emu);
+        emu.limit_growth(u64::MAX);
+        assert_eq!((found, stats.leaves), (SPACES * VMAS, SPACES * VMAS), "with {growths} growths");
+        for vma in 0..VMAS {
+            assert!(spaces.iter().all(|space| space.translate(va(vma)).is_none()), "VMA {vma} with {growths} growths");
+        }
+        drop(spaces);
+        let after = mm.ledger_snapshot();
+        let leaks: Vec<_> = after.diff(&before).collect();
+        assert!(leaks.is_empty(), "{leaks:?} with {growths} growths");
+        assert_eq!(after.count(Kind::Folios), 0);
+        rounds.push(stats.rounds);
+        if !short {
+            break;
+        }
+    }
+    println!("rounds of shootdown by the number of lists that could grow: {rounds:?}");
+    assert_eq!(rounds.last(), Some(&1), "with enough memory one round serves all");
+    assert!(rounds.len() > 5 && rounds[0] > 1, "memory was never short: {rounds:?}");
+}
+
+/// A VMA that is cut while the batches are listed is found with both of its halves. covers: R12
+#[test]
+fn a_cut_between_two_batches_hides_nothing() {
+    let (emu, mm) = world(2);
+    let device = Device::dax_with(&mm, 512, PageSize::Size4K);
+    let spaces = spaces(&mm, &device);
+    let late = AddressSpace::new(&mm, "late").expect("an address space");
+    late.map(BASE, 3 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 300).expect("mapped");
+    late.populate(BASE, 3 * PAGE_SIZE, Access::Write).expect("populated");
+    device.kill();
+    emu.limit_growth(0);
+    let mut gather = Gather::new(&mm);
+    let mut found = 0;
+    unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_| {
+        found += 1;
+        if found == 1 {
+            emu.limit_growth(u64::MAX);
+            late.unmap(page(1), PAGE_SIZE).expect("unmapped");
+            emu.limit_growth(0);
+        }
+    });
+    let _ = gather.finish();
+    emu.limit_growth(u64::MAX);
+    assert_eq!(found, SPACES * VMAS + 2);
+    assert!((0..3).all(|nr| late.translate(page(nr)).is_none()));
+    drop(spaces);
+}

@@ -1,0 +1,287 @@
+//! The area at the end of a device where its bad blocks are kept, so that the next boot knows them.
+//!
+//! A device has one only where somebody has made it (`pmem init`): its last 64 KiB, which then belong to no sector and
+//! to no mapping. A device without one is used to its last byte, and forgets.
+//!
+//! # Format
+//! Two copies of 32 KiB. A new list goes over the older copy, so that a power cut in the middle leaves the other one:
+//! the one with the higher sequence number among those whose checksum is right is the list. All numbers are
+//! little-endian.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | `UNPLGBAD` |
+//! | 8 | 4 | version: 1 |
+//! | 12 | 4 | CRC-32C of the other 60 bytes of the header and of the runs |
+//! | 16 | 8 | sequence number |
+//! | 24 | 8 | sectors of the device, without the area |
+//! | 32 | 4 | number of runs, at most 2044 |
+//! | 36 | 4 | 1 where runs were left out because they did not fit |
+//! | 40 | 24 | zero |
+//! | 64 | 16 each | runs: first sector, number of sectors; rising |
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crc::{CRC_32_ISCSI, Crc, Digest};
+use mm::addr::{PAGE_SIZE, PfnRange};
+use mm::sync::{Arc, Mutex};
+
+use super::badblocks::SectorRun;
+use super::block::SECTOR_BYTES;
+use super::guards::DirectMapping;
+use super::memory::{FlushError, MediaError, PmemMemory};
+
+/// Bytes of the area.
+pub const AREA_BYTES: u64 = 64 << 10;
+/// Frames of the area.
+pub const AREA_PAGES: u64 = AREA_BYTES / PAGE_SIZE;
+const COPY_BYTES: u64 = AREA_BYTES / 2;
+const HEADER: usize = 64;
+const RUN_BYTES: usize = 16;
+const MAX_RUNS: usize = (COPY_BYTES as usize - HEADER) / RUN_BYTES;
+const MAGIC: [u8; 8] = *b"UNPLGBAD";
+const VERSION: u32 = 1;
+
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
+
+/// Why an area cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AreaError {
+    /// The last range of the device is no larger than the area.
+    TooSmall {
+        /// Its size in bytes.
+        size_bytes: u64,
+    },
+    /// There is one.
+    Exists,
+    /// There is none.
+    Missing,
+    /// The medium does not take it.
+    Media(MediaError),
+    /// It was written, and nobody confirms that it lasts.
+    NotDurable(FlushError),
+}
+
+impl From<MediaError> for AreaError {
+    fn from(error: MediaError) -> Self {
+        Self::Media(error)
+    }
+}
+
+impl From<FlushError> for AreaError {
+    fn from(error: FlushError) -> Self {
+        Self::NotDurable(error)
+    }
+}
+
+impl fmt::Display for AreaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooSmall { size_bytes } => write!(
+                f,
+                "the device is smaller than its own metadata: {size_bytes} bytes, and the area alone takes {AREA_BYTES}"
+            ),
+            Self::Exists => f.write_str("the device has its area already"),
+            Self::Missing => f.write_str("the device has no area of its own"),
+            Self::Media(error) => write!(f, "the medium fails at byte {:#x} of the range", error.offset_bytes),
+            Self::NotDurable(error) => write!(f, "what was written may not last: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for AreaError {}
+
+/// How the list on the medium stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AreaStatus {
+    /// Number of the last list that was written or read.
+    pub sequence: u64,
+    /// Runs were left out because they did not fit.
+    pub cut: bool,
+    /// The last list could not be written: the medium has an older one.
+    pub stale: bool,
+}
+
+/// The area of one attached device.
+pub struct Area {
+    memory: Arc<dyn PmemMemory>,
+    /// Offset in the mapped range.
+    base_bytes: u64,
+    nr_sectors: u64,
+    status: Mutex<AreaStatus>,
+}
+
+/// What a header says.
+struct Header {
+    sequence: u64,
+    nr_runs: usize,
+    cut: bool,
+    crc: u32,
+}
+
+impl Area {
+    /// The place of the area in a device with these mappings, rising; whether there is one is not said.
+    fn at_end_of(mappings: &[DirectMapping]) -> Result<Self, AreaError> {
+        let bytes = |range: PfnRange| range.nr_pages() * PAGE_SIZE;
+        let last = mappings.last().ok_or(AreaError::TooSmall { size_bytes: 0 })?;
+        let size_bytes = bytes(last.range());
+        if size_bytes <= AREA_BYTES {
+            return Err(AreaError::TooSmall { size_bytes });
+        }
+        let all: u64 = mappings.iter().map(|mapping| bytes(mapping.range())).sum();
+        Ok(Self {
+            memory: Arc::clone(last.memory()),
+            base_bytes: size_bytes - AREA_BYTES,
+            nr_sectors: (all - AREA_BYTES) / SECTOR_BYTES,
+            status: Mutex::default(),
+        })
+    }
+
+    /// The area of a device that has one.
+    pub(super) fn find(mappings: &[DirectMapping]) -> Option<Self> {
+        let area = Self::at_end_of(mappings).ok()?;
+        let (_, header) = area.newest()?;
+        *area.status.lock() = AreaStatus { sequence: header.sequence, cut: header.cut, stale: false };
+        Some(area)
+    }
+
+    /// Makes the area of a device that has none.
+    pub(super) fn create(mappings: &[DirectMapping]) -> Result<(), AreaError> {
+        let area = Self::at_end_of(mappings)?;
+        if area.newest().is_some() {
+            return Err(AreaError::Exists);
+        }
+        area.write(Vec::new)
+    }
+
+    /// Makes an end of the area of a device that has one.
+    pub(super) fn destroy(mappings: &[DirectMapping]) -> Result<(), AreaError> {
+        let area = Self::at_end_of(mappings)?;
+        area.newest().ok_or(AreaError::Missing)?;
+        let zero = [0; 512];
+        for at in (0..AREA_BYTES).step_by(zero.len()) {
+            area.memory.write(area.base_bytes + at, &zero)?;
+        }
+        Ok(area.memory.fence()?)
+    }
+
+    /// How the list on the medium stands.
+    pub fn status(&self) -> AreaStatus {
+        *self.status.lock()
+    }
+
+    /// The copy with the newest list that is whole, and its header.
+    fn newest(&self) -> Option<(u64, Header)> {
+        let whole = |copy| self.check(copy).map(|header| (copy, header));
+        [0, 1].into_iter().filter_map(whole).max_by_key(|(_, header)| header.sequence)
+    }
+
+    /// The header of a copy that is whole.
+    fn check(&self, copy: u64) -> Option<Header> {
+        let (header, mut digest) = self.header(copy)?;
+        self.each_run(copy, header.nr_runs, &mut |bytes| digest.update(bytes)).ok()?;
+        (digest.finalize() == header.crc).then_some(header)
+    }
+
+    /// The header of a copy that looks like one, and the checksum so far.
+    fn header(&self, copy: u64) -> Option<(Header, Digest<'static, u32>)> {
+        let mut bytes = [0; HEADER];
+        self.memory.read(self.base_bytes + copy * COPY_BYTES, &mut bytes).ok()?;
+        let number = |at| u64_at(&bytes, at);
+        let half = |at| number(at) as u32;
+        let nr_runs = half(32) as usize;
+        let ours = bytes[..8] == MAGIC && half(8) == VERSION && number(24) == self.nr_sectors && nr_runs <= MAX_RUNS;
+        let header = Header { sequence: number(16), nr_runs, cut: half(36) & 1 != 0, crc: half(12) };
+        bytes[12..16].fill(0);
+        let mut digest = CRC.digest();
+        digest.update(&bytes);
+        ours.then_some((header, digest))
+    }
+
+    fn each_run(&self, copy: u64, nr_runs: usize, each: &mut dyn FnMut(&[u8])) -> Result<(), MediaError> {
+        let mut bytes = [0; RUN_BYTES];
+        for run in 0..nr_runs {
+            let at = self.base_bytes + copy * COPY_BYTES + (HEADER + run * RUN_BYTES) as u64;
+            self.memory.read(at, &mut bytes)?;
+            each(&bytes);
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every run of the list. A run that is not on the device is passed over.
+    pub(super) fn load(&self, each: &mut dyn FnMut(SectorRun)) {
+        let Some((copy, header)) = self.newest() else { return };
+        // What cannot be read any more is not known: each run stands for itself.
+        let _ = self.each_run(copy, header.nr_runs, &mut |bytes| {
+            let run = SectorRun { first: u64_at(bytes, 0), nr_sectors: u64_at(bytes, 8) };
+            if run.first.checked_add(run.nr_sectors).is_some_and(|end| end <= self.nr_sectors) {
+                each(run);
+            }
+        });
+    }
+
+    /// Writes the list that `runs` gives: asked under the lock, so that an older one never replaces a newer one.
+    /// Durable when it returns; until then the one before it counts.
+    ///
+    /// # Errors
+    /// [`AreaError::Media`], with the offset in the mapped range, or [`AreaError::NotDurable`]; the list before it still
+    /// counts.
+    pub(super) fn write(&self, runs: impl FnOnce() -> Vec<SectorRun>) -> Result<(), AreaError> {
+        let mut status = self.status.lock();
+        let runs = runs();
+        let sequence = status.sequence + 1;
+        let kept = &runs[..runs.len().min(MAX_RUNS)];
+        let cut = kept.len() < runs.len();
+        let written = self.write_copy(sequence, kept, cut);
+        *status = match written {
+            Ok(()) => AreaStatus { sequence, cut, stale: false },
+            Err(_) => AreaStatus { stale: true, ..*status },
+        };
+        written
+    }
+
+    fn write_copy(&self, sequence: u64, runs: &[SectorRun], cut: bool) -> Result<(), AreaError> {
+        let base = self.base_bytes + sequence % 2 * COPY_BYTES;
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(&MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        header[16..24].copy_from_slice(&sequence.to_le_bytes());
+        header[24..32].copy_from_slice(&self.nr_sectors.to_le_bytes());
+        header[32..36].copy_from_slice(&(runs.len() as u32).to_le_bytes());
+        header[36..40].copy_from_slice(&u32::from(cut).to_le_bytes());
+        let mut digest = CRC.digest();
+        digest.update(&header);
+        for (at, run) in runs.iter().enumerate() {
+            let mut bytes = [0; RUN_BYTES];
+            bytes[..8].copy_from_slice(&run.first.to_le_bytes());
+            bytes[8..].copy_from_slice(&run.nr_sectors.to_le_bytes());
+            digest.update(&bytes);
+            self.memory.write(base + (HEADER + at * RUN_BYTES) as u64, &bytes)?;
+        }
+        header[12..16].copy_from_slice(&digest.finalize().to_le_bytes());
+        self.memory.write(base, &header)?;
+        Ok(self.memory.fence()?)
+    }
+}
+
+/// The ranges of a device without its area, which is at the end of the last of them. They are rising, and the last
+/// one is larger than the area.
+pub(super) fn without(ranges: &[PfnRange]) -> Vec<PfnRange> {
+    let mut kept = ranges.to_vec();
+    if let Some(last) = kept.last_mut()
+        && let Some(shorter) = last.nr_pages().checked_sub(AREA_PAGES).and_then(|nr| PfnRange::new(last.start(), nr))
+    {
+        *last = shorter;
+    }
+    kept
+}
+
+/// The eight bytes from `at` on; those beyond the end count as zero.
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    for (to, from) in number.iter_mut().zip(&bytes[at.min(bytes.len())..]) {
+        *to = *from;
+    }
+    u64::from_le_bytes(number)
+}
