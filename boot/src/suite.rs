@@ -25,7 +25,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     lint(&mut tally);
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-Fmm/emu", "--no-fail-fast"]);
-    tally.stage("unit tests: mm, dax, nvdimm", Kind::Tests, full(&mut portable, options.full));
+    tally.stage("unit tests: mm, dax, nvdimm, fs", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
     tally.stage("loom models", Kind::Tests, full(&mut loom(), options.full));
     if options.full {

@@ -93,16 +93,26 @@ fn eight_cpus() {
     with_cpus(8);
 }
 
-/// Deterministic mode is what its name says: two runs print the same bytes.
+/// Deterministic mode is what its name says: two runs print the same bytes. On one CPU, because QEMU 7.2 lets the host's
+/// clock into the turns that several CPUs take: it restarts the clock of those turns in a race with its main loop when
+/// all of them halt, and it sizes its emulated TLBs by the time of day (`tlb_mmu_resize_locked` in accel/tcg/cputlb.c),
+/// so that a stale translation lives for longer or shorter.
 #[test]
 fn deterministic_twice_is_the_same_to_the_byte() {
-    let machine = Machine { deterministic: true, ..machine() };
+    let machine = Machine { smp: 1, deterministic: true, ..machine() };
     let (first, second) = (run(&machine), run(&machine));
-    assert_good(&first);
+    assert_whole_story(&first, 1);
     for (number, (one, other)) in first.console.iter().zip(&second.console).enumerate() {
         assert_eq!(one, other, "line {}", number + 1);
     }
     assert_eq!(first.console.len(), second.console.len());
+}
+
+/// With several CPUs the clock still counts instructions, and the story is the same.
+#[test]
+fn deterministic_on_four_cpus() {
+    let outcome = run(&Machine { deterministic: true, ..machine() });
+    assert_whole_story(&outcome, 4);
 }
 
 /// A 6 TiB device has 1,610,612,736 frames, and goes as fast as a small one.

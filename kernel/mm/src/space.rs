@@ -218,8 +218,8 @@ impl<M: Machine> AddressSpace<M> {
         Ok(gather.finish())
     }
 
-    /// A round that somebody else has issued for this space and not yet synced may cover addresses that we are
-    /// about to hand out again: join it with a full flush of our own.
+    /// A round that somebody else has issued for this space and not yet synced may cover addresses that we are about to
+    /// hand out again, or whose rights we have narrowed: join it with a full flush of our own.
     fn close_open_rounds(&self, gather: &mut Gather<M>) {
         if self.tlb.has_pending() && !gather.has_issued(&self.tlb) {
             gather.issue(&self.tlb, FlushRange::All, true);
@@ -241,6 +241,9 @@ impl<M: Machine> AddressSpace<M> {
             vma.prot = prot;
         }
         self.table().protect(range, prot, &mut gather);
+        // What somebody else has taken out and not yet shot down is out of our table, but not out of the TLBs: a store
+        // through it must not succeed once we have returned.
+        self.close_open_rounds(&mut gather);
         gather.shoot_down();
         drop(vmas);
         Ok(gather.finish())

@@ -351,6 +351,24 @@ fn addresses_are_not_used_again_while_a_round_from_outside_is_open() {
     emu.assert_no_stale();
 }
 
+// covers: G7, R12
+#[test]
+fn rights_are_narrowed_even_while_a_round_from_outside_is_open() {
+    let (emu, mm) = world(2);
+    let device = Device::dax_with(&mm, 64, PageSize::Size4K);
+    let space = space_with(&mm, &device, 4, &[0, 1]);
+    emu.on_cpu(1, || store_to(&space, &emu, page(1), 11).unwrap());
+    emu.on_cpu(0, || {
+        // Page 1 is out of the table but still in the TLB of CPU 1, with the right to store.
+        let mut gather = Gather::new(&mm);
+        unmap_mapping_range(&device.mapping, 1, 1, &mut gather);
+        space.protect(page(1), PAGE_SIZE, Prot::USER_READ).unwrap();
+        assert!(emu.on_cpu(1, || store_to(&space, &emu, page(1), 12)).is_err());
+        gather.finish();
+    });
+    emu.assert_no_stale();
+}
+
 // covers: R2, R12
 #[test]
 fn one_round_serves_all_address_spaces() {

@@ -59,12 +59,12 @@ impl Verdict {
     pub fn print(&self) {
         match self.faults.first() {
             None => {
-                log::info!("verdict: good");
+                log::info!("good");
                 report!("verdict result=good");
             }
             Some(first) => {
                 for fault in &self.faults {
-                    log::error!("verdict: {fault}");
+                    log::error!("{fault}");
                 }
                 report!("verdict result=bad reason={}", first.replace(' ', "-"));
             }

@@ -1,9 +1,11 @@
 //! The lockless walk: steps 1 to 5 of the left column of [`crate::gup`].
 //!
-//! One page is the common case and has a way of its own: a walk, a look-up, one compare-and-swap and two loads. Many pages under one page table go in runs: as long as entries follow each other (the next frame, the same
-//! rights) and their pages lie side by side in one block of metadata, neither rights nor metadata are looked up anew.
-//! A run takes each page's reference and reads its entry again, and reads the entry above once, after the last
-//! reference: that is later than the protocol asks for, so it sees no less.
+//! One page is the common case and has a way of its own: a walk, a look-up, one compare-and-swap and two loads.
+//!
+//! Many pages under one page table go in runs: as long as entries follow each other (the next frame, the same rights)
+//! and their pages lie side by side in one block of metadata, neither rights nor metadata are looked up anew. A run
+//! takes each page's reference and reads its entry again, and reads the entry above once, after the last reference:
+//! that is later than the protocol asks for, so it sees no less.
 
 use super::{GupFlags, PinSink, Request};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PageSize, Pfn, VirtAddr};
@@ -201,8 +203,8 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     }
 
     /// The leaves of the page table that `above` leads to, from `at` on, run by run.
-    #[inline(never)]
-    fn fast_table<S: PinSink>(self, irq: &IrqOff<'_, M>, above: Above<'_>, at: u64, sink: &mut S) -> Step {
+    #[inline(always)]
+    fn fast_table<S: PinSink>(&self, irq: &IrqOff<'_, M>, above: Above<'_>, at: u64, sink: &mut S) -> Step {
         let mut at = at;
         let mut index = VirtAddr::new(at).index(1);
         loop {

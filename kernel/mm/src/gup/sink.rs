@@ -49,7 +49,7 @@ impl PinSink for PageArray<'_> {
         let mut next = first;
         // By groups, which the compiler does without a loop: two instructions a page. Nothing can wrap, for the frames
         // exist.
-        const GROUP: usize = 64;
+        const GROUP: usize = 16;
         let (groups, rest) = room.as_chunks_mut::<GROUP>();
         for group in groups {
             for (nth, page) in group.iter_mut().enumerate() {
