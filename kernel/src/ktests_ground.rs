@@ -153,7 +153,21 @@ fn breakpoint_returns(_: &mut Ctx) -> Result<(), String> {
     Ok(())
 }
 
+/// Waits until nobody else allocates or frees: the tasks of an earlier test are dropped by their own CPUs, a moment
+/// after they were joined.
+fn wait_for_quiet() {
+    let now = || (heap::usage().0, memory::used_frames());
+    let (mut last, mut same) = (now(), 0);
+    while same < 3 {
+        sched::sleep_ns(1_000_000);
+        let next = now();
+        same = if next == last { same + 1 } else { 0 };
+        last = next;
+    }
+}
+
 fn big_blocks_are_frames(_: &mut Ctx) -> Result<(), String> {
+    wait_for_quiet();
     let (heap_before, _) = heap::usage();
     let frames_before = memory::used_frames();
     let big = vec![0x5au8; 1 << 20];
@@ -174,6 +188,7 @@ fn big_blocks_are_frames(_: &mut Ctx) -> Result<(), String> {
 }
 
 fn frames_come_back(_: &mut Ctx) -> Result<(), String> {
+    wait_for_quiet();
     let before = memory::used_frames();
     for order in [0, 3, 9] {
         let pfn = memory::alloc(order).ok_or_else(|| format!("no frames of order {order}"))?;

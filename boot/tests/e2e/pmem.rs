@@ -2,6 +2,7 @@
 
 use crate::support::{assert_good, command, exit, has_line, machine, records, run, shell, start, tail};
 use boot::backing::Nvdimm;
+use boot::guest::Guest;
 use boot::machine::Machine;
 use boot::size::{GIB, MIB, PAGE_BYTES};
 
@@ -40,6 +41,12 @@ fn an_odd_size_is_what_the_guest_sees() {
     assert_eq!(records(&outcome, "nvdimm").iter().find_map(|nvdimm| nvdimm.number("size")), Some(size));
 }
 
+/// Attaches the first NVDIMM's device: the shell of a fresh boot has none.
+fn attach(guest: &mut Guest) {
+    let answer = command(guest, "attach 0");
+    assert!(!answer.iter().any(|line| line.starts_with("error")), "{answer:?}");
+}
+
 #[test]
 fn what_one_boot_wrote_the_next_boot_reads() {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -51,6 +58,7 @@ fn what_one_boot_wrote_the_next_boot_reads() {
     let mut first = start(&machine());
     first.prompt().unwrap_or_else(|error| panic!("{error:#}"));
     command(&mut first, "attach 0");
+    attach(&mut first);
     let answer = command(&mut first, "pmem write 0 4096 hello");
     assert!(!answer.iter().any(|line| line.starts_with("error")), "{answer:?}");
     assert_good(&exit(first));
@@ -58,6 +66,7 @@ fn what_one_boot_wrote_the_next_boot_reads() {
     let mut second = start(&machine());
     second.prompt().unwrap_or_else(|error| panic!("{error:#}"));
     command(&mut second, "attach 0");
+    attach(&mut second);
     let answer = command(&mut second, "pmem read 0 4096 5");
     assert!(answer.iter().any(|line| line.contains("hello")), "{answer:?}");
     // The neighbouring bytes are still those of an empty file: the write went where it was sent.
