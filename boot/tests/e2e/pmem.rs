@@ -57,7 +57,6 @@ fn what_one_boot_wrote_the_next_boot_reads() {
     };
     let mut first = start(&machine());
     first.prompt().unwrap_or_else(|error| panic!("{error:#}"));
-    command(&mut first, "attach 0");
     attach(&mut first);
     let answer = command(&mut first, "pmem write 0 4096 hello");
     assert!(!answer.iter().any(|line| line.starts_with("error")), "{answer:?}");
@@ -65,7 +64,6 @@ fn what_one_boot_wrote_the_next_boot_reads() {
 
     let mut second = start(&machine());
     second.prompt().unwrap_or_else(|error| panic!("{error:#}"));
-    command(&mut second, "attach 0");
     attach(&mut second);
     let answer = command(&mut second, "pmem read 0 4096 5");
     assert!(answer.iter().any(|line| line.contains("hello")), "{answer:?}");
