@@ -93,10 +93,8 @@ fn eight_cpus() {
     with_cpus(8);
 }
 
-/// Deterministic mode is what its name says: two runs print the same bytes. On one CPU, because QEMU 7.2 lets the host's
-/// clock into the turns that several CPUs take: it restarts the clock of those turns in a race with its main loop when
-/// all of them halt, and it sizes its emulated TLBs by the time of day (`tlb_mmu_resize_locked` in accel/tcg/cputlb.c),
-/// so that a stale translation lives for longer or shorter.
+/// Deterministic mode on one CPU is what its name says: two runs print the same bytes. With several CPUs QEMU 7.2 lets
+/// the host's clock into the turns that they take, in ways that docs/testing.md lists as far as they are known.
 #[test]
 fn deterministic_twice_is_the_same_to_the_byte() {
     let machine = Machine { smp: 1, deterministic: true, ..machine() };
