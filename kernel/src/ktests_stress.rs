@@ -443,7 +443,7 @@ fn cycle(device: &Device, plan: Plan, nr: u64) -> Result<Counts, String> {
     }
     let report = removed?;
     no_problems(&report)?;
-    // Each CPU may have been about to map one of its slots anew.
+    // Each CPU may have been about to map one of its slots anew, and was refused: it did not get to another one.
     let fewest = arena.slots.len() - cpus.len() as usize;
     check!(
         report.users.len() >= fewest,

@@ -14,6 +14,7 @@ use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBus
 use mm::world::Mm;
 
 use crate::device::{DaxDevice, DaxError, DaxUse};
+use crate::mutant::Mutant;
 
 /// A DAX device as a file.
 pub struct DevDax<M: Machine> {
@@ -137,12 +138,15 @@ impl<M: Machine> VmOps<M> for File<M> {
         install(FaultTarget { pfn, size: size.min(self.max_leaf) })
     }
 
-    fn may_map(&self, offset_pages: u64, nr_pages: u64) -> Result<(), MapError> {
-        let _live = self.user.read_lock().map_err(|_| MapError::Refused(SigBusCause::DeviceGone))?;
+    fn mmap(&self, offset_pages: u64, nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
+        // Held until the mapping is in the reverse map, for the same reason.
+        let live = self.user.read_lock().map_err(|_| MapError::Refused(SigBusCause::DeviceGone))?;
+        let _live = (!Mutant::MmapUnguarded.is_on()).then_some(live);
         match offset_pages.checked_add(nr_pages) {
-            Some(end) if end <= self.dev.nr_pages => Ok(()),
-            _ => Err(MapError::Refused(SigBusCause::BeyondEnd)),
+            Some(end) if end <= self.dev.nr_pages => insert(),
+            _ => return Err(MapError::Refused(SigBusCause::BeyondEnd)),
         }
+        Ok(())
     }
 
     fn mapping(&self) -> &Arc<Mapping<M>> {

@@ -46,6 +46,9 @@ mutants! {
     /// A reader does not look whether the device is alive. Caught by
     /// `device::kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets` and others.
     DeadLetsReadersIn = "dead_lets_readers_in",
+    /// A mapping is entered into the reverse map without anything that keeps the device alive. Caught by
+    /// `removal::a_mapping_that_is_being_made_is_waited_for_and_found`.
+    MmapUnguarded = "mmap_unguarded",
     /// A removal does not wait for pins. Caught by `removal::waits_for_pins_before_the_metadata_goes`.
     DrainDoesNotWait = "drain_does_not_wait",
     /// Who waits for the end of a removal does not. Caught by `bay::a_second_removal_is_refused_or_waits`.

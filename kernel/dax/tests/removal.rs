@@ -13,10 +13,12 @@ use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::emu::{EmuMachine, Event};
+use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::ledger::Kind;
+use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
-use mm::space::{Access, FaultError, SigBusCause};
+use mm::space::{Access, FaultError, MapError, SigBusCause};
 
 /// The kinds that a device leaves at zero; address spaces and what they map live on.
 const DEVICE_KINDS: [Kind; 7] =
@@ -217,19 +219,19 @@ fn holders_are_told_before_the_device_dies_and_their_answers_are_kept() {
     assert_no_device_left(&mm);
 }
 
-/// covers: N1 R12 G4
-#[test]
-fn a_fault_in_flight_is_waited_for_and_what_it_installs_is_found() {
-    let (emu, mm) = world(3);
-    let attached = attach_one(&mm, 1024);
-    let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 1024);
+/// Starts a removal on CPU 0 when CPU 1 comes to `event`, and holds that it gets no further than to wait for CPU 1.
+/// `work` is what CPU 1 does.
+fn removed_meanwhile(
+    (emu, mm): (&EmuMachine, &Arc<World>),
+    attached: Attached,
+    event: Event,
+    work: impl FnOnce(),
+) -> RemovalReport {
     let device = attached.live.device().clone();
     let steps = Arc::new(Mutex::new(Vec::new()));
     let removal = Arc::new(Mutex::new(None));
-    // In the middle of the fault, as it makes a page table, another CPU removes the device.
-    emu.at(1, Event::AllocTable, 1, {
-        let (emu, mm, device, steps, removal) =
-            (emu.clone(), mm.clone(), device.clone(), steps.clone(), removal.clone());
+    emu.at(1, event, 1, {
+        let (emu, mm, removal) = (emu.clone(), mm.clone(), removal.clone());
         move || {
             let done = steps.clone();
             let background = emu.start(0, move || {
@@ -238,19 +240,52 @@ fn a_fault_in_flight_is_waited_for_and_what_it_installs_is_found() {
                 remove(&mm, attached.target(), Method::Ranged, &mut env)
             });
             assert_eq!(device.state(), State::Dead);
-            assert_eq!(*steps.lock().unwrap(), [Step::StopIo], "went on although a fault was in flight");
+            assert_eq!(*steps.lock().unwrap(), [Step::StopIo], "went on although the device was in use");
             *removal.lock().unwrap() = Some(background);
         }
     });
-    // The fault was there first: it is served. The removal then finds its leaf.
-    emu.on_cpu(1, || task.space().handle_fault(page(5), Access::Write)).unwrap();
+    emu.on_cpu(1, work);
     emu.assert_hooks_ran();
     let background = removal.lock().unwrap().take().unwrap();
     let report = emu.on_cpu(1, || emu.finish(background));
     assert_eq!(fact(&report, Step::KillDax, "readers_waited_for"), 1);
+    report
+}
+
+/// covers: N1 R12 G4
+#[test]
+fn a_fault_in_flight_is_waited_for_and_what_it_installs_is_found() {
+    let (emu, mm) = world(3);
+    let attached = attach_one(&mm, 1024);
+    let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 1024);
+    // In the middle of the fault, as it makes a page table, another CPU removes the device. The fault was there first:
+    // it is served. The removal then finds its leaf.
+    let report = removed_meanwhile((&emu, &mm), attached, Event::AllocTable, || {
+        task.space().handle_fault(page(5), Access::Write).unwrap();
+    });
     assert_eq!(report.cost.zap.leaves, 1);
     assert!(task.store(page(5), 1).is_err());
     emu.assert_no_stale();
+    assert_no_device_left(&mm);
+}
+
+/// covers: R1 R7 R12
+#[test]
+fn a_mapping_that_is_being_made_is_waited_for_and_found() {
+    let (emu, mm) = world(3);
+    let attached = attach_one(&mm, 1024);
+    let file = attached.file(OpenOptions::exactly(PageSize::Size4K));
+    let space = space(&mm, "task1");
+    let report = removed_meanwhile((&emu, &mm), attached, Event::At(Point::MapAdmitted), || {
+        map(&space, &file, 16).unwrap();
+    });
+    let users: Vec<_> = report.users.iter().map(|user| (user.name.as_str(), user.range.nr_pages())).collect();
+    assert_eq!(users, [("task1", 16)], "who was let in before the device died hears of its death");
+    let gone = FaultError::SigBus { addr: page(3), len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
+    assert_eq!(space.handle_fault(page(3), Access::Read), Err(gone));
+    let late = space.map(page(64), PAGE_SIZE, Prot::USER_WRITE, &file, 0);
+    assert_eq!(late, Err(MapError::Refused(SigBusCause::DeviceGone)));
+    drop((file, space));
     assert_no_device_left(&mm);
 }
 

@@ -125,7 +125,7 @@ impl<M: Machine> VmOps<M> for File<M> {
         self.serve(request, install).map_err(|error| Self::sigbus(request, error))?
     }
 
-    fn may_map(&self, _offset_pages: u64, _nr_pages: u64) -> Result<(), MapError> {
+    fn mmap(&self, _offset_pages: u64, _nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
         // Beyond the end may be mapped: the file can grow. What is not there then is a SIGBUS.
         if self.mounted.freeze.check().is_err() {
             return Err(MapError::Refused(SigBusCause::ShutDown));
@@ -133,7 +133,9 @@ impl<M: Machine> VmOps<M> for File<M> {
         if !self.inode.dax {
             return Err(MapError::Refused(SigBusCause::BeyondEnd));
         }
-        self.mounted.live().map(drop).map_err(|_| MapError::Refused(SigBusCause::DeviceGone))
+        let _live = self.mounted.live().map_err(|_| MapError::Refused(SigBusCause::DeviceGone))?;
+        insert();
+        Ok(())
     }
 
     fn mapping(&self) -> &Arc<Mapping<M>> {

@@ -135,6 +135,8 @@ pub enum Point {
     SwitchLoaded,
     /// Who maps a range has been listed, and no address space is locked yet.
     UsersListed,
+    /// A provider has let a range be mapped, and the mapping is not in its reverse map yet.
+    MapAdmitted,
 }
 
 /// Makes room for one more element of `list`, or answers that it must not grow: see [`Machine::may_grow`].

@@ -27,7 +27,7 @@ use crate::addr::{PAGE_SIZE, PageSize, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
 use crate::ledger::Kind;
-use crate::machine::Machine;
+use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -143,13 +143,14 @@ impl<M: Machine> AddressSpace<M> {
             return Err(MapError::Misaligned(align));
         }
         offset_bytes.checked_add(len_bytes).ok_or(MapError::BadRange)?;
-        ops.may_map(offset_pages, range.nr_pages())?;
         let mut vmas = self.write();
         if vmas.first_in(range).is_some() {
             return Err(MapError::Occupied);
         }
-        self.insert(&mut vmas, range, Prot { user: true, ..prot }, ops, offset_pages);
-        Ok(())
+        ops.mmap(offset_pages, range.nr_pages(), &mut || {
+            self.mm.machine.reached(Point::MapAdmitted);
+            self.insert(&mut vmas, range, Prot { user: true, ..prot }, ops, offset_pages);
+        })
     }
 
     fn insert(

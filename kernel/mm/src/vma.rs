@@ -138,11 +138,14 @@ pub trait VmOps<M: Machine>: Send + Sync {
         request: &FaultRequest,
         install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
     ) -> Result<(), FaultError>;
-    /// May `nr_pages` from `offset_pages` on be mapped now?
+    /// Lets `nr_pages` from `offset_pages` on be mapped: calls `insert`, once, while holding whatever guarantees that
+    /// the provider is alive. So a removal finds the mapping in [`mapping`](Self::mapping), or the mapping finds the
+    /// removal and is refused; none comes in between. Called with the address space locked: it must not wait for anything
+    /// that needs one.
     ///
     /// # Errors
-    /// Why not.
-    fn may_map(&self, offset_pages: u64, nr_pages: u64) -> Result<(), MapError>;
+    /// Why not; `insert` has not been called then.
+    fn mmap(&self, offset_pages: u64, nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError>;
     /// The reverse map in which the VMA is to be found.
     fn mapping(&self) -> &Arc<Mapping<M>>;
     /// What the memory is: decides on long-term pins.

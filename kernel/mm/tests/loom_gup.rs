@@ -42,7 +42,8 @@ impl VmOps<LoomMachine> for Identity {
     ) -> Result<(), FaultError> {
         install(FaultTarget { pfn: Pfn::new(request.offset_pages), size: self.leaf })
     }
-    fn may_map(&self, _offset_pages: u64, _nr_pages: u64) -> Result<(), MapError> {
+    fn mmap(&self, _offset_pages: u64, _nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
+        insert();
         Ok(())
     }
     fn mapping(&self) -> &Arc<Mapping<LoomMachine>> {

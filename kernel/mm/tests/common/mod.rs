@@ -148,10 +148,11 @@ impl VmOps<EmuMachine> for Device {
         install(FaultTarget { pfn: self.pfn(request.offset_pages), size })
     }
 
-    fn may_map(&self, _offset_pages: u64, _nr_pages: u64) -> Result<(), MapError> {
+    fn mmap(&self, _offset_pages: u64, _nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
         if self.refuse_maps.load(Ordering::SeqCst) {
             return Err(MapError::Refused(SigBusCause::DeviceGone));
         }
+        insert();
         Ok(())
     }
 
