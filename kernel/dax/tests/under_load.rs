@@ -39,7 +39,7 @@ fn work(mm: &Arc<World>, cpu: usize, dev: &Arc<DevDax<EmuMachine>>, rounds: &Ato
             Err(other) => panic!("CPU {cpu}: {other}"),
         }
         match task.pin(va, 3.min(PAGES - (round * 37 % PAGES)), GupFlags::WRITE) {
-            Ok(runs) => unpin(mm, &runs),
+            Ok(runs) => task.unpin(&runs),
             Err(GupError::SigBus(_, SigBusCause::DeviceGone)) => return,
             Err(other) => panic!("CPU {cpu}: {other}"),
         }

@@ -106,34 +106,45 @@ pub fn load(mm: &World, space: Option<&Arc<Space>>) {
 pub struct Loaded {
     mm: Arc<World>,
     cpu: usize,
-    space: Arc<Space>,
+    /// `None` only while it is dropped.
+    space: Option<Arc<Space>>,
 }
 
 impl Loaded {
     /// A new space with `nr_pages` of `file` mapped at [`BASE`], loaded on `cpu`.
     pub fn new(mm: &Arc<World>, cpu: usize, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64) -> Self {
-        let space = space(mm, &format!("task{cpu}"));
-        map(&space, file, nr_pages).unwrap();
-        mm.machine.on_cpu(cpu, || load(mm, Some(&space)));
-        Self { mm: mm.clone(), cpu, space }
+        let space = mm.machine.on_cpu(cpu, || {
+            let space = space(mm, &format!("task{cpu}"));
+            map(&space, file, nr_pages).unwrap();
+            load(mm, Some(&space));
+            space
+        });
+        Self { mm: mm.clone(), cpu, space: Some(space) }
     }
     pub fn space(&self) -> &Arc<Space> {
-        &self.space
+        self.space.as_ref().unwrap()
     }
     pub fn store(&self, va: VirtAddr, stamp: u64) -> Result<(), FaultError> {
-        self.mm.machine.on_cpu(self.cpu, || store(&self.mm.machine, &self.space, va, stamp))
+        self.mm.machine.on_cpu(self.cpu, || store(&self.mm.machine, self.space(), va, stamp))
     }
     pub fn fetch(&self, va: VirtAddr) -> Result<u64, FaultError> {
-        self.mm.machine.on_cpu(self.cpu, || fetch(&self.mm.machine, &self.space, va))
+        self.mm.machine.on_cpu(self.cpu, || fetch(&self.mm.machine, self.space(), va))
     }
     pub fn pin(&self, va: VirtAddr, nr_pages: u64, flags: GupFlags) -> Result<Vec<PfnRange>, GupError> {
-        self.mm.machine.on_cpu(self.cpu, || pin(&self.space, va, nr_pages, flags))
+        self.mm.machine.on_cpu(self.cpu, || pin(self.space(), va, nr_pages, flags))
+    }
+    pub fn unpin(&self, runs: &[PfnRange]) {
+        self.mm.machine.on_cpu(self.cpu, || unpin(&self.mm, runs));
     }
 }
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        self.mm.machine.on_cpu(self.cpu, || load(&self.mm, None));
+        self.mm.machine.on_cpu(self.cpu, || {
+            load(&self.mm, None);
+            // What it maps is given back on the same CPU.
+            drop(self.space.take());
+        });
     }
 }
 

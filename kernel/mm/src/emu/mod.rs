@@ -35,7 +35,7 @@ mod run;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::cpu::Cpu;
 pub use self::hooks::Event;
@@ -109,8 +109,10 @@ struct Inner {
     clock_ns: AtomicU64,
     /// How many lists may still grow.
     growths: AtomicU64,
-    /// Set by the first broken rule, so that CPUs played by other threads stop too.
-    broken: AtomicBool,
+    /// Token of the thread that broke a rule, so that CPUs played by others stop too; 0: none.
+    broken: AtomicU64,
+    /// Token of the thread that made the machine.
+    maker: u64,
 }
 
 /// A handle on an emulated machine; clones are the same machine.
@@ -142,7 +144,8 @@ impl EmuMachine {
             counters: Counters::default(),
             clock_ns: AtomicU64::new(0),
             growths: AtomicU64::new(u64::MAX),
-            broken: AtomicBool::new(false),
+            broken: AtomicU64::new(0),
+            maker: run::thread_token(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -212,8 +215,8 @@ impl EmuMachine {
     /// A rule of the machine was broken: says so and stops every CPU at its next wait.
     #[track_caller]
     fn broken_rule(&self, what: core::fmt::Arguments<'_>) -> ! {
-        self.inner.broken.store(true, Ordering::SeqCst);
-        panic!("CPU {}: {what}", self.cpu());
+        self.inner.broken.store(run::thread_token(), Ordering::SeqCst);
+        panic!("CPU {}: {what}", run::playing().unwrap_or(0));
     }
 
     /// `table` may be freed: no CPU has it loaded, leads to it, or may be walking in it.
@@ -242,7 +245,7 @@ impl EmuMachine {
 
 impl Machine for EmuMachine {
     fn cpu(&self) -> CpuId {
-        run::current_cpu()
+        self.current_cpu()
     }
 
     fn irq_disable(&self) -> bool {

@@ -23,9 +23,14 @@ fn next_token() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The CPU that this thread plays; 0 where it never said.
-pub(super) fn current_cpu() -> CpuId {
-    PLAYING.with_borrow(|stack| stack.last().copied()).unwrap_or(0)
+/// The CPU that this thread plays.
+pub(super) fn playing() -> Option<CpuId> {
+    PLAYING.with_borrow(|stack| stack.last().copied())
+}
+
+/// What tells this thread from all others.
+pub(super) fn thread_token() -> u64 {
+    TOKEN.with(|token| *token)
 }
 
 /// Plays a CPU until it is dropped.
@@ -62,6 +67,19 @@ impl<R> Background<R> {
 }
 
 impl EmuMachine {
+    /// The CPU that this thread plays; 0 for the thread that made the machine, where it never said. Any other thread
+    /// has to say: it would turn off the interrupts of a CPU that somebody else plays.
+    pub(super) fn current_cpu(&self) -> CpuId {
+        match playing() {
+            Some(cpu) => cpu,
+            None if thread_token() == self.inner.maker || thread::panicking() => 0,
+            None => {
+                self.inner.broken.store(thread_token(), Ordering::SeqCst);
+                panic!("a thread that plays no CPU does what only a CPU can do");
+            }
+        }
+    }
+
     /// Plays CPU `cpu` while `f` runs, waiting first until no other thread plays it.
     ///
     /// # Panics
@@ -69,12 +87,13 @@ impl EmuMachine {
     pub fn on_cpu<R>(&self, cpu: CpuId, f: impl FnOnce() -> R) -> R {
         let mut tries = 0;
         let _playing = loop {
+            // First, so that a thread that works on and on ends as well, not only one that waits.
+            self.stop_if_broken();
             if let Some(playing) = self.try_play(cpu) {
                 break playing;
             }
             tries += 1;
             assert!(tries < MAX_WAITS, "another thread plays CPU {cpu} for ever");
-            self.stop_if_broken();
             thread::yield_now();
         };
         f()
@@ -82,7 +101,7 @@ impl EmuMachine {
 
     fn try_play(&self, cpu: CpuId) -> Option<Playing<'_>> {
         let player = &self.cpu_state(cpu).player;
-        let token = TOKEN.with(|token| *token);
+        let token = thread_token();
         let player = match player.compare_exchange(0, token, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => Some(player),
             Err(owner) if owner == token => None,
@@ -98,8 +117,7 @@ impl EmuMachine {
     /// # Panics
     /// When the caller plays no CPU: others would take it for idle.
     pub fn start<R: Send + 'static>(&self, cpu: CpuId, f: impl FnOnce() -> R + Send + 'static) -> Background<R> {
-        let playing = PLAYING.with_borrow(|stack| !stack.is_empty());
-        assert!(playing, "say which CPU the caller is, by `on_cpu`, before others run beside it");
+        assert!(playing().is_some(), "say which CPU the caller is, by `on_cpu`, before others run beside it");
         let before = self.cpu_state(cpu).waits.load(Ordering::SeqCst);
         let started = Arc::new(AtomicBool::new(false));
         let (emu, flag) = (self.clone(), started.clone());
@@ -133,7 +151,7 @@ impl EmuMachine {
 
     /// Waits for the end of `background`, taking this CPU's interrupts meanwhile.
     pub fn finish<R>(&self, background: Background<R>) -> R {
-        while !background.is_finished() && !self.inner.broken.load(Ordering::SeqCst) {
+        while !background.is_finished() && self.inner.broken.load(Ordering::SeqCst) == 0 {
             self.deliver_others();
             if self.irqs_on() {
                 self.deliver(self.cpu());
@@ -225,7 +243,8 @@ impl EmuMachine {
     }
 
     fn stop_if_broken(&self) {
-        let broken = self.inner.broken.load(Ordering::SeqCst) && !thread::panicking();
-        assert!(!broken, "CPU {} stops: another CPU found a broken rule", self.cpu());
+        let broken_by = self.inner.broken.load(Ordering::SeqCst);
+        let by_other = broken_by != 0 && broken_by != thread_token() && !thread::panicking();
+        assert!(!by_other, "CPU {} stops: another CPU found a broken rule", self.cpu());
     }
 }
