@@ -217,6 +217,17 @@ impl Store {
         Err(FsError::NoSpace)
     }
 
+    /// Takes a whole free area of 2 MiB, starting the search in group `hint`; `None` where there is none.
+    pub(crate) fn take_whole(&self, tx: &mut Tx, hint: u64) -> Result<Option<Run>, FsError> {
+        let groups = self.layout.nr_groups();
+        for group in (0..groups).map(|nr| (hint + nr) % groups) {
+            if let Some(run) = self.take_in(tx, group, HUGE_BLOCKS, true)? {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gives the operation's freed blocks back and brings the bitmaps' checksums up to date: its last step.
     pub(crate) fn settle_space(&self, tx: &mut Tx) -> Result<(), FsError> {
         for freed in core::mem::take(&mut tx.freed) {
