@@ -28,6 +28,7 @@ use mm::gather::Gather;
 use mm::machine::Machine;
 use mm::mapping::unmap_mapping_range;
 use mm::meta::LiveFolio;
+use mm::sync::Ordering;
 
 use crate::error::FsError;
 use crate::freeze::WriteGuard;
@@ -52,12 +53,13 @@ impl<M: Machine> Mounted<M> {
             return held;
         }
         for &row in rows {
-            self.mm.meta.for_each_live_in(row, &mut |folio| {
+            let looks = self.mm.meta.for_each_live_in(row, &mut |folio| {
                 // One that reaches from row to row is met twice.
                 if held.last().is_none_or(|last| last.head != folio.head) {
                     held.push(folio);
                 }
             });
+            self.folio_looks.fetch_add(looks, Ordering::Relaxed);
         }
         held
     }

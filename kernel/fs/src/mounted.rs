@@ -17,7 +17,7 @@ use dax::range::ByteSpan;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtRange};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, SigBusCause};
-use mm::sync::{Arc, AtomicU32, Mutex, Ordering, Weak};
+use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
 use mm::world::Mm;
 
 use crate::error::{FsError, ShutdownReason};
@@ -88,6 +88,8 @@ pub struct Mounted<M: Machine> {
     /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
     pub(crate) let_go: Mutex<Vec<u64>>,
     registrations: Mutex<Vec<Registration>>,
+    /// See [`folio_looks`](Self::folio_looks).
+    pub(crate) folio_looks: AtomicU64,
     pub(crate) last_notification: Mutex<Option<NotifyReport>>,
     pub(crate) faults: Faults,
 }
@@ -124,6 +126,7 @@ impl<M: Machine> Mounted<M> {
             inodes: Mutex::new(BTreeMap::new()),
             let_go: Mutex::new(Vec::new()),
             registrations: Mutex::new(Vec::new()),
+            folio_looks: AtomicU64::new(0),
             last_notification: Mutex::new(None),
             faults: Faults::default(),
             source,
@@ -168,6 +171,10 @@ impl<M: Machine> Mounted<M> {
     pub fn name(&self) -> &str {
         &self.source.name
     }
+    /// The device.
+    pub fn device(&self) -> &Arc<DaxDevice> {
+        &self.source.device
+    }
     /// The world around it.
     pub fn mm(&self) -> &Arc<Mm<M>> {
         &self.mm
@@ -183,6 +190,10 @@ impl<M: Machine> Mounted<M> {
     /// How often the kernel and the user have frozen it.
     pub fn freeze_holders(&self) -> (u32, u32) {
         self.freeze.holders()
+    }
+    /// At how many places of the page metadata it has looked so far, to find out who holds blocks that are to be freed.
+    pub fn folio_looks(&self) -> u64 {
+        self.folio_looks.load(Ordering::Relaxed)
     }
     /// What the latest failure notification met.
     pub fn last_notification(&self) -> Option<NotifyReport> {

@@ -66,21 +66,6 @@ proptest! {
 }
 
 #[test]
-fn a_four_kilobyte_append_takes_two_fences_and_few_lines() {
-    let sim = new_fs(1024);
-    let mut volume = mounted(&sim);
-    let ino = volume.create(ROOT_INO, b"log", true).unwrap();
-    volume.write(ino, 0, &[1; 4096]).unwrap();
-    let before = sim.stats();
-    volume.write(ino, 4096, &[2; 4096]).unwrap();
-    let after = sim.stats();
-    let (fences, lines) = (after.fences - before.fences, after.lines - before.lines);
-    println!("4 KiB append, durable: {fences} fences, {lines} lines written back (64 of them data)");
-    assert_eq!(fences, 2);
-    assert!(lines <= 64 + 24, "{lines} lines");
-}
-
-#[test]
 fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
     let sim = new_fs(16 * 1024);
     let mut volume = mounted(&sim);
@@ -110,20 +95,6 @@ fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
     assert!(runs.len() <= 2 && (runs[0].logical ^ runs[0].physical.unwrap()).is_multiple_of(HUGE_BLOCKS), "{runs:?}");
     drop(volume);
     assert_clean(&sim);
-}
-
-#[test]
-fn a_mount_of_a_clean_file_system_does_not_depend_on_the_size() {
-    let cost = |blocks: u64| {
-        let sim = new_fs(blocks);
-        mounted(&sim).unmount().unwrap();
-        let before = sim.stats();
-        let volume = mounted(&sim);
-        assert!(volume.nr_owned_runs() < 8);
-        let after = sim.stats();
-        (after.stores - before.stores, after.lines - before.lines, after.fences - before.fences)
-    };
-    assert_eq!(cost(1024), cost(100 * 1024));
 }
 
 #[test]
