@@ -63,6 +63,13 @@ pub fn check(pmem: &Arc<dyn Pmem>, log: Option<&Arc<dyn Pmem>>) -> Report {
             return report;
         }
     };
+    if layout.has_external_log() != log.is_some() {
+        report.add(match log {
+            None => "its journal is on another device, which is not given".into(),
+            Some(_) => "its journal is on its own device, and another is given".into(),
+        });
+        return report;
+    }
     for block in [0, layout.copy_block()] {
         match Layout::read_at(&**pmem, block) {
             Ok(copy) if copy == layout => {}

@@ -199,7 +199,10 @@ fn an_external_journal_is_needed_where_it_was_made_with_one() {
 
 #[test]
 fn too_small_is_refused() {
-    for len in [0, 4096, 10 * 4096] {
+    // What the message says.
+    assert!(FsError::TooSmall.to_string().contains("112 KiB"));
+    make(&pmem(&Arc::new(SimPmem::new(112 << 10))), &MakeOptions::default()).unwrap();
+    for len in [0, 4096, 10 * 4096, (112 << 10) - 4096] {
         let sim = Arc::new(SimPmem::new(len));
         assert_eq!(make(&pmem(&sim), &MakeOptions::default()).err(), Some(FsError::TooSmall));
         assert!(mount(&pmem(&sim), &MountOptions::default()).is_err());
