@@ -97,6 +97,60 @@ fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
     assert_clean(&sim);
 }
 
+/// Whole free areas of 2 MiB, and free blocks.
+fn free_areas(volume: &mut fs::volume::Volume) -> (u64, u64) {
+    assert_eq!(volume.load_all(), 0);
+    let blocks = volume.statfs().nr_blocks;
+    let mut used = vec![false; blocks as usize];
+    volume.owners(0, blocks, |(first, end, _)| used[first as usize..end as usize].fill(true));
+    let whole = used.chunks_exact(HUGE_BLOCKS as usize).filter(|area| area.iter().all(|used| !used)).count();
+    (whole as u64, used.iter().filter(|used| !**used).count() as u64)
+}
+
+/// Thousands of small files come, grow and go while the file system is half full: whole areas stay whole, so that a
+/// huge leaf can still be had.
+#[test]
+fn whole_areas_stay_whole_as_the_file_system_ages() {
+    let sim = new_fs(16 * 1024);
+    let mut volume = mounted(&sim);
+    let mut random = Random::new(11);
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut worst = u64::MAX;
+    for nr in 0..4000_u64 {
+        let free = volume.statfs().free_blocks;
+        if free < 8 * 1024 || !names.is_empty() && random.below(3) == 0 {
+            let name = names.swap_remove(random.below(names.len() as u64) as usize);
+            let gone = volume.unlink(ROOT_INO, &name).unwrap().unwrap();
+            volume.free(gone).unwrap();
+        } else if !names.is_empty() && random.below(4) == 0 {
+            let ino = volume.lookup(ROOT_INO, &names[random.below(names.len() as u64) as usize]).unwrap();
+            let size = volume.stat(ino).unwrap().size;
+            volume.write(ino, size, &vec![2; (1 + random.below(40_000)) as usize]).unwrap();
+        } else {
+            let name = format!("{nr}").into_bytes();
+            let ino = volume.create(ROOT_INO, &name, true).unwrap();
+            volume.write(ino, 0, &vec![1; (1 + random.below(100_000)) as usize]).unwrap();
+            names.push(name);
+        }
+        if nr % 500 == 499 {
+            let (whole, free) = free_areas(&mut volume);
+            println!("after {nr}: {free} blocks are free, {whole} whole areas of {} that there could be", free / 512);
+            worst = worst.min(whole * 100 / (free / HUGE_BLOCKS));
+        }
+    }
+    assert!(worst >= 70, "only {worst} % of what is free can be had in whole areas");
+    // A task that maps a large hole gets a huge leaf for each of them.
+    let (whole, _) = free_areas(&mut volume);
+    let ino = volume.create(ROOT_INO, b"large", true).unwrap();
+    volume.truncate(ino, whole * HUGE_BLOCKS * BLOCK_SIZE).unwrap();
+    for area in 0..whole - 1 {
+        let run = volume.map_block(ino, area * HUGE_BLOCKS + 5, true).unwrap();
+        assert!(run.len >= HUGE_BLOCKS && (run.logical ^ run.physical.unwrap()).is_multiple_of(HUGE_BLOCKS), "{run:?}");
+    }
+    drop(volume);
+    assert_clean(&sim);
+}
+
 #[test]
 fn attributes_are_kept_and_replaced_and_go_with_the_file() {
     let sim = new_fs(512);
