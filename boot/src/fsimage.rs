@@ -1,7 +1,8 @@
-//! The job `fs`: makes, checks, lists and dumps a file system in an image file (an NVDIMM's backing file, say), with
-//! the code that the kernel runs. Only `make` writes: everything else works on copies in memory, so that looking at a
+//! The job `fs`: makes, checks, lists and dumps a file system in an image file, with the code that the kernel runs. An
+//! image is an NVDIMM's backing file, as `--pmem-file` takes it: the last 128 KiB are QEMU's, for labels. Only `make` writes: everything else works on copies in memory, so that looking at a
 //! file system that was not unmounted leaves it as it is.
 
+use crate::backing::LABEL_BYTES;
 use crate::size;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -39,7 +40,8 @@ enum Job {
     Make {
         /// The image; made where there is none.
         image: PathBuf,
-        /// Size of the file system; the image becomes at least as large. Without it: the image's.
+        /// Size of the file system; the image becomes at least as large, and 128K more for the NVDIMM's labels. Without
+        /// it: the image's, less the labels.
         #[arg(long, value_parser = size::parse)]
         size: Option<u64>,
         /// A name for people, up to 32 bytes.
@@ -120,7 +122,7 @@ impl Image {
         let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
         let metadata = file.metadata()?;
         ensure!(!metadata.is_dir(), "{} is a directory, not an image file", path.display());
-        Ok(Self { file, len: metadata.len() })
+        Ok(Self { file, len: metadata.len().saturating_sub(LABEL_BYTES) })
     }
 }
 
@@ -149,7 +151,10 @@ fn make_image(path: &Path, size: Option<u64>, label: &str, log: Option<&Path>, o
     let mut image = Image::open(path, true, size.is_some())?;
     if let Some(size) = size {
         if image.len < size {
-            image.file.set_len(size).with_context(|| format!("{} cannot be made larger", path.display()))?;
+            image
+                .file
+                .set_len(size + LABEL_BYTES)
+                .with_context(|| format!("{} cannot be made larger", path.display()))?;
         }
         image.len = size;
     }
@@ -263,6 +268,8 @@ mod tests {
         let image = dir.path().join("image");
         let made = output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".into() });
         assert!(made.1.ends_with("2048 blocks of 4096 bytes\n"));
+        // The NVDIMM that QEMU makes of it is exactly as large.
+        assert_eq!(crate::backing::Nvdimm::kept(&image, None, 0).unwrap().size_bytes, 8 << 20);
         // As a guest leaves it that was killed: mounted, with a file.
         let pmem: Arc<dyn Pmem> = Arc::new(Image::open(&image, true, false).unwrap());
         let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
@@ -289,7 +296,7 @@ mod tests {
     fn a_journal_in_another_image_is_needed_wherever_the_file_system_is() {
         let dir = tempfile::tempdir().unwrap();
         let [image, log] = ["image", "log"].map(|name| dir.path().join(name));
-        std::fs::write(&log, [0; 1 << 18]).unwrap();
+        std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
         let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: String::new() };
         output_with(&make, Some(&log));
         assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);

@@ -16,6 +16,8 @@ mod console;
 mod demo;
 mod devices;
 mod exit;
+mod fs_device;
+mod fsload;
 mod fwcfg;
 mod heap;
 mod image;
