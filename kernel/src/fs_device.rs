@@ -70,7 +70,7 @@ impl Pmem for DeviceMemory {
         self.parts(offset, bytes.len(), &mut |to, part| {
             let from = &bytes[part];
             match <[u8; 8]>::try_from(from) {
-                Ok(word) if offset % 8 == 0 => {
+                Ok(word) if offset.is_multiple_of(8) => {
                     // SAFETY: mapped bytes of the device, aligned, and device memory belongs to no Rust object. One
                     // store, because whoever recovers relies on the word being old or new.
                     unsafe { AtomicU64::from_ptr(to.cast()) }.store(u64::from_le_bytes(word), Ordering::Relaxed);
