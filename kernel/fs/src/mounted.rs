@@ -29,7 +29,7 @@ use crate::mutant::{Faults, Mutant};
 use crate::node::Piece;
 use crate::notify::{DataHolder, LogHolder, NotifyReport};
 use crate::pmem::Pmem;
-use crate::rank::{Context, Rank, Ranked};
+use crate::rank::{Context, Rank, Ranked, RankedLock};
 use crate::volume::{StatFs, Volume};
 
 /// What the file system needs of the kernel around it.
@@ -81,10 +81,10 @@ pub struct Mounted<M: Machine> {
     pub(crate) part: ByteSpan,
     pub(crate) freeze: Freeze,
     /// `None` until it is mounted, and after it was unmounted.
-    volume: Mutex<Option<Volume>>,
+    volume: RankedLock<Option<Volume>>,
     /// 1 once it is mounted.
     born: AtomicU32,
-    pub(crate) inodes: Mutex<BTreeMap<u64, Arc<Inode<M>>>>,
+    pub(crate) inodes: RankedLock<BTreeMap<u64, Arc<Inode<M>>>>,
     /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
     pub(crate) let_go: Mutex<Vec<u64>>,
     registrations: Mutex<Vec<Registration>>,
@@ -121,9 +121,9 @@ impl<M: Machine> Mounted<M> {
             mm: Arc::clone(mm),
             part,
             freeze: Freeze::default(),
-            volume: Mutex::new(None),
+            volume: RankedLock::new(None),
             born: AtomicU32::new(0),
-            inodes: Mutex::new(BTreeMap::new()),
+            inodes: RankedLock::new(BTreeMap::new()),
             let_go: Mutex::new(Vec::new()),
             registrations: Mutex::new(Vec::new()),
             folio_looks: AtomicU64::new(0),
@@ -137,7 +137,7 @@ impl<M: Machine> Mounted<M> {
         let options = MountOptions { log, ..MountOptions::default() };
         let volume = mounted.live_both().and_then(|_live| mount(&mounted.source.pmem, &options));
         match volume {
-            Ok(volume) => *mounted.volume.lock() = Some(volume),
+            Ok(volume) => mounted.volume.set(Some(volume)),
             Err(error) => {
                 mounted.unregister();
                 return Err(error);
