@@ -5,7 +5,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use fs::error::FsError;
@@ -22,27 +21,25 @@ use crate::{fs_device, percpu, sched};
 /// The commands.
 pub const COMMANDS: &[Command] = &[Command {
     name: "fsload",
-    args: "N SEED STEPS FROM...",
-    help: "a write load on device N: for each FROM a task that does STEPS steps from there (0: no end)",
+    args: "N SEED TASKS STEPS",
+    help: "a write load on device N, as many steps for each task (0: no end)",
     run: fsload,
 }];
 
-const EXPECTED: &str = "expected: fsload N SEED STEPS FROM..., all of them numbers";
+/// Tasks at most.
+const MAX_TASKS: u64 = 16;
 
 fn fsload(args: &[&str]) -> Result<(), String> {
-    let numbers = args.iter().map(|word| number(word)).collect::<Result<Vec<_>, _>>()?;
-    let [at, seed, steps, froms @ ..] = &numbers[..] else { return Err(EXPECTED.into()) };
-    if froms.is_empty() {
-        return Err(EXPECTED.into());
+    let [at, seed, tasks, steps] = args else { return Err("expected: fsload N SEED TASKS STEPS".into()) };
+    let (at, seed, nr_tasks, steps) = (number(at)? as usize, number(seed)?, number(tasks)?, number(steps)?);
+    if !(1..=MAX_TASKS).contains(&nr_tasks) {
+        return Err(format!("{nr_tasks} tasks; expected 1 to {MAX_TASKS}"));
     }
-    let mounted = fs_device::mount(*at as usize)?;
-    crate::report!("fsload mounted device={} seed={seed} tasks={}", mounted.name(), froms.len());
-    let end = |from: u64| if *steps == 0 { u64::MAX } else { from.saturating_add(*steps) };
+    let mounted = fs_device::mount(at)?;
+    crate::report!("fsload mounted device={} seed={seed} tasks={nr_tasks}", mounted.name());
+    let end = if steps == 0 { u64::MAX } else { steps };
     let failures = Arc::new(AtomicU64::new(0));
-    let tasks: Vec<_> = (0..)
-        .zip(froms)
-        .map(|(task, &from)| start(&mounted, Load { seed: *seed, task }, from..end(from), &failures))
-        .collect();
+    let tasks: Vec<_> = (0..nr_tasks).map(|task| start(&mounted, Load { seed, task }, end, &failures)).collect();
     for task in &tasks {
         let _only_the_end_matters = sched::join(task);
     }
@@ -55,11 +52,11 @@ fn fsload(args: &[&str]) -> Result<(), String> {
 }
 
 /// Starts one task of the load on a CPU of its own, as far as there are any.
-fn start(mounted: &Arc<Mounted<KernelMachine>>, load: Load, steps: Range<u64>, failures: &Arc<AtomicU64>) -> Arc<Task> {
+fn start(mounted: &Arc<Mounted<KernelMachine>>, load: Load, end: u64, failures: &Arc<AtomicU64>) -> Arc<Task> {
     let (mounted, failures) = (Arc::clone(mounted), Arc::clone(failures));
     let cpu = load.task as usize % percpu::all().count();
     sched::spawn(&format!("fsload-{}", load.task), cpu, None, move || {
-        if let Err((nr, error)) = run(&mounted, &load, steps) {
+        if let Err((nr, error)) = run(&mounted, &load, end) {
             failures.fetch_add(1, Ordering::Relaxed);
             crate::report!("fsload task={} failed={nr}", load.task);
             log::error!("task {}: step {nr}: {error}", load.task);
@@ -72,15 +69,15 @@ fn start(mounted: &Arc<Mounted<KernelMachine>>, load: Load, steps: Range<u64>, f
 const BATCH: u64 = 4;
 
 /// Does the steps, and acknowledges them.
-fn run(mounted: &Arc<Mounted<KernelMachine>>, load: &Load, steps: Range<u64>) -> Result<(), (u64, FsError)> {
+fn run(mounted: &Arc<Mounted<KernelMachine>>, load: &Load, end: u64) -> Result<(), (u64, FsError)> {
     let context = Context::new();
-    mounted.prepare_load(&context, load).map_err(|error| (steps.start, error))?;
-    let mut files = load.after(steps.start);
-    for nr in steps.clone() {
+    let files = mounted.prepare_load(&context, load).and_then(|()| mounted.read_load(&context, load));
+    let mut files = files.map_err(|error| (0, error))?;
+    for nr in 0..end {
         let step = load.step(&files, nr);
         mounted.do_load_step(&context, load, &step).map_err(|error| (nr, error))?;
         files.apply(&step);
-        if (nr + 1).is_multiple_of(BATCH) || nr + 1 == steps.end {
+        if (nr + 1).is_multiple_of(BATCH) || nr + 1 == end {
             crate::report!("fsload task={} acked={}", load.task, nr + 1);
         }
     }

@@ -1,10 +1,11 @@
 //! A write load whose every state is known: what tasks do to a file system that is then killed, and the proof of what
 //! the file system has to hold afterwards.
 //!
-//! Each task works in a directory of its own. Its steps follow from a seed, the task's number and the step's, so that
-//! whoever knows how many steps were acknowledged knows every byte. After a kill the directory holds the state after
-//! the last acknowledged step or a later one (an acknowledgement may be lost on its way); a step that was under way is
-//! there wholly or not at all, but for bytes that it overwrites in place, each of which is old or new.
+//! Each task works in a directory of its own, and begins with what it finds there. Its steps follow from that, a seed, the
+//! task's number and the step's, so that whoever knows where it began and how many steps were acknowledged knows every
+//! byte. After a kill the directory holds the state after the last acknowledged step or a later one (an acknowledgement
+//! may be lost on its way); a step that was under way is there wholly or not at all, but for bytes that it overwrites in
+//! place, each of which is old or new.
 //!
 //! The kernel's command `fsload` runs the steps; the end-to-end test kills the machine and calls [`Load::find`] on the
 //! image. Only for tests, and here because both sides need the same code.
@@ -37,7 +38,7 @@ pub const TOP: &str = "load";
 /// One task's share of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Of everything.
+    /// Of everything. Another one for each time that it goes on: it is a part of the files' names.
     pub seed: u64,
     /// The task, from 0.
     pub task: u64,
@@ -64,6 +65,15 @@ pub enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Files(pub BTreeMap<String, Vec<u8>>);
 
+/// The state of a task's directory after some steps.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Steps so far.
+    pub nr: u64,
+    /// What is there.
+    pub files: Files,
+}
+
 /// A number that follows from three.
 fn mix(a: u64, b: u64, c: u64) -> u64 {
     let mut x = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ c.wrapping_add(1);
@@ -86,7 +96,7 @@ impl Load {
     pub fn step(&self, files: &Files, nr: u64) -> Step {
         let random = |what: u64, below: u64| mix(self.seed, self.task << 40 | nr, what) % below;
         let nr_files = files.0.len() as u64;
-        let fresh = format!("f{nr}");
+        let fresh = format!("{:x}-{nr}", self.seed);
         if nr_files == 0 || nr_files < MAX_FILES && random(0, 6) == 0 {
             return Step::Create(fresh);
         }
@@ -109,32 +119,36 @@ impl Load {
         }
     }
 
-    /// What the directory holds after the first `nr` steps.
-    pub fn after(&self, nr: u64) -> Files {
-        let mut files = Files::default();
-        (0..nr).for_each(|nr| files.apply(&self.step(&files, nr)));
-        files
-    }
-
-    /// Which step comes next, given what a directory holds after `acked` steps were acknowledged: it is the state after
-    /// that many steps or up to `most` more, the next of them perhaps in part where it overwrites. Doing the step
-    /// again (all of them can be done again in part) makes it whole.
+    /// Finds out how many steps were done, given what a directory holds, a state on the way, and how many steps were
+    /// acknowledged: it is that many, or up to `most` more. The step after those may be there in part, where it
+    /// overwrites. `known` follows.
     ///
     /// # Errors
-    /// It is none of these: how it differs from the state that was acknowledged.
-    pub fn find(&self, got: &Files, acked: u64, most: u64) -> Result<u64, String> {
-        let mut files = self.after(acked);
-        let difference = files.difference(got);
-        for nr in acked..=acked + most {
-            let step = self.step(&files, nr);
-            let mut next = files.clone();
-            next.apply(&step);
-            if got.is_between(&files, &next, &step) {
-                return Ok(nr);
+    /// It is none of these states: how it differs from the one that was acknowledged.
+    pub fn find(&self, known: &mut Known, got: &Files, acked: u64, most: u64) -> Result<u64, String> {
+        known.go_on(self, acked);
+        let difference = known.files.difference(got);
+        let mut next = known.clone();
+        while next.nr <= acked + most {
+            let step = self.step(&next.files, next.nr);
+            *known = next.clone();
+            next.go_on(self, known.nr + 1);
+            if got.is_between(&known.files, &next.files, &step) {
+                return Ok(known.nr);
             }
-            files = next;
         }
         Err(format!("task {}: not the state after {acked} steps or {most} more: {difference}", self.task))
+    }
+}
+
+impl Known {
+    /// Does steps until there are `nr`.
+    pub fn go_on(&mut self, load: &Load, nr: u64) {
+        while self.nr < nr {
+            let step = load.step(&self.files, self.nr);
+            self.files.apply(&step);
+            self.nr += 1;
+        }
     }
 }
 
@@ -231,6 +245,23 @@ impl<M: Machine> Mounted<M> {
             }
         }
         Ok(())
+    }
+
+    /// What the directory of `load` holds.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub fn read_load(self: &Arc<Self>, context: &Context, load: &Load) -> Result<Files, FsError> {
+        let mut files = Files::default();
+        for entry in self.readdir(context, &load.dir())? {
+            let name = String::from_utf8_lossy(&entry.name).into_owned();
+            let path = format!("{}/{name}", load.dir());
+            let mut bytes = alloc::vec![0; self.stat(context, &path)?.size as usize];
+            self.read(context, &*self.open(context, &path)?, 0, &mut bytes)?;
+            files.0.insert(name, bytes);
+        }
+        self.reap(context);
+        Ok(files)
     }
 
     /// Does a step of `load`. It is durable when this returns.
