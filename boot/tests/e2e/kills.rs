@@ -32,7 +32,7 @@ const SIZE: u64 = 4 * MIB;
 /// thousands of lines where the host is busy.
 const MOST_LOST: u64 = 10_000;
 /// Looks before each kill.
-const LOOKS: u64 = 60;
+const LOOKS: u64 = 40;
 
 /// How many kills, and their seed.
 fn plan() -> (u64, u64) {
