@@ -36,7 +36,7 @@ const LOOKS: u64 = 40;
 
 /// How many kills, and their seed.
 fn plan() -> (u64, u64) {
-    let kills = if std::env::var_os("UNPLUG_FULL").is_some() { 50 } else { 3 };
+    let kills = if std::env::var_os("UNPLUG_FULL").is_some() { 50 } else { 2 };
     let number = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
     let seed = number("UNPLUG_KILL_SEED").unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000);
     (number("UNPLUG_KILLS").unwrap_or(kills), seed)

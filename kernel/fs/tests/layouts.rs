@@ -8,6 +8,7 @@ use fs::error::FsError;
 use fs::rank::{Context, Rank, RankedLock};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
+use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, FaultError, SigBusCause};
@@ -43,6 +44,26 @@ fn faults_install_the_largest_leaf_that_the_extent_allows() {
         other.space.translate(page(5)).map(|found| found.pfn_at(page(5))),
         task.space.translate(page(5)).map(|found| found.pfn_at(page(5)))
     );
+}
+
+#[test]
+fn a_read_only_mapping_shows_what_others_store_and_takes_no_store() {
+    let (_emu, mm) = world(2);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let fs = device.mount().unwrap();
+    let file = fs.create(&cx(), "a", true).unwrap();
+    fs.truncate(&cx(), &file, 3 * PAGE_SIZE).unwrap();
+    let (reader, writer) = (Task::new(&mm, 0), Task::with(&mm, 1, &file, 3));
+    reader.space.map(page(0), 3 * PAGE_SIZE, Prot::USER_READ, &file.ops(), 0).unwrap();
+    assert_eq!(reader.fetch(2), Ok(0), "a hole");
+    writer.store(2, 22).unwrap();
+    writer.store(1, 11).unwrap();
+    assert_eq!((reader.fetch(1), reader.fetch(2)), (Ok(11), Ok(22)));
+    assert!(reader.store(1, 5).is_err());
+    assert!(reader.pin(1, 1, GupFlags::WRITE).is_err());
+    let pinned = reader.pin(1, 1, GupFlags::empty()).unwrap();
+    unpin(&mm, &pinned);
+    assert_eq!(writer.fetch(1), Ok(11));
 }
 
 #[test]
