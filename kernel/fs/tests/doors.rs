@@ -52,18 +52,20 @@ fn of_two_thaws_at_once_one_is_the_last() {
 /// The same with threads that really meet, as far as they do.
 #[test]
 fn thaws_from_two_threads() {
-    let (_emu, mm) = world(2);
+    let (emu, mm) = world(2);
     let device = Device::new(&mm, "pmem0", START, 128);
     let fs = device.mount().unwrap();
     for nr in 0..100 {
         fs.freeze(FreezeHolder::User).unwrap();
         fs.freeze(FreezeHolder::Kernel).unwrap();
         let barrier = Arc::new(Barrier::new(2));
-        let thaws = [FreezeHolder::User, FreezeHolder::Kernel].map(|holder| {
-            let (fs, barrier) = (fs.clone(), barrier.clone());
+        let thaws = [(0, FreezeHolder::User), (1, FreezeHolder::Kernel)].map(|(cpu, holder)| {
+            let (emu, fs, barrier) = (emu.clone(), fs.clone(), barrier.clone());
             std::thread::spawn(move || {
-                barrier.wait();
-                fs.thaw(holder).unwrap();
+                emu.on_cpu(cpu, || {
+                    barrier.wait();
+                    fs.thaw(holder).unwrap();
+                });
             })
         });
         thaws.into_iter().for_each(|thaw| thaw.join().unwrap());
