@@ -77,10 +77,9 @@ impl Victim {
 
     /// Boots, looks at what is there at moments that follow from `random`, and kills QEMU at another. Answers what was
     /// acknowledged.
-    fn kill(&mut self, random: &mut Random) -> [u64; TASKS] {
+    /// `early`: in the mount and its recovery, or soon after it.
+    fn kill(&mut self, random: &mut Random, early: bool) -> [u64; TASKS] {
         let mut guest = self.begin(0);
-        // One time in five in the mount and its recovery, or soon after it.
-        let early = random.below(5) == 0;
         for _ in 0..if early { 0 } else { LOOKS } {
             for _ in 0..random.below(3) {
                 let heard = guest.line("an acknowledgement", |line| line.starts_with("@fsload task="));
@@ -155,7 +154,7 @@ fn whatever_was_acknowledged_is_there_after_a_kill() {
     let mut victim = Victim { image, seed, known: Default::default() };
     let mut random = Random::new(seed);
     for kill in 0..kills {
-        let acked = victim.kill(&mut random);
+        let acked = victim.kill(&mut random, kill % 5 == 3);
         let left = victim.judge(check(&victim.image), acked);
         println!("kill {kill}: acknowledged {acked:?}, found {:?}", victim.known.each_ref().map(|known| known.nr));
         victim.begin_anew(left);

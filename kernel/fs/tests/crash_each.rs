@@ -236,7 +236,7 @@ fn seed() -> u64 {
 
 fn each(external: bool) {
     let full = std::env::var_os("UNPLUG_FULL").is_some();
-    let limits = Limits { per_point: if full { 20_000 } else { 128 }, torn: if full { 500 } else { 8 }, seed: seed() };
+    let limits = Limits { per_point: if full { 4096 } else { 128 }, torn: if full { 64 } else { 8 }, seed: seed() };
     println!("seed {}; at most {} images for a point, and {} torn ones", limits.seed, limits.per_point, limits.torn);
     let mut all = Counts::default();
     for case in CASES {
