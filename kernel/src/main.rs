@@ -32,6 +32,7 @@ mod ktests_mm_gup;
 mod ktests_mm_map;
 mod ktests_mm_tlb;
 mod ktests_protection;
+mod ktests_signals;
 mod ktests_stress;
 mod ktests_tasks;
 mod ktests_virtio;
