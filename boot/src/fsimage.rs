@@ -1,7 +1,8 @@
-//! The job `fs`: makes, checks, lists and dumps a file system in an image file (an NVDIMM's backing file, say), with
-//! the code that the kernel runs. Only `make` writes: everything else works on copies in memory, so that looking at a
+//! The job `fs`: makes, checks, lists and dumps a file system in an image file, with the code that the kernel runs. An
+//! image is an NVDIMM's backing file, as `--pmem-file` takes it: the last 128 KiB are QEMU's, for labels. Only `make` writes: everything else works on copies in memory, so that looking at a
 //! file system that was not unmounted leaves it as it is.
 
+use crate::backing::LABEL_BYTES;
 use crate::size;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -20,8 +21,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[derive(Debug, Parser)]
-#[command(name = "run-qemu.sh fs", about = "Makes, checks, lists and dumps a file system in an image file")]
+#[command(
+    name = "fs",
+    bin_name = "./run-qemu.sh fs",
+    about = "Makes, checks, lists and dumps a file system in an image file"
+)]
 struct Cli {
+    /// The image with the journal, where that is on another device.
+    #[arg(long, global = true, value_name = "IMAGE")]
+    log: Option<PathBuf>,
     #[command(subcommand)]
     job: Job,
 }
@@ -32,11 +40,12 @@ enum Job {
     Make {
         /// The image; made where there is none.
         image: PathBuf,
-        /// Size of the file system; the image becomes at least as large. Without it: the image's.
+        /// Size of the file system; the image becomes at least as large, and 128K more for the NVDIMM's labels. Without
+        /// it: the image's, less the labels.
         #[arg(long, value_parser = size::parse)]
         size: Option<u64>,
         /// A name for people, up to 32 bytes.
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", value_parser = label)]
         label: String,
     },
     /// Check everything, and write nothing. Status 1 where something is wrong.
@@ -45,6 +54,7 @@ enum Job {
         image: PathBuf,
     },
     /// List a directory, and what is in it.
+    #[command(visible_alias = "list")]
     Ls {
         /// The image.
         image: PathBuf,
@@ -80,16 +90,21 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Option<Result<u8>> {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    Some(run(&cli.job, &mut std::io::stdout().lock()))
+    Some(run(&cli.job, cli.log.as_deref(), &mut std::io::stdout().lock()))
 }
 
-fn run(job: &Job, out: &mut impl Write) -> Result<u8> {
+/// A label that fits.
+fn label(text: &str) -> Result<String, String> {
+    if text.len() <= 32 { Ok(text.into()) } else { Err(format!("{} bytes, and at most 32 fit", text.len())) }
+}
+
+fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
     match job {
-        Job::Make { image, size, label } => make_image(image, *size, label, out)?,
-        Job::Check { image } => return check_image(image, out),
-        Job::Ls { image, path } => list(image, path, out)?,
-        Job::Cat { image, path } => cat(image, path, out)?,
-        Job::Dump { image } => dump(image, out)?,
+        Job::Make { image, size, label } => make_image(image, *size, label, log, out)?,
+        Job::Check { image } => return check_image(image, log, out),
+        Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
+        Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
+        Job::Dump { image } => dump(&mut open(image, log)?, out)?,
     }
     Ok(0)
 }
@@ -101,11 +116,13 @@ struct Image {
 }
 
 impl Image {
-    fn open(path: &Path, write: bool) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(write).create(write).truncate(false).open(path);
+    /// `create`: makes it where there is none.
+    fn open(path: &Path, write: bool, create: bool) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(write).create(create).truncate(false).open(path);
         let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
-        let len = file.metadata()?.len();
-        Ok(Self { file, len })
+        let metadata = file.metadata()?;
+        ensure!(!metadata.is_dir(), "{} is a directory, not an image file", path.display());
+        Ok(Self { file, len: metadata.len().saturating_sub(LABEL_BYTES) })
     }
 }
 
@@ -125,12 +142,19 @@ impl Pmem for Image {
     fn fence(&self) {}
 }
 
-fn make_image(path: &Path, size: Option<u64>, label: &str, out: &mut impl Write) -> Result<()> {
-    let mut image = Image::open(path, true)?;
+fn make_image(path: &Path, size: Option<u64>, label: &str, log: Option<&Path>, out: &mut impl Write) -> Result<()> {
     if let Some(size) = size {
-        ensure!(size.is_multiple_of(BLOCK_SIZE), "{size} bytes are not a multiple of {BLOCK_SIZE}");
+        ensure!(size.is_multiple_of(BLOCK_SIZE), "--size: {size} bytes are not a multiple of {BLOCK_SIZE}");
+    } else {
+        ensure!(path.exists(), "there is no {}: say with --size how large it is to be", path.display());
+    }
+    let mut image = Image::open(path, true, size.is_some())?;
+    if let Some(size) = size {
         if image.len < size {
-            image.file.set_len(size).with_context(|| format!("{} cannot be made larger", path.display()))?;
+            image
+                .file
+                .set_len(size + LABEL_BYTES)
+                .with_context(|| format!("{} cannot be made larger", path.display()))?;
         }
         image.len = size;
     }
@@ -138,7 +162,9 @@ fn make_image(path: &Path, size: Option<u64>, label: &str, out: &mut impl Write)
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut uuid)).context("no random numbers")?;
     let file = image.file.try_clone()?;
     let pmem: Arc<dyn Pmem> = Arc::new(image);
-    let options = MakeOptions { uuid, label: label.into(), ..MakeOptions::default() };
+    let log = log.map(|log| Image::open(log, true, false)).transpose()?;
+    let log = log.map(|log| -> Arc<dyn Pmem> { Arc::new(log) });
+    let options = MakeOptions { uuid, label: label.into(), log, ..MakeOptions::default() };
     let layout = make(&pmem, &options).with_context(|| format!("{}: no file system made", path.display()))?;
     file.sync_all()?;
     writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), layout.nr_blocks)?;
@@ -147,16 +173,17 @@ fn make_image(path: &Path, size: Option<u64>, label: &str, out: &mut impl Write)
 
 /// The image, on which nothing can be written.
 fn view(path: &Path) -> Result<Arc<dyn Pmem>> {
-    let image: Arc<dyn Pmem> = Arc::new(Image::open(path, false)?);
+    let image: Arc<dyn Pmem> = Arc::new(Image::open(path, false, false)?);
     Ok(Overlay::new(&image))
 }
 
-fn open(path: &Path) -> Result<Volume> {
-    mount(&view(path)?, &MountOptions::default()).with_context(|| format!("{} cannot be mounted", path.display()))
+fn open(path: &Path, log: Option<&Path>) -> Result<Volume> {
+    let options = MountOptions { log: log.map(view).transpose()?, ..MountOptions::default() };
+    mount(&view(path)?, &options).with_context(|| format!("{} cannot be mounted", path.display()))
 }
 
-fn check_image(path: &Path, out: &mut impl Write) -> Result<u8> {
-    let report = check(&view(path)?, None);
+fn check_image(path: &Path, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
+    let report = check(&view(path)?, log.map(view).transpose()?.as_ref());
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
     }
@@ -173,8 +200,7 @@ fn check_image(path: &Path, out: &mut impl Write) -> Result<u8> {
     Ok(u8::from(!report.is_clean()))
 }
 
-fn list(path: &Path, dir: &str, out: &mut impl Write) -> Result<()> {
-    let mut volume = open(path)?;
+fn list(volume: &mut Volume, dir: &str, out: &mut impl Write) -> Result<()> {
     let ino = volume.resolve(dir.as_bytes()).with_context(|| dir.to_string())?;
     for entry in volume.readdir(ino).with_context(|| dir.to_string())? {
         let stat = volume.stat(entry.ino)?;
@@ -185,8 +211,7 @@ fn list(path: &Path, dir: &str, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-fn cat(path: &Path, file: &str, out: &mut impl Write) -> Result<()> {
-    let mut volume = open(path)?;
+fn cat(volume: &mut Volume, file: &str, out: &mut impl Write) -> Result<()> {
     let ino = volume.resolve(file.as_bytes()).with_context(|| file.to_string())?;
     let (mut at, mut buf) = (0, vec![0; 1 << 20]);
     loop {
@@ -198,8 +223,7 @@ fn cat(path: &Path, file: &str, out: &mut impl Write) -> Result<()> {
     }
 }
 
-fn dump(path: &Path, out: &mut impl Write) -> Result<()> {
-    let mut volume = open(path)?;
+fn dump(volume: &mut Volume, out: &mut impl Write) -> Result<()> {
     let bad = volume.load_all();
     let (layout, sizes) = (*volume.layout(), volume.statfs());
     let label = layout.label.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -229,8 +253,12 @@ mod tests {
     use super::*;
 
     fn output(job: &Job) -> (u8, String) {
+        output_with(job, None)
+    }
+
+    fn output_with(job: &Job, log: Option<&Path>) -> (u8, String) {
         let mut out = Vec::new();
-        let status = run(job, &mut out).unwrap();
+        let status = run(job, log, &mut out).unwrap();
         (status, String::from_utf8(out).unwrap())
     }
 
@@ -240,8 +268,10 @@ mod tests {
         let image = dir.path().join("image");
         let made = output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".into() });
         assert!(made.1.ends_with("2048 blocks of 4096 bytes\n"));
+        // The NVDIMM that QEMU makes of it is exactly as large.
+        assert_eq!(crate::backing::Nvdimm::kept(&image, None, 0).unwrap().size_bytes, 8 << 20);
         // As a guest leaves it that was killed: mounted, with a file.
-        let pmem: Arc<dyn Pmem> = Arc::new(Image::open(&image, true).unwrap());
+        let pmem: Arc<dyn Pmem> = Arc::new(Image::open(&image, true, false).unwrap());
         let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
         let ino = volume.create(ROOT_INO, b"greeting", true).unwrap();
         volume.write(ino, 0, b"hello").unwrap();
@@ -260,6 +290,39 @@ mod tests {
         pmem.store(4096, &[0xff; 64]).unwrap();
         let (status, text) = output(&Job::Check { image });
         assert_eq!(status, 1, "{text}");
+    }
+
+    #[test]
+    fn a_journal_in_another_image_is_needed_wherever_the_file_system_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let [image, log] = ["image", "log"].map(|name| dir.path().join(name));
+        std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
+        let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: String::new() };
+        output_with(&make, Some(&log));
+        assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);
+        let (status, text) = output(&Job::Check { image: image.clone() });
+        assert!(status == 1 && text.contains("its journal is on another device"), "{text}");
+        assert!(run(&Job::Dump { image: image.clone() }, None, &mut Vec::new()).is_err());
+        let (_, text) = output_with(&Job::Dump { image }, Some(&log));
+        assert!(text.contains("64 blocks on another device"), "{text}");
+    }
+
+    #[test]
+    fn bad_arguments_are_named_and_leave_no_file_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let refused = |image: &Path, size: Option<u64>| {
+            let make = Job::Make { image: image.into(), size, label: String::new() };
+            format!("{:#}", run(&make, None, &mut Vec::new()).unwrap_err())
+        };
+        assert!(refused(&image, None).contains("say with --size"));
+        assert!(refused(&image, Some(12345)).contains("not a multiple of 4096"));
+        assert!(!image.exists());
+        assert!(refused(&image, Some(40 << 10)).contains("at least 112 KiB"));
+        assert!(refused(dir.path(), None).contains("cannot be opened"));
+        let check = run(&Job::Check { image: dir.path().into() }, None, &mut Vec::new());
+        assert!(format!("{:#}", check.unwrap_err()).contains("is a directory, not an image file"));
+        assert!(label(&"x".repeat(33)).is_err_and(|text| text.contains("at most 32")));
     }
 
     #[test]

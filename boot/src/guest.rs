@@ -6,7 +6,8 @@ use crate::hang;
 use crate::machine::{Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -183,6 +184,32 @@ impl Guest {
     #[must_use]
     pub fn take_input(&mut self) -> Option<ChildStdin> {
         self.stdin.take()
+    }
+
+    /// Stops QEMU in the middle of whatever it does, as `SIGSTOP` does, until [`thaw`](Self::thaw): what its backing
+    /// files hold when this returns is what a kill at this moment would leave.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn freeze(&self) -> Result<()> {
+        let pid = self.pid();
+        kill_process(pid, Signal::STOP).context("QEMU cannot be stopped")?;
+        // Until all of its threads have stopped.
+        let stopped = waitpid(Some(pid), WaitOptions::UNTRACED).context("QEMU's state")?;
+        ensure!(stopped.is_some_and(|(_, status)| status.stopped()), "QEMU has ended instead of stopping");
+        Ok(())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When QEMU has ended.
+    pub fn thaw(&self) -> Result<()> {
+        kill_process(self.pid(), Signal::CONT).context("QEMU cannot go on")
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// The guest's console.

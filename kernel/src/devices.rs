@@ -12,7 +12,7 @@ use core::fmt;
 
 use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
-use dax::device::{DataCache, DaxError};
+use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
 use dax::removal::{self, Method, Problem, RemovalReport, StepRecord, Waiting};
 use mm::addr::{PageSize, Pfn, PfnRange};
@@ -359,6 +359,16 @@ pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
         (None, Some(_)) => Err(DeviceError::ForFileSystem),
         (None, None) => Err(DeviceError::Dax(DaxError::NotSupported)),
     })?
+}
+
+/// The DAX device of slot `at`.
+///
+/// # Errors
+/// As for [`remove`]; [`DaxError::NotSupported`] where it came up without DAX.
+pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
+    let (_, slot) = devices_and_slot(at)?;
+    let dax = slot.bay.with(|attached| attached.device.dax().cloned())?;
+    dax.ok_or(DeviceError::Dax(DaxError::NotSupported))
 }
 
 /// Has the device of slot `at` DAX?

@@ -59,6 +59,7 @@ static GROUPS: &[&[Test]] = &[
     crate::ktests_ground::TESTS,
     crate::ktests_protection::TESTS,
     crate::ktests_tasks::TESTS,
+    crate::ktests_signals::TESTS,
     crate::ktests_mm_map::TESTS,
     crate::ktests_mm_gup::TESTS,
     crate::ktests_mm_tlb::TESTS,

@@ -344,6 +344,8 @@ pub extern "C" fn first_entry(_: usize) -> ! {
 /// Ends the running task.
 fn end(exit: Exit) -> ! {
     let me = current().expect("a task ends itself");
+    // Here, with interrupts on: it may own what takes time to give back.
+    drop(me.take_sigbus_handler());
     if let Some(space) = me.take_space() {
         let mm = machine::mm();
         {

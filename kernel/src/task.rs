@@ -64,6 +64,43 @@ impl fmt::Display for Signal {
     }
 }
 
+/// What a SIGBUS tells: which memory is lost, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SigBus {
+    /// First address that is lost.
+    pub addr: VirtAddr,
+    /// How many bytes are lost there.
+    pub len_bytes: u64,
+    /// Why.
+    pub cause: SigBusCause,
+}
+
+impl SigBus {
+    /// Is the byte at `va` among what is lost?
+    pub fn contains(&self, va: VirtAddr) -> bool {
+        va.as_u64().checked_sub(self.addr.as_u64()).is_some_and(|offset| offset < self.len_bytes)
+    }
+}
+
+impl From<SigBus> for Signal {
+    fn from(SigBus { addr, len_bytes, cause }: SigBus) -> Self {
+        Self::SigBus { addr, len_bytes, cause }
+    }
+}
+
+/// What a task wants after a SIGBUS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// To go on with its other work. The signal is consumed.
+    GoOn,
+    /// To end. The signal stays, and every later user access answers it.
+    End,
+}
+
+/// What a task does about a SIGBUS. It runs in the task, with interrupts on, and may sleep and access user memory; a
+/// SIGBUS that it meets itself is not caught. See [`catch_sigbus`](crate::user::catch_sigbus).
+pub type SigBusHandler = Box<dyn FnMut(&SigBus) -> Choice + Send>;
+
 /// How a task ended: with its work done, or by a signal.
 pub type Exit = Result<(), Signal>;
 
@@ -105,6 +142,8 @@ pub struct Task {
     /// A signal that somebody else has sent.
     pending: IrqLock<Option<Signal>>,
     has_pending: AtomicBool,
+    /// What it does about a SIGBUS; not here while it runs.
+    sigbus_handler: IrqLock<Option<SigBusHandler>>,
     /// The signal of the last user access that failed.
     fault: IrqLock<Option<Signal>>,
     exit: Once<Exit>,
@@ -150,6 +189,7 @@ impl Task {
             space: IrqLock::new(space),
             pending: IrqLock::new(None),
             has_pending: AtomicBool::new(false),
+            sigbus_handler: IrqLock::new(None),
             fault: IrqLock::new(None),
             exit: Once::new(),
             joiners: WaitQueue::new(),
@@ -191,11 +231,37 @@ impl Task {
     }
 
     /// Sends a signal: the task sees it at its next user access or [`check_signal`](crate::user::check_signal). The
-    /// first one stays.
+    /// first one stays, but for a SIGBUS, which can be caught: one that cannot takes its place.
     pub fn send_signal(&self, signal: Signal) {
-        self.pending.lock().get_or_insert(signal);
-        // Release; pairs with the Acquire in `pending_signal`.
+        let mut pending = self.pending.lock();
+        let stays = match (*pending, signal) {
+            (None, _) => false,
+            (Some(Signal::SigBus { .. }), new) => matches!(new, Signal::SigBus { .. }),
+            (Some(_), _) => true,
+        };
+        if !stays {
+            *pending = Some(signal);
+        }
+        // Release; pairs with the Acquire in `pending_signal`. Under the lock, so that it agrees with what is there.
         self.has_pending.store(true, Ordering::Release);
+    }
+
+    /// Takes the SIGBUS that somebody has sent, if any.
+    pub(crate) fn take_pending_sigbus(&self) -> Option<SigBus> {
+        let mut pending = self.pending.lock();
+        let Some(Signal::SigBus { addr, len_bytes, cause }) = *pending else { return None };
+        *pending = None;
+        self.has_pending.store(false, Ordering::Release);
+        Some(SigBus { addr, len_bytes, cause })
+    }
+
+    pub(crate) fn take_sigbus_handler(&self) -> Option<SigBusHandler> {
+        self.sigbus_handler.lock().take()
+    }
+
+    /// Answers what was there: the caller drops it, outside the lock.
+    pub(crate) fn set_sigbus_handler(&self, handler: SigBusHandler) -> Option<SigBusHandler> {
+        self.sigbus_handler.lock().replace(handler)
     }
 
     /// The signal that somebody has sent, if any. One load where there is none.

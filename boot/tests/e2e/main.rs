@@ -8,6 +8,7 @@ mod demo;
 mod faults;
 mod gdb;
 mod inject;
+mod kills;
 mod mce;
 mod nfit;
 mod pmem;

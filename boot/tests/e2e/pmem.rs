@@ -77,9 +77,17 @@ fn what_one_boot_wrote_the_next_boot_reads() {
 fn the_shell_answers_bad_input_with_one_line_and_goes_on() {
     let mut guest = start(&Machine { smp: 1, ..shell() });
     guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
-    for bad in
-        ["dance", "pmem", "pmem read 9 0 5", "pmem read 0 -1 5", "pmem write 0 99999999999999999999 x", "attach x"]
-    {
+    for bad in [
+        "dance",
+        "pmem",
+        "pmem read 9 0 5",
+        "pmem read 0 -1 5",
+        "pmem write 0 99999999999999999999 x",
+        "attach x",
+        "fsload",
+        "fsload 0 1 99 0",
+        "fsload 9 1 1 1",
+    ] {
         let answer = command(&mut guest, bad);
         assert!(answer.len() == 1 && answer[0].starts_with("error: "), "{bad:?}: {answer:?}");
     }

@@ -28,6 +28,7 @@ use mm::gather::Gather;
 use mm::machine::Machine;
 use mm::mapping::unmap_mapping_range;
 use mm::meta::LiveFolio;
+use mm::sync::Ordering;
 
 use crate::error::FsError;
 use crate::freeze::WriteGuard;
@@ -44,35 +45,21 @@ pub(crate) struct Broken<'m, M: Machine> {
 }
 
 impl<M: Machine> Mounted<M> {
-    /// The folios in use that share a frame with `rows` (rising, disjoint).
+    /// The folios in use that share a frame with `rows` (rising, disjoint). The work grows with the rows and with what
+    /// is in use of them, not with their pages.
     pub(crate) fn held_folios(&self, rows: &[PfnRange]) -> Vec<LiveFolio> {
         let mut held: Vec<LiveFolio> = Vec::new();
-        let map = self.source.device.pagemap();
-        if map.is_drained() {
+        if self.source.device.pagemap().is_drained() {
             return held;
         }
-        let shares = |folio: &LiveFolio| {
-            let end = folio.head.add(folio.size.nr_pages());
-            let after = rows.partition_point(|row| row.end() <= folio.head);
-            rows.get(after).is_some_and(|row| row.start() < end)
-        };
-        let nr_pages: u64 = rows.iter().map(|row| row.nr_pages()).sum();
-        if nr_pages <= map.live_folios() {
-            // Few pages: ask for each, and skip what a folio covers.
-            for row in rows {
-                let mut pfn = row.start();
-                while pfn < row.end() {
-                    let folio = self.mm.meta.inspect(pfn);
-                    pfn = folio.map_or(pfn.add(1), |folio| folio.head.add(folio.size.nr_pages()));
-                    held.extend(folio);
-                }
-            }
-        } else {
-            self.mm.meta.for_each_live(&mut |folio| {
-                if shares(&folio) {
+        for &row in rows {
+            let looks = self.mm.meta.for_each_live_in(row, &mut |folio| {
+                // One that reaches from row to row is met twice.
+                if held.last().is_none_or(|last| last.head != folio.head) {
                     held.push(folio);
                 }
             });
+            self.folio_looks.fetch_add(looks, Ordering::Relaxed);
         }
         held
     }

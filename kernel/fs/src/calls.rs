@@ -174,11 +174,14 @@ impl<M: Machine> Mounted<M> {
     pub fn truncate(&self, context: &Context, file: &File<M>, size: u64) -> Result<(), FsError> {
         let inode = &file.inode;
         let cut = |volume: &mut Volume| volume.truncate(inode.ino, size);
-        let old = self.read_with(context, |volume| volume.stat(inode.ino))?.size;
-        if size >= old || !inode.dax {
+        {
             let _write = self.begin_write(context)?;
             let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
-            return self.change_with(context, cut);
+            // Under the lock, which whoever makes the file longer holds too.
+            let old = self.read_with(context, |volume| volume.stat(inode.ino))?.size;
+            if size >= old || !inode.dax {
+                return self.change_with(context, cut);
+            }
         }
         let first = Volume::blocks(size);
         inode.set_limit(first);

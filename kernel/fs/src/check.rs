@@ -63,6 +63,13 @@ pub fn check(pmem: &Arc<dyn Pmem>, log: Option<&Arc<dyn Pmem>>) -> Report {
             return report;
         }
     };
+    if layout.has_external_log() != log.is_some() {
+        report.add(match log {
+            None => "its journal is on another device, which is not given".into(),
+            Some(_) => "its journal is on its own device, and another is given".into(),
+        });
+        return report;
+    }
     for block in [0, layout.copy_block()] {
         match Layout::read_at(&**pmem, block) {
             Ok(copy) if copy == layout => {}
@@ -133,9 +140,6 @@ impl Volume {
         }
         if end > Self::blocks(size) {
             report.add(format!("inode {ino} has blocks beyond its size of {size} bytes"));
-        }
-        if node.kind == Kind::Table && (size != end * BLOCK_SIZE || node.piece(0, end).len != end && end == 0) {
-            report.add(format!("the inode table is {size} bytes long and has {end} blocks"));
         }
         let extents = node.extents.values().map(|extent| (extent.physical, extent.len, ino));
         let extents = extents.filter(|&(first, ..)| first != start);

@@ -100,7 +100,7 @@ impl fmt::Display for FsError {
             Self::TooLarge => f.write_str("past the largest file offset"),
             Self::TooManyLinks => f.write_str("too many links"),
             Self::Busy => f.write_str("busy"),
-            Self::TooSmall => f.write_str("the device is too small"),
+            Self::TooSmall => f.write_str("the device is too small for a file system (at least 112 KiB)"),
             Self::NotSupported => f.write_str("not supported by this configuration"),
             Self::Damaged(damage) => write!(f, "damaged: {damage}"),
             Self::Media(offset) => write!(f, "the medium fails at byte {offset:#x}"),

@@ -236,7 +236,7 @@ impl Volume {
     }
 
     /// The blocks behind a page that is mapped: there, or made now, as zeroes. A hole that spans a whole 2 MiB of the
-    /// file gets 2 MiB.
+    /// file gets 2 MiB as long as such an area is free, and a page otherwise.
     ///
     /// # Errors
     /// [`FsError::Invalid`] beyond the end of the file; [`FsError::NoSpace`]; not a file, damage, or the medium.
@@ -250,18 +250,31 @@ impl Volume {
             let start = logical & !(HUGE_BLOCKS - 1);
             let hole = node.piece(start, start + HUGE_BLOCKS);
             let whole = huge && start + HUGE_BLOCKS <= blocks && hole.physical.is_none() && hole.len == HUGE_BLOCKS;
-            let want = if whole { hole } else { Piece { logical, len: 1, physical: None } };
-            self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, want))?;
+            let filled = whole && self.operation(|volume, tx| volume.fill_whole(tx, ino, hole))?;
+            if !filled {
+                let page = Piece { logical, len: 1, physical: None };
+                self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, page, None))?;
+            }
         }
         Ok(self.run_around(ino, logical))
     }
 
-    fn fill_with_zeroes(&mut self, tx: &mut Tx, ino: u64, hole: Piece) -> Result<(), FsError> {
+    /// Fills a hole of 2 MiB by one area that a huge leaf can map; `false` where there is none free.
+    fn fill_whole(&mut self, tx: &mut Tx, ino: u64, hole: Piece) -> Result<bool, FsError> {
+        let Some(run) = self.store.take_whole(tx, self.hint)? else { return Ok(false) };
+        self.fill_with_zeroes(tx, ino, hole, Some(run.first)).map(|()| true)
+    }
+
+    /// Fills a hole, by the blocks from `given` on that were taken for it or else by whatever there is.
+    fn fill_with_zeroes(&mut self, tx: &mut Tx, ino: u64, hole: Piece, given: Option<u64>) -> Result<(), FsError> {
         let end = hole.logical + hole.len;
         self.change(tx, ino, |node, change| {
             let mut at = hole.logical;
             while at < end {
-                let (first, nr) = take_for(node, change, at, end - at, node.raw.size.get())?;
+                let (first, nr) = match given {
+                    Some(first) => (first, hole.len),
+                    None => take_for(node, change, at, end - at, node.raw.size.get())?,
+                };
                 change.store.put_zeroes(change.tx, first * BLOCK_SIZE, (first + nr) * BLOCK_SIZE)?;
                 node.add(change, at, first, nr)?;
                 at += nr;

@@ -11,7 +11,7 @@
 //! Linux: `fs/super.c`, `freeze_super` with `enum freeze_holder`.
 
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering};
+use mm::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
 
 use crate::error::{FsError, ShutdownReason};
 use crate::rank::Context;
@@ -40,6 +40,9 @@ pub(crate) struct Freeze {
     writers: AtomicU64,
     /// 0: running; else a [`ShutdownReason`].
     shutdown: AtomicU32,
+    /// Held from the first step of a freeze or a thaw to its last, so that who finds the file system frozen finds the
+    /// medium at rest, and of two thaws at once one is the last.
+    turn: Mutex<()>,
 }
 
 /// A change is under way: no freeze completes.
@@ -95,6 +98,16 @@ impl Freeze {
                 return Ok(guard);
             }
             context.may_wait("a thaw");
+            machine.relax();
+        }
+    }
+
+    /// The right to freeze or to thaw. Waits for who has it, who waits for changes under way at most.
+    pub(crate) fn turn<M: Machine>(&self, machine: &M) -> MutexGuard<'_, ()> {
+        loop {
+            if let Some(turn) = self.turn.try_lock() {
+                return turn;
+            }
             machine.relax();
         }
     }

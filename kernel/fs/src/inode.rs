@@ -8,6 +8,8 @@ use mm::space::Mapping;
 use mm::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
 use mm::world::Mm;
 
+use crate::rank::RankedLock;
+
 /// An inode that somebody has open, or that is being freed.
 pub(crate) struct Inode<M: Machine> {
     pub(crate) ino: u64,
@@ -16,7 +18,7 @@ pub(crate) struct Inode<M: Machine> {
     /// Who maps it.
     pub(crate) mapping: Arc<Mapping<M>>,
     /// Serialises changes of size and blocks by calls. Rank: inode.
-    pub(crate) lock: Mutex<()>,
+    pub(crate) lock: RankedLock<()>,
     /// Handles; each VMA that maps it counts through its handle.
     pub(crate) users: AtomicUsize,
     gate: Mutex<Gate>,
@@ -40,7 +42,7 @@ impl<M: Machine> Inode<M> {
             ino,
             dax,
             mapping: Mapping::new(mm),
-            lock: Mutex::new(()),
+            lock: RankedLock::new(()),
             users: AtomicUsize::new(0),
             gate: Mutex::new(Gate::default()),
             limit: AtomicU64::new(u64::MAX),

@@ -28,7 +28,7 @@ use zerocopy::IntoBytes;
 use crate::error::FsError;
 use crate::format::{BLOCK_SIZE, RECORD_MAGIC, RawChange, RawRecord, crc_of, is_sealed, seal, view};
 use crate::mutant::{Faults, Mutant};
-use crate::pmem::{Durable, LINE, Pmem, WrittenBack, store};
+use crate::pmem::{Dirty, Durable, LINE, Pmem, WrittenBack, store};
 
 /// Bytes before the first record: the epoch's word has a block of its own.
 const FIRST: u64 = BLOCK_SIZE;
@@ -63,6 +63,17 @@ impl Area {
         // Eight aligned bytes: the old epoch or the new one, never a mixture.
         let word = store(&*self.pmem, self.base, &self.epoch_word(epoch).to_le_bytes())?;
         Ok(word.write_back(&*self.pmem).fence(&*self.pmem))
+    }
+
+    /// Makes the area the empty journal of a new file system. The records of an older one with the same UUID would be
+    /// taken for its own, so that they go first: at most 4 MiB of zeroes.
+    pub(crate) fn make(&self) -> Result<Durable, FsError> {
+        let mut void = Dirty::default();
+        for at in (FIRST..self.len).step_by(BLOCK_SIZE as usize) {
+            void = void.and(store(&*self.pmem, self.base + at, &[0; BLOCK_SIZE as usize])?);
+        }
+        let _void = void.write_back(&*self.pmem).fence(&*self.pmem);
+        self.set_epoch(1)
     }
 
     fn epoch(&self) -> Result<u32, FsError> {

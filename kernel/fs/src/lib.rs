@@ -27,6 +27,7 @@ pub mod handle;
 mod inode;
 mod journal;
 pub mod layout;
+pub mod load;
 pub mod mount;
 pub mod mounted;
 pub mod mutant;

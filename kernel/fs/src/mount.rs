@@ -77,7 +77,7 @@ pub fn make(pmem: &Arc<dyn Pmem>, options: &MakeOptions) -> Result<Layout, FsErr
         dirty = dirty.and(store(p, (layout.desc_start + block) * BLOCK_SIZE, &bytes)?);
     }
     dirty = dirty.and(make_table(p, &layout)?).and(store(p, STATE_BLOCK * BLOCK_SIZE, raw_state(&layout).as_bytes())?);
-    area(pmem, options.log.as_ref(), &layout).set_epoch(1)?;
+    area(pmem, options.log.as_ref(), &layout).make()?;
     let _rest = dirty.write_back(p).fence(p);
     let raw = layout.raw();
     let both = store(p, 0, raw.as_bytes())?.and(store(p, layout.copy_block() * BLOCK_SIZE, raw.as_bytes())?);

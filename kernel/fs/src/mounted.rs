@@ -17,7 +17,7 @@ use dax::range::ByteSpan;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtRange};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, SigBusCause};
-use mm::sync::{Arc, AtomicU32, Mutex, Ordering, Weak};
+use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
 use mm::world::Mm;
 
 use crate::error::{FsError, ShutdownReason};
@@ -29,7 +29,7 @@ use crate::mutant::{Faults, Mutant};
 use crate::node::Piece;
 use crate::notify::{DataHolder, LogHolder, NotifyReport};
 use crate::pmem::Pmem;
-use crate::rank::{Context, Rank, Ranked};
+use crate::rank::{Context, Rank, Ranked, RankedLock};
 use crate::volume::{StatFs, Volume};
 
 /// What the file system needs of the kernel around it.
@@ -81,13 +81,15 @@ pub struct Mounted<M: Machine> {
     pub(crate) part: ByteSpan,
     pub(crate) freeze: Freeze,
     /// `None` until it is mounted, and after it was unmounted.
-    volume: Mutex<Option<Volume>>,
+    volume: RankedLock<Option<Volume>>,
     /// 1 once it is mounted.
     born: AtomicU32,
-    pub(crate) inodes: Mutex<BTreeMap<u64, Arc<Inode<M>>>>,
+    pub(crate) inodes: RankedLock<BTreeMap<u64, Arc<Inode<M>>>>,
     /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
     pub(crate) let_go: Mutex<Vec<u64>>,
     registrations: Mutex<Vec<Registration>>,
+    /// See [`folio_looks`](Self::folio_looks).
+    pub(crate) folio_looks: AtomicU64,
     pub(crate) last_notification: Mutex<Option<NotifyReport>>,
     pub(crate) faults: Faults,
 }
@@ -119,11 +121,12 @@ impl<M: Machine> Mounted<M> {
             mm: Arc::clone(mm),
             part,
             freeze: Freeze::default(),
-            volume: Mutex::new(None),
+            volume: RankedLock::new(None),
             born: AtomicU32::new(0),
-            inodes: Mutex::new(BTreeMap::new()),
+            inodes: RankedLock::new(BTreeMap::new()),
             let_go: Mutex::new(Vec::new()),
             registrations: Mutex::new(Vec::new()),
+            folio_looks: AtomicU64::new(0),
             last_notification: Mutex::new(None),
             faults: Faults::default(),
             source,
@@ -132,9 +135,9 @@ impl<M: Machine> Mounted<M> {
         mounted.register()?;
         let log = mounted.source.log.as_ref().map(|(_, pmem)| Arc::clone(pmem));
         let options = MountOptions { log, ..MountOptions::default() };
-        let volume = mounted.live().and_then(|_live| mount(&mounted.source.pmem, &options));
+        let volume = mounted.live_both().and_then(|_live| mount(&mounted.source.pmem, &options));
         match volume {
-            Ok(volume) => *mounted.volume.lock() = Some(volume),
+            Ok(volume) => mounted.volume.set(Some(volume)),
             Err(error) => {
                 mounted.unregister();
                 return Err(error);
@@ -168,6 +171,10 @@ impl<M: Machine> Mounted<M> {
     pub fn name(&self) -> &str {
         &self.source.name
     }
+    /// The device.
+    pub fn device(&self) -> &Arc<DaxDevice> {
+        &self.source.device
+    }
     /// The world around it.
     pub fn mm(&self) -> &Arc<Mm<M>> {
         &self.mm
@@ -184,6 +191,10 @@ impl<M: Machine> Mounted<M> {
     pub fn freeze_holders(&self) -> (u32, u32) {
         self.freeze.holders()
     }
+    /// At how many places of the page metadata it has looked so far, to find out who holds blocks that are to be freed.
+    pub fn folio_looks(&self) -> u64 {
+        self.folio_looks.load(Ordering::Relaxed)
+    }
     /// What the latest failure notification met.
     pub fn last_notification(&self) -> Option<NotifyReport> {
         self.last_notification.lock().clone()
@@ -192,6 +203,21 @@ impl<M: Machine> Mounted<M> {
     /// Proof that the device is alive.
     pub(crate) fn live(&self) -> Result<LiveGuard<'_>, FsError> {
         self.source.device.read_lock().map_err(from_dax)
+    }
+
+    /// The same for whoever writes: of the journal's device too, where it is another one. Where only that has gone
+    /// nothing can be changed any more, and the file system is shut down.
+    pub(crate) fn live_both(&self) -> Result<(LiveGuard<'_>, Option<LiveGuard<'_>>), FsError> {
+        let data = self.live()?;
+        let log = self.source.log.as_ref().map(|(device, _)| device.read_lock()).transpose();
+        match log {
+            Ok(log) => Ok((data, log)),
+            Err(error) => {
+                self.source.host.line(format_args!("fs {}: the journal's device: {error}", self.name()));
+                self.shut_down(ShutdownReason::MetadataIo);
+                Err(FsError::ShutDown(ShutdownReason::MetadataIo))
+            }
+        }
     }
 
     /// The metadata.
@@ -233,7 +259,7 @@ impl<M: Machine> Mounted<M> {
         context: &Context,
         work: impl FnOnce(&mut Volume) -> Result<R, FsError>,
     ) -> Result<R, FsError> {
-        let _live = self.live()?;
+        let _live = self.live_both()?;
         let mut volume = self.volume(context)?;
         let result = work(&mut volume);
         let broken = volume.broken;
@@ -276,13 +302,14 @@ impl<M: Machine> Mounted<M> {
     /// [`FsError::Busy`] where a change under way did not end in time: it is not frozen then. Others come from bringing
     /// the medium to rest: it is frozen all the same, and to be thawed.
     pub fn freeze(&self, holder: FreezeHolder) -> Result<(), FreezeError> {
+        let _turn = self.freeze.turn(&self.mm.machine);
         let first = self
             .freeze
             .freeze(holder, &self.mm.machine, self.source.freeze_timeout_ns)
             .map_err(FreezeError::NotFrozen)?;
         if first && self.freeze.shutdown().is_none() {
             let context = Context::new();
-            let rest = self.live().and_then(|_live| self.volume(&context)?.quiesce());
+            let rest = self.live_both().and_then(|_live| self.volume(&context)?.quiesce());
             rest.map_err(FreezeError::NotAtRest)?;
         }
         Ok(())
@@ -293,10 +320,16 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// [`FsError::Invalid`] where `holder` has not frozen it; those of the medium.
     pub fn thaw(&self, holder: FreezeHolder) -> Result<(), FsError> {
+        let overlap = self.faults.has(Mutant::ThawsOverlap);
+        let _turn = (!overlap).then(|| self.freeze.turn(&self.mm.machine));
         let mut resumed = Ok(());
-        if self.freeze.is_last(holder) && self.freeze.shutdown().is_none() {
+        let is_last = self.freeze.is_last(holder);
+        if overlap {
+            self.mm.machine.relax();
+        }
+        if is_last && self.freeze.shutdown().is_none() {
             let context = Context::new();
-            resumed = self.live().and_then(|_live| self.volume(&context)?.resume());
+            resumed = self.live_both().and_then(|_live| self.volume(&context)?.resume());
         }
         self.freeze.thaw(holder)?;
         resumed
@@ -346,35 +379,42 @@ impl<M: Machine> Mounted<M> {
         self.read_with(&Context::new(), |volume| Ok(volume.statfs()))
     }
 
-    /// Unmounts: lets go of the device. One that was shut down is given up as it is.
+    /// Unmounts: lets go of the device. One that was shut down, or whose device has gone, is given up as it is.
     ///
     /// # Errors
-    /// [`FsError::Busy`]: a file is open, or a page of it is held. It goes on being mounted then.
+    /// [`FsError::Busy`]: a file is open, a page of it is held, or a user has frozen it. It goes on being mounted then.
+    /// Any other: it is unmounted, and the next mount recovers.
     pub fn unmount(&self, context: &Context) -> Result<(), FsError> {
         self.reap(context);
-        if self.freeze.shutdown().is_none() {
-            let _write = self.begin_write(context)?;
-            if !context.lock(&self.mm.machine, Rank::Table, &self.inodes).is_empty() {
-                return Err(FsError::Busy);
-            }
-            let _live = self.live()?;
-            let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
-            let all = Piece { logical: 0, len: blocks, physical: Some(0) };
-            let rows = self.rows(&_live, &[all])?;
-            if !self.held_folios(&rows).is_empty() {
-                return Err(FsError::Busy);
-            }
-            let mut volume = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
-            if let Some(volume) = volume.take() {
-                volume.unmount()?;
-            }
-        } else {
-            drop(context.lock(&self.mm.machine, Rank::Volume, &self.volume).take());
-        }
+        let ended = match self.come_to_rest(context) {
+            Err(FsError::Busy) => return Err(FsError::Busy),
+            Err(FsError::ShutDown(_) | FsError::DeviceGone) => Ok(()),
+            ended => ended,
+        };
+        drop(context.lock(&self.mm.machine, Rank::Volume, &self.volume).take());
         self.born.store(0, Ordering::Release);
         self.freeze.shut_down(ShutdownReason::ForcedUnmount);
         self.unregister();
-        Ok(())
+        ended
+    }
+
+    /// Nobody uses it any more: brings the medium to rest.
+    fn come_to_rest(&self, context: &Context) -> Result<(), FsError> {
+        self.freeze.check()?;
+        if self.freeze_holders().1 > 0 {
+            return Err(FsError::Busy);
+        }
+        let _write = self.begin_write(context)?;
+        if !context.lock(&self.mm.machine, Rank::Table, &self.inodes).is_empty() {
+            return Err(FsError::Busy);
+        }
+        let live = self.live_both()?;
+        let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
+        let all = Piece { logical: 0, len: blocks, physical: Some(0) };
+        if !self.held_folios(&self.rows(&live.0, &[all])?).is_empty() {
+            return Err(FsError::Busy);
+        }
+        self.volume(context)?.quiesce()
     }
 }
 

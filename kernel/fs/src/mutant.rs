@@ -64,6 +64,8 @@ mutants! {
     /// Blocks are freed while their pages are mapped. Caught by
     /// `layouts::truncate_and_punch_end_all_access_before_they_return`.
     NotUnmapped = "not_unmapped",
+    /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.
+    ThawsOverlap = "thaws_overlap",
     /// Nothing is frozen before a removal. Caught by
     /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
     RemovalNotFrozen = "removal_not_frozen",

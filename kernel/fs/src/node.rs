@@ -9,7 +9,8 @@ use zerocopy::IntoBytes;
 use crate::dir::Names;
 use crate::error::FsError;
 use crate::format::{
-    BLOCK_EXTENTS, INLINE_EXTENTS, INODE_DAX, INODE_MAGIC, Kind, MAX_FILE, RawExtent, RawInode, RawMapHead, seal, view,
+    BLOCK_EXTENTS, BLOCK_SIZE, INLINE_EXTENTS, INODE_DAX, INODE_MAGIC, Kind, MAX_FILE, RawExtent, RawInode, RawMapHead,
+    seal, view,
 };
 use crate::owner::{Owner, ReverseMap};
 use crate::tx::{BlockKind, Store, Tx};
@@ -123,12 +124,18 @@ impl Node {
             }
             self.attr = Some(owners.insert(attr, 1, Owner::Attribute { ino: self.ino }));
         }
-        let held = self.extents.values().map(|extent| extent.len).sum::<u64>() + self.own_blocks().count() as u64;
+        let len = self.extents.values().map(|extent| extent.len).sum::<u64>();
+        let held = len + self.own_blocks().count() as u64;
         if raw.size.get() > MAX_FILE {
             return Err(FsError::damaged("size of inode", self.ino));
         }
-        if held != raw.blocks.get() {
+        // No two inodes share a block, so that none has more than there are.
+        if held != raw.blocks.get() || held > store.layout.nr_blocks {
             return Err(FsError::damaged("number of blocks of inode", self.ino));
+        }
+        // Whoever goes through all inodes relies on it.
+        if self.kind == Kind::Table && (len != self.end() || raw.size.get() != len * BLOCK_SIZE) {
+            return Err(FsError::damaged("hole in the inode table, or a wrong size of it, in blocks", len));
         }
         Ok(())
     }

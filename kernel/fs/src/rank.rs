@@ -16,7 +16,7 @@ use core::cell::Cell;
 use core::ops::{Deref, DerefMut};
 
 use mm::machine::Machine;
-use mm::sync::{Mutex, MutexGuard};
+use mm::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 
 /// Rank of a lock; taken in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +32,54 @@ pub enum Rank {
     Volume = 4,
     /// Small things that are held for a few instructions.
     Leaf = 5,
+}
+
+/// A lock with a rank. Taken by [`Context::lock`].
+///
+/// It is a spin lock, and nearly fair: who has tried for long is let in before any newcomer. Without that, tasks that do
+/// one change after the other keep everybody else out for as long as they go on, for they hold the metadata most of the
+/// time, and so most likely also when their time slice ends.
+#[derive(Debug, Default)]
+pub struct RankedLock<T> {
+    lock: Mutex<T>,
+    /// How many have tried for long.
+    starving: AtomicU32,
+}
+
+/// So many tries are long.
+const LONG: u32 = 512;
+
+impl<T> RankedLock<T> {
+    /// A lock that nobody holds.
+    pub fn new(value: T) -> Self {
+        Self { lock: Mutex::new(value), starving: AtomicU32::new(0) }
+    }
+
+    /// The value, without a context, where it is nobody else's yet.
+    pub(crate) fn set(&self, value: T) {
+        *self.lock.lock() = value;
+    }
+
+    fn take<M: Machine>(&self, machine: &M) -> MutexGuard<'_, T> {
+        let (mut tries, mut starves) = (0, false);
+        loop {
+            // Relaxed: this only says who tries, and who tries takes the lock or does not.
+            if (starves || self.starving.load(Ordering::Relaxed) == 0)
+                && let Some(guard) = self.lock.try_lock()
+            {
+                if starves {
+                    self.starving.fetch_sub(1, Ordering::Relaxed);
+                }
+                return guard;
+            }
+            tries += 1;
+            if tries == LONG {
+                self.starving.fetch_add(1, Ordering::Relaxed);
+                starves = true;
+            }
+            machine.relax();
+        }
+    }
 }
 
 /// In whose name something is done, and what that task holds.
@@ -75,16 +123,12 @@ impl Context {
     /// # Panics
     /// In debug builds, where a lock of the same or a higher rank is held.
     #[track_caller]
-    pub fn lock<'l, T, M: Machine>(&'l self, machine: &M, rank: Rank, lock: &'l Mutex<T>) -> Ranked<'l, T> {
+    pub fn lock<'l, T, M: Machine>(&'l self, machine: &M, rank: Rank, lock: &'l RankedLock<T>) -> Ranked<'l, T> {
         let bit = 1 << rank as u8;
         debug_assert!(self.held.get() < bit, "takes a lock of rank {rank:?} while it holds {:#b}", self.held.get());
-        loop {
-            if let Some(guard) = lock.try_lock() {
-                self.held.set(self.held.get() | bit);
-                return Ranked { guard, context: self, bit };
-            }
-            machine.relax();
-        }
+        let guard = lock.take(machine);
+        self.held.set(self.held.get() | bit);
+        Ranked { guard, context: self, bit }
     }
 }
 

@@ -205,6 +205,26 @@ struct Walk<'v> {
 }
 
 impl Recorder {
+    /// Goes through what was done to `sim` since the last call without looking: what is durable, and what is still in
+    /// the cache.
+    pub fn skip(&mut self, sim: &SimPmem) {
+        for event in sim.take_events() {
+            self.follow(event);
+        }
+    }
+
+    fn follow(&mut self, event: Event) {
+        match event {
+            Event::Store(offset, bytes) => self.store(offset, &bytes),
+            Event::WriteBack(first, last) => {
+                let lines = self.lines.range_mut(first..=last);
+                lines.for_each(|(_, line)| line.written_back = line.stores.len());
+            }
+            Event::Fence => self.fence(),
+            Event::Mark(_) => {}
+        }
+    }
+
     /// Goes through what was done to `sim` since the last call. At each fence, and at the end, calls `visit` with
     /// images that a power cut may leave there and with the latest mark before it (0: none since the last call),
     /// until it answers `false`.
@@ -213,18 +233,9 @@ impl Recorder {
         let mut walk = Walk { state: self, limits, random, counts: Counts::default(), mark: 0, visit };
         for event in sim.take_events() {
             match event {
-                Event::Store(offset, bytes) => walk.state.store(offset, &bytes),
-                Event::WriteBack(first, last) => {
-                    let lines = walk.state.lines.range_mut(first..=last);
-                    lines.for_each(|(_, line)| line.written_back = line.stores.len());
-                }
-                Event::Fence => {
-                    if !walk.point() {
-                        return walk.counts;
-                    }
-                    walk.state.fence();
-                }
                 Event::Mark(mark) => walk.mark = mark,
+                Event::Fence if !walk.point() => return walk.counts,
+                event => walk.state.follow(event),
             }
         }
         walk.point();

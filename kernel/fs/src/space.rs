@@ -26,17 +26,16 @@ impl Bits<'_> {
     pub(crate) fn get(&self, bit: u64) -> bool {
         self.0[(bit / 8) as usize] & 1 << (bit % 8) != 0
     }
-    /// Sets or clears a run; `false` where a bit had that value already.
+    /// Sets or clears a run; `false` where a bit had that value already. Whole bytes at a time.
     pub(crate) fn set(&mut self, first: u64, nr: u64, value: bool) -> bool {
-        let mut all = true;
-        for bit in first..first + nr {
-            all &= self.get(bit) != value;
+        let (mut bit, end, mut all) = (first, first + nr, true);
+        while bit < end {
+            let nr = (8 - bit % 8).min(end - bit);
+            let mask = (((1_u16 << nr) - 1) as u8) << (bit % 8);
             let byte = &mut self.0[(bit / 8) as usize];
-            if value {
-                *byte |= 1 << (bit % 8);
-            } else {
-                *byte &= !(1 << (bit % 8));
-            }
+            all &= *byte & mask == if value { 0 } else { mask };
+            *byte = if value { *byte | mask } else { *byte & !mask };
+            bit += nr;
         }
         all
     }
@@ -215,6 +214,17 @@ impl Store {
             }
         }
         Err(FsError::NoSpace)
+    }
+
+    /// Takes a whole free area of 2 MiB, starting the search in group `hint`; `None` where there is none.
+    pub(crate) fn take_whole(&self, tx: &mut Tx, hint: u64) -> Result<Option<Run>, FsError> {
+        let groups = self.layout.nr_groups();
+        for group in (0..groups).map(|nr| (hint + nr) % groups) {
+            if let Some(run) = self.take_in(tx, group, HUGE_BLOCKS, true)? {
+                return Ok(Some(run));
+            }
+        }
+        Ok(None)
     }
 
     /// Gives the operation's freed blocks back and brings the bitmaps' checksums up to date: its last step.

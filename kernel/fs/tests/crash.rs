@@ -214,6 +214,7 @@ fn reuse(seed: u64, faults: Faults) -> Option<String> {
     }
     // The journal starts anew here, so that what follows fits into one epoch.
     volume.quiesce().unwrap();
+    volume.resume().unwrap();
     volume.create(dir, b"last", true).unwrap();
     let gone = volume.unlink(dir, b"last").unwrap().unwrap();
     volume.free(gone).unwrap();

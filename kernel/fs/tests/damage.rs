@@ -56,6 +56,21 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// The inode table, which whoever looks at every inode goes through, with its own inode changed.
+    #[test]
+    fn any_inode_table_is_survived(extent in 0_usize..8, field in 0_usize..4, value: u32, few in 0_u32..300, small: bool) {
+        let mut image = sample();
+        let table = (0..image.len()).step_by(4096).find(|&at| image[at + 256..].starts_with(b"UPIN")).unwrap();
+        let field = table + 256 + 128 + extent * 16 + field * 4;
+        image[field..field + 4].copy_from_slice(&if small { few } else { value }.to_le_bytes());
+        reseal(&mut image);
+        check_image(&image);
+    }
+}
+
 #[test]
 fn the_sample_itself_is_sound_and_resealing_changes_nothing() {
     let image = sample();
@@ -71,4 +86,15 @@ fn a_truncated_image_is_refused() {
     for len in [0, 100, 4096, 5000, image.len() / 2, image.len() - 4096] {
         check_image(&image[..len]);
     }
+}
+
+/// Found by the fuzz target: the table's extent moved to the far end of the largest file, so that there seemed to be
+/// 68 billion inodes.
+#[test]
+fn an_inode_table_with_a_hole_is_refused() {
+    let mut image = sample();
+    let table = (0..image.len()).step_by(4096).find(|&at| image[at + 256..].starts_with(b"UPIN")).unwrap();
+    image[table + 256 + 128..][..4].copy_from_slice(&0xf000_0000_u32.to_le_bytes());
+    reseal(&mut image);
+    check_image(&image);
 }

@@ -5,13 +5,13 @@ mod world;
 use std::sync::Arc;
 
 use fs::error::FsError;
-use fs::rank::{Context, Rank};
+use fs::rank::{Context, Rank, RankedLock};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
+use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, FaultError, SigBusCause};
-use mm::sync::Mutex;
 use world::*;
 
 const HUGE: u64 = 512;
@@ -44,6 +44,26 @@ fn faults_install_the_largest_leaf_that_the_extent_allows() {
         other.space.translate(page(5)).map(|found| found.pfn_at(page(5))),
         task.space.translate(page(5)).map(|found| found.pfn_at(page(5)))
     );
+}
+
+#[test]
+fn a_read_only_mapping_shows_what_others_store_and_takes_no_store() {
+    let (_emu, mm) = world(2);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let fs = device.mount().unwrap();
+    let file = fs.create(&cx(), "a", true).unwrap();
+    fs.truncate(&cx(), &file, 3 * PAGE_SIZE).unwrap();
+    let (reader, writer) = (Task::new(&mm, 0), Task::with(&mm, 1, &file, 3));
+    reader.space.map(page(0), 3 * PAGE_SIZE, Prot::USER_READ, &file.ops(), 0).unwrap();
+    assert_eq!(reader.fetch(2), Ok(0), "a hole");
+    writer.store(2, 22).unwrap();
+    writer.store(1, 11).unwrap();
+    assert_eq!((reader.fetch(1), reader.fetch(2)), (Ok(11), Ok(22)));
+    assert!(reader.store(1, 5).is_err());
+    assert!(reader.pin(1, 1, GupFlags::WRITE).is_err());
+    let pinned = reader.pin(1, 1, GupFlags::empty()).unwrap();
+    unpin(&mm, &pinned);
+    assert_eq!(writer.fetch(1), Ok(11));
 }
 
 #[test]
@@ -187,7 +207,7 @@ fn breaking_layouts_under_an_inode_lock_stops_a_debug_build() {
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
-    let another_inode = Mutex::new(());
+    let another_inode = RankedLock::new(());
     let context = cx();
     let _inode = context.lock(&mm.machine, Rank::Inode, &another_inode);
     drop(file);
@@ -199,10 +219,31 @@ fn breaking_layouts_under_an_inode_lock_stops_a_debug_build() {
 #[should_panic(expected = "takes a lock of rank Inode")]
 fn a_lock_out_of_rank_stops_a_debug_build() {
     let (_emu, mm) = world(1);
-    let (a, b) = (Mutex::new(()), Mutex::new(()));
+    let (a, b) = (RankedLock::new(()), RankedLock::new(()));
     let context = cx();
     let _volume = context.lock(&mm.machine, Rank::Volume, &a);
     let _inode = context.lock(&mm.machine, Rank::Inode, &b);
+}
+
+/// A task that takes a lock again and again does not keep another out that has tried for long.
+#[test]
+fn who_has_tried_for_long_gets_a_lock_before_who_comes_again() {
+    let (emu, mm) = world(2);
+    emu.clone().on_cpu(0, || {
+        let lock = Arc::new(RankedLock::new(Vec::new()));
+        let context = cx();
+        let mut held = context.lock(&mm.machine, Rank::Volume, &lock);
+        held.push("first");
+        let waiter = emu.start(1, {
+            let (mm, lock) = (mm.clone(), lock.clone());
+            move || cx().lock(&mm.machine, Rank::Volume, &lock).push("waiter")
+        });
+        (0..600).for_each(|_| assert!(!emu.let_run(1, &waiter)));
+        drop(held);
+        context.lock(&mm.machine, Rank::Volume, &lock).push("again");
+        emu.finish(waiter);
+        assert_eq!(*context.lock(&mm.machine, Rank::Volume, &lock), ["first", "waiter", "again"]);
+    });
 }
 
 /// covers: E5 E6

@@ -269,7 +269,8 @@ fn files_that_are_not_in_memory_or_not_dax_do_not_end_the_walk() {
 #[test]
 fn an_inode_that_cannot_be_loaded_does_not_end_the_walk() {
     let (_emu, mm) = world(1);
-    let device = Device::new(&mm, "pmem0", START, 2048);
+    let mut device = Device::new(&mm, "pmem0", START, 2048);
+    device.checked.damaged = true;
     let fs = device.mount().unwrap();
     let first = fs.create(&cx(), "damaged", true).unwrap();
     let file = fs.create(&cx(), "sound", true).unwrap();
@@ -315,18 +316,6 @@ fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
         assert!(task.store(1, 1).is_ok());
     }
     fs.write(&cx(), &file, 0, b"the file system goes on").unwrap();
-}
-
-fn with_log(mm: &Arc<World>) -> (Device, dax::device::Live, Arc<Fs>) {
-    let log = Arc::new(SimPmem::new(1 << 18));
-    let options = MakeOptions { log: Some(log.clone()), ..MakeOptions::default() };
-    let device = Device::make(mm, "pmem0", START, 512, &options);
-    let map = DevPagemap::new(MemoryKind::FsDax, [PfnRange::new(Pfn::new(3 * START), 64).unwrap()]).unwrap();
-    let live = alloc_dax("pmem1", &map, DataCache::Coherent, &mm.ledger).unwrap();
-    let mut source = device.source();
-    source.log = Some((live.device().clone(), log));
-    let fs = Mounted::mount(mm, source).unwrap();
-    (device, live, fs)
 }
 
 /// covers: N13
@@ -405,7 +394,8 @@ fn a_range_outside_the_file_systems_part_is_no_such_address() {
     let live = alloc_dax("pmem0", &map, DataCache::Coherent, &mm.ledger).unwrap();
     mm.meta.register(&map).unwrap();
     let part = ByteSpan::from_len(512 * PAGE_SIZE, 512 * PAGE_SIZE).unwrap();
-    let device = Device { name: "pmem0".into(), mm: mm.clone(), live, map, sim, kernel: Arc::default() };
+    let checked = Checked::new(&sim);
+    let device = Device { name: "pmem0".into(), mm: mm.clone(), live, map, sim, kernel: Arc::default(), checked };
     let source = fs::mounted::Source { part: Some(part), ..device.source() };
     let fs = Mounted::mount(&mm, source).unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();

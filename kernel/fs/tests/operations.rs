@@ -66,21 +66,6 @@ proptest! {
 }
 
 #[test]
-fn a_four_kilobyte_append_takes_two_fences_and_few_lines() {
-    let sim = new_fs(1024);
-    let mut volume = mounted(&sim);
-    let ino = volume.create(ROOT_INO, b"log", true).unwrap();
-    volume.write(ino, 0, &[1; 4096]).unwrap();
-    let before = sim.stats();
-    volume.write(ino, 4096, &[2; 4096]).unwrap();
-    let after = sim.stats();
-    let (fences, lines) = (after.fences - before.fences, after.lines - before.lines);
-    println!("4 KiB append, durable: {fences} fences, {lines} lines written back (64 of them data)");
-    assert_eq!(fences, 2);
-    assert!(lines <= 64 + 24, "{lines} lines");
-}
-
-#[test]
 fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
     let sim = new_fs(16 * 1024);
     let mut volume = mounted(&sim);
@@ -112,18 +97,58 @@ fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
     assert_clean(&sim);
 }
 
+/// Whole free areas of 2 MiB, and free blocks.
+fn free_areas(volume: &mut fs::volume::Volume) -> (u64, u64) {
+    assert_eq!(volume.load_all(), 0);
+    let blocks = volume.statfs().nr_blocks;
+    let mut used = vec![false; blocks as usize];
+    volume.owners(0, blocks, |(first, end, _)| used[first as usize..end as usize].fill(true));
+    let whole = used.chunks_exact(HUGE_BLOCKS as usize).filter(|area| area.iter().all(|used| !used)).count();
+    (whole as u64, used.iter().filter(|used| !**used).count() as u64)
+}
+
+/// Thousands of small files come, grow and go while the file system is half full: whole areas stay whole, so that a
+/// huge leaf can still be had.
 #[test]
-fn a_mount_of_a_clean_file_system_does_not_depend_on_the_size() {
-    let cost = |blocks: u64| {
-        let sim = new_fs(blocks);
-        mounted(&sim).unmount().unwrap();
-        let before = sim.stats();
-        let volume = mounted(&sim);
-        assert!(volume.nr_owned_runs() < 8);
-        let after = sim.stats();
-        (after.stores - before.stores, after.lines - before.lines, after.fences - before.fences)
-    };
-    assert_eq!(cost(1024), cost(100 * 1024));
+fn whole_areas_stay_whole_as_the_file_system_ages() {
+    let sim = new_fs(16 * 1024);
+    let mut volume = mounted(&sim);
+    let mut random = Random::new(11);
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    let mut worst = u64::MAX;
+    for nr in 0..4000_u64 {
+        let free = volume.statfs().free_blocks;
+        if free < 8 * 1024 || !names.is_empty() && random.below(3) == 0 {
+            let name = names.swap_remove(random.below(names.len() as u64) as usize);
+            let gone = volume.unlink(ROOT_INO, &name).unwrap().unwrap();
+            volume.free(gone).unwrap();
+        } else if !names.is_empty() && random.below(4) == 0 {
+            let ino = volume.lookup(ROOT_INO, &names[random.below(names.len() as u64) as usize]).unwrap();
+            let size = volume.stat(ino).unwrap().size;
+            volume.write(ino, size, &vec![2; (1 + random.below(40_000)) as usize]).unwrap();
+        } else {
+            let name = format!("{nr}").into_bytes();
+            let ino = volume.create(ROOT_INO, &name, true).unwrap();
+            volume.write(ino, 0, &vec![1; (1 + random.below(100_000)) as usize]).unwrap();
+            names.push(name);
+        }
+        if nr % 500 == 499 {
+            let (whole, free) = free_areas(&mut volume);
+            println!("after {nr}: {free} blocks are free, {whole} whole areas of {} that there could be", free / 512);
+            worst = worst.min(whole * 100 / (free / HUGE_BLOCKS));
+        }
+    }
+    assert!(worst >= 70, "only {worst} % of what is free can be had in whole areas");
+    // A task that maps a large hole gets a huge leaf for each of them.
+    let (whole, _) = free_areas(&mut volume);
+    let ino = volume.create(ROOT_INO, b"large", true).unwrap();
+    volume.truncate(ino, whole * HUGE_BLOCKS * BLOCK_SIZE).unwrap();
+    for area in 0..whole - 1 {
+        let run = volume.map_block(ino, area * HUGE_BLOCKS + 5, true).unwrap();
+        assert!(run.len >= HUGE_BLOCKS && (run.logical ^ run.physical.unwrap()).is_multiple_of(HUGE_BLOCKS), "{run:?}");
+    }
+    drop(volume);
+    assert_clean(&sim);
 }
 
 #[test]
@@ -228,7 +253,10 @@ fn an_external_journal_is_needed_where_it_was_made_with_one() {
 
 #[test]
 fn too_small_is_refused() {
-    for len in [0, 4096, 10 * 4096] {
+    // What the message says.
+    assert!(FsError::TooSmall.to_string().contains("112 KiB"));
+    make(&pmem(&Arc::new(SimPmem::new(112 << 10))), &MakeOptions::default()).unwrap();
+    for len in [0, 4096, 10 * 4096, (112 << 10) - 4096] {
         let sim = Arc::new(SimPmem::new(len));
         assert_eq!(make(&pmem(&sim), &MakeOptions::default()).err(), Some(FsError::TooSmall));
         assert!(mount(&pmem(&sim), &MountOptions::default()).is_err());

@@ -3,8 +3,9 @@
 
 mod world;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fs::error::FsError;
 use mm::addr::PAGE_SIZE;
@@ -27,6 +28,8 @@ struct Worker {
     cpu: usize,
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
+    /// The address spaces of its tasks.
+    spaces: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl Worker {
@@ -55,6 +58,7 @@ impl Worker {
         fs.write(&cx(), &file, nr % 7 * 1000, &vec![nr as u8; (PAGES * PAGE_SIZE / 2) as usize])?;
         fs.truncate(&cx(), &file, PAGES * PAGE_SIZE)?;
         let task = Task::new(&self.mm, self.cpu);
+        self.spaces.lock().unwrap().insert(task.space.id());
         let mapped = task.space.map(page(0), PAGES * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0);
         if let Err(error) = mapped {
             assert!(matches!(error, MapError::Refused(SigBusCause::ShutDown | SigBusCause::DeviceGone)), "{error}");
@@ -102,7 +106,7 @@ impl Worker {
 /// covers: R7 R10 R12 E7 N5
 #[test]
 fn one_of_two_devices_is_pulled_out_under_load() {
-    let (emu, mm) = world(5);
+    let (emu, mm) = world(7);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let devices = [Device::new(&mm, "pmem0", START, 2048), Device::new(&mm, "pmem1", 2 * START, 2048)];
@@ -114,12 +118,21 @@ fn one_of_two_devices_is_pulled_out_under_load() {
             cpu,
             stop: Arc::default(),
             rounds: Arc::default(),
+            spaces: Arc::default(),
         };
+        // One task on each that maps a file all the time.
+        let idlers = [0, 1].map(|nr: usize| {
+            let file = mounted[nr].create(&cx(), "idle", true).unwrap();
+            mounted[nr].write(&cx(), &file, 0, b"x").unwrap();
+            let task = Task::with(&mm, 5 + nr, &file, 1);
+            task.store(0, nr as u64).unwrap();
+            (task, file)
+        });
         let workers = [worker(0, 1), worker(0, 2), worker(1, 3), worker(1, 4)];
         let running = workers.each_ref().map(Worker::start);
         workers.iter().for_each(|worker| worker.let_go_on(8));
         let [leaving, staying] = devices;
-        let sim = leaving.sim.clone();
+        let (sim, kernels) = (leaving.sim.clone(), [leaving.kernel.clone(), staying.kernel.clone()]);
         assert_eq!(leaving.remove(), [""; 0]);
         // The others never notice.
         workers[2..].iter().for_each(|worker| worker.let_go_on(8));
@@ -130,6 +143,18 @@ fn one_of_two_devices_is_pulled_out_under_load() {
                 (cpu, ended) => panic!("the worker on CPU {cpu} ended with {ended:?}"),
             }
         }
+        // Those that are told are those that used the device, and nobody else. Which of the workers map something at
+        // that moment is a matter of chance.
+        let told: BTreeSet<_> = kernels[0].lost.lock().unwrap().iter().map(|lost| lost.0).collect();
+        let idle = idlers[0].0.space.id();
+        let users = workers[..2].iter().flat_map(|worker| worker.spaces.lock().unwrap().clone());
+        let users: BTreeSet<_> = users.chain([idle]).collect();
+        assert!(told.is_subset(&users) && told.contains(&idle), "{told:?} were told; {users:?} had used the device");
+        assert!(idlers[0].0.cause(0).is_some() && idlers[1].0.fetch(0) == Ok(1));
+        let lost = kernels[0].lost.lock().unwrap().len() as u64;
+        assert_eq!(lost, mounted[0].last_notification().unwrap().told);
+        assert!(kernels[1].lost.lock().unwrap().is_empty());
+        drop(idlers);
         let [gone, stays] = mounted;
         gone.unmount(&cx()).unwrap();
         stays.unmount(&cx()).unwrap();

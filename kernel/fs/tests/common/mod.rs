@@ -12,12 +12,30 @@ use fs::pmem::Pmem;
 use fs::sim::{Random, SimPmem};
 use fs::volume::Volume;
 
+/// A memory with a file system on it. The checker runs over it when the test is done, unless it has failed.
+pub struct Medium(Arc<SimPmem>);
+
+impl std::ops::Deref for Medium {
+    type Target = Arc<SimPmem>;
+    fn deref(&self) -> &Arc<SimPmem> {
+        &self.0
+    }
+}
+
+impl Drop for Medium {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_clean(&self.0);
+        }
+    }
+}
+
 /// A memory of `blocks` blocks with a new file system on it.
-pub fn new_fs(blocks: u64) -> Arc<SimPmem> {
+pub fn new_fs(blocks: u64) -> Medium {
     let sim = Arc::new(SimPmem::new((blocks * BLOCK_SIZE) as usize));
     let options = MakeOptions { uuid: *b"0123456789abcdef", label: "test".into(), ..MakeOptions::default() };
     make(&pmem(&sim), &options).expect("it is large enough");
-    sim
+    Medium(sim)
 }
 
 /// As the file system sees it.

@@ -93,6 +93,32 @@ pub struct Device {
     pub map: Arc<DevPagemap>,
     pub sim: Arc<SimPmem>,
     pub kernel: Arc<Kernel>,
+    pub checked: Checked,
+}
+
+/// The checker runs over these bytes when the test is done with them, unless it has failed.
+pub struct Checked {
+    sim: Arc<SimPmem>,
+    /// The journal's device, if it is another one.
+    pub log: Option<Arc<dyn Pmem>>,
+    /// Is the medium damaged on purpose?
+    pub damaged: bool,
+}
+
+impl Checked {
+    pub fn new(sim: &Arc<SimPmem>) -> Self {
+        Self { sim: sim.clone(), log: None, damaged: false }
+    }
+}
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let pmem: Arc<dyn Pmem> = self.sim.clone();
+            let report = check(&pmem, self.log.as_ref());
+            assert_ne!(report.is_clean(), self.damaged, "{report:#?}");
+        }
+    }
 }
 
 impl Device {
@@ -102,7 +128,8 @@ impl Device {
         let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
         let live = alloc_dax(name, &map, DataCache::Coherent, &mm.ledger).unwrap();
         mm.meta.register(&map).unwrap();
-        Self { name: name.into(), mm: mm.clone(), live, map, sim, kernel: Arc::default() }
+        let checked = Checked::new(&sim);
+        Self { name: name.into(), mm: mm.clone(), live, map, sim, kernel: Arc::default(), checked }
     }
 
     /// As [`attach`](Self::attach), with a new file system of `blocks` blocks.
@@ -146,6 +173,20 @@ impl Device {
     pub fn assert_clean(&self) {
         assert_clean(&self.sim);
     }
+}
+
+/// A file system whose journal is on a second device.
+pub fn with_log(mm: &Arc<World>) -> (Device, Live, Arc<Fs>) {
+    let log = Arc::new(SimPmem::new(1 << 18));
+    let options = MakeOptions { log: Some(log.clone()), ..MakeOptions::default() };
+    let mut device = Device::make(mm, "pmem0", START, 512, &options);
+    device.checked.log = Some(log.clone());
+    let map = DevPagemap::new(MemoryKind::FsDax, [PfnRange::new(Pfn::new(3 * START), 64).unwrap()]).unwrap();
+    let live = alloc_dax("pmem1", &map, DataCache::Coherent, &mm.ledger).unwrap();
+    let mut source = device.source();
+    source.log = Some((live.device().clone(), log));
+    let fs = Mounted::mount(mm, source).unwrap();
+    (device, live, fs)
 }
 
 /// Nothing around the device but the file system.

@@ -6,8 +6,8 @@
 use super::door::{Folio, Found};
 use super::page::Page;
 use super::tree::Spot;
-use super::{GetError, Inner, Lent, MetaError, MetaStore, Owner, nature, refused};
-use crate::addr::{PageSize, Pfn};
+use super::{GetError, Inner, Lent, LiveFolio, MetaError, MetaStore, Owner, nature, refused};
+use crate::addr::{PageSize, Pfn, PfnRange};
 
 /// What [`MetaStore::get_or_create_run`] gives: references on the first part of the run that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,41 @@ impl MetaStore {
             self.came(&held.map, made as u64);
         }
         taken
+    }
+
+    /// Calls `visit` with every live folio that shares a frame with `frames`, rising, under the store's lock (so `visit`
+    /// must not call the store). Says at how many places it looked: one for each empty block of 1 GiB, and where
+    /// something of that is in use one for each 2 MiB and for each page of a block that is in use.
+    pub fn for_each_live_in(&self, frames: PfnRange, visit: &mut dyn FnMut(LiveFolio)) -> u64 {
+        let inner = &*self.inner.lock();
+        let mut looks = 0;
+        let mut live = |page: &Page| {
+            looks += 1;
+            if page.refs() != 0 {
+                visit(LiveFolio::of(page));
+            }
+        };
+        let mut empty = 0;
+        let mut pfn = frames.start();
+        while pfn < frames.end() {
+            let block = match self.tree.find(&inner.held, pfn) {
+                Spot::Free(size) => {
+                    empty += 1;
+                    size
+                }
+                Spot::Folio(page) => {
+                    live(page);
+                    page.size()
+                }
+                Spot::Chunk(chunk) => {
+                    let left = frames.end().as_u64() - pfn.as_u64();
+                    chunk.pages_from(pfn, left).iter().for_each(&mut live);
+                    PageSize::Size2M
+                }
+            };
+            pfn = pfn.align_down(block).add(block.nr_pages());
+        }
+        looks + empty
     }
 
     /// Takes one further reference for each leaf of size `leaf` that maps the run, on behalf of one who owns a

@@ -1,6 +1,7 @@
 //! The store against a model that is a plain map of folios, misuse that must stop the kernel, and threads.
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 use std::collections::BTreeMap;
 
@@ -233,6 +234,34 @@ fn every_range_of_a_page_map_has_metadata() {
     for range in ranges {
         world.store.put_run(range.start(), range.nr_pages(), KIB4);
     }
+    assert!(map.is_drained());
+    world.assert_idle();
+}
+
+#[test]
+fn the_live_folios_of_a_range_are_found_by_what_is_in_use_there() {
+    let world = World::new();
+    let map = world.device(MemoryKind::FsDax, &[range(0, 8 * B1)]);
+    let get = |pfn, size| world.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in the device");
+    let folios = [(7, KIB4), (B2 - 1, KIB4), (3 * B2, MIB2), (2 * B1, GIB1), (5 * B1 + 9, KIB4)];
+    for (pfn, size) in folios {
+        get(pfn, size);
+    }
+    let list = |start, nr_pages| {
+        let mut found = Vec::new();
+        let looks = world.store.for_each_live_in(range(start, nr_pages), &mut |folio| found.push(folio.head.as_u64()));
+        (found, looks)
+    };
+    assert_eq!(list(0, 8 * B1).0, folios.map(|(pfn, _)| pfn));
+    assert_eq!((list(7, 1), list(8, 1)), ((vec![7], 1), (vec![], 1)));
+    assert_eq!(list(8, B2 - 8).0, [B2 - 1]);
+    // A large folio that reaches in from either side, and whole blocks that are empty.
+    assert_eq!(list(4 * B2 - 1, 2), (vec![3 * B2], 2));
+    assert_eq!(list(3 * B1 - 1, 2 * B1), (vec![2 * B1], 3));
+    assert_eq!(list(6 * B1, 2 * B1), (vec![], 2));
+    // Two chunks, one folio of 2 MiB, what is empty beside them: never a look for each of the two million pages.
+    assert_eq!(list(0, 8 * B1).1, (512 + 511) + 1 + (512 + 511) + 5);
+    folios.iter().for_each(|&(pfn, _)| world.store.put(Pfn::new(pfn), 1));
     assert!(map.is_drained());
     world.assert_idle();
 }

@@ -1,0 +1,140 @@
+//! A device's memory as the file system sees it, and the kernel as its host.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use dax::device::{DaxDevice, LiveGuard};
+use fs::error::FsError;
+use fs::mounted::{FIRST_COMPLAINT_NS, FREEZE_TIMEOUT_NS, Host, Mounted, Source};
+use fs::pmem::{Pmem, check_bounds};
+use mm::addr::{PAGE_SIZE, Pfn, VirtRange};
+use mm::machine::Machine;
+use mm::pagemap::MemoryKind;
+use mm::space::SigBusCause;
+
+use crate::machine::{KernelMachine, Space, mm};
+use crate::{devices, layout};
+
+/// The bytes of a device, through the direct map. Each access holds the device alive.
+struct DeviceMemory(Arc<DaxDevice>);
+
+impl DeviceMemory {
+    fn live(&self) -> Result<LiveGuard<'_>, FsError> {
+        self.0.read_lock().map_err(|_| FsError::DeviceGone)
+    }
+
+    /// Calls `each` with the place of each part of the bytes that lies in a row, and the part's place among them. The
+    /// device is alive meanwhile, so that they are mapped.
+    fn parts(
+        &self,
+        offset: u64,
+        len: usize,
+        each: &mut dyn FnMut(*mut u8, core::ops::Range<usize>),
+    ) -> Result<(), FsError> {
+        let live = self.live()?;
+        check_bounds(offset, len, self.0.size_bytes())?;
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let (page, inside) = (at & !(PAGE_SIZE - 1), at % PAGE_SIZE);
+            let want = (inside + (len - done) as u64).next_multiple_of(PAGE_SIZE);
+            let row = live.direct_access(page, want).map_err(|_| FsError::Media(at))?;
+            let part = ((row.nr_pages() * PAGE_SIZE - inside) as usize).min(len - done);
+            let base: *mut u8 = layout::direct_ptr(row.start().addr());
+            each(base.wrapping_add(inside as usize), done..done + part);
+            done += part;
+        }
+        Ok(())
+    }
+}
+
+impl Pmem for DeviceMemory {
+    fn len_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        self.parts(offset, buf.len(), &mut |from, part| {
+            let to = &mut buf[part];
+            // SAFETY: `parts` gives mapped bytes of the device. Tasks may store there meanwhile, as to any shared
+            // memory: `copy` reads bytes whatever they are, and `to` is ours alone.
+            unsafe { ptr::copy(from, to.as_mut_ptr(), to.len()) };
+        })
+    }
+
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.parts(offset, bytes.len(), &mut |to, part| {
+            let from = &bytes[part];
+            match <[u8; 8]>::try_from(from) {
+                Ok(word) if offset.is_multiple_of(8) => {
+                    // SAFETY: mapped bytes of the device, aligned, and device memory belongs to no Rust object. One
+                    // store, because whoever recovers relies on the word being old or new.
+                    unsafe { AtomicU64::from_ptr(to.cast()) }.store(u64::from_le_bytes(word), Ordering::Relaxed);
+                }
+                // SAFETY: the same.
+                _ => unsafe { ptr::copy(from.as_ptr(), to, from.len()) },
+            }
+        })
+    }
+
+    fn write_back(&self, offset: u64, len: u64) {
+        // A device that has gone has no lines left to write back; the caller hears of it at the next store.
+        let _ = self.parts(offset, len as usize, &mut |at, part| {
+            // SAFETY: mapped bytes of the device; only their addresses are used.
+            arch::cache::write_back(unsafe { core::slice::from_raw_parts(at, part.len()) });
+        });
+    }
+
+    fn fence(&self) {
+        arch::cache::fence();
+    }
+}
+
+/// This kernel.
+struct Kernel;
+
+impl Host<KernelMachine> for Kernel {
+    fn line(&self, line: fmt::Arguments<'_>) {
+        log::info!(target: "fs", "{line}");
+    }
+    fn lost(&self, space: &Arc<Space>, range: VirtRange, cause: SigBusCause) {
+        log::info!(target: "fs", "{}: {range:?} is lost: {cause:?}", space.name());
+    }
+    fn pinned_by(&self, pfn: Pfn) -> Option<String> {
+        let now = mm().machine.now_ns();
+        let mut by = None;
+        let frame = mm::addr::PfnRange::new(pfn, 1)?;
+        mm().pins.for_each(&mut |record| {
+            if record.holds_any(frame) {
+                by = Some(format!("{}", record.describe(now)));
+            }
+        });
+        by
+    }
+}
+
+/// Mounts the file system on device `at`, which is attached for one.
+///
+/// # Errors
+/// One clear line.
+pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
+    let device = devices::dax(at).map_err(|error| format!("{error}"))?;
+    if device.kind() != MemoryKind::FsDax {
+        return Err(format!("device {at} is not attached for a file system (attach {at} fsdax)"));
+    }
+    let source = Source {
+        name: devices::slots()[at].name.clone(),
+        pmem: Arc::new(DeviceMemory(Arc::clone(&device))),
+        device,
+        part: None,
+        log: None,
+        host: Arc::new(Kernel),
+        freeze_timeout_ns: FREEZE_TIMEOUT_NS,
+        first_complaint_ns: FIRST_COMPLAINT_NS,
+    };
+    Mounted::mount(mm(), source).map_err(|error| format!("{error}"))
+}
