@@ -70,7 +70,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Removes the device by range; fails where a step met a problem.
-fn remove() -> Result<RemovalReport, String> {
+fn remove() -> Result<Arc<RemovalReport>, String> {
     let report = devices::remove(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
     no_problems(&report)?;
     Ok(report)
@@ -250,6 +250,13 @@ fn pinned(_: &mut Ctx, device: &Device) -> Result<(), String> {
     let named: Vec<Pfn> = first.some.iter().map(|folio| folio.head).collect();
     check_eq!(named, [1, 2, 3].map(|n| device.pfn(n)), "pages that the removal names");
     check_eq!(&report.drained.found, first, "what the report says it waited for");
+    let pins: Vec<_> = report.drained.pins.iter().map(|pin| (pin.owner.as_str(), pin.nr_pages)).collect();
+    check_eq!(pins, [(space.name(), 3)], "(owner, pages) of the pins in the report");
+    check!(report.drained.pins[0].place.file().ends_with("ktests_dax.rs"), "the pins' place: {report}");
+    let tasks: Vec<_> = report.tasks.iter().map(|found| found.id).collect();
+    check_eq!(tasks, [task.id], "tasks in the report");
+    let kept = devices::last_removal(0).map_err(|error| format!("{error}"))?;
+    check!(kept.is_some_and(|kept| Arc::ptr_eq(&kept, &report)), "the report was not kept");
     check!(format!("{report}").contains("3 of them pins"), "the report does not speak of the pins: {report}");
     check_eq!(space.translate(at(page(1))), None, "the pinned page's leaf");
     Ok(())
