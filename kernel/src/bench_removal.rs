@@ -59,7 +59,7 @@ fn attach(slot: usize) -> Result<(), String> {
     devices::attach_supervised(slot, &mut |_| Ok(())).map(drop).map_err(|error| format!("attach: {error}"))
 }
 
-fn remove(slot: usize) -> Result<RemovalReport, String> {
+fn remove(slot: usize) -> Result<Arc<RemovalReport>, String> {
     let report = devices::remove(slot, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
     no_problems(&report)?;
     Ok(report)
@@ -73,7 +73,7 @@ fn idle(slot: usize) -> Result<(u64, u64), String> {
 }
 
 /// Removes a device that `nr_spaces` address spaces map, each by `nr_extents` extents of one page, all present.
-fn removal(slot: usize, nr_spaces: u64, nr_extents: u64) -> Result<RemovalReport, String> {
+fn removal(slot: usize, nr_spaces: u64, nr_extents: u64) -> Result<Arc<RemovalReport>, String> {
     attach(slot)?;
     let spaces = (0..nr_spaces).map(|_| mapped(slot, nr_extents)).collect::<Result<Vec<_>, String>>();
     let report = remove(slot)?;

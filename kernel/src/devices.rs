@@ -14,6 +14,7 @@ use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
+use dax::kill::{KillReport, Phase};
 use dax::removal::{self, Method, Problem, RemovalReport, StepRecord, Waiting};
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::Kind;
@@ -28,7 +29,7 @@ use spin::Once;
 use crate::machine::{KernelMachine, mm};
 use crate::pmem_host::Host;
 use crate::reserve::{FAULTS, Section};
-use crate::{acpi, memory, time, virtio};
+use crate::{acpi, memory, removals, task, time, virtio};
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -41,6 +42,8 @@ pub struct Slot {
     pub frames: PfnRange,
     provider: Provider,
     bay: Bay<Attached>,
+    /// The report of the last removal, but for one that ran short of memory: what came from the reserve goes back.
+    last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
 }
 
 /// Where a slot's memory comes from.
@@ -130,7 +133,8 @@ fn init(
 ) {
     DEVICES.call_once(|| {
         let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot = |name, frames, provider| Slot { name, frames, provider, bay: Bay::new() };
+        let slot =
+            |name, frames, provider| Slot { name, frames, provider, bay: Bay::new(), last: mm::sync::Mutex::default() };
         let nvdimms = nvdimms.into_iter().enumerate();
         let lent = lent.into_iter().enumerate();
         let slots = nvdimms
@@ -293,7 +297,7 @@ pub fn keep_bad_blocks(pfn: Pfn) {
 /// # Errors
 /// [`DeviceError::NoSlot`], or there is no device, or it is being removed already. A removal that has begun does not
 /// fail.
-pub fn remove(at: usize, method: Method) -> Result<RemovalReport, DeviceError> {
+pub fn remove(at: usize, method: Method) -> Result<Arc<RemovalReport>, DeviceError> {
     remove_watched(at, method, &mut |_| ())
 }
 
@@ -305,7 +309,7 @@ pub fn remove_watched(
     at: usize,
     method: Method,
     waits: &mut dyn FnMut(&Waiting),
-) -> Result<RemovalReport, DeviceError> {
+) -> Result<Arc<RemovalReport>, DeviceError> {
     remove_with(at, method, waits, false)
 }
 
@@ -313,7 +317,7 @@ pub fn remove_watched(
 ///
 /// # Errors
 /// As for [`remove`].
-pub fn remove_quietly(at: usize, method: Method) -> Result<RemovalReport, DeviceError> {
+pub fn remove_quietly(at: usize, method: Method) -> Result<Arc<RemovalReport>, DeviceError> {
     remove_with(at, method, &mut |_| (), true)
 }
 
@@ -322,7 +326,7 @@ fn remove_with(
     method: Method,
     waits: &mut dyn FnMut(&Waiting),
     quiet: bool,
-) -> Result<RemovalReport, DeviceError> {
+) -> Result<Arc<RemovalReport>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
     let section = Section::enter();
@@ -334,10 +338,20 @@ fn remove_with(
     drop(file);
     let mut watch = Watch { name: &slot.name, frames: slot.frames, waits, quiet };
     let report = device.remove(mappings, method, &mut watch);
+    let report = Arc::new(report);
+    *slot.last.lock() = (section.shortages() == 0).then(|| Arc::clone(&report));
     if section.shortages() > 0 && !quiet {
         log::warn!("{}: memory ran out {} times; the reserve has served", slot.name, section.shortages());
     }
     Ok(report)
+}
+
+/// The report of the last removal from slot `at`; `None` where there was none, or it ran short of memory.
+///
+/// # Errors
+/// [`DeviceError::NoSlot`].
+pub fn last_removal(at: usize) -> Result<Option<Arc<RemovalReport>>, DeviceError> {
+    Ok(devices_and_slot(at)?.1.last.lock().clone())
 }
 
 fn method_in_words(method: Method) -> String {
@@ -403,6 +417,14 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
             true => Err("the first attempt was made to fail".into()),
             false => Ok(()),
         }
+    }
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        if !self.quiet {
+            removals::say_phase(self.name, phase, kill);
+        }
+    }
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        task::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
     }
     fn waiting(&mut self, waiting: &Waiting) {
         log::info!("{}: {waiting}", self.name);

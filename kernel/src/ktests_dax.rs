@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::bay::BayError;
+use dax::devdax::OpenOptions;
 use dax::device::State;
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::range::WHOLE;
@@ -14,6 +15,7 @@ use dax::removal::{Method, RemovalReport, Step, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast};
+use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 use mm::space::{Access, FaultError, MapError, SigBusCause, VmOps};
 use spin::Mutex;
@@ -51,6 +53,7 @@ pub const TESTS: &[Test] = &[
         run: |ctx| Device::with(ctx, MIB2, pinned),
     },
     Test { name: "dax.removal.meanwhile_nothing_new", covers: "R12 G4", run: |ctx| Device::with(ctx, MIB2, meanwhile) },
+    Test { name: "dax.removal.two_devices_at_once", covers: "R7 R12", run: |ctx| Device::with(ctx, MIB2, two_at_once) },
     Test { name: "dax.removal.happens_once", covers: "R12", run: |ctx| Device::with(ctx, MIB2, once) },
     Test {
         name: "dax.removal.per_frame_has_the_same_effect",
@@ -70,7 +73,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Removes the device by range; fails where a step met a problem.
-fn remove() -> Result<RemovalReport, String> {
+fn remove() -> Result<Arc<RemovalReport>, String> {
     let report = devices::remove(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
     no_problems(&report)?;
     Ok(report)
@@ -250,6 +253,13 @@ fn pinned(_: &mut Ctx, device: &Device) -> Result<(), String> {
     let named: Vec<Pfn> = first.some.iter().map(|folio| folio.head).collect();
     check_eq!(named, [1, 2, 3].map(|n| device.pfn(n)), "pages that the removal names");
     check_eq!(&report.drained.found, first, "what the report says it waited for");
+    let pins: Vec<_> = report.drained.pins.iter().map(|pin| (pin.owner.as_str(), pin.nr_pages)).collect();
+    check_eq!(pins, [(space.name(), 3)], "(owner, pages) of the pins in the report");
+    check!(report.drained.pins[0].place.file().ends_with("ktests_dax.rs"), "the pins' place: {report}");
+    let tasks: Vec<_> = report.tasks.iter().map(|found| found.id).collect();
+    check_eq!(tasks, [task.id], "tasks in the report");
+    let kept = devices::last_removal(0).map_err(|error| format!("{error}"))?;
+    check!(kept.is_some_and(|kept| Arc::ptr_eq(&kept, &report)), "the report was not kept");
     check!(format!("{report}").contains("3 of them pins"), "the report does not speak of the pins: {report}");
     check_eq!(space.translate(at(page(1))), None, "the pinned page's leaf");
     Ok(())
@@ -323,6 +333,59 @@ fn once(_: &mut Ctx, device: &Device) -> Result<(), String> {
     check_eq!(removed.load(Ordering::Relaxed), 1, "removals that took place");
     let again = devices::remove(0, Method::Ranged).map(drop);
     check!(matches!(again, Err(DeviceError::Bay(BayError::Empty))), "a removal of nothing answers {again:?}");
+    Ok(())
+}
+
+fn two_at_once(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
+    match devices::slots().get(1) {
+        None => ctx.skip("there is one device"),
+        Some(_) if devices::block(1).is_ok() => ctx.skip("device 1 is in use"),
+        Some(_) => {
+            devices::attach_as(1, MemoryKind::DevDax).map_err(|error| format!("attach: {error}"))?;
+            let worked = remove_both(device);
+            let left = devices::remove(1, Method::Ranged);
+            worked?;
+            check!(matches!(left, Err(DeviceError::Bay(BayError::Empty))), "device 1 was left");
+        }
+    }
+    Ok(())
+}
+
+fn remove_both(device: &Device) -> Result<(), String> {
+    let space = new_space("user of both")?;
+    device.map(&space, BASE, 0, page(16), PageSize::Size4K)?;
+    let other = devices::file(1).map_err(|error| format!("{error}"))?;
+    let other: Arc<dyn VmOps<KernelMachine>> =
+        other.open(OpenOptions::default()).map_err(|error| format!("{error}"))?;
+    space.map(at(MIB2), page(16), Prot::USER_WRITE, &other, 0).map_err(|error| format!("map: {error}"))?;
+    drop(other);
+    for va in [BASE, at(MIB2)] {
+        space.populate(va, page(16), Access::Write).map_err(|error| format!("populate: {error}"))?;
+    }
+    // Both begin only when both are there.
+    let there = Arc::new(AtomicU64::new(0));
+    let mut cpus = percpu::online().iter();
+    let removers = [0, 1].map(|slot| {
+        let there = Arc::clone(&there);
+        let cpu = cpus.next().unwrap_or(here());
+        sched::spawn("remover", cpu, None, move || {
+            there.fetch_add(1, Ordering::AcqRel);
+            wait_until(|| there.load(Ordering::Acquire) == 2);
+            let report = devices::remove(slot, Method::Ranged).map_err(|_| Signal::Killed)?;
+            match report.users.len() == 1 && report.problems().count() == 0 {
+                true => Ok(()),
+                false => Err(Signal::Killed),
+            }
+        })
+    });
+    for task in &removers {
+        check_eq!(sched::join(task), Ok(()), "end of {task:?}");
+    }
+    for va in [BASE, at(MIB2)] {
+        let fault = space.handle_fault(va, Access::Read);
+        let gone = FaultError::SigBus { addr: va, len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
+        check_eq!((space.translate(va), fault), (None, Err(gone)), "what is at {va}");
+    }
     Ok(())
 }
 

@@ -303,7 +303,7 @@ fn block_ends(_: &mut Ctx, _: &Device) -> Result<(), String> {
     for task in &tasks {
         check_eq!(sched::join(task), Ok(()), "end of {task:?}");
     }
-    no_problems(&report?)?;
+    no_problems(&*report?)?;
     check_eq!(block.read(0, &mut [0; SECTOR]), Err(BlockError::NoSuchDevice), "read after the removal");
     check_eq!(block.write(0, &[0; SECTOR]), Err(BlockError::NoSuchDevice), "write after the removal");
     check_eq!(block.flush(), Err(BlockError::NoSuchDevice), "flush after the removal");

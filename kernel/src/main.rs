@@ -47,6 +47,7 @@ mod panic;
 mod pci;
 mod percpu;
 mod pmem_host;
+mod removals;
 mod reserve;
 mod ring;
 mod sched;

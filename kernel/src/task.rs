@@ -1,8 +1,9 @@
 //! Tasks: what runs. Each has a CPU for life, a kernel stack, and perhaps an address space.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -177,7 +178,8 @@ impl Task {
             Some(_) => unsafe { arch::context::prepare_stack(stack.top(), crate::sched::first_entry, 0) },
             None => 0,
         };
-        Arc::new(Self {
+        let has_space = space.is_some();
+        let task = Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
             cpu,
@@ -194,7 +196,11 @@ impl Task {
             exit: Once::new(),
             joiners: WaitQueue::new(),
             faults: AtomicU64::new(0),
-        })
+        });
+        if has_space {
+            WITH_SPACE.lock().insert(task.id, Arc::downgrade(&task));
+        }
+        task
     }
 
     /// Where it is in its life, at this moment.
@@ -227,7 +233,11 @@ impl Task {
     }
 
     pub(crate) fn take_space(&self) -> Option<Arc<Space>> {
-        self.space.lock().take()
+        let space = self.space.lock().take();
+        if space.is_some() {
+            WITH_SPACE.lock().remove(&self.id);
+        }
+        space
     }
 
     /// Sends a signal: the task sees it at its next user access or [`check_signal`](crate::user::check_signal). The
@@ -291,6 +301,27 @@ impl Task {
     /// How it ended, once it has.
     pub fn exit(&self) -> Option<Exit> {
         self.exit.get().copied()
+    }
+}
+
+/// The tasks that have an address space, by number: from their making to their end.
+static WITH_SPACE: IrqLock<BTreeMap<u64, Weak<Task>>> = IrqLock::new(BTreeMap::new());
+
+/// Calls `each` with every task that has an address space, and the space's number, oldest first. A task that comes or
+/// ends meanwhile may be missed. Asks for no memory.
+pub fn for_each_with_space(each: &mut dyn FnMut(u64, &Task)) {
+    let mut next = 0;
+    loop {
+        // The lock is open again before anything is dropped: a task may be the last to hold its space.
+        let found = WITH_SPACE.lock().range(next..).next().map(|(&id, task)| (id, task.upgrade()));
+        let Some((id, task)) = found else { return };
+        next = id + 1;
+        if let Some(task) = task {
+            let space = task.space.lock().as_ref().map(|space| space.id());
+            if let Some(space) = space {
+                each(space, &task);
+            }
+        }
     }
 }
 

@@ -21,7 +21,15 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     let met: Vec<_> =
         removal.iter().filter(|line| line.starts_with("@removal") && line.contains("problem=1")).collect();
     assert!(met.len() == 1 && met[0].contains("step=drain"), "{removal:?}");
+    // Every phase of the kill is on the console, before the step that it belongs to is done; and the report is kept.
+    let phases: Vec<_> = removal.iter().filter(|line| line.starts_with("@kill")).collect();
+    assert!(phases.len() == 5 && phases[1].contains("phase=holders_told told=0 failed=0"), "{removal:?}");
+    let kept = command(&mut guest, "removal 0");
+    let words = ["removal of pmem0 (idle)", "  1/8 stop_io: ", "first attempt was made to fail"];
+    assert!(words.iter().all(|words| kept.iter().any(|line| line.contains(words))), "{kept:?}");
     for (bad, line) in [
+        ("removal 1", "no report of a removal is kept"),
+        ("removal 7", "there is no NVDIMM 7 (there are 2)"),
         ("inject attach 0", "a fault is attach, remove or alloc, and a number from 1"),
         ("inject detach 1", "a fault is attach, remove or alloc, and a number from 1"),
         ("remove 0", "no device is attached here"),

@@ -417,7 +417,7 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            drop(kill::kill(device, &mut core::hint::spin_loop, &mut |_| ()));
+            drop(kill::kill(device, &mut core::hint::spin_loop, &mut |_, _| ()));
         }
     }
 }

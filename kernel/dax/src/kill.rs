@@ -20,7 +20,7 @@ use crate::range::WHOLE;
 use crate::srcu::GracePeriod;
 
 /// What [`kill_dax`] has just done. Given to its observer in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Nobody new.
     Dying,
@@ -34,6 +34,35 @@ pub enum Phase {
     HoldersCleared,
 }
 
+impl Phase {
+    /// The word for machine-readable lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dying => "dying",
+            Self::Told => "holders_told",
+            Self::Dead => "dead",
+            Self::ReadersGone => "readers_gone",
+            Self::HoldersCleared => "holders_cleared",
+        }
+    }
+    /// What has been done, in plain words.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Dying => "nobody new is let in",
+            Self::Told => "the holders were told, the device is alive",
+            Self::Dead => "the device is dead: no new access begins",
+            Self::ReadersGone => "no access from before is under way",
+            Self::HoldersCleared => "the holders are forgotten",
+        }
+    }
+}
+
+impl core::fmt::Display for Phase {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// What killing a device met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KillReport {
@@ -45,11 +74,16 @@ pub struct KillReport {
     pub holders_cleared: usize,
 }
 
-/// Kills the device. `relax` is called in every round of waiting for readers; `observe` after each phase.
+/// Kills the device. `relax` is called in every round of waiting for readers; `observe` after each phase,
+/// with what has been met so far.
 ///
 /// It cannot fail: what the holders answer is recorded and changes nothing. Must not be called with interrupts off
 /// or with a [`LiveGuard`](crate::device::LiveGuard) of the same device in hand.
-pub fn kill_dax(live: Live, relax: &mut dyn FnMut(), observe: &mut dyn FnMut(Phase)) -> (Dead, KillReport) {
+pub fn kill_dax(
+    live: Live,
+    relax: &mut dyn FnMut(),
+    observe: &mut dyn FnMut(Phase, &KillReport),
+) -> (Dead, KillReport) {
     match live.take() {
         Some(device) => kill(device, relax, observe),
         None => unreachable!("a live handle has its device"),
@@ -59,7 +93,7 @@ pub fn kill_dax(live: Live, relax: &mut dyn FnMut(), observe: &mut dyn FnMut(Pha
 pub(crate) fn kill(
     device: Arc<DaxDevice>,
     relax: &mut dyn FnMut(),
-    observe: &mut dyn FnMut(Phase),
+    observe: &mut dyn FnMut(Phase, &KillReport),
 ) -> (Dead, KillReport) {
     let mut report = KillReport::default();
     if Mutant::KillClearsFirst.is_on() {
@@ -67,17 +101,17 @@ pub(crate) fn kill(
     } else {
         device.set_dying();
     }
-    observe(Phase::Dying);
+    observe(Phase::Dying, &report);
     // The device is alive, so the only error there is cannot come.
     report.answers = device.notify_failure(0, WHOLE, NotifyFlags::PRE_REMOVE).unwrap_or_default();
-    observe(Phase::Told);
+    observe(Phase::Told, &report);
     device.set_dead();
-    observe(Phase::Dead);
+    observe(Phase::Dead, &report);
     if !Mutant::KillDoesNotWait.is_on() {
         report.readers = device.srcu().synchronize(relax);
     }
-    observe(Phase::ReadersGone);
+    observe(Phase::ReadersGone, &report);
     report.holders_cleared = device.clear_holders();
-    observe(Phase::HoldersCleared);
+    observe(Phase::HoldersCleared, &report);
     (Dead::new(device), report)
 }

@@ -103,7 +103,7 @@ fn a_fault_on_a_dead_device_is_sigbus_and_nothing_can_be_mapped_or_pinned() {
     let task = space(&mm, "task");
     map(&task, &file, 512).unwrap();
     let dev = attached.dev.clone();
-    let (dead, _) = kill_dax(attached.live, &mut || panic!("no reader"), &mut |_| ());
+    let (dead, _) = kill_dax(attached.live, &mut || panic!("no reader"), &mut |_, _| ());
     let lost = FaultError::SigBus { addr: page(7), len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
     assert_eq!(task.handle_fault(page(7), Access::Read), Err(lost));
     assert!(pin(&task, page(7), 1, GupFlags::WRITE).is_err());

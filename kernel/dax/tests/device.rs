@@ -125,7 +125,7 @@ fn kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets() {
     // A reader from before, which looks around in every round in which it is waited for.
     let reader = Mutex::new(Some(device.read_lock().unwrap()));
     let phases = Mutex::new(Vec::new());
-    let mut observe = |phase| phases.lock().unwrap().push((phase, device.state(), device.nr_holders()));
+    let mut observe = |phase, _: &_| phases.lock().unwrap().push((phase, device.state(), device.nr_holders()));
     let mut relax = || {
         assert_eq!(phases.lock().unwrap().last().unwrap().0, Phase::Dead, "waits at the wrong time");
         assert!(device.read_lock().is_err(), "a new reader came in");
@@ -166,7 +166,7 @@ fn answers_of_no_holder_a_mute_one_and_several() {
     let answers: Vec<_> = answers.iter().map(ToString::to_string).collect();
     assert_eq!(answers, ["mute: not supported", "witness: metadata is corrupt"]);
     // A holder's error is recorded and changes nothing.
-    let (_dead, report) = kill_dax(live, &mut never, &mut |_| ());
+    let (_dead, report) = kill_dax(live, &mut never, &mut |_, _| ());
     assert_eq!(report.answers.len(), 2);
     assert_eq!(device.notify_failure(0, 4096, NotifyFlags::empty()), Err(NotifyError::NoSuchDevice));
 }
@@ -178,7 +178,7 @@ fn a_second_notification_and_a_late_letting_go_are_legal() {
     let live = device(&ledger);
     let device = Arc::clone(live.device());
     let registration = device.register_holder(Role::Owner, Arc::new(Mute)).unwrap();
-    let (dead, _) = kill_dax(live, &mut never, &mut |_| ());
+    let (dead, _) = kill_dax(live, &mut never, &mut |_, _| ());
     assert_eq!(device.notify_failure(0, WHOLE, NotifyFlags::PRE_REMOVE), Err(NotifyError::NoSuchDevice));
     assert_eq!(ledger.count(Kind::Holders), 0);
     assert!(!dead.is_idle());
@@ -195,7 +195,7 @@ fn a_holder_may_let_go_while_it_is_told() {
     let witness = Witness::of(&live);
     let registration = live.device().register_holder(Role::Owner, witness.clone()).unwrap();
     *witness.let_go.lock().unwrap() = Some(registration);
-    let (dead, report) = kill_dax(live, &mut never, &mut |_| ());
+    let (dead, report) = kill_dax(live, &mut never, &mut |_, _| ());
     assert_eq!((report.answers.len(), report.holders_cleared), (1, 0));
     assert_eq!(ledger.count(Kind::Holders), 0);
     assert!(dead.is_idle());
@@ -206,11 +206,11 @@ fn a_holder_may_let_go_while_it_is_told() {
 fn idle_is_a_question_for_the_dead() {
     // `Live` has no `is_idle`; that this does not compile is the doc test in the package's root.
     assert!(is_idle(None), "no DAX device at all counts as idle");
-    let (dead, _) = kill_dax(device(&Arc::new(Ledger::new())), &mut never, &mut |_| ());
+    let (dead, _) = kill_dax(device(&Arc::new(Ledger::new())), &mut never, &mut |_, _| ());
     assert!(is_idle(Some(&dead)));
     let live = device(&Arc::new(Ledger::new()));
     let open = live.device().open().unwrap();
-    let (dead, _) = kill_dax(live, &mut never, &mut |_| ());
+    let (dead, _) = kill_dax(live, &mut never, &mut |_, _| ());
     assert!(!is_idle(Some(&dead)));
     assert_eq!(open.open().unwrap_err(), DaxError::NoSuchDevice);
     drop(open);

@@ -10,6 +10,7 @@ use common::*;
 use dax::devdax::OpenOptions;
 use dax::device::{DaxDevice, State};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
+use dax::kill::Phase;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::emu::{EmuMachine, Event};
@@ -18,6 +19,7 @@ use mm::gup::GupFlags;
 use mm::ledger::Kind;
 use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::pins::PinnedPages;
 use mm::space::{Access, FaultError, MapError, SigBusCause};
 
 /// The kinds that a device leaves at zero; address spaces and what they map live on.
@@ -348,4 +350,63 @@ fn six_tebibytes_cost_no_more_than_one_gibibyte() {
     assert_eq!((large.leaves, large.rounds, large.ipis), (small.leaves, small.rounds, small.ipis));
     // The same two leaves, a few more tables between them.
     assert!(large.entries_visited <= small.entries_visited + 16 * 512, "{large:?} against {small:?}");
+}
+
+struct Deaf(&'static str);
+
+impl Holder for Deaf {
+    fn name(&self) -> &str {
+        self.0
+    }
+}
+
+/// covers: R1 R5 R9 N1
+#[test]
+fn the_kill_is_heard_of_phase_by_phase_and_what_holders_answer_while_the_device_lives() {
+    let (_, mm) = world(1);
+    let attached = attach_one(&mm, 16);
+    let device = attached.live.device().clone();
+    let _deaf = device.register_holder(Role::Owner, Arc::new(Deaf("deaf"))).unwrap();
+    let mut env = Env::default();
+    let report = remove(&mm, attached.target(), Method::Ranged, &mut env);
+    let answers = vec!["deaf: not supported".to_string()];
+    let expected = [
+        (Phase::Dying, Vec::new()),
+        (Phase::Told, answers.clone()),
+        (Phase::Dead, answers.clone()),
+        (Phase::ReadersGone, answers.clone()),
+        (Phase::HoldersCleared, answers),
+    ];
+    assert_eq!(env.phases, expected);
+    assert!(report.to_string().contains("  holder deaf: not supported"), "{report}");
+}
+
+/// covers: R5
+#[test]
+fn the_report_names_tasks_and_pins_with_owner_place_and_age() {
+    let (_, mm) = world(2);
+    mm.pins.switch(true);
+    let attached = attach_one(&mm, 1024);
+    let file = attached.file(OpenOptions::exactly(PageSize::Size4K));
+    let tasks = [0, 1].map(|cpu| Loaded::new(&mm, cpu, &file, 16));
+    drop(file);
+    let ids = [tasks[0].space().id(), tasks[1].space().id()];
+    let pins = RefCell::new(Some(PinnedPages::pin(tasks[1].space(), page(4), 3, GupFlags::WRITE).unwrap()));
+    let place = line!() - 1;
+    let mut env = Env {
+        tasks: vec![(ids[1], 7, "reader"), (ids[0], 8, "writer"), (ids[1] + 100, 9, "stranger")],
+        on_wait: Some(Box::new(|_| drop(pins.borrow_mut().take()))),
+        ..Env::default()
+    };
+    let report = remove(&mm, attached.target(), Method::Ranged, &mut env);
+    let named: Vec<_> = report.tasks.iter().map(|task| (task.space_id, task.id, task.name.as_str())).collect();
+    assert_eq!((report.nr_tasks, named), (2, vec![(ids[1], 7, "reader"), (ids[0], 8, "writer")]));
+    assert_eq!(fact(&report, Step::Invalidate, "tasks"), 2);
+    let [pin] = report.drained.pins.as_slice() else { panic!("{report}") };
+    assert_eq!((pin.owner.as_str(), pin.nr_pages, pin.place.line()), (tasks[1].space().name(), 3, place));
+    assert!(pin.place.file().ends_with("removal.rs"));
+    let text = report.to_string();
+    for words in ["used by reader (task 7, space ", "waited for 3 pages of ", "1 shootdowns, ", " IPIs"] {
+        assert!(text.contains(words), "{words:?} in {text}");
+    }
 }

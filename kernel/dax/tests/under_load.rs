@@ -129,3 +129,54 @@ fn by_range() {
 fn by_frame() {
     pull_out_under_load(Method::PerFrame(frames(START + 256, 512)));
 }
+
+/// Three devices that one task maps; two are removed at once, on two CPUs, and the third does not notice.
+///
+/// covers: R2 R7 R8 R12
+#[test]
+fn two_devices_at_once_and_a_third_stays() {
+    let (emu, mm) = world(4);
+    let before = mm.ledger_snapshot();
+    for _ in 0..10 {
+        // Two ranges each, between one another's.
+        let devices = [0, 1, 2].map(|nr| {
+            let ranges = [frames(START + nr * 512, 512), frames(START + (8 + nr) * 512, 512)];
+            attach(&mm, &ranges, PageSize::Size4K).unwrap()
+        });
+        let task = Loaded::new(&mm, 3, &devices[0].file(OpenOptions::default()), PAGES);
+        emu.on_cpu(3, || {
+            for (nr, device) in [(1, &devices[1]), (2, &devices[2])] {
+                let file = device.file(OpenOptions::default());
+                task.space().map(page(nr * PAGES), PAGES * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+            }
+        });
+        let addresses = [0, 1, 2].map(|nr| [page(nr * PAGES + 3), page(nr * PAGES + 700)]);
+        addresses.as_flattened().iter().for_each(|va| task.store(*va, va.as_u64()).unwrap());
+        let [first, second, third] = devices;
+        let reports = thread::scope(|scope| {
+            let removers = [(0, first), (1, second)].map(|(cpu, device)| {
+                let (emu, mm) = (&emu, &mm);
+                scope
+                    .spawn(move || emu.on_cpu(cpu, || remove(mm, device.target(), Method::Ranged, &mut Env::default())))
+            });
+            // Meanwhile.
+            for _ in 0..WARM {
+                assert_eq!(task.fetch(addresses[2][1]), Ok(addresses[2][1].as_u64()));
+            }
+            removers.map(|remover| remover.join().unwrap())
+        });
+        for report in &reports {
+            assert_eq!((report.problems().count(), report.users.len(), report.cost.zap.nr_pages), (0, 1, PAGES));
+        }
+        for va in addresses[..2].as_flattened() {
+            assert!(matches!(task.fetch(*va), Err(FaultError::SigBus { cause: SigBusCause::DeviceGone, .. })));
+        }
+        for va in &addresses[2] {
+            assert_eq!(task.fetch(*va), Ok(va.as_u64()));
+        }
+        emu.assert_no_stale();
+        drop(task);
+        let _ = emu.on_cpu(0, || remove(&mm, third.target(), Method::Ranged, &mut Env::default()));
+    }
+    assert_eq!(mm.ledger_snapshot().diff(&before).collect::<Vec<_>>(), []);
+}

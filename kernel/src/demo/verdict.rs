@@ -1,6 +1,7 @@
 //! What the two rounds cost, side by side; the ledger; the verdict.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use dax::removal::RemovalReport;
@@ -13,7 +14,7 @@ use crate::{console, report, time};
 /// What came of one round.
 pub struct Round {
     /// The removal.
-    pub report: RemovalReport,
+    pub report: Arc<RemovalReport>,
     /// Tasks that used the device.
     pub users: usize,
     /// Those of them that SIGBUS ended.

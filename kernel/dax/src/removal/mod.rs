@@ -33,10 +33,10 @@ use mm::pagemap::DevPagemap;
 use mm::space::{AddressSpace, Mapping};
 use mm::world::Mm;
 
-pub use self::report::{Cost, Drained, Method, RemovalReport, User, Waiting};
+pub use self::report::{Cost, Drained, Method, PinFound, RemovalReport, TaskFound, User, Waiting};
 pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
 use crate::device::{Dead, Live, is_idle};
-use crate::kill::kill_dax;
+use crate::kill::{KillReport, Phase, kill_dax};
 use crate::mutant::Mutant;
 
 /// First notice of a wait for pins after this many nanoseconds; each further one after twice as long.
@@ -72,6 +72,16 @@ pub trait RemovalEnv<M: Machine> {
     /// # Errors
     /// What could not be done: recorded, and the removal goes on.
     fn stop_io(&mut self) -> Result<u64, Problem>;
+    /// The kill of the DAX device has come so far. At [`Phase::Told`] the device is still alive, and what the holders
+    /// answered is in `kill`.
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        let _ = (phase, kill);
+    }
+    /// Calls `each` with every task that has an address space: the space's number, the task's, and its name. Without
+    /// an answer the report names no tasks.
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        let _ = each;
+    }
     /// The tasks of `space` have lost `range`. Called after the shootdown, once for each VMA.
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         let _ = (space, range);
@@ -115,7 +125,8 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     env: &mut E,
 ) -> RemovalReport {
     let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
-    let mut removal = Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None };
+    let mut removal =
+        Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
     let mut gather = Gather::new(mm);
     let mut users = Vec::new();
     let live = target.dax;
@@ -139,18 +150,21 @@ struct Removal<'a, M: Machine, E> {
     mappings: Vec<Arc<Mapping<M>>>,
     /// The DAX device, between its death and the release.
     dead: Option<Dead>,
+    /// Nanoseconds and instructions of the present step that went into saying so, and are not the step's own.
+    aside: (u64, u64),
 }
 
 impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     fn step(&mut self, step: Step, work: impl FnOnce(&mut Self, &mut Facts) -> Result<(), Problem>) {
         let mut facts = Facts::default();
         let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        self.aside = (0, 0);
         let refused = self.env.begin(step).err();
         let problem = work(self, &mut facts).err().or(refused);
         let record = StepRecord {
             step,
-            ns: self.mm.machine.now_ns() - ns,
-            instructions: self.env.instructions() - instructions,
+            ns: self.mm.machine.now_ns() - ns - self.aside.0,
+            instructions: self.env.instructions() - instructions - self.aside.1,
             facts,
             problem,
         };
@@ -193,8 +207,14 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     fn kill_dax(&mut self, live: Option<Live>, facts: &mut Facts) -> Result<(), Problem> {
         facts.note("dax_devices", u64::from(live.is_some()));
         if let Some(live) = live {
-            let machine = &self.mm.machine;
-            let (dead, kill) = kill_dax(live, &mut || machine.relax(), &mut |_| ());
+            let Self { mm, env, aside, .. } = self;
+            let mut observe = |phase, kill: &KillReport| {
+                let (ns, instructions) = (mm.machine.now_ns(), env.instructions());
+                env.phase(phase, kill);
+                aside.0 += mm.machine.now_ns() - ns;
+                aside.1 += env.instructions() - instructions;
+            };
+            let (dead, kill) = kill_dax(live, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);
             facts.note("holders_failed", kill.answers.iter().filter(|answer| answer.result.is_err()).count() as u64);
             facts.note("readers_waited_for", kill.readers.readers_found);
@@ -240,11 +260,13 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             (ZapStats::default(), ())
         });
         self.name(users);
+        self.name_tasks();
         self.report.users_not_named = extents - self.report.users.len() as u64;
         facts.note("mappings", mappings.len() as u64);
         facts.note("extents", extents);
         facts.note("extents_not_named", self.report.users_not_named);
         facts.note("address_spaces", self.report.nr_spaces() as u64);
+        facts.note("tasks", self.report.nr_tasks);
         facts.note("entries_visited", gather.stats().entries_visited + self.report.cost.zap.entries_visited);
         Ok(())
     }
@@ -254,11 +276,28 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         for unmapped in users {
             let machine = &self.mm.machine;
             if !has_room(machine, &mut self.report.users) {
-                return;
+                break;
             }
-            let Some(user) = User::new(machine, &unmapped.space, unmapped.range) else { return };
+            let Some(user) = User::new(machine, &unmapped.space, unmapped.range) else { break };
             self.report.users.push(user);
         }
+        self.report.users.sort_unstable_by_key(|user| (user.space_id, user.range.start()));
+    }
+
+    /// Puts the tasks of these users into the report, as many as there is memory for.
+    fn name_tasks(&mut self) {
+        let Self { mm, env, report, .. } = self;
+        env.for_each_task(&mut |space_id, id, name| {
+            if report.users.binary_search_by_key(&space_id, |user| user.space_id).is_err() {
+                return;
+            }
+            report.nr_tasks += 1;
+            if has_room(&mm.machine, &mut report.tasks)
+                && let Some(task) = TaskFound::new(&mm.machine, space_id, id, name)
+            {
+                report.tasks.push(task);
+            }
+        });
     }
 
     fn shoot_down(&mut self, gather: &mut Gather<M>, facts: &mut Facts) -> Result<(), Problem> {
@@ -302,6 +341,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         }
         let began = self.mm.machine.now_ns();
         let found = self.waiting(0);
+        // First, because who hears of the wait may give them back.
+        self.name_pins(began);
         self.env.waiting(&found);
         self.report.drained.found = found;
         let mut notice = FIRST_NOTICE_NS;
@@ -316,6 +357,20 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             }
         }
         self.report.drained.ns = self.mm.machine.now_ns() - began;
+    }
+
+    /// Puts those of the pins that the pin ledger knows into the report, as many as there is memory for.
+    fn name_pins(&mut self, now_ns: u64) {
+        let Self { mm, report, map, .. } = self;
+        let pins = &mut report.drained.pins;
+        mm.pins.for_each(&mut |record| {
+            if map.ranges().iter().any(|range| record.holds_any(*range))
+                && has_room(&mm.machine, pins)
+                && let Some(pin) = PinFound::new(&mm.machine, record, now_ns)
+            {
+                pins.push(pin);
+            }
+        });
     }
 
     /// Who is waited for. Work is proportional to the live metadata.

@@ -3,11 +3,13 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::panic::Location;
 
 use mm::addr::{PfnRange, VirtRange};
 use mm::gather::ZapStats;
 use mm::machine::Machine;
 use mm::meta::LiveFolio;
+use mm::pins::PinRecord;
 use mm::shootdown::ShootdownStats;
 use mm::space::AddressSpace;
 
@@ -39,12 +41,7 @@ pub struct User {
 impl User {
     /// `None` where there is no memory for the name.
     pub(super) fn new<M: Machine>(machine: &M, space: &AddressSpace<M>, range: VirtRange) -> Option<Self> {
-        let mut name = String::new();
-        if !machine.may_grow() || name.try_reserve_exact(space.name().len()).is_err() {
-            return None;
-        }
-        name.push_str(space.name());
-        Some(Self { space_id: space.id(), name, range })
+        Some(Self { space_id: space.id(), name: copy_of(machine, space.name())?, range })
     }
 }
 
@@ -52,6 +49,70 @@ impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (space {}) at {}..{}", self.name, self.space_id, self.range.start(), self.range.end())
     }
+}
+
+/// A task whose address space mapped the device. What it does next with the mapping answers SIGBUS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskFound {
+    /// Number of its address space.
+    pub space_id: u64,
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+}
+
+impl TaskFound {
+    /// `None` where there is no memory for the name.
+    pub(super) fn new<M: Machine>(machine: &M, space_id: u64, id: u64, name: &str) -> Option<Self> {
+        Some(Self { space_id, id, name: copy_of(machine, name)? })
+    }
+}
+
+impl fmt::Display for TaskFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (task {}, space {})", self.name, self.id, self.space_id)
+    }
+}
+
+/// Pins that were waited for, as the pin ledger knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinFound {
+    /// Name of the address space through which the pages were pinned.
+    pub owner: String,
+    /// Where in the code.
+    pub place: &'static Location<'static>,
+    /// How old they were when the wait began, in nanoseconds.
+    pub age_ns: u64,
+    /// How many pages.
+    pub nr_pages: u64,
+}
+
+impl PinFound {
+    /// `None` where there is no memory for the name.
+    pub(super) fn new<M: Machine>(machine: &M, record: &PinRecord, now_ns: u64) -> Option<Self> {
+        let owner = copy_of(machine, &record.owner)?;
+        let (age_ns, nr_pages) = (now_ns.saturating_sub(record.since_ns), record.nr_pages());
+        Some(Self { owner, place: record.place, age_ns, nr_pages })
+    }
+}
+
+impl fmt::Display for PinFound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, place, age_ns, nr_pages } = self;
+        let (file, line) = (place.file(), place.line());
+        write!(f, "{nr_pages} pages of {owner}, pinned at {file}:{line} {} us before", age_ns / 1000)
+    }
+}
+
+/// A copy, where there is memory for it.
+fn copy_of<M: Machine>(machine: &M, text: &str) -> Option<String> {
+    let mut copy = String::new();
+    if !machine.may_grow() || copy.try_reserve_exact(text.len()).is_err() {
+        return None;
+    }
+    copy.push_str(text);
+    Some(copy)
 }
 
 /// What it cost to invalidate mappings: clear, shoot down, give back. Waiting for pins is not in it.
@@ -127,6 +188,8 @@ impl fmt::Display for Waiting {
 pub struct Drained {
     /// What was still held when the mappings' own references were given back.
     pub found: Waiting,
+    /// Whose pins those were, where the pin ledger is switched on.
+    pub pins: Vec<PinFound>,
     /// How long it was waited for, in nanoseconds.
     pub ns: u64,
     /// Rounds of waiting.
@@ -146,10 +209,14 @@ pub struct RemovalReport {
     pub steps: Vec<StepRecord>,
     /// Holders and readers; `None` without a DAX device.
     pub kill: Option<KillReport>,
-    /// Who mapped the device: one entry for each VMA.
+    /// Who mapped the device: one entry for each VMA, ordered by space and address.
     pub users: Vec<User>,
     /// Further VMAs, for whose names memory was missing. They have lost the device like the others.
     pub users_not_named: u64,
+    /// The tasks of these address spaces, as many as there was memory for.
+    pub tasks: Vec<TaskFound>,
+    /// How many there are.
+    pub nr_tasks: u64,
     /// What invalidating cost by the chosen method.
     pub cost: Cost,
     /// With [`Method::PerFrame`]: what the rest cost, by range.
@@ -169,10 +236,7 @@ impl RemovalReport {
     }
     /// Address spaces that mapped the device, each once.
     pub fn nr_spaces(&self) -> usize {
-        let mut ids: Vec<u64> = self.users.iter().map(|user| user.space_id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids.len()
+        self.users.chunk_by(|one, next| one.space_id == next.space_id).count()
     }
     /// Time of all steps, in nanoseconds.
     pub fn ns(&self) -> u64 {
@@ -184,12 +248,24 @@ impl RemovalReport {
     }
 }
 
-/// Several lines of plain words.
+impl RemovalReport {
+    fn fmt_cost(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut zap = self.cost.zap;
+        zap.add(self.rest.zap);
+        writeln!(
+            f,
+            "  cleared {} leaves of {} pages and {} table pages, looking at {} entries; {} shootdowns, {} IPIs",
+            zap.leaves, zap.nr_pages, zap.table_pages, zap.entries_visited, zap.rounds, zap.ipis
+        )
+    }
+}
+
+/// Several lines of plain words: the steps, each with its time, then who and what was found.
 impl fmt::Display for RemovalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "removal of {}{}", self.device, if self.idle { " (idle)" } else { "" })?;
         for record in &self.steps {
-            writeln!(f, "  {record}")?;
+            writeln!(f, "  {record}; {} us", record.ns / 1000)?;
         }
         for answer in self.kill.iter().flat_map(|kill| &kill.answers) {
             writeln!(f, "  holder {answer}")?;
@@ -199,6 +275,15 @@ impl fmt::Display for RemovalReport {
         }
         if self.users_not_named > 0 {
             writeln!(f, "  mapped by {} more, for whose names memory was missing", self.users_not_named)?;
+        }
+        for task in &self.tasks {
+            writeln!(f, "  used by {task}")?;
+        }
+        if !self.idle {
+            self.fmt_cost(f)?;
+        }
+        for pin in &self.drained.pins {
+            writeln!(f, "  waited for {pin}")?;
         }
         if self.drained.rounds > 0 {
             writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;

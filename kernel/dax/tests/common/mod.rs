@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::{DataCache, DaxError, Live, alloc_dax};
+use dax::kill::{KillReport, Phase};
 use dax::removal::{Problem, RemovalEnv, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
 use mm::emu::EmuMachine;
@@ -192,6 +193,10 @@ pub struct Env<'a> {
     pub log: Vec<String>,
     pub lost: Vec<(String, VirtRange)>,
     /// Steps of the environment that fail.
+    /// Phases of the kill, and what the holders had answered by then.
+    pub phases: Vec<(Phase, Vec<String>)>,
+    /// All tasks: the number of their address space, their own, their name.
+    pub tasks: Vec<(u64, u64, &'static str)>,
     pub fail: Vec<&'static str>,
     pub on_wait: Option<OnWait<'a>>,
     pub on_step: Option<OnStep<'a>>,
@@ -207,6 +212,12 @@ impl Env<'_> {
 impl RemovalEnv<EmuMachine> for Env<'_> {
     fn stop_io(&mut self) -> Result<u64, Problem> {
         self.try_step("stop_io").map(|()| 3)
+    }
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        self.phases.push((phase, kill.answers.iter().map(ToString::to_string).collect()));
+    }
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        self.tasks.iter().for_each(|(space, id, name)| each(*space, *id, name));
     }
     fn lost(&mut self, space: &Arc<Space>, range: VirtRange) {
         self.log.push("lost".into());

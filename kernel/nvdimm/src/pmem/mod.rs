@@ -11,12 +11,16 @@
 //! | map | a [`DirectMapping`]: the kernel can read and write them, and looks for the device's own [`area`] | unmapping, with a shootdown |
 //! | page map | a [`RegisteredMap`]: their pages can have metadata | killing and forgetting it |
 //! | queue | a [`Queue`]: sectors can be read and written | refusing and waiting |
-//! | bad blocks | nothing of its own: the list in the area is read, and the one that the caller knows | |
 //! | alloc_dax | a live DAX device, or none where the CPU cannot have one | killing it |
+//! | add_host | an [`Entry`]: the DAX device belongs to the block device of this name | taking it back |
+//! | register_block | an [`Entry`]: the block device | taking it back |
+//! | bad blocks | nothing of its own: the list in the area is read, and the one that the caller knows | |
 //! | announce | an [`Announced`] name: others can find the device | taking the name back |
 //!
 //! What can refuse cheaply comes before what is expensive to make. The DAX device belongs to the pmem device before
-//! anybody can find it, so that an error in the last step finds the real object and unwinds it.
+//! it is added to its host, so that an error right there finds the real object and unwinds it. What has a name is found
+//! ([`PmemDriver::find_block`], [`PmemDriver::find_dax`]) only once it is announced: nobody reads a sector before its
+//! driver knows that it is lost.
 //!
 //! Removal ([`PmemDevice::remove`]) takes a device apart and drops the parts one by one, each after what has to be
 //! done before it: stop requests, kill the DAX device, take the mappings away, shoot down, wait for pins. The order
@@ -29,11 +33,13 @@ pub mod badblocks;
 pub mod block;
 mod guards;
 pub mod memory;
+mod registry;
 pub mod removal;
 #[cfg(test)]
 mod tests;
 
 pub use guards::{Announced, DirectMapping, Names, Queue, RegisteredMap};
+pub use registry::{Entry, Registry};
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -68,24 +74,30 @@ pub enum Step {
     PageMap,
     /// Set up the block path.
     Queue,
-    /// Take in the list of bad blocks.
-    BadBlocks,
     /// Make the DAX device.
     AllocDax,
+    /// Add it to its host: the block device of this name.
+    AddHost,
+    /// Register the block device.
+    RegisterBlock,
+    /// Take in the list of bad blocks.
+    BadBlocks,
     /// Let others find the device.
     Announce,
 }
 
 impl Step {
     /// All steps, in their order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Check,
         Self::Claim,
         Self::Map,
         Self::PageMap,
         Self::Queue,
-        Self::BadBlocks,
         Self::AllocDax,
+        Self::AddHost,
+        Self::RegisterBlock,
+        Self::BadBlocks,
         Self::Announce,
     ];
 
@@ -97,8 +109,10 @@ impl Step {
             Self::Map => "map",
             Self::PageMap => "page_map",
             Self::Queue => "queue",
-            Self::BadBlocks => "bad_blocks",
             Self::AllocDax => "alloc_dax",
+            Self::AddHost => "add_host",
+            Self::RegisterBlock => "register_block",
+            Self::BadBlocks => "bad_blocks",
             Self::Announce => "announce",
         }
     }
@@ -208,6 +222,8 @@ pub struct PmemDriver<M: Machine> {
     host: Arc<dyn PmemHost>,
     claims: Arc<Claims>,
     names: Arc<Names>,
+    hosts: Arc<Registry<DaxDevice>>,
+    disks: Arc<Registry<BlockDevice<M>>>,
     cache: DataCache,
 }
 
@@ -215,19 +231,31 @@ impl<M: Machine> PmemDriver<M> {
     /// A driver that maps through `host`, on a CPU whose data cache is as `cache` says.
     pub fn new(mm: &Arc<Mm<M>>, host: Arc<dyn PmemHost>, cache: DataCache) -> Self {
         let claims = Claims::new(&mm.ledger);
-        Self { mm: Arc::clone(mm), host, claims, names: Arc::default(), cache }
+        let (names, hosts, disks) = (Arc::default(), Arc::default(), Arc::default());
+        Self { mm: Arc::clone(mm), host, claims, names, hosts, disks, cache }
     }
 
     /// A driver for the same machine, with the same names, claims and cache, which maps through another `host`: for
     /// devices of another provider.
     pub fn sibling(&self, host: Arc<dyn PmemHost>) -> Self {
         let (mm, claims, names) = (Arc::clone(&self.mm), Arc::clone(&self.claims), Arc::clone(&self.names));
-        Self { mm, host, claims, names, cache: self.cache }
+        let (hosts, disks) = (Arc::clone(&self.hosts), Arc::clone(&self.disks));
+        Self { mm, host, claims, names, hosts, disks, cache: self.cache }
     }
 
     /// Who has claimed which frames.
     pub fn claims(&self) -> &Arc<Claims> {
         &self.claims
+    }
+
+    /// The block device of this name, if a device of it is attached and not leaving.
+    pub fn find_block(&self, name: &str) -> Option<Arc<BlockDevice<M>>> {
+        self.names.is_taken(name).then(|| self.disks.find(name)).flatten()
+    }
+
+    /// The DAX device that the block device of this name has, as for [`find_block`](Self::find_block).
+    pub fn find_dax(&self, name: &str) -> Option<Arc<DaxDevice>> {
+        self.names.is_taken(name).then(|| self.hosts.find(name)).flatten()
     }
 
     /// Attaches a device. Work does not grow with its size, but for the kernel's mapping of it.
@@ -281,14 +309,19 @@ impl<M: Machine> PmemDriver<M> {
         let memory = mappings.iter().map(|mapping| Arc::clone(mapping.memory()));
         let segments = map.ranges().iter().copied().zip(memory);
         let queue = Queue::new(BlockDevice::new(&self.mm, &map, segments, area));
+        begin(Step::AllocDax)?;
+        let dax = if with_dax { Some(alloc_dax(config.name, &map, self.cache, &self.mm.ledger)?) } else { None };
+        begin(Step::AddHost)?;
+        let add_host = |dax: &Live| self.hosts.add(config.name, dax.device()).ok_or(AttachError::NameTaken);
+        let host = dax.as_ref().map(add_host).transpose()?;
+        begin(Step::RegisterBlock)?;
+        let disk = self.disks.add(config.name, queue.device()).ok_or(AttachError::NameTaken)?;
         begin(Step::BadBlocks)?;
         queue.device().load_bad_blocks()?;
         config.bad_blocks.iter().try_for_each(|run| queue.device().add_bad(*run))?;
-        begin(Step::AllocDax)?;
-        let dax = if with_dax { Some(alloc_dax(config.name, &map, self.cache, &self.mm.ledger)?) } else { None };
         begin(Step::Announce)?;
         let announced = self.names.take(config.name).ok_or(AttachError::NameTaken)?;
-        let parts = Parts { announced, queue, dax, pagemap: registered, mappings, claims };
+        let parts = Parts { announced, disk, host, queue, dax, pagemap: registered, mappings, claims };
         Ok(PmemDevice { parts })
     }
 
@@ -341,6 +374,10 @@ fn claim_all(claims: &Arc<Claims>, config: &Config<'_>) -> Result<Vec<Claim>, Ta
 pub struct Parts<M: Machine> {
     /// Its name.
     pub announced: Announced,
+    /// Its block device's place among those that can be found.
+    pub disk: Entry<BlockDevice<M>>,
+    /// The same for its DAX device, if it has one.
+    pub host: Option<Entry<DaxDevice>>,
     /// Its block path. Stops when dropped.
     pub queue: Queue<M>,
     /// Its DAX device, if it has one. Dies when dropped.

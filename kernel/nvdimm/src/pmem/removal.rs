@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use dax::device::DaxDevice;
+use dax::kill::{KillReport, Phase};
 use dax::removal::{self, Method, Problem, RemovalEnv, RemovalReport, StepRecord, Target, Waiting};
 use mm::addr::VirtRange;
 use mm::ledger::Kind;
@@ -10,7 +12,9 @@ use mm::space::{AddressSpace, Mapping};
 use mm::sync::Arc;
 use mm::world::Mm;
 
+use super::block::BlockDevice;
 use super::guards::{Announced, DirectMapping, Queue};
+use super::registry::Entry;
 use super::{Parts, PmemDevice};
 use crate::claim::Claim;
 
@@ -23,6 +27,14 @@ pub trait RemovalWatch<M: Machine> {
     fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
         let _ = step;
         Ok(())
+    }
+    /// The kill of the DAX device has come so far.
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        let _ = (phase, kill);
+    }
+    /// Calls `each` with every task that has an address space: the space's number, the task's, and its name.
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        let _ = each;
     }
     /// The tasks of `space` have lost `range`.
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
@@ -56,10 +68,10 @@ impl<M: Machine> PmemDevice<M> {
         method: Method,
         watch: &mut W,
     ) -> RemovalReport {
-        let Parts { announced, queue, dax, pagemap, mappings: direct, claims } = self.into_parts();
+        let Parts { announced, disk, host, queue, dax, pagemap, mappings: direct, claims } = self.into_parts();
         let mm = Arc::clone(pagemap.mm());
         let target = Target { name: announced.name().into(), map: Arc::clone(pagemap.map()), dax, mappings };
-        let mut env = Env { mm: &mm, queue, direct, announced: Some(announced), claims, watch };
+        let mut env = Env { mm: &mm, disk: Some(disk), host, queue, direct, announced: Some(announced), claims, watch };
         // `pagemap` outlives the removal, which has unregistered it by then.
         removal::remove(&mm, target, method, &mut env)
     }
@@ -67,6 +79,9 @@ impl<M: Machine> PmemDevice<M> {
 
 struct Env<'a, M: Machine, W> {
     mm: &'a Arc<Mm<M>>,
+    /// What finds the block device by its name, and the DAX device.
+    disk: Option<Entry<BlockDevice<M>>>,
+    host: Option<Entry<DaxDevice>>,
     queue: Queue<M>,
     direct: Vec<DirectMapping>,
     announced: Option<Announced>,
@@ -79,7 +94,14 @@ impl<M: Machine, W: RemovalWatch<M>> RemovalEnv<M> for Env<'_, M, W> {
         self.watch.begin(step)
     }
     fn stop_io(&mut self) -> Result<u64, Problem> {
+        (self.disk, self.host) = (None, None);
         Ok(self.queue.stop(|| self.mm.machine.relax()).readers_found)
+    }
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        self.watch.phase(phase, kill);
+    }
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        self.watch.for_each_task(each);
     }
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         self.watch.lost(space, range);

@@ -118,13 +118,65 @@ fn a_failure_to_announce_finds_the_dax_device_and_kills_it() {
     let range = [frames(0x100000, 16)];
     let dax_devices = |bench: &Bench| bench.mm.ledger.count(Kind::DaxDevices);
     let mut at_announce = None;
-    let result = bench.driver.attach(&config(&range), &mut |step| {
-        if step == Step::Announce {
-            at_announce = Some(dax_devices(&bench));
-            return Err(Refused::Injected);
-        }
+    for fail in [Step::AddHost, Step::RegisterBlock, Step::Announce] {
+        let result = bench.driver.attach(&config(&range), &mut |step| {
+            if step == fail {
+                at_announce = Some(dax_devices(&bench));
+                return Err(Refused::Injected);
+            }
+            Ok(())
+        });
+        assert!(result.is_err());
+        assert_eq!((at_announce.take(), dax_devices(&bench)), (Some(1), 0), "{fail}");
+    }
+}
+
+/// The host itself refuses, with an error of its own.
+///
+/// covers: A4
+#[test]
+fn a_host_that_refuses_the_dax_device_unwinds_the_real_object() {
+    let bench = bench(DataCache::Coherent);
+    let range = [frames(0x100000, 16)];
+    let other = DevPagemap::new(MemoryKind::DevDax, [frames(0x300000, 1)]).unwrap();
+    let foreign = alloc_dax("foreign", &other, DataCache::Coherent, &bench.mm.ledger).unwrap();
+    let taken = bench.driver.hosts.add("pmem0", foreign.device()).unwrap();
+    let (step, error) = bench.attach(&config(&range)).unwrap_err();
+    assert_eq!((step, error), (Step::AddHost, AttachError::NameTaken));
+    assert_eq!(bench.mm.ledger.count(Kind::DaxDevices), 1, "the DAX device of the attach that failed is left");
+    drop((taken, foreign));
+    drop(bench.usual());
+    bench.assert_nothing_left("after a host refused");
+}
+
+#[test]
+fn a_device_is_found_by_its_name_from_the_last_step_on_and_until_its_removal_begins() {
+    let bench = bench(DataCache::Coherent);
+    let range = [frames(0x100000, 16)];
+    let found = |name| (bench.driver.find_block(name).is_some(), bench.driver.find_dax(name).is_some());
+    let device = bench.driver.attach(&config(&range), &mut |step| {
+        assert_eq!(found("pmem0"), (false, false), "before {step}");
         Ok(())
     });
-    assert!(result.is_err());
-    assert_eq!((at_announce, dax_devices(&bench)), (Some(1), 0));
+    let device = device.unwrap();
+    assert!(Arc::ptr_eq(&bench.driver.find_block("pmem0").unwrap(), device.block()));
+    assert!(Arc::ptr_eq(&bench.driver.find_dax("pmem0").unwrap(), device.dax().unwrap()));
+    assert_eq!(found("pmem1"), (false, false));
+    // Another provider's driver finds it too.
+    let sibling = bench.driver.sibling(Arc::clone(&bench.host) as Arc<dyn PmemHost>);
+    assert!(sibling.find_block("pmem0").is_some() && sibling.find_dax("pmem0").is_some());
+    struct Look<'b>(&'b Bench);
+    impl RemovalWatch<EmuMachine> for Look<'_> {
+        fn observe(&mut self, record: &StepRecord) {
+            let driver = &self.0.driver;
+            assert!(driver.names.is_taken("pmem0") || record.step == dax::removal::Step::Release);
+            assert!(driver.find_block("pmem0").is_none() && driver.find_dax("pmem0").is_none(), "{}", record.step);
+        }
+    }
+    let _ = device.remove(Vec::new(), Method::Ranged, &mut Look(&bench));
+    bench.assert_nothing_left("after a removal");
+    let without = super::bench(DataCache::Aliasing);
+    let device = without.attach(&Config { kind: MemoryKind::FsDax, ..config(&range) }).unwrap();
+    assert!(without.driver.find_block("pmem0").is_some() && without.driver.find_dax("pmem0").is_none());
+    drop(device);
 }
