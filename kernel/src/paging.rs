@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bootloader_api::info::MemoryRegionKind;
 use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr, VirtRange};
 use mm::entry::{Entry, Prot};
+use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
@@ -60,6 +61,15 @@ pub fn entry(table: Pfn, index: usize) -> &'static AtomicU64 {
     // SAFETY: a table page is RAM in the direct map; the CPU accesses it too, so it is only ever seen as atomics.
     let entries = unsafe { &*(at as *const [AtomicU64; ENTRIES]) };
     &entries[index % ENTRIES]
+}
+
+/// The live entries of group `group` of the table page `table`.
+#[inline(always)]
+pub fn entries(table: Pfn, group: usize) -> [&'static AtomicU64; GROUP] {
+    let at = layout::DIRECT_MAP | table.addr().as_u64();
+    // SAFETY: as in `entry`.
+    let groups = unsafe { &*(at as *const [[AtomicU64; GROUP]; ENTRIES / GROUP]) };
+    groups[group % (ENTRIES / GROUP)].each_ref()
 }
 
 fn load(table: Pfn, index: usize) -> Entry {

@@ -21,10 +21,12 @@ pub fn irq_disable() -> bool {
     was_on
 }
 
-/// Turns maskable interrupts on.
+/// Turns maskable interrupts on, from the end of the next instruction on (SDM vol. 2B, STI).
 #[inline]
 pub fn irq_enable() {
-    x86_64::instructions::interrupts::enable();
+    // SAFETY: the handlers are in place before interrupts are first turned on. The default memory clobber keeps the
+    // compiler from moving accesses over it.
+    unsafe { asm!("sti", options(nostack, preserves_flags)) };
 }
 
 /// Interrupts off for as long as the value lives; what was before is restored when it is dropped.

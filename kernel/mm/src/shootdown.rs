@@ -41,7 +41,7 @@ use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{Pfn, VirtAddr};
+use crate::addr::{Pfn, PhysAddr, VirtAddr};
 use crate::machine::{self, CpuId, CpuMask, IrqOff, MAX_CPUS, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, fence};
@@ -55,8 +55,6 @@ struct CpuTlb {
     request: AtomicU64,
     /// The highest request that has been answered.
     ack: AtomicU64,
-    /// Number of the loaded address space, 0 for none: what gup-fast compares.
-    loaded_id: AtomicU64,
     /// 1 while the CPU idles with a space still loaded that it does not use.
     lazy: AtomicU32,
     /// Only ever locked by this CPU with interrupts off: never contended.
@@ -116,7 +114,6 @@ impl Shootdown {
         let cpu = |_| CpuTlb {
             request: AtomicU64::new(0),
             ack: AtomicU64::new(0),
-            loaded_id: AtomicU64::new(0),
             lazy: AtomicU32::new(0),
             loaded: Mutex::new(Loaded::default()),
         };
@@ -147,13 +144,6 @@ impl Shootdown {
         let mut loaded = self.cpus[irq.cpu()].loaded.lock();
         loaded.kernel_flushed = self.kernel.generation.load(Ordering::Acquire);
         irq.machine().flush_global();
-    }
-
-    /// Is the space numbered `id` loaded and in use on this CPU?
-    #[inline]
-    pub fn is_loaded<M: Machine>(&self, irq: &IrqOff<'_, M>, id: u64) -> bool {
-        // Relaxed: written by this CPU alone.
-        self.cpus[irq.cpu()].loaded_id.load(Ordering::Relaxed) == id
     }
 
     /// Loads an address space on this CPU (or the kernel's own tables) and catches up with its shootdowns.
@@ -194,7 +184,7 @@ impl Shootdown {
         if Mutant::SwitchStaysLazy.is_on() {
             cpu.lazy.store(0, Ordering::SeqCst);
         }
-        cpu.loaded_id.store(new.map_or(0, |tlb| tlb.id), Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(new));
         let old = core::mem::replace(&mut loaded.space, new.cloned());
         if let Some(old) = old {
             // Release; pairs with the Acquire of the set in `Round::issue`: a sender that does not see our bit
@@ -207,7 +197,7 @@ impl Shootdown {
     /// free no table page; [`leave_lazy`](Self::leave_lazy) or [`switch_to`](Self::switch_to) catches up.
     pub fn enter_lazy<M: Machine>(&self, irq: &IrqOff<'_, M>) {
         let cpu = &self.cpus[irq.cpu()];
-        cpu.loaded_id.store(0, Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(None));
         // Release; pairs with the Acquire load in `dispatch`: walks made before are visible to who skips us.
         cpu.lazy.store(1, Ordering::Release);
     }
@@ -230,7 +220,7 @@ impl Shootdown {
         if !Mutant::LazyNotCaughtUp.is_on() {
             self.catch_up(irq, loaded);
         }
-        cpu.loaded_id.store(loaded.space.as_ref().map_or(0, |tlb| tlb.id), Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(loaded.space.as_ref()));
     }
 
     /// The shootdown interrupt's handler, on the CPU that was interrupted. Takes no lock that another CPU can
@@ -306,6 +296,12 @@ impl Shootdown {
             }
         }
     }
+}
+
+/// What gup-fast asks for: the root of the space that is in use. No two spaces that are alive have the same, and a space
+/// lives as long as a CPU has it loaded.
+fn root_of(space: Option<&Arc<TlbState>>) -> PhysAddr {
+    space.map_or(PhysAddr::new(0), |tlb| tlb.root.addr())
 }
 
 /// A round that is being put together: entries are cleared, nothing is flushed yet.

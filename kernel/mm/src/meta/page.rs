@@ -147,7 +147,7 @@ impl Page {
     ///
     /// # Errors
     /// [`GetError::Zero`]: nobody holds the page, so it may be on its way out. [`GetError::Overflow`].
-    #[inline]
+    #[inline(always)]
     pub fn try_get(&self, nr: u32) -> Result<(), GetError> {
         self.try_add(nr, u64::from(nr) * REF)
     }
@@ -155,11 +155,11 @@ impl Page {
     ///
     /// # Errors
     /// As [`try_get`](Self::try_get).
-    #[inline]
+    #[inline(always)]
     pub fn try_pin(&self, nr: u32) -> Result<(), GetError> {
         self.try_add(nr, u64::from(nr) * (REF + PIN))
     }
-    #[inline]
+    #[inline(always)]
     fn try_add(&self, nr: u32, delta: u64) -> Result<(), GetError> {
         self.life.check();
         let room = MAX_REFS.saturating_sub(nr);
