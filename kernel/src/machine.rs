@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{cpu, percpu as area, tlb};
 use mm::addr::{Pfn, PhysAddr, VirtAddr};
+use mm::entry::Entry;
 use mm::machine::{CpuId, CpuMask, GROUP, Machine};
 use mm::world::Mm;
 use spin::Once;
@@ -92,6 +93,10 @@ impl Machine for KernelMachine {
     #[inline(always)]
     fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
         paging::entries(table, group)
+    }
+    #[inline]
+    fn all_and_any(&self, detached: Pfn) -> (Entry, Entry) {
+        paging::all_and_any(detached)
     }
     fn init_root(&self, root: Pfn) {
         paging::init_root(root);

@@ -72,6 +72,17 @@ pub fn entries(table: Pfn, group: usize) -> [&'static AtomicU64; GROUP] {
     groups[group % (ENTRIES / GROUP)].each_ref()
 }
 
+/// Which bits all entries of `table` have in common, and which any of them has. Nobody else can reach the table any more.
+pub fn all_and_any(table: Pfn) -> (Entry, Entry) {
+    let at = layout::DIRECT_MAP | table.addr().as_u64();
+    // SAFETY: a table page is RAM in the direct map; it is not in use, so its entries are plain numbers.
+    let groups = unsafe { &*(at as *const [[u64; 16]; ENTRIES / 16]) };
+    // By groups, and one after the other, so that an entry costs one operation with a word of memory in each.
+    let all = groups.iter().fold(u64::MAX, |all, group| group.iter().fold(all, |all, entry| all & entry));
+    let any = groups.iter().fold(0, |any, group| group.iter().fold(any, |any, entry| any | entry));
+    (Entry::from_bits(all), Entry::from_bits(any))
+}
+
 fn load(table: Pfn, index: usize) -> Entry {
     Entry::from_bits(entry(table, index).load(Ordering::Acquire))
 }

@@ -7,7 +7,8 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use crate::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
-use crate::sync::AtomicU64;
+use crate::entry::Entry;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Most CPUs that the kernel can run: one bit each in a [`CpuMask`].
 pub const MAX_CPUS: usize = 64;
@@ -185,6 +186,19 @@ pub trait Machine: Send + Sync + Sized + 'static {
     #[inline(always)]
     fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
         core::array::from_fn(|nth| self.entry(table, group * GROUP + nth))
+    }
+    /// Which bits all entries of a table page have in common, and which any of them has. The table is detached, and the
+    /// shootdown that followed is done: nobody else, no CPU's walker either, can reach it any more.
+    #[inline]
+    fn all_and_any(&self, detached: Pfn) -> (Entry, Entry) {
+        let mut bits = (u64::MAX, 0);
+        for group in 0..ENTRIES / GROUP {
+            for entry in self.entries(detached, group) {
+                let entry = entry.load(Ordering::Relaxed);
+                bits = (bits.0 & entry, bits.1 | entry);
+            }
+        }
+        (Entry::from_bits(bits.0), Entry::from_bits(bits.1))
     }
     /// Fills the kernel half of a new root table so that the kernel stays mapped in it.
     fn init_root(&self, root: Pfn);
