@@ -10,9 +10,10 @@
 //!  1 clear the entry
 //!  2 issue:    ring[gen + 1] = range
 //!              gen += 1; fence; read the CPU set
-//!  3 dispatch: ticket = ++request[cpu]; IPI       a request = what `request` holds now
+//!  3 dispatch: ++request[cpu]; IPI                a request = what `request` holds now
 //!              flush our own CPU meanwhile        b flush all generations up to the space's present one
-//!  4 sync:     wait until ack[cpu] >= ticket      c ack = the value read in a
+//!  4 sync:     ticket = request[cpu], at least ours
+//!              wait until ack[cpu] >= ticket      c ack = the value read in a
 //!  5 free tables, references, blocks
 //! ```
 //!
@@ -39,10 +40,8 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use arrayvec::ArrayVec;
-
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
-use crate::machine::{self, CpuId, CpuMask, IrqOff, MAX_CPUS, Machine, Point};
+use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, fence};
 pub use crate::tlb::{FULL_FLUSH_ABOVE, FlushRange, RING, TlbState};
@@ -366,10 +365,10 @@ impl Round {
         if Mutant::NoShootdown.is_on() {
             return CpuMask::EMPTY;
         }
-        match others.iter().last() {
-            Some(last) if Mutant::CpuMissing.is_on() => others.without(last),
-            _ => others,
+        if Mutant::CpuMissing.is_on() {
+            return others.iter().last().map_or(others, |last| others.without(last));
         }
+        others
     }
 
     /// Interrupts the CPUs that may hold a stale translation and, while they flush, flushes this one.
@@ -380,32 +379,29 @@ impl Round {
     pub fn dispatch<'s, M: Machine>(self, shootdown: &'s Shootdown, machine: &'s M) -> Dispatched<'s, M> {
         assert!(machine.irqs_on(), "a shootdown was dispatched with interrupts off");
         let irq = IrqOff::new(machine);
-        let others = self.others(irq.cpu());
-        let (here, frees_tables) = (self.targets.contains(irq.cpu()), self.frees_tables);
-        // Filled in its place: its list is long enough for every CPU, and too long to be moved.
-        let mut dispatched =
-            Dispatched { shootdown, machine, first: self.first, more: self.more, tickets: ArrayVec::new() };
         let mut waiting = CpuMask::EMPTY;
-        for cpu in others.iter() {
+        let mut nr_ipis = 0;
+        for cpu in self.others(irq.cpu()).iter() {
             let target = &shootdown.cpus[cpu];
             // Acquire; pairs with the Release in `enter_lazy`.
-            let may_skip = !frees_tables || Mutant::LazySkippedForTables.is_on();
+            let may_skip = !self.frees_tables || Mutant::LazySkippedForTables.is_on();
             if may_skip && target.lazy.load(Ordering::Acquire) != 0 {
                 continue;
             }
             // AcqRel; the Release half pairs with the Acquire load in `handle_ipi`.
-            dispatched.tickets.push((cpu, target.request.fetch_add(1, Ordering::AcqRel) + 1));
+            target.request.fetch_add(1, Ordering::AcqRel);
             waiting = waiting.union(CpuMask::single(cpu));
+            nr_ipis += 1;
         }
-        if !waiting.is_empty() {
+        if nr_ipis != 0 {
             machine.send_shootdown_ipi(waiting);
+            shootdown.ipis.fetch_add(u64::from(nr_ipis), Ordering::Relaxed);
         }
         shootdown.rounds.fetch_add(1, Ordering::Relaxed);
-        shootdown.ipis.fetch_add(u64::from(waiting.len()), Ordering::Relaxed);
-        if here && !Mutant::NoLocalFlush.is_on() {
+        if self.targets.contains(irq.cpu()) && !Mutant::NoLocalFlush.is_on() {
             shootdown.flush_local(&irq);
         }
-        dispatched
+        Dispatched { shootdown, machine, first: self.first, more: self.more, waiting, nr_ipis }
     }
 }
 
@@ -416,14 +412,15 @@ pub struct Dispatched<'s, M: Machine> {
     machine: &'s M,
     first: Option<Arc<TlbState>>,
     more: Vec<Arc<TlbState>>,
-    /// The CPUs that were asked, with the request number that each must acknowledge.
-    tickets: ArrayVec<(CpuId, u64), MAX_CPUS>,
+    /// The CPUs that were asked.
+    waiting: CpuMask,
+    nr_ipis: u32,
 }
 
 impl<M: Machine> Dispatched<'_, M> {
     /// How many CPUs were interrupted.
     pub fn nr_ipis(&self) -> u32 {
-        self.tickets.len() as u32
+        self.nr_ipis
     }
 
     /// Waits until every interrupted CPU has flushed. Afterwards the old translations are gone everywhere, and
@@ -434,9 +431,12 @@ impl<M: Machine> Dispatched<'_, M> {
     #[inline(always)]
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
-        for &(cpu, ticket) in &self.tickets {
+        for cpu in self.waiting.iter() {
+            let cpu = &self.shootdown.cpus[cpu];
+            // Our own request, or a later one: a number that has stopped growing for us, since it is read once.
+            let ticket = cpu.request.load(Ordering::Relaxed);
             // Acquire; pairs with the Release store in `handle_ipi`.
-            while self.shootdown.cpus[cpu].ack.load(Ordering::Acquire) < ticket {
+            while cpu.ack.load(Ordering::Acquire) < ticket {
                 self.machine.relax();
             }
         }
