@@ -76,7 +76,7 @@ pub fn entries(table: Pfn, group: usize) -> [&'static AtomicU64; GROUP] {
 pub fn all_and_any(table: Pfn) -> (Entry, Entry) {
     let at = layout::DIRECT_MAP | table.addr().as_u64();
     // SAFETY: a table page is RAM in the direct map; it is not in use, so its entries are plain numbers.
-    let groups = unsafe { &*(at as *const [[u64; 16]; ENTRIES / 16]) };
+    let groups = unsafe { &*(at as *const [[u64; 32]; ENTRIES / 32]) };
     // By groups, and one after the other, so that an entry costs one operation with a word of memory in each.
     let all = groups.iter().fold(u64::MAX, |all, group| group.iter().fold(all, |all, entry| all & entry));
     let any = groups.iter().fold(0, |any, group| group.iter().fold(any, |any, entry| any | entry));

@@ -92,10 +92,10 @@ impl Indexed {
             let word = &storage[first + index / WORD_BITS];
             let (new, go_on) = change(word.load(Ordering::Relaxed), 1 << (index % WORD_BITS));
             word.store(new, Ordering::Relaxed);
-            let words = Flat::words(len);
-            if !go_on || words == 1 {
+            if !go_on || len <= WORD_BITS {
                 return;
             }
+            let words = Flat::words(len);
             (first, len, index) = (first + words, words, index / WORD_BITS);
         }
     }

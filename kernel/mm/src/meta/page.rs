@@ -230,14 +230,14 @@ impl Page {
         pages.len() - alive
     }
     /// Has none of them more than one reference, and none a pin? Two instructions a page.
-    pub(super) fn have_one_at_most(pages: &[Self]) -> bool {
+    pub(super) fn have_one_at_most<const N: usize>(pages: &[Self; N]) -> bool {
         let mut any = 0;
+        let (groups, rest) = pages.as_chunks::<32>();
         let mut see = |page: &Self| {
             page.life.check();
             // Relaxed: the caller makes sure that what it sees stays so.
             any |= page.word.load(Ordering::Relaxed);
         };
-        let (groups, rest) = pages.as_chunks::<16>();
         groups.iter().for_each(|group| group.iter().for_each(&mut see));
         rest.iter().for_each(see);
         any <= REF

@@ -129,18 +129,13 @@ impl MetaStore {
     /// goes as a whole. `false`: it is not so simple, and nothing has been done.
     pub fn put_block(&self, first: Pfn) -> bool {
         const { assert!(ENTRIES == FAN_OUT, "a page table has an entry for each page of a block") };
-        if let Found::Large(Folio { page, size, .. }) = self.owned_run(first, "put without a get") {
-            if let Err(dropped) = page.sub::<false>(ENTRIES as u32) {
-                self.dropped(first, size, page, dropped);
-            }
-            return true;
-        }
-        let Inner { held, maps } = &mut *self.inner.lock();
+        let mut inner = self.inner.lock();
+        let Inner { held, maps } = &mut *inner;
         let mut map = None;
         // As many references are ours as there are pages. If no page has more than one, there is one for each page, and
         // all are ours: then nobody else can take another, for that needs a reference or the lock.
         let ours = |chunk: &Chunk| {
-            let one_each = Page::have_one_at_most(chunk.pages_from(Pfn::new(0), u64::MAX));
+            let one_each = Page::have_one_at_most(chunk.pages());
             // Pairs with the Release of `Page::sub` and `Page::put_each`.
             fence(Ordering::Acquire);
             let page = chunk.page(first);
@@ -148,11 +143,26 @@ impl MetaStore {
             // On the edge of a range there may be pages of more than one map.
             (one_each || Mutant::BlockNotLookedAt.is_on()) && !page.is_edge()
         };
-        let gone = self.tree.chunk_gone(held, first, ours);
-        if gone {
-            self.gone(map.expect("a live folio keeps its page map registered"), FAN_OUT as u64);
+        match self.tree.chunk_gone(held, first, ours) {
+            Some(true) => {
+                self.gone(map.expect("a live folio keeps its page map registered"), FAN_OUT as u64);
+                true
+            }
+            Some(false) => false,
+            None => {
+                drop(inner);
+                self.put_block_of_folio(first)
+            }
         }
-        gone
+    }
+
+    /// The same where one large folio covers the block.
+    fn put_block_of_folio(&self, first: Pfn) -> bool {
+        let Folio { page, size, .. } = self.owned(first, "put without a get");
+        if let Err(dropped) = page.sub::<false>(ENTRIES as u32) {
+            self.dropped(first, size, page, dropped);
+        }
+        true
     }
 
     /// Drops one pin, with its reference, of each frame of the run, however they were pinned. The caller owns them.
