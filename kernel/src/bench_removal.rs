@@ -22,7 +22,7 @@ const EXTENTS: [u64; 4] = [1, 10, 100, 1000];
 /// What attaching or removing an idle device may cost, in instructions.
 const IDLE: u64 = 20_000;
 /// The same for each GiB: its leaf in the direct map.
-const IDLE_PER_GIB: u64 = 50;
+const IDLE_PER_GIB: u64 = 120;
 /// Numbers of address spaces, with one extent each.
 const SPACES: [u64; 3] = [1, 10, 100];
 
