@@ -219,3 +219,28 @@ impl fmt::Debug for Entry {
         )
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_tells_a_table_of_the_user_half_from_every_leaf() {
+        let last = Pfn::new((1 << 40) - (1 << 18));
+        for pfn in [Pfn::new(0), Pfn::new(0x1234), last] {
+            assert!(Entry::table(pfn, true).is_user_table(), "{pfn}");
+            assert!(!Entry::table(pfn, false).is_user_table(), "{pfn}");
+        }
+        assert!(!Entry::EMPTY.is_user_table());
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            for bits in 0..32 {
+                let prot = Prot { write: bits & 1 != 0, exec: bits & 2 != 0, user: bits & 4 != 0 };
+                let leaf = Entry::leaf(last.align_down(size), size, prot);
+                let leaf = if bits & 8 != 0 { leaf.with_accessed(bits & 16 != 0) } else { leaf };
+                assert!(!leaf.is_user_table() && leaf.has(Entry::HUGE), "{leaf:?}");
+                assert_eq!(leaf.has(Entry::user_rights(true)), prot.user && prot.write, "{leaf:?}");
+                assert_eq!(leaf.has(Entry::user_rights(false)), prot.user, "{leaf:?}");
+            }
+        }
+    }
+}
