@@ -21,12 +21,11 @@ pub fn irq_disable() -> bool {
     was_on
 }
 
-/// Turns maskable interrupts on, from the end of the next instruction on (SDM vol. 2B, STI).
+/// Turns maskable interrupts on. The library's `sti` is followed by a `nop`, and needs it: where a jump follows, QEMU
+/// 7.2 goes on to the next `cli` without a look at the interrupt that waits.
 #[inline]
 pub fn irq_enable() {
-    // SAFETY: the handlers are in place before interrupts are first turned on. The default memory clobber keeps the
-    // compiler from moving accesses over it.
-    unsafe { asm!("sti", options(nostack, preserves_flags)) };
+    x86_64::instructions::interrupts::enable();
 }
 
 /// Interrupts off for as long as the value lives; what was before is restored when it is dropped.
