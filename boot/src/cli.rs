@@ -58,6 +58,9 @@ pub struct Options {
     /// Raw ACPI tables for the guest.
     #[arg(long, global = true)]
     pub acpitable: Vec<PathBuf>,
+    /// The fully optimised kernel.
+    #[arg(long, global = true)]
+    pub release: bool,
     /// What the kernel does.
     #[arg(long, global = true, default_value = "demo")]
     pub mode: Mode,
@@ -148,6 +151,9 @@ impl Cli {
         }
         if options.full && self.job() != Command::Test {
             return bad("--full belongs to the sub-command test");
+        }
+        if options.release && matches!(self.job(), Command::Test | Command::Mutants) {
+            return bad("--release belongs to the sub-commands run and bench: what is tested is the checked kernel");
         }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
@@ -273,6 +279,7 @@ mod tests {
             (&["--append", "a=1,b=2"], "comma"),
             (&["--colour"], "--colour"),
             (&["--full"], "--full"),
+            (&["test", "--release"], "--release"),
             (&["dance"], "dance"),
         ] {
             let line = refused(args);

@@ -11,7 +11,14 @@ use std::time::UNIX_EPOCH;
 /// # Errors
 /// When a file cannot be read or written, or when this program was built without the feature `image`.
 pub fn make(kernel: &Path) -> Result<PathBuf> {
-    let image = crate::paths::target().join("unplug.img");
+    make_at(kernel, crate::paths::target().join("unplug.img"))
+}
+
+/// As [`make`], in the file `image`.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_at(kernel: &Path, image: PathBuf) -> Result<PathBuf> {
     let stamp = image.with_extension("stamp");
     let made_of = format!("{}\n{}\n", identity(kernel)?, identity(&std::env::current_exe()?)?);
     if !image.exists() || fs::read_to_string(&stamp).ok().as_ref() != Some(&made_of) {
@@ -19,6 +26,15 @@ pub fn make(kernel: &Path) -> Result<PathBuf> {
         fs::write(&stamp, made_of).with_context(|| stamp.display().to_string())?;
     }
     Ok(image)
+}
+
+/// The kernel that the disk image `image` was made of, as its stamp says; `None` where there is no stamp, or the kernel
+/// is no more.
+pub(crate) fn made_of(image: &Path) -> Option<PathBuf> {
+    let stamp = fs::read_to_string(image.with_extension("stamp")).ok()?;
+    // The place, then size and date: none of which has a space.
+    let kernel = PathBuf::from(stamp.lines().next()?.rsplitn(3, ' ').nth(2)?);
+    kernel.exists().then_some(kernel)
 }
 
 /// What tells a file from its earlier self: its place, size and date.

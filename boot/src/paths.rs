@@ -22,11 +22,43 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The kernel's ELF file, with its symbols: `UNPLUG_KERNEL`, else where cargo puts it.
+/// How the kernel is built.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Profile {
+    /// With checks of arithmetic and the debug assertions: what is tested.
+    #[default]
+    Dev,
+    /// Fully optimised, without them.
+    Release,
+}
+
+impl Profile {
+    /// Cargo's name for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Where cargo puts the kernel's ELF file.
+#[must_use]
+pub fn built_kernel(profile: Profile) -> PathBuf {
+    let directory = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => "release",
+    };
+    target().join(KERNEL_TARGET).join(directory).join("kernel")
+}
+
+/// The ELF file, with its symbols, of the kernel in the image: `UNPLUG_KERNEL`, else what the image was made of, else
+/// where cargo puts it.
 #[must_use]
 pub fn kernel() -> PathBuf {
-    env::var_os("UNPLUG_KERNEL")
-        .map_or_else(|| target().join(KERNEL_TARGET).join("debug").join("kernel"), PathBuf::from)
+    let from_env = env::var_os("UNPLUG_KERNEL").map(PathBuf::from);
+    from_env.or_else(|| crate::image::made_of(&image())).unwrap_or_else(|| built_kernel(Profile::Dev))
 }
 
 /// The UEFI disk image: `UNPLUG_IMAGE`, else where [`crate::image`] puts it.

@@ -5,8 +5,9 @@ use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::outcome::Status;
+use crate::paths::{self, Profile};
 use crate::terminal::{self, Interrupt};
-use crate::{build, image, paths};
+use crate::{build, image};
 use anyhow::Result;
 use std::path::Path;
 
@@ -33,7 +34,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if cli.options.quiet {
         machine.append.push("quiet=1".into());
     }
-    let kernel = build::kernel()?;
+    let profile = if cli.options.release { Profile::Release } else { Profile::Dev };
+    let kernel = build::kernel(profile)?;
     image::make(&kernel)?;
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);

@@ -5,8 +5,9 @@
 //! tests of the portable packages, as any stable toolchain would build them) and `loom`.
 
 use crate::cli::Cli;
+use crate::paths::{self, Profile};
 use crate::tally::{Counts, Kind, Tally};
-use crate::{build, image, mutants, paths};
+use crate::{build, image, mutants};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +33,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         deliberate_faults(&mut tally);
     }
     let start = Instant::now();
-    match build::kernel().and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
+    match build::kernel(Profile::Dev).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
             for (name, test) in [("in-kernel tests", "guest"), ("end-to-end tests", "e2e")] {
@@ -45,7 +46,28 @@ pub fn run(cli: &Cli) -> Result<u8> {
             tally.record("build: kernel and disk image", Counts::one(false), start.elapsed());
         }
     }
+    if options.full {
+        release_build(&mut tally);
+    }
     Ok(u8::from(!tally.finish()))
+}
+
+/// The fully optimised kernel, in an image of its own: the in-kernel tests pass there too.
+fn release_build(tally: &mut Tally) {
+    let start = Instant::now();
+    let built = build::kernel(Profile::Release)
+        .and_then(|kernel| Ok((image::make_at(&kernel, paths::target().join("unplug-release.img"))?, kernel)));
+    match built {
+        Ok((image, kernel)) => {
+            tally.record("build: kernel, release", Counts::one(true), start.elapsed());
+            let mut command = end_to_end("guest", &kernel, &image);
+            tally.stage("in-kernel tests, release", Kind::Tests, full(&mut command, false));
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            tally.record("build: kernel, release", Counts::one(false), start.elapsed());
+        }
+    }
 }
 
 /// Format, and the lints of both worlds with every warning an error.
@@ -54,7 +76,7 @@ fn lint(tally: &mut Tally) {
     let mut host = host_cargo("clippy");
     host.args(PORTABLE).args(["-pboot", "-Fmm/emu", "--all-targets", "--", "-Dwarnings"]);
     tally.stage("lints: host packages", Kind::Check, &mut host);
-    let mut kernel = build::kernel_cargo("clippy");
+    let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
 }
 

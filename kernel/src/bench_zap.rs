@@ -159,13 +159,14 @@ fn sent(space: &Arc<Space>, nr: u64) -> (u64, u32) {
 
 /// Tasks that have a space loaded and in use, on CPUs that are halted: they take shootdown interrupts, and execute
 /// nothing otherwise.
-struct Halted {
+pub struct Halted {
     tasks: Vec<Arc<Task>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Halted {
-    fn start(space: &Arc<Space>) -> Self {
+    /// Starts one on every other CPU, and waits until all are halted. `space` has a page at [`BASE`].
+    pub fn start(space: &Arc<Space>) -> Self {
         let (stop, ready) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let halted = |cpu| {
             let (stop, ready) = (Arc::clone(&stop), Arc::clone(&ready));
@@ -188,7 +189,8 @@ impl Halted {
         Self { tasks, stop }
     }
 
-    fn stop(self) -> Result<(), String> {
+    /// Ends them.
+    pub fn stop(self) -> Result<(), String> {
         self.stop.store(true, Ordering::Release);
         others().iter().for_each(|cpu| smp::send(cpu, smp::VECTOR_TEST));
         self.tasks.iter().try_for_each(|task| sched::join(task).map_err(|signal| format!("a halted task: {signal}")))

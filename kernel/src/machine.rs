@@ -4,8 +4,9 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{cpu, percpu as area, tlb};
-use mm::addr::{Pfn, VirtAddr};
-use mm::machine::{CpuId, CpuMask, Machine};
+use mm::addr::{Pfn, PhysAddr, VirtAddr};
+use mm::entry::Entry;
+use mm::machine::{CpuId, CpuMask, GROUP, Machine};
 use mm::world::Mm;
 use spin::Once;
 
@@ -59,6 +60,14 @@ impl Machine for KernelMachine {
     fn irqs_on(&self) -> bool {
         cpu::irqs_on()
     }
+    #[inline(always)]
+    fn loaded(&self) -> PhysAddr {
+        PhysAddr::new(area::loaded())
+    }
+    #[inline(always)]
+    fn set_loaded(&self, root: PhysAddr) {
+        area::set_loaded(root.as_u64());
+    }
     fn relax(&self) {
         cpu::pause();
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
@@ -80,6 +89,14 @@ impl Machine for KernelMachine {
     #[inline]
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
         paging::entry(table, index)
+    }
+    #[inline(always)]
+    fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
+        paging::entries(table, group)
+    }
+    #[inline]
+    fn all_and_any(&self, detached: Pfn) -> (Entry, Entry) {
+        paging::all_and_any(detached)
     }
     fn init_root(&self, root: Pfn) {
         paging::init_root(root);

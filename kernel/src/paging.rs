@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bootloader_api::info::MemoryRegionKind;
 use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr, VirtRange};
 use mm::entry::{Entry, Prot};
+use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
@@ -60,6 +61,26 @@ pub fn entry(table: Pfn, index: usize) -> &'static AtomicU64 {
     // SAFETY: a table page is RAM in the direct map; the CPU accesses it too, so it is only ever seen as atomics.
     let entries = unsafe { &*(at as *const [AtomicU64; ENTRIES]) };
     &entries[index % ENTRIES]
+}
+
+/// The live entries of group `group` of the table page `table`.
+#[inline(always)]
+pub fn entries(table: Pfn, group: usize) -> [&'static AtomicU64; GROUP] {
+    let at = layout::DIRECT_MAP | table.addr().as_u64();
+    // SAFETY: as in `entry`.
+    let groups = unsafe { &*(at as *const [[AtomicU64; GROUP]; ENTRIES / GROUP]) };
+    groups[group % (ENTRIES / GROUP)].each_ref()
+}
+
+/// Which bits all entries of `table` have in common, and which any of them has. Nobody else can reach the table any more.
+pub fn all_and_any(table: Pfn) -> (Entry, Entry) {
+    let at = layout::DIRECT_MAP | table.addr().as_u64();
+    // SAFETY: a table page is RAM in the direct map; it is not in use, so its entries are plain numbers.
+    let groups = unsafe { &*(at as *const [[u64; 32]; ENTRIES / 32]) };
+    // By groups, and one after the other, so that an entry costs one operation with a word of memory in each.
+    let all = groups.iter().fold(u64::MAX, |all, group| group.iter().fold(all, |all, entry| all & entry));
+    let any = groups.iter().fold(0, |any, group| group.iter().fold(any, |any, entry| any | entry));
+    (Entry::from_bits(all), Entry::from_bits(any))
 }
 
 fn load(table: Pfn, index: usize) -> Entry {

@@ -55,7 +55,9 @@ pub fn send(cpu: CpuId, vector: u8) {
 /// Interrupts all of `cpus`, none of which is this one, at `vector`.
 pub fn send_to(cpus: CpuMask, vector: u8) {
     // One command where they are all there are: each costs about as much as all else that a shootdown's sender does.
-    if cpus.len() > 1 && cpus.bits() == ONLINE.load(Ordering::Relaxed) & !(1 << area::cpu()) {
+    let others = ONLINE.load(Ordering::Relaxed) & !(1 << area::cpu());
+    let several = cpus.bits() & cpus.bits().wrapping_sub(1) != 0;
+    if several && cpus.bits() == others {
         apic::send_to_all_others(vector);
         return;
     }

@@ -30,9 +30,14 @@ pub fn set_deterministic(deterministic: bool) {
     DETERMINISTIC.store(deterministic, Ordering::Relaxed);
 }
 
+/// Does the time-stamp counter count instructions?
+pub fn is_deterministic() -> bool {
+    DETERMINISTIC.load(Ordering::Relaxed)
+}
+
 /// What costs are measured in: see [`cost`].
 pub fn cost_unit() -> &'static str {
-    if DETERMINISTIC.load(Ordering::Relaxed) { "instructions" } else { "cycles" }
+    if is_deterministic() { "instructions" } else { "cycles" }
 }
 
 /// A counter of cost: instructions that all CPUs together have executed, exactly, in deterministic mode; otherwise

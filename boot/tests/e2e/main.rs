@@ -3,6 +3,7 @@
 //! They boot the image that `UNPLUG_IMAGE` names, or the one that `run-qemu.sh` made last; `./run-qemu.sh test` makes
 //! it first. Without an image each of them fails and says so.
 
+mod bench;
 mod cli;
 mod demo;
 mod faults;

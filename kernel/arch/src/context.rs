@@ -26,6 +26,7 @@ arch_switch:
     ret
 
     .balign 16
+    .global arch_first_entry
 arch_first_entry:
     # The first time a task runs: r12 is the argument, r13 the function. rbp is zero: the end of a backtrace.
     mov rdi, r12

@@ -21,7 +21,8 @@ pub fn irq_disable() -> bool {
     was_on
 }
 
-/// Turns maskable interrupts on.
+/// Turns maskable interrupts on. The library's `sti` is followed by a `nop`, and needs it: where a jump follows, QEMU
+/// 7.2 goes on to the next `cli` without a look at the interrupt that waits.
 #[inline]
 pub fn irq_enable() {
     x86_64::instructions::interrupts::enable();

@@ -18,12 +18,14 @@ pub struct Head {
     cpu: u64,
     /// Not zero: the running task must not be switched away by an interrupt.
     preempt_off: u64,
+    /// Physical address of the root of the address space that is loaded and in use, 0 for none.
+    loaded: u64,
 }
 
 impl Head {
     /// The head of the area of `cpu`; [`install`] completes it.
     pub const fn new(cpu: usize) -> Self {
-        Self { this: core::ptr::null(), cpu: cpu as u64, preempt_off: 0 }
+        Self { this: core::ptr::null(), cpu: cpu as u64, preempt_off: 0, loaded: 0 }
     }
 
     /// The CPU's number.
@@ -87,4 +89,20 @@ pub fn preempt_count() -> u64 {
     // SAFETY: as in `preempt_disable`.
     unsafe { asm!("mov {}, gs:[16]", out(reg) count, options(nostack, preserves_flags, readonly)) };
     count
+}
+
+/// The root of the address space that is loaded and in use on this CPU, as [`set_loaded`] left it; 0 at first.
+#[inline(always)]
+pub fn loaded() -> u64 {
+    let root;
+    // SAFETY: as in `cpu`; offset 24 is `Head::loaded`, which only this CPU touches.
+    unsafe { asm!("mov {}, gs:[24]", out(reg) root, options(nostack, preserves_flags, readonly)) };
+    root
+}
+
+/// Keeps the root (its physical address) of the address space that is loaded and in use on this CPU.
+#[inline(always)]
+pub fn set_loaded(root: u64) {
+    // SAFETY: as in `loaded`.
+    unsafe { asm!("mov gs:[24], {}", in(reg) root, options(nostack, preserves_flags)) };
 }

@@ -50,6 +50,12 @@ impl Entry {
     /// Nothing is mapped.
     pub const EMPTY: Self = Self(0);
 
+    /// The flags of an entry of the user half that points to a table page: always these.
+    pub const USER_TABLE: u64 = P | W | U | A;
+
+    /// The flag of a huge leaf, in a table of level 2 or more.
+    pub const HUGE: u8 = PS as u8;
+
     /// Wraps the raw bits.
     #[inline]
     pub const fn from_bits(bits: u64) -> Self {
@@ -63,7 +69,7 @@ impl Entry {
     /// An entry that points to the table page `table`; rights are checked in the leaf alone.
     #[inline]
     pub const fn table(table: Pfn, user: bool) -> Self {
-        Self(table.addr().as_u64() | P | W | A | if user { U } else { 0 })
+        Self(table.addr().as_u64() | if user { Self::USER_TABLE } else { Self::USER_TABLE & !U })
     }
     /// A leaf of `size` that maps the aligned frames from `pfn` on.
     #[inline]
@@ -101,6 +107,12 @@ impl Entry {
     pub const fn is_table(self, level: u8) -> bool {
         self.0 & P != 0 && level > 1 && self.0 & PS == 0
     }
+    /// Does it point to a table page of the user half, in a table of level 2 or more? One comparison: such an entry is
+    /// made by [`table`](Self::table), and its lowest byte is unlike that of any leaf, which has the page size bit.
+    #[inline]
+    pub const fn is_user_table(self) -> bool {
+        self.0 as u8 == Self::USER_TABLE as u8
+    }
     /// The frame: of the leaf's first page, or of the table page.
     #[inline]
     pub const fn pfn(self) -> Pfn {
@@ -116,16 +128,25 @@ impl Entry {
     pub const fn is_user(self) -> bool {
         self.0 & U != 0
     }
-    /// A present leaf that user rights reach, for stores where `write`.
+    /// The flags that a present leaf has which user rights reach, for stores where `write`.
     #[inline]
-    pub const fn allows_user(self, write: bool) -> bool {
-        let needed = P | U | if write { W } else { 0 };
-        self.0 & needed == needed
+    pub const fn user_rights(write: bool) -> u8 {
+        (P | U | if write { W } else { 0 }) as u8
+    }
+    /// Are all of these flags set, of the lowest eight?
+    #[inline]
+    pub const fn has(self, flags: u8) -> bool {
+        !(self.0 as u8) & flags == 0
     }
     /// The entry that maps the next 4 KiB page in the same way.
     #[inline]
     pub const fn next_page(self) -> Self {
-        Self(self.0.wrapping_add(1 << 12))
+        self.nth_page(1)
+    }
+    /// The entry that maps the page `nth` pages further on in the same way.
+    #[inline]
+    pub const fn nth_page(self, nth: usize) -> Self {
+        Self(self.0.wrapping_add((nth as u64) << 12))
     }
     /// The CPU has used this entry.
     #[inline]
@@ -196,5 +217,30 @@ impl fmt::Debug for Entry {
             flag(PS, 'h'),
             flag(NX, 'n')
         )
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_tells_a_table_of_the_user_half_from_every_leaf() {
+        let last = Pfn::new((1 << 40) - (1 << 18));
+        for pfn in [Pfn::new(0), Pfn::new(0x1234), last] {
+            assert!(Entry::table(pfn, true).is_user_table(), "{pfn}");
+            assert!(!Entry::table(pfn, false).is_user_table(), "{pfn}");
+        }
+        assert!(!Entry::EMPTY.is_user_table());
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            for bits in 0..32 {
+                let prot = Prot { write: bits & 1 != 0, exec: bits & 2 != 0, user: bits & 4 != 0 };
+                let leaf = Entry::leaf(last.align_down(size), size, prot);
+                let leaf = if bits & 8 != 0 { leaf.with_accessed(bits & 16 != 0) } else { leaf };
+                assert!(!leaf.is_user_table() && leaf.has(Entry::HUGE), "{leaf:?}");
+                assert_eq!(leaf.has(Entry::user_rights(true)), prot.user && prot.write, "{leaf:?}");
+                assert_eq!(leaf.has(Entry::user_rights(false)), prot.user, "{leaf:?}");
+            }
+        }
     }
 }

@@ -90,6 +90,9 @@ pub struct Gather<M: Machine> {
 }
 
 impl<M: Machine> Gather<M> {
+    /// Entries of a detached table that are looked at together.
+    const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
+
     /// An empty gather. It costs nothing until something is removed.
     pub fn new(mm: &Arc<Mm<M>>) -> Self {
         Self {
@@ -266,31 +269,44 @@ impl<M: Machine> Gather<M> {
         Entry::from_bits(self.mm.machine.entry(table, index).load(Ordering::Relaxed))
     }
 
+    /// The 2 MiB block of frames that a detached page table maps, if it maps nothing else and no entry is empty.
+    fn one_block(&self, table: Pfn) -> Option<Pfn> {
+        // Equal in the bits that say which block, they say so for each.
+        let (all, any) = self.mm.machine.all_and_any(table);
+        let block = all.pfn().align_down(PageSize::Size2M);
+        (all.is_present() && block == any.pfn().align_down(PageSize::Size2M)).then_some(block)
+    }
+
     /// Gives back the leaves of a detached page table; answers how many there were.
     ///
+    /// Where it maps one whole block that nobody else uses, all of the block's metadata goes at once. Otherwise:
     /// Page tables are nearly all of what a large unmap frees, and most of their entries map one frame after the other.
     /// So entries are compared in groups: one test for all of a group that goes on where the run ends.
     fn free_leaves(&self, table: Pfn, run: &mut Option<Run>) -> u64 {
-        const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
+        if let Some(block) = self.one_block(table)
+            && self.mm.meta.put_block(block)
+        {
+            return ENTRIES as u64;
+        }
         let mut leaves: u64 = 0;
         // The entry that would go on with the run.
         let mut expected = None;
-        for group in 0..ENTRIES / GROUP {
+        for group in 0..ENTRIES / Self::GROUP {
             if let (Some(first), Some(run)) = (expected, run.as_mut()) {
                 let (mut next, mut differs): (Entry, u64) = (first, 0);
-                for nth in 0..GROUP {
-                    differs |= self.detached(table, group * GROUP + nth).difference(next);
+                for nth in 0..Self::GROUP {
+                    differs |= self.detached(table, group * Self::GROUP + nth).difference(next);
                     next = next.next_page();
                 }
                 if differs == 0 {
-                    run.nr_leaves += GROUP as u64;
-                    leaves += GROUP as u64;
+                    run.nr_leaves += Self::GROUP as u64;
+                    leaves += Self::GROUP as u64;
                     expected = Some(next);
                     continue;
                 }
             }
-            for nth in 0..GROUP {
-                let entry = self.detached(table, group * GROUP + nth);
+            for nth in 0..Self::GROUP {
+                let entry = self.detached(table, group * Self::GROUP + nth);
                 expected = entry.is_present().then(|| entry.next_page());
                 if entry.is_present() {
                     leaves += 1;

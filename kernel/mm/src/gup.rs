@@ -39,6 +39,7 @@ use bitflags::bitflags;
 
 pub use self::sink::{PageArray, PinSink, RangeArray};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::entry::Entry;
 use crate::machine::Machine;
 use crate::meta::{GetError, Page};
 use crate::mutant::Mutant;
@@ -104,28 +105,79 @@ impl fmt::Display for GupError {
     }
 }
 
-/// What is being pinned.
+/// What the lockless walk needs to know.
 ///
 /// `PIN`: pins, not plain references. Known when it is built, so that the walk does not ask for each page.
-struct Request<'s, M: Machine, const PIN: bool> {
+struct Walk<'s, M: Machine, const PIN: bool> {
     space: &'s AddressSpace<M>,
+    want: Want,
+}
+
+/// What is being pinned.
+struct Request<'s, M: Machine, const PIN: bool> {
+    walk: Walk<'s, M, PIN>,
     end: u64,
     flags: GupFlags,
 }
 
-impl<M: Machine, const PIN: bool> Clone for Request<'_, M, PIN> {
-    fn clone(&self) -> Self {
-        *self
+/// What the fast path asks of a page: the flags as it needs them. One number, so that it takes one register: the lowest
+/// byte is the flags that the entry must have.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Want(u32);
+
+impl Want {
+    /// A pin without bound.
+    const LONG_TERM: u32 = 1 << 8;
+
+    #[inline(always)]
+    fn new(flags: GupFlags) -> Self {
+        let write = flags.contains(GupFlags::WRITE) && !Mutant::WriteThroughReadOnly.is_on();
+        let long_term = if flags.contains(GupFlags::LONGTERM) { Self::LONG_TERM } else { 0 };
+        Self(u32::from(Entry::user_rights(write)) | long_term)
+    }
+    #[inline(always)]
+    fn rights(self) -> u8 {
+        self.0 as u8
+    }
+    #[inline(always)]
+    fn long_term(self) -> bool {
+        self.0 & Self::LONG_TERM != 0
     }
 }
 
-impl<M: Machine, const PIN: bool> Copy for Request<'_, M, PIN> {}
+/// What a lockless walk for one run of pages came to.
+enum Quick {
+    /// They are pinned, from this frame on.
+    Pinned(Pfn),
+    /// It cannot be had so.
+    No,
+    /// The same, and the references on them are still to be given back: their entry has changed. They are ours, so
+    /// that can be done with interrupts on.
+    GiveBack(Pfn),
+}
+
+impl Quick {
+    /// The first frame, where the pages are pinned.
+    #[inline(always)]
+    fn pinned<M: Machine>(self, space: &AddressSpace<M>, pin: bool, nr_pages: u64) -> Option<Pfn> {
+        match self {
+            Self::Pinned(pfn) => Some(pfn),
+            Self::No => None,
+            Self::GiveBack(pfn) => {
+                give_back(space.mm(), pin, pfn, nr_pages);
+                None
+            }
+        }
+    }
+}
 
 /// Takes a plain reference on each page, for a short look (Linux: `get_user_pages_fast`). Otherwise as
 /// [`pin_user_pages_fast`]; give the pages back with [`put_page`].
 ///
 /// # Errors
 /// As [`pin_user_pages_fast`].
+#[inline(always)]
 pub fn get_user_pages_fast<M: Machine, S: PinSink>(
     space: &AddressSpace<M>,
     start: VirtAddr,
@@ -146,6 +198,7 @@ pub fn get_user_pages_fast<M: Machine, S: PinSink>(
 /// See [`GupError`]; nothing is pinned then.
 ///
 /// Linux: `mm/gup.c`, `pin_user_pages_fast`.
+#[inline(always)]
 pub fn pin_user_pages_fast<M: Machine, S: PinSink>(
     space: &AddressSpace<M>,
     start: VirtAddr,
@@ -174,7 +227,8 @@ pub fn put_page<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
     if nr_pages == 1 { mm.meta.put(first, 1) } else { mm.meta.put_run(first, nr_pages, PageSize::Size4K) }
 }
 
-#[inline]
+/// Part of its caller, who mostly knows the flags and whether it is about one page; a lockless walk is all it costs then.
+#[inline(always)]
 fn gup<M: Machine, S: PinSink, const PIN: bool>(
     space: &AddressSpace<M>,
     start: VirtAddr,
@@ -183,28 +237,40 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     let start = start.align_down(PAGE_SIZE).as_u64();
+    let want = Want::new(flags);
     if nr_pages == 1 {
-        gup_one::<M, S, PIN>(space, start, flags, sink)
-    } else {
-        gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
-    }
-}
-
-/// One page. Where a page table maps it, which is the common case, nothing is counted on the way.
-#[inline(never)]
-fn gup_one<M: Machine, S: PinSink, const PIN: bool>(
-    space: &AddressSpace<M>,
-    start: u64,
-    flags: GupFlags,
-    sink: &mut S,
-) -> Result<u64, GupError> {
-    if start < space.user_end().as_u64() && sink.room() != 0 {
-        let request = Request::<M, PIN> { space, end: start.wrapping_add(PAGE_SIZE), flags };
-        if request.fast_page(start, sink) {
+        if sink.room() != 0
+            && let Some(pfn) = fast_one::<M, PIN>(space, start, want).pinned(space, PIN, 1)
+        {
+            sink.push_one(pfn);
             return Ok(1);
         }
+    } else if nr_pages <= sink.room()
+        && let Some(pfn) = fast_leaf::<M, PIN>(space, start, nr_pages, want).pinned(space, PIN, nr_pages)
+    {
+        sink.push(pfn, nr_pages);
+        return Ok(nr_pages);
     }
-    gup_many::<M, S, PIN>(space, start, 1, flags, sink)
+    gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
+}
+
+/// The page at `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
+/// without what many pages need.
+#[inline(always)]
+fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: u64, want: Want) -> Quick {
+    if start >= space.user_end().as_u64() {
+        return Quick::No;
+    }
+    Walk::<M, PIN> { space, want }.page(start)
+}
+
+/// All of `nr_pages` pages from `start` on without a lock, where one huge leaf maps them.
+#[inline(never)]
+fn fast_leaf<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: u64, nr_pages: u64, want: Want) -> Quick {
+    if nr_pages == 0 || !is_below(start, nr_pages, space.user_end().as_u64()) {
+        return Quick::No;
+    }
+    Walk::<M, PIN> { space, want }.huge_leaf(start, nr_pages)
 }
 
 /// Any number of pages.
@@ -222,44 +288,36 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
     let Some(end) = end_of(start, nr_pages, space.user_end().as_u64()) else {
         return Err(GupError::BadRange);
     };
-    let request = Request::<M, PIN> { space, end, flags };
-    let at = request.fast(start, sink);
+    let walk = Walk::<M, PIN> { space, want: Want::new(flags) };
+    if nr_pages == 1
+        && let Some(pfn) = walk.huge_leaf(start, 1).pinned(space, PIN, 1)
+    {
+        sink.push_one(pfn);
+        return Ok(1);
+    }
+    let at = walk.pages(start, end, sink);
+    let request = Request { walk, end, flags };
     if at == end { Ok(nr_pages) } else { request.rest(start, at, sink) }
 }
 
-/// One past the last byte of `nr_pages` pages from `start` on, where all of them are below `user_end`.
+/// Are `nr_pages` pages from `start` on below `user_end`? Nothing can wrap here.
 #[inline(always)]
+fn is_below(start: u64, nr_pages: u64, user_end: u64) -> bool {
+    start <= user_end && nr_pages <= (user_end - start) >> PAGE_SHIFT
+}
+
+/// One past the last byte of `nr_pages` pages from `start` on, where all of them are below `user_end`.
 fn end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
     if Mutant::WrappedRange.is_on() {
         return Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end);
     }
-    // Neither the difference nor the sum can wrap.
-    (start <= user_end && nr_pages <= (user_end - start) >> PAGE_SHIFT).then(|| start + (nr_pages << PAGE_SHIFT))
+    is_below(start, nr_pages, user_end).then(|| start + (nr_pages << PAGE_SHIFT))
 }
 
-impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
+impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
+    #[inline(always)]
     fn mm(&self) -> &Mm<M> {
         self.space.mm()
-    }
-
-    /// What the fast path has left over, from `at` on. Kept apart, so that what is rare costs the fast path nothing.
-    #[cold]
-    #[inline(never)]
-    fn rest<S: PinSink>(self, start: u64, at: u64, sink: &mut S) -> Result<u64, GupError> {
-        let mut at = at;
-        let done = |at: u64| (at - start) >> PAGE_SHIFT;
-        if self.flags.contains(GupFlags::FAST_ONLY) || sink.room() == 0 {
-            return if at > start { Ok(done(at)) } else { Err(GupError::NotPresent(VirtAddr::new(start))) };
-        }
-        match self.slow(&mut at, sink) {
-            Err(GupError::NotSupported(va)) => {
-                sink.for_each(&mut |pfn, nr| self.give_back(pfn, nr));
-                sink.clear();
-                Err(GupError::NotSupported(va))
-            }
-            Err(error) if at == start || Mutant::PartialSuccessLost.is_on() => Err(error),
-            _ => Ok(done(at)),
-        }
     }
 
     #[inline(always)]
@@ -277,10 +335,32 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             Err(GetError::Overflow) => too_many(page),
         }
     }
+}
+
+impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
+    /// What the fast path has left over, from `at` on. Kept apart, so that what is rare costs the fast path nothing.
+    #[cold]
+    #[inline(never)]
+    fn rest<S: PinSink>(&self, start: u64, at: u64, sink: &mut S) -> Result<u64, GupError> {
+        let mut at = at;
+        let done = |at: u64| (at - start) >> PAGE_SHIFT;
+        if self.flags.contains(GupFlags::FAST_ONLY) || sink.room() == 0 {
+            return if at > start { Ok(done(at)) } else { Err(GupError::NotPresent(VirtAddr::new(start))) };
+        }
+        match self.slow(&mut at, sink) {
+            Err(GupError::NotSupported(va)) => {
+                sink.for_each(&mut |pfn, nr| self.walk.give_back(pfn, nr));
+                sink.clear();
+                Err(GupError::NotSupported(va))
+            }
+            Err(error) if at == start || Mutant::PartialSuccessLost.is_on() => Err(error),
+            _ => Ok(done(at)),
+        }
+    }
 
     /// The path with the lock. `at` moves past what was pinned.
     fn slow<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<(), GupError> {
-        let vmas = self.space.read();
+        let vmas = self.walk.space.read();
         while *at < self.end && sink.room() > 0 {
             let va = VirtAddr::new(*at);
             let found = self.fault_in(&vmas, va)?;
@@ -288,8 +368,8 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             let nr_pages = (left_in_leaf.min(self.end - *at) >> PAGE_SHIFT).min(sink.room());
             let pfn = found.pfn_at(va);
             // The address space is locked, so the leaf stays and with it the mapping's reference.
-            let folio = self.mm().meta.owned(pfn, "pin");
-            if !self.take(folio.page, nr_pages as u32) {
+            let folio = self.walk.mm().meta.owned(pfn, "pin");
+            if !self.walk.take(folio.page, nr_pages as u32) {
                 panic!("page {pfn}: mapped at {va} with a reference count of zero");
             }
             sink.push(pfn, nr_pages);
@@ -310,20 +390,20 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             return Err(GupError::NotSupported(va));
         }
         let usable = |found: &Found| found.entry.is_user() && (!write || found.entry.is_writable());
-        if let Some(found) = self.space.table().walk(va).filter(usable) {
+        if let Some(found) = self.walk.space.table().walk(va).filter(usable) {
             return Ok(found);
         }
         if self.flags.contains(GupFlags::NO_FAULT) {
             return Err(GupError::NotPresent(va));
         }
-        self.space.fault_locked(vmas, va, access).map_err(|error| match error {
+        self.walk.space.fault_locked(vmas, va, access).map_err(|error| match error {
             FaultError::NotMapped(va) => GupError::NotMapped(va),
             FaultError::AccessDenied(va) => GupError::AccessDenied(va),
             FaultError::SigBus { addr, cause, .. } => GupError::SigBus(addr, cause),
             FaultError::OutOfMemory => GupError::OutOfMemory,
         })?;
         // The lock is held shared since before the fault: what was installed is still there.
-        self.space.table().walk(va).filter(usable).ok_or(GupError::NotPresent(va))
+        self.walk.space.table().walk(va).filter(usable).ok_or(GupError::NotPresent(va))
     }
 }
 

@@ -6,11 +6,15 @@
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::addr::{Pfn, VirtAddr};
-use crate::sync::AtomicU64;
+use crate::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
+use crate::entry::Entry;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Most CPUs that the kernel can run: one bit each in a [`CpuMask`].
 pub const MAX_CPUS: usize = 64;
+
+/// Entries of a table that are looked at together where many are: see [`Machine::entries`].
+pub const GROUP: usize = if ENTRIES < 4 { ENTRIES } else { 4 };
 
 /// Number of a CPU, dense from 0, less than [`MAX_CPUS`].
 pub type CpuId = usize;
@@ -162,6 +166,11 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn irq_enable(&self);
     /// Are interrupts on, on this CPU?
     fn irqs_on(&self) -> bool;
+    /// The root table of the address space that is loaded and in use on this CPU, 0 for none: what was last
+    /// [set](Self::set_loaded) here. One load: gup-fast asks it each time.
+    fn loaded(&self) -> PhysAddr;
+    /// Keeps it for this CPU. With interrupts off.
+    fn set_loaded(&self, root: PhysAddr);
     /// Called in every wait loop: executes `pause`, and lets another task run where that helps. Not called with
     /// interrupts off.
     fn relax(&self);
@@ -172,6 +181,25 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn free_table(&self, table: Pfn);
     /// The live entry `index` (< 512) of the table page `table`.
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64;
+    /// The live entries of group `group` (< 512 / [`GROUP`]) of the table page `table`. As [`entry`](Self::entry) for
+    /// each; a machine may know a shorter way.
+    #[inline(always)]
+    fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
+        core::array::from_fn(|nth| self.entry(table, group * GROUP + nth))
+    }
+    /// Which bits all entries of a table page have in common, and which any of them has. The table is detached, and the
+    /// shootdown that followed is done: nobody else, no CPU's walker either, can reach it any more.
+    #[inline]
+    fn all_and_any(&self, detached: Pfn) -> (Entry, Entry) {
+        let mut bits = (u64::MAX, 0);
+        for group in 0..ENTRIES / GROUP {
+            for entry in self.entries(detached, group) {
+                let entry = entry.load(Ordering::Relaxed);
+                bits = (bits.0 & entry, bits.1 | entry);
+            }
+        }
+        (Entry::from_bits(bits.0), Entry::from_bits(bits.1))
+    }
     /// Fills the kernel half of a new root table so that the kernel stays mapped in it.
     fn init_root(&self, root: Pfn);
     /// Levels of the page table: 4 or 5.

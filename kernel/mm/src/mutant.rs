@@ -67,6 +67,9 @@ mutants! {
     /// The mapping's reference is dropped before the shootdown is acknowledged. Caught by
     /// `gup::a_page_keeps_the_reference_of_its_mapping_until_every_cpu_has_answered`.
     PageFreedBeforeSync = "page_freed_before_sync",
+    /// The metadata of a block that a page table mapped as a whole goes although somebody else uses a page of it. Caught
+    /// by `gup::a_pin_outlives_the_unmap_of_its_whole_block`.
+    BlockNotLookedAt = "block_not_looked_at",
     /// A range that does not end on a leaf's boundary is rounded down to it. Caught by
     /// `stale::every_page_of_a_range_is_flushed`.
     RangeRoundedDown = "range_rounded_down",

@@ -10,9 +10,10 @@
 //!  1 clear the entry
 //!  2 issue:    ring[gen + 1] = range
 //!              gen += 1; fence; read the CPU set
-//!  3 dispatch: ticket = ++request[cpu]; IPI       a request = what `request` holds now
+//!  3 dispatch: ++request[cpu]; IPI                a request = what `request` holds now
 //!              flush our own CPU meanwhile        b flush all generations up to the space's present one
-//!  4 sync:     wait until ack[cpu] >= ticket      c ack = the value read in a
+//!  4 sync:     ticket = request[cpu], at least ours
+//!              wait until ack[cpu] >= ticket      c ack = the value read in a
 //!  5 free tables, references, blocks
 //! ```
 //!
@@ -39,10 +40,8 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use arrayvec::ArrayVec;
-
-use crate::addr::{Pfn, VirtAddr};
-use crate::machine::{self, CpuId, CpuMask, IrqOff, MAX_CPUS, Machine, Point};
+use crate::addr::{Pfn, PhysAddr, VirtAddr};
+use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, fence};
 pub use crate::tlb::{FULL_FLUSH_ABOVE, FlushRange, RING, TlbState};
@@ -55,8 +54,6 @@ struct CpuTlb {
     request: AtomicU64,
     /// The highest request that has been answered.
     ack: AtomicU64,
-    /// Number of the loaded address space, 0 for none: what gup-fast compares.
-    loaded_id: AtomicU64,
     /// 1 while the CPU idles with a space still loaded that it does not use.
     lazy: AtomicU32,
     /// Only ever locked by this CPU with interrupts off: never contended.
@@ -116,7 +113,6 @@ impl Shootdown {
         let cpu = |_| CpuTlb {
             request: AtomicU64::new(0),
             ack: AtomicU64::new(0),
-            loaded_id: AtomicU64::new(0),
             lazy: AtomicU32::new(0),
             loaded: Mutex::new(Loaded::default()),
         };
@@ -147,13 +143,6 @@ impl Shootdown {
         let mut loaded = self.cpus[irq.cpu()].loaded.lock();
         loaded.kernel_flushed = self.kernel.generation.load(Ordering::Acquire);
         irq.machine().flush_global();
-    }
-
-    /// Is the space numbered `id` loaded and in use on this CPU?
-    #[inline]
-    pub fn is_loaded<M: Machine>(&self, irq: &IrqOff<'_, M>, id: u64) -> bool {
-        // Relaxed: written by this CPU alone.
-        self.cpus[irq.cpu()].loaded_id.load(Ordering::Relaxed) == id
     }
 
     /// Loads an address space on this CPU (or the kernel's own tables) and catches up with its shootdowns.
@@ -194,7 +183,7 @@ impl Shootdown {
         if Mutant::SwitchStaysLazy.is_on() {
             cpu.lazy.store(0, Ordering::SeqCst);
         }
-        cpu.loaded_id.store(new.map_or(0, |tlb| tlb.id), Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(new));
         let old = core::mem::replace(&mut loaded.space, new.cloned());
         if let Some(old) = old {
             // Release; pairs with the Acquire of the set in `Round::issue`: a sender that does not see our bit
@@ -207,7 +196,7 @@ impl Shootdown {
     /// free no table page; [`leave_lazy`](Self::leave_lazy) or [`switch_to`](Self::switch_to) catches up.
     pub fn enter_lazy<M: Machine>(&self, irq: &IrqOff<'_, M>) {
         let cpu = &self.cpus[irq.cpu()];
-        cpu.loaded_id.store(0, Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(None));
         // Release; pairs with the Acquire load in `dispatch`: walks made before are visible to who skips us.
         cpu.lazy.store(1, Ordering::Release);
     }
@@ -230,7 +219,7 @@ impl Shootdown {
         if !Mutant::LazyNotCaughtUp.is_on() {
             self.catch_up(irq, loaded);
         }
-        cpu.loaded_id.store(loaded.space.as_ref().map_or(0, |tlb| tlb.id), Ordering::Relaxed);
+        irq.machine().set_loaded(root_of(loaded.space.as_ref()));
     }
 
     /// The shootdown interrupt's handler, on the CPU that was interrupted. Takes no lock that another CPU can
@@ -308,6 +297,12 @@ impl Shootdown {
     }
 }
 
+/// What gup-fast asks for: the root of the space that is in use. No two spaces that are alive have the same, and a space
+/// lives as long as a CPU has it loaded.
+fn root_of(space: Option<&Arc<TlbState>>) -> PhysAddr {
+    space.map_or(PhysAddr::new(0), |tlb| tlb.root.addr())
+}
+
 /// A round that is being put together: entries are cleared, nothing is flushed yet.
 #[derive(Debug, Default)]
 #[must_use = "translations stay in the TLBs until the round is dispatched and synced"]
@@ -370,10 +365,10 @@ impl Round {
         if Mutant::NoShootdown.is_on() {
             return CpuMask::EMPTY;
         }
-        match others.iter().last() {
-            Some(last) if Mutant::CpuMissing.is_on() => others.without(last),
-            _ => others,
+        if Mutant::CpuMissing.is_on() {
+            return others.iter().last().map_or(others, |last| others.without(last));
         }
+        others
     }
 
     /// Interrupts the CPUs that may hold a stale translation and, while they flush, flushes this one.
@@ -384,32 +379,29 @@ impl Round {
     pub fn dispatch<'s, M: Machine>(self, shootdown: &'s Shootdown, machine: &'s M) -> Dispatched<'s, M> {
         assert!(machine.irqs_on(), "a shootdown was dispatched with interrupts off");
         let irq = IrqOff::new(machine);
-        let others = self.others(irq.cpu());
-        let (here, frees_tables) = (self.targets.contains(irq.cpu()), self.frees_tables);
-        // Filled in its place: its list is long enough for every CPU, and too long to be moved.
-        let mut dispatched =
-            Dispatched { shootdown, machine, first: self.first, more: self.more, tickets: ArrayVec::new() };
         let mut waiting = CpuMask::EMPTY;
-        for cpu in others.iter() {
+        let mut nr_ipis = 0;
+        for cpu in self.others(irq.cpu()).iter() {
             let target = &shootdown.cpus[cpu];
             // Acquire; pairs with the Release in `enter_lazy`.
-            let may_skip = !frees_tables || Mutant::LazySkippedForTables.is_on();
+            let may_skip = !self.frees_tables || Mutant::LazySkippedForTables.is_on();
             if may_skip && target.lazy.load(Ordering::Acquire) != 0 {
                 continue;
             }
             // AcqRel; the Release half pairs with the Acquire load in `handle_ipi`.
-            dispatched.tickets.push((cpu, target.request.fetch_add(1, Ordering::AcqRel) + 1));
+            target.request.fetch_add(1, Ordering::AcqRel);
             waiting = waiting.union(CpuMask::single(cpu));
+            nr_ipis += 1;
         }
-        if !waiting.is_empty() {
+        if nr_ipis != 0 {
             machine.send_shootdown_ipi(waiting);
+            shootdown.ipis.fetch_add(u64::from(nr_ipis), Ordering::Relaxed);
         }
         shootdown.rounds.fetch_add(1, Ordering::Relaxed);
-        shootdown.ipis.fetch_add(u64::from(waiting.len()), Ordering::Relaxed);
-        if here && !Mutant::NoLocalFlush.is_on() {
+        if self.targets.contains(irq.cpu()) && !Mutant::NoLocalFlush.is_on() {
             shootdown.flush_local(&irq);
         }
-        dispatched
+        Dispatched { shootdown, machine, first: self.first, more: self.more, waiting, nr_ipis }
     }
 }
 
@@ -420,14 +412,15 @@ pub struct Dispatched<'s, M: Machine> {
     machine: &'s M,
     first: Option<Arc<TlbState>>,
     more: Vec<Arc<TlbState>>,
-    /// The CPUs that were asked, with the request number that each must acknowledge.
-    tickets: ArrayVec<(CpuId, u64), MAX_CPUS>,
+    /// The CPUs that were asked.
+    waiting: CpuMask,
+    nr_ipis: u32,
 }
 
 impl<M: Machine> Dispatched<'_, M> {
     /// How many CPUs were interrupted.
     pub fn nr_ipis(&self) -> u32 {
-        self.tickets.len() as u32
+        self.nr_ipis
     }
 
     /// Waits until every interrupted CPU has flushed. Afterwards the old translations are gone everywhere, and
@@ -438,9 +431,12 @@ impl<M: Machine> Dispatched<'_, M> {
     #[inline(always)]
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
-        for &(cpu, ticket) in &self.tickets {
+        for cpu in self.waiting.iter() {
+            let cpu = &self.shootdown.cpus[cpu];
+            // Our own request, or a later one: a number that has stopped growing for us, since it is read once.
+            let ticket = cpu.request.load(Ordering::Relaxed);
             // Acquire; pairs with the Release store in `handle_ipi`.
-            while self.shootdown.cpus[cpu].ack.load(Ordering::Acquire) < ticket {
+            while cpu.ack.load(Ordering::Acquire) < ticket {
                 self.machine.relax();
             }
         }

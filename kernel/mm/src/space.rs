@@ -23,7 +23,7 @@
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 
-use crate::addr::{PAGE_SIZE, PageSize, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
 use crate::ledger::Kind;
@@ -40,6 +40,8 @@ use crate::world::Mm;
 pub struct AddressSpace<M: Machine> {
     mm: Arc<Mm<M>>,
     tlb: Arc<TlbState>,
+    /// That of `tlb`: gup-fast has it from here with one load.
+    root: PhysAddr,
     name: String,
     vmas: RwLock<Vmas<M>>,
 }
@@ -56,6 +58,7 @@ impl<M: Machine> AddressSpace<M> {
         Ok(Arc::new(Self {
             mm: Arc::clone(mm),
             tlb: Arc::new(TlbState::new(mm.new_id(), root)),
+            root: root.addr(),
             name: String::from(name),
             vmas: RwLock::new(Vmas(BTreeMap::new())),
         }))
@@ -77,7 +80,13 @@ impl<M: Machine> AddressSpace<M> {
     pub fn tlb(&self) -> &Arc<TlbState> {
         &self.tlb
     }
+    /// Address of the root table.
+    #[inline(always)]
+    pub(crate) fn root(&self) -> PhysAddr {
+        self.root
+    }
     /// One past the last user address.
+    #[inline]
     pub fn user_end(&self) -> VirtAddr {
         // The lower half of the canonical addresses. The top page stays free, as on Linux: a system call at its
         // very end would return to a non-canonical address (`TASK_SIZE_MAX`).

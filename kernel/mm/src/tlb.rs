@@ -10,8 +10,8 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, fence};
 /// How many generations a ring remembers.
 pub const RING: usize = if cfg!(loom) { 2 } else { 8 };
 
-/// Up to this many single flushes; more become one full flush. Linux's `tlb_single_page_flush_ceiling` is 33 as
-/// well; `./run-qemu.sh bench` prints both costs.
+/// Up to this many single flushes; more become one full flush. It is Linux's `tlb_single_page_flush_ceiling`:
+/// `./run-qemu.sh bench` prints what both execute, but not the misses after a full one, which only hardware has.
 pub const FULL_FLUSH_ABOVE: u64 = 33;
 
 /// What to flush: a value, so that it can be stored, merged and compared.

@@ -14,7 +14,7 @@ use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
 use mm::machine::{Machine, Point};
 use mm::pagemap::MemoryKind;
-use mm::space::SigBusCause;
+use mm::space::{Access, SigBusCause};
 use mm::sync::Arc;
 
 const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
@@ -457,4 +457,32 @@ fn a_space_that_is_not_loaded_is_pinned_by_the_slow_path() {
     common::load(&rig.mm, Some(&rig.space));
     common::go_idle(&rig.mm);
     assert_eq!(pin(&rig.space, page(0), 1, FAST), Err(GupError::NotPresent(page(0))), "an idle CPU may be skipped");
+}
+
+// covers: G3 G8
+#[test]
+fn a_pin_outlives_the_unmap_of_its_whole_block() {
+    let rig = rig(512, PageSize::Size4K);
+    rig.emu.on_cpu(0, || {
+        let pinned = pin(&rig.space, page(7), 1, FAST).unwrap();
+        rig.unmap(0, 512)();
+        assert_eq!((counts(&rig.mm.meta, rig.device.pfn(7)), rig.device.pages.live_folios()), ((1, 1), 1));
+        unpin(&rig.mm, &pinned);
+    });
+    assert_eq!(rig.mm.ledger_snapshot().count(mm::ledger::Kind::MetadataBytes), 0);
+}
+
+#[test]
+fn a_block_that_two_spaces_map_goes_with_the_second() {
+    let rig = rig(512, PageSize::Size4K);
+    let other = space_with(&rig.mm, &rig.device, 512, &[]);
+    rig.emu.on_cpu(0, || {
+        // One page of the other space is absent: its table is not full, so that its leaves go one by one.
+        (1..512).for_each(|nr| other.handle_fault(page(nr), Access::Read).unwrap());
+        rig.unmap(0, 512)();
+        assert_eq!(rig.device.pages.live_folios(), 511);
+        let stats = other.unmap(page(0), 512 * PAGE_SIZE).unwrap();
+        assert_eq!((stats.leaves, stats.table_pages), (511, 3));
+    });
+    assert_eq!(rig.mm.ledger_snapshot().count(mm::ledger::Kind::MetadataBytes), 0);
 }

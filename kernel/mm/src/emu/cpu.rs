@@ -87,6 +87,8 @@ pub(super) struct Cpu {
     pub player: AtomicU64,
     /// How often this CPU waited in vain.
     pub waits: AtomicU64,
+    /// Root of the address space that it has loaded and uses.
+    pub loaded: AtomicU64,
 }
 
 impl Default for Cpu {
@@ -98,6 +100,7 @@ impl Default for Cpu {
             pending: AtomicBool::new(false),
             player: AtomicU64::new(0),
             waits: AtomicU64::new(0),
+            loaded: AtomicU64::new(0),
         }
     }
 }

@@ -43,7 +43,7 @@ use self::hooks::Hooks;
 use self::memory::Memory;
 pub use self::run::Background;
 pub use self::walk::{Cached, Fault};
-use crate::addr::{Pfn, VirtAddr};
+use crate::addr::{Pfn, PhysAddr, VirtAddr};
 use crate::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
 use crate::sync::AtomicU64 as LiveEntry;
 
@@ -274,6 +274,14 @@ impl Machine for EmuMachine {
     fn may_grow(&self) -> bool {
         let less = |left: u64| (left != u64::MAX).then(|| left.saturating_sub(1));
         self.inner.growths.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less) != Ok(0)
+    }
+
+    fn loaded(&self) -> PhysAddr {
+        PhysAddr::new(self.cpu_state(self.cpu()).loaded.load(Ordering::SeqCst))
+    }
+
+    fn set_loaded(&self, root: PhysAddr) {
+        self.cpu_state(self.cpu()).loaded.store(root.as_u64(), Ordering::SeqCst);
     }
 
     fn alloc_table(&self) -> Option<Pfn> {

@@ -28,6 +28,7 @@ impl Flat {
         (&storage[self.first as usize + index / WORD_BITS], 1 << (index % WORD_BITS))
     }
     /// Is bit `index` set?
+    #[inline]
     pub(super) fn get(&self, storage: &[AtomicU64], index: usize) -> bool {
         let (word, bit) = self.word(storage, index);
         word.load(Ordering::Relaxed) & bit != 0
@@ -69,55 +70,47 @@ impl Indexed {
         assert!(levels(len).count() <= MAX_LEVELS, "a RAM range of less than 4 TiB");
         Self { bits: Flat::new(first, len) }
     }
-    /// Its levels, lowest first.
-    fn levels(&self) -> impl Iterator<Item = Flat> {
-        let mut first = self.bits.first as usize;
-        levels(self.bits.len as usize).map(move |len| {
-            let level = Flat::new(first, len);
-            first += Flat::words(len);
-            level
-        })
-    }
     /// Is bit `index` set? `false` outside.
+    #[inline]
     pub(super) fn get(&self, storage: &[AtomicU64], index: usize) -> bool {
         index < self.bits.len as usize && self.bits.get(storage, index)
     }
     /// Sets bit `index`.
-    pub(super) fn set(&self, storage: &[AtomicU64], mut index: usize) {
-        for level in self.levels() {
-            let (word, bit) = level.word(storage, index);
-            let old = word.load(Ordering::Relaxed);
-            word.store(old | bit, Ordering::Relaxed);
-            if old != 0 {
-                return;
-            }
-            index /= WORD_BITS;
-        }
+    pub(super) fn set(&self, storage: &[AtomicU64], index: usize) {
+        self.change(storage, index, |word, bit| (word | bit, word == 0));
     }
     /// Clears bit `index`.
-    pub(super) fn clear(&self, storage: &[AtomicU64], mut index: usize) {
-        for level in self.levels() {
-            let (word, bit) = level.word(storage, index);
-            let new = word.load(Ordering::Relaxed) & !bit;
+    pub(super) fn clear(&self, storage: &[AtomicU64], index: usize) {
+        self.change(storage, index, |word, bit| (word & !bit, word == bit));
+    }
+    /// Changes the word with bit `index`, and goes on with the bit above that stands for it where `change` says so.
+    #[inline]
+    fn change(&self, storage: &[AtomicU64], mut index: usize, change: impl Fn(u64, u64) -> (u64, bool)) {
+        debug_assert!(index < self.bits.len as usize);
+        let (mut first, mut len) = (self.bits.first as usize, self.bits.len as usize);
+        loop {
+            let word = &storage[first + index / WORD_BITS];
+            let (new, go_on) = change(word.load(Ordering::Relaxed), 1 << (index % WORD_BITS));
             word.store(new, Ordering::Relaxed);
-            if new != 0 {
+            if !go_on || len <= WORD_BITS {
                 return;
             }
-            index /= WORD_BITS;
+            let words = Flat::words(len);
+            (first, len, index) = (first + words, words, index / WORD_BITS);
         }
     }
     /// The lowest set bit.
     pub(super) fn first(&self, storage: &[AtomicU64]) -> Option<usize> {
-        let mut all = [Flat::default(); MAX_LEVELS];
-        let mut depth = 0;
-        for level in self.levels() {
-            all[depth] = level;
-            depth += 1;
+        let mut below = [0; MAX_LEVELS];
+        let (mut depth, mut first, mut len) = (0, self.bits.first as usize, self.bits.len as usize);
+        while len > WORD_BITS {
+            below[depth] = first;
+            (depth, first, len) = (depth + 1, first + Flat::words(len), Flat::words(len));
         }
         // The top level is one word; each bit found says which word to look at one level down.
         let mut index = 0;
-        for level in all[..depth].iter().rev() {
-            let word = storage[level.first as usize + index].load(Ordering::Relaxed);
+        for &first in core::iter::once(&first).chain(below[..depth].iter().rev()) {
+            let word = storage[first + index].load(Ordering::Relaxed);
             if word == 0 {
                 return None;
             }

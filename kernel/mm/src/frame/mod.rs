@@ -143,6 +143,8 @@ type Cache = ArrayVec<Pfn, CACHE_FRAMES>;
 /// The frame allocator.
 pub struct FrameAllocator<'s> {
     zones: ArrayVec<Zone, MAX_RANGES>,
+    /// Which of them is the largest: nearly every frame is in there.
+    largest: usize,
     storage: &'s [AtomicU64],
     buddy: Mutex<Buddy>,
     caches: [Mutex<Cache>; MAX_CPUS],
@@ -168,7 +170,8 @@ impl<'s> FrameAllocator<'s> {
             zones.push(zone);
         }
         let caches = core::array::from_fn(|_| Mutex::new(Cache::new_const()));
-        Ok(Self { zones, storage, buddy: Mutex::new(Buddy { stats }), caches })
+        let largest = (0..zones.len()).max_by_key(|&at| zones[at].range().nr_pages()).unwrap_or(0);
+        Ok(Self { zones, largest, storage, buddy: Mutex::new(Buddy { stats }), caches })
     }
 
     /// Takes `range`, which is in use since boot, out for good. Frames that are no RAM or are reserved already are
@@ -219,7 +222,7 @@ impl<'s> FrameAllocator<'s> {
     /// It was not handed out so (G8's rule, for frames): the message names the frame and says what is known of it.
     pub fn free(&self, cpu: CpuId, head: Pfn, order: u32) {
         let index = order as usize;
-        let zone = self.zones.iter().find(|zone| zone.range().contains(head));
+        let zone = self.find_zone(head);
         let known = zone.is_some_and(|zone| {
             index < NR_ORDERS && head.as_u64() & ((1 << index) - 1) == 0 && zone.unmark(self.storage, head, index)
         });
@@ -259,8 +262,14 @@ impl<'s> FrameAllocator<'s> {
 
     // ---- taking and giving ----
 
+    #[inline]
+    fn find_zone(&self, head: Pfn) -> Option<&Zone> {
+        let largest = self.zones.get(self.largest).filter(|zone| zone.range().contains(head));
+        largest.or_else(|| self.zones.iter().find(|zone| zone.range().contains(head)))
+    }
+
     fn zone_of(&self, head: Pfn) -> &Zone {
-        match self.zones.iter().find(|zone| zone.range().contains(head)) {
+        match self.find_zone(head) {
             Some(zone) => zone,
             None => panic!("frame {head}: handed out, but in no range of RAM"),
         }
@@ -314,17 +323,23 @@ impl<'s> FrameAllocator<'s> {
         self.give_back(cache.drain(..BATCH));
     }
 
+    /// Frames of a cache, in runs: what was handed out together often comes back together, and a run merges at once.
     fn give_back(&self, frames: impl Iterator<Item = Pfn>) {
+        let mut frames: Cache = frames.collect();
+        frames.sort_unstable();
         let stats = &mut self.buddy.lock().stats;
-        for frame in frames {
-            self.zone_of(frame).put_merged(self.storage, frame, 0, stats);
+        let mut rest = frames.as_slice();
+        while let Some(&first) = rest.first() {
+            let nr = rest.iter().zip(first.as_u64()..).take_while(|(frame, next)| frame.as_u64() == *next).count();
+            self.zone_of(first).put_range(self.storage, first, first.add(nr as u64), stats);
+            rest = &rest[nr..];
         }
     }
 
     /// A free that does not match what was handed out.
     #[cold]
     fn refuse(&self, head: Pfn, order: u32) -> ! {
-        let Some(zone) = self.zones.iter().find(|zone| zone.range().contains(head)) else {
+        let Some(zone) = self.find_zone(head) else {
             panic!("frame {head}: freed (order {order}), but it is not RAM");
         };
         let _lock = self.buddy.lock();

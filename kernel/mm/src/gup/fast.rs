@@ -1,16 +1,17 @@
 //! The lockless walk: steps 1 to 5 of the left column of [`crate::gup`].
 //!
-//! One page is the common case and has a way of its own: a walk, a look-up, one compare-and-swap and two loads.
+//! What one leaf maps, a single page before all, is the common case and has a way of its own: a walk, a look-up, one
+//! compare-and-swap and two loads.
 //!
 //! Many pages under one page table go in runs: as long as entries follow each other (the next frame, the same rights)
 //! and their pages lie side by side in one block of metadata, neither rights nor metadata are looked up anew. A run
 //! takes each page's reference and reads its entry again, and reads the entry above once, after the last reference:
 //! that is later than the protocol asks for, so it sees no less.
 
-use super::{GupFlags, PinSink, Request};
+use super::{PinSink, Quick, Walk};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
-use crate::machine::{IrqOff, Machine, Point};
+use crate::machine::{GROUP, IrqOff, Machine, Point};
 use crate::meta::{Covering, Folio, Page};
 use crate::mutant::Mutant;
 use crate::pagemap::LongTermPin;
@@ -22,6 +23,16 @@ struct Leaf<'m> {
     entry: Entry,
     level: u8,
     above: Above<'m>,
+}
+
+impl Leaf<'_> {
+    /// The frame that this leaf of `size` maps at the address `at`, and how many pages it maps from there on.
+    #[inline(always)]
+    fn at(&self, size: PageSize, at: u64) -> (Pfn, u64) {
+        let inside = at >> PAGE_SHIFT & (size.nr_pages() - 1);
+        // The frames of a leaf are aligned to its size.
+        (Pfn::new(self.entry.pfn().as_u64() | inside), size.nr_pages() - inside)
+    }
 }
 
 /// The entry that leads to a table, as it was when the walk passed it.
@@ -49,6 +60,14 @@ struct Run {
     go_on: bool,
 }
 
+/// Why a run has ended before its time.
+enum End {
+    /// The next entry maps something else.
+    OtherRun,
+    /// The next page cannot be had without a lock.
+    Refused,
+}
+
 impl Run {
     /// Nothing is pinned: go slow.
     const NONE: Self = Self { first: Pfn::new(0), nr_pages: 0, go_on: false };
@@ -72,40 +91,49 @@ impl Above<'_> {
     }
 }
 
-impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
-    /// Pins the one page at `at`, if that can be had without a lock and is no part of a huge leaf.
+impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
+    /// Pins the page at `at`, if a page table maps it and it can be had without a lock.
     #[inline(always)]
-    pub(super) fn fast_page<S: PinSink>(&self, at: u64, sink: &mut S) -> bool {
+    pub(super) fn page(&self, at: u64) -> Quick {
         let irq = self.enter();
-        if !self.is_loaded(&irq) {
-            return false;
+        match self.walk(&irq, at) {
+            Some(leaf) if leaf.level == 1 => self.take_checked(leaf.entry.pfn(), 1, &leaf),
+            _ => Quick::No,
         }
-        let Some(leaf) = self.walk(&irq, at) else { return false };
-        let pfn = leaf.entry.pfn();
-        let pinned = leaf.level == 1 && self.allows(leaf.entry) && self.take_checked(pfn, 1, &leaf);
-        if pinned {
-            sink.push_one(pfn);
-        }
-        pinned
     }
 
-    /// Pins what can be had without a lock, from `start` on; answers how far that is.
+    /// Pins `nr_pages` pages from `at` on, if one huge leaf maps them all and they can be had without a lock.
     #[inline(always)]
-    pub(super) fn fast<S: PinSink>(&self, start: u64, sink: &mut S) -> u64 {
+    pub(super) fn huge_leaf(&self, at: u64, nr_pages: u64) -> Quick {
         let irq = self.enter();
-        if !self.is_loaded(&irq) {
-            return start;
+        // By size, so that each way has its own constants.
+        match self.walk(&irq, at) {
+            Some(leaf) if leaf.level == 2 => self.part_of(&leaf, PageSize::Size2M, at, nr_pages),
+            Some(leaf) if leaf.level == 3 => self.part_of(&leaf, PageSize::Size1G, at, nr_pages),
+            _ => Quick::No,
         }
+    }
+
+    #[inline(always)]
+    fn part_of(&self, leaf: &Leaf<'_>, size: PageSize, at: u64, nr_pages: u64) -> Quick {
+        let (pfn, most) = leaf.at(size, at);
+        if nr_pages <= most { self.take_checked(pfn, nr_pages as u32, leaf) } else { Quick::No }
+    }
+
+    /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is.
+    #[inline(always)]
+    pub(super) fn pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> u64 {
+        let irq = self.enter();
         let mut at = start;
         loop {
             let Some(leaf) = self.walk(&irq, at) else { return at };
             let Step { next, go_on } = if leaf.level > 1 {
-                self.fast_huge(&irq, &leaf, at, sink)
+                self.leaf(&leaf, (at, end), sink)
             } else {
-                self.fast_table(&irq, leaf.above, at, sink)
+                self.table(&irq, leaf.above, (at, end), sink)
             };
             // The end first: it is the common case.
-            if next == self.end || !go_on || sink.room() == 0 {
+            if next == end || !go_on || sink.room() == 0 {
                 return next;
             }
             at = next;
@@ -123,21 +151,19 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
         irq
     }
 
-    /// Is the space loaded here, so that its shootdowns wait for us?
-    #[inline(always)]
-    fn is_loaded(&self, irq: &IrqOff<'_, M>) -> bool {
-        self.mm().shootdown.is_loaded(irq, self.space.id())
-    }
-
-    /// The entry that says what `at` is mapped to, whether it is present or not. `None` where a table above is missing.
+    /// The entry that says what `at` is mapped to, whether it is present or not. `None` where a table above is missing,
+    /// or where the space is not loaded on this CPU, so that its shootdowns would not wait for us.
     #[inline(always)]
     fn walk<'m>(&self, irq: &IrqOff<'m, M>, at: u64) -> Option<Leaf<'m>> {
-        let (machine, va) = (irq.machine(), VirtAddr::new(at));
+        let (machine, va, root) = (irq.machine(), VirtAddr::new(at), self.space.root());
+        if machine.loaded() != root {
+            return None;
+        }
         let mut level = machine.levels();
-        let slot = machine.entry(self.space.tlb().root(), va.index(level));
+        let slot = machine.entry(root.pfn(), va.index(level));
         let mut above = Above { slot, entry: Entry::from_bits(slot.load(Ordering::Acquire)) };
         // The root has no leaves.
-        if !above.entry.is_present() {
+        if !above.entry.is_user_table() {
             return None;
         }
         loop {
@@ -145,8 +171,8 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             let slot = machine.entry(above.entry.pfn(), va.index(level));
             // Acquire; pairs with the Release half of the install.
             let entry = Entry::from_bits(slot.load(Ordering::Acquire));
-            // One test a level: what is no table is a leaf or empty, which the question for rights tells apart.
-            if !entry.is_table(level) {
+            // One test a level: what is no table is a leaf or empty, which who uses it tells apart.
+            if level == 1 || !entry.is_user_table() {
                 return Some(Leaf { slot, entry, level, above });
             }
             above = Above { slot, entry };
@@ -156,59 +182,59 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     /// Does the entry allow what is wanted? Not so an empty one.
     #[inline(always)]
     fn allows(&self, entry: Entry) -> bool {
-        let write = self.flags.contains(GupFlags::WRITE) && !Mutant::WriteThroughReadOnly.is_on();
-        entry.allows_user(write)
+        entry.has(self.want.rights())
     }
 
     /// May the page be pinned for as long as is asked for?
     #[inline(always)]
     fn tolerates(&self, page: &Page) -> bool {
-        !self.flags.contains(GupFlags::LONGTERM) || page.long_term() == LongTermPin::Allowed
+        !self.want.long_term() || page.long_term() == LongTermPin::Allowed
     }
 
     /// The pages of one huge leaf, from `at` on, as one run.
     #[inline(always)]
-    fn fast_huge<S: PinSink>(&self, _irq: &IrqOff<'_, M>, leaf: &Leaf<'_>, at: u64, sink: &mut S) -> Step {
+    fn leaf<S: PinSink>(&self, leaf: &Leaf<'_>, (at, end): (u64, u64), sink: &mut S) -> Step {
         let Some(size) = PageSize::from_level(leaf.level) else { return Step { next: at, go_on: false } };
-        let inside = at & (size.bytes() - 1);
-        let nr_pages = ((size.bytes() - inside).min(self.end - at) >> PAGE_SHIFT).min(sink.room());
-        let pfn = Pfn::new(leaf.entry.pfn().as_u64() + (inside >> PAGE_SHIFT));
-        if self.allows(leaf.entry) && self.take_checked(pfn, nr_pages as u32, leaf) {
-            sink.push(pfn, nr_pages);
-            return Step { next: at + (nr_pages << PAGE_SHIFT), go_on: true };
+        let (pfn, most) = leaf.at(size, at);
+        let nr_pages = most.min((end - at) >> PAGE_SHIFT).min(sink.room());
+        if self.take_checked(pfn, nr_pages as u32, leaf).pinned(self.space, PIN, nr_pages).is_none() {
+            return Step { next: at, go_on: false };
         }
-        Step { next: at, go_on: false }
+        sink.push(pfn, nr_pages);
+        Step { next: at + (nr_pages << PAGE_SHIFT), go_on: true }
     }
 
-    /// Takes references on the folio of `pfn`, which the leaf maps, and looks again at both entries (G1).
+    /// Takes references on the folio of `pfn`, which the leaf maps with the rights that are wanted, and looks again at
+    /// both entries (G1).
     #[inline(always)]
-    fn take_checked(&self, pfn: Pfn, nr_pages: u32, leaf: &Leaf<'_>) -> bool {
+    fn take_checked(&self, pfn: Pfn, nr_pages: u32, leaf: &Leaf<'_>) -> Quick {
+        // Where no page table ends, an entry is a leaf only if it says so.
+        let must = if leaf.level == 1 { 0 } else { Entry::HUGE };
+        if !leaf.entry.has(self.want.rights() | must) {
+            return Quick::No;
+        }
         let mm = self.mm();
         // SAFETY: interrupts are off, and the frame was read from a present entry in this walk.
-        let Some(page) = (unsafe { mm.meta.lookup_page(pfn) }) else { return false };
+        let Some(page) = (unsafe { mm.meta.lookup_page(pfn) }) else { return Quick::No };
         if !self.tolerates(page) {
-            return false;
+            return Quick::No;
         }
         mm.machine.reached(Point::GupLeafRead);
         if !self.take(page, nr_pages) {
-            return false;
+            return Quick::No;
         }
         mm.machine.reached(Point::GupPinned);
         let leaf_is = is_unchanged(leaf.slot, leaf.entry) || Mutant::NoEntryRecheck.is_on();
-        if leaf_is && leaf.above.is_unchanged() {
-            return true;
-        }
-        self.give_back(pfn, u64::from(nr_pages));
-        false
+        if leaf_is && leaf.above.is_unchanged() { Quick::Pinned(pfn) } else { Quick::GiveBack(pfn) }
     }
 
     /// The leaves of the page table that `above` leads to, from `at` on, run by run.
     #[inline(always)]
-    fn fast_table<S: PinSink>(&self, irq: &IrqOff<'_, M>, above: Above<'_>, at: u64, sink: &mut S) -> Step {
+    fn table<S: PinSink>(&self, irq: &IrqOff<'_, M>, above: Above<'_>, (at, end): (u64, u64), sink: &mut S) -> Step {
         let mut at = at;
         let mut index = VirtAddr::new(at).index(1);
         loop {
-            let most = ((self.end - at) >> PAGE_SHIFT).min(sink.room()).min((ENTRIES - index) as u64);
+            let most = ((end - at) >> PAGE_SHIFT).min(sink.room()).min((ENTRIES - index) as u64);
             if most == 0 {
                 return Step { next: at, go_on: true };
             }
@@ -247,42 +273,97 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
         run
     }
 
-    /// Small pages: a reference on each. A function of its own, so that its loop has all registers.
+    /// Small pages: a reference on each.
     #[inline(never)]
     fn run_of_pages(&self, irq: &IrqOff<'_, M>, (table, index): (Pfn, usize), first: Entry, pages: &[Page]) -> Run {
         let machine = irq.machine();
-        let pfn = first.pfn();
-        let (mut nr_pages, mut go_on, mut expected) = (0_u64, true, first);
-        for page in pages {
-            // No more than the table has: `pages` was cut to that.
-            let slot = machine.entry(table, index.wrapping_add(nr_pages as usize));
-            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
-            if entry != expected && !entry.same_translation(expected) {
-                // Another run, unless this is the first entry, which has changed since it was read.
-                go_on = nr_pages > 0;
-                break;
-            }
-            machine.reached(Point::GupLeafRead);
-            if !self.take(page, 1) {
-                go_on = false;
-                break;
-            }
-            machine.reached(Point::GupPinned);
-            if !is_unchanged(slot, entry) && !Mutant::NoEntryRecheck.is_on() {
-                self.give_back(entry.pfn(), 1);
-                go_on = false;
-                break;
-            }
-            nr_pages = nr_pages.wrapping_add(1);
-            expected = expected.next_page();
+        // `pages` was cut to what the table has, so no index passes its end.
+        let lead = index.wrapping_neg() % GROUP;
+        let (head, rest) = pages.split_at(lead.min(pages.len()));
+        let (groups, tail) = rest.as_chunks::<GROUP>();
+        let (mut taken, mut end) = self.take_few(machine, (table, index), first, head);
+        if end.is_ok() {
+            let more;
+            (more, end) = self.take_groups(machine, (table, index + taken), first.nth_page(taken), groups);
+            taken += more;
         }
+        if end.is_ok() && !tail.is_empty() {
+            let more;
+            (more, end) = self.take_few(machine, (table, index + taken), first.nth_page(taken), tail);
+            taken += more;
+        }
+        let go_on = match end {
+            Ok(()) => true,
+            // Unless it is the first entry, which has changed since it was read.
+            Err(End::OtherRun) => taken > 0,
+            Err(End::Refused) => false,
+        };
+        let (pfn, nr_pages) = (first.pfn(), taken as u64);
         // After the references, so that the answers are those of the pages that are pinned.
-        let long_term = self.flags.contains(GupFlags::LONGTERM);
-        if long_term && !pages[..nr_pages as usize].iter().all(|page| self.tolerates(page)) {
+        if self.want.long_term() && !pages[..taken].iter().all(|page| self.tolerates(page)) {
             self.give_back(pfn, nr_pages);
             return Run::NONE;
         }
         Run { first: pfn, nr_pages, go_on }
+    }
+
+    /// Takes references as long as the entries from that at `index` on are as expected: page by page.
+    fn take_few(
+        &self,
+        machine: &M,
+        (table, index): (Pfn, usize),
+        first: Entry,
+        pages: &[Page],
+    ) -> (usize, Result<(), End>) {
+        for (nth, page) in pages.iter().enumerate() {
+            let slot = machine.entry(table, index + nth);
+            if let Err(end) = self.take_next(machine, slot, page, first.nth_page(nth)) {
+                return (nth, Err(end));
+            }
+        }
+        (pages.len(), Ok(()))
+    }
+
+    /// The same for whole groups. A function of its own, so that its loop has all registers.
+    #[inline(never)]
+    fn take_groups(
+        &self,
+        machine: &M,
+        (table, index): (Pfn, usize),
+        first: Entry,
+        groups: &[[Page; GROUP]],
+    ) -> (usize, Result<(), End>) {
+        let (mut group, mut expected) = (index / GROUP, first);
+        for (done, pages) in groups.iter().enumerate() {
+            let slots = machine.entries(table, group);
+            for nth in 0..GROUP {
+                if let Err(end) = self.take_next(machine, slots[nth], &pages[nth], expected.nth_page(nth)) {
+                    return (done * GROUP + nth, Err(end));
+                }
+            }
+            group = group.wrapping_add(1);
+            expected = expected.nth_page(GROUP);
+        }
+        (groups.len() * GROUP, Ok(()))
+    }
+
+    /// Takes a reference on `page` if the entry in `slot` is as expected, before and after.
+    #[inline(always)]
+    fn take_next(&self, machine: &M, slot: &AtomicU64, page: &Page, expected: Entry) -> Result<(), End> {
+        let entry = Entry::from_bits(slot.load(Ordering::Acquire));
+        if entry != expected && !entry.same_translation(expected) {
+            return Err(End::OtherRun);
+        }
+        machine.reached(Point::GupLeafRead);
+        if !self.take(page, 1) {
+            return Err(End::Refused);
+        }
+        machine.reached(Point::GupPinned);
+        if !is_unchanged(slot, entry) && !Mutant::NoEntryRecheck.is_on() {
+            self.give_back(entry.pfn(), 1);
+            return Err(End::Refused);
+        }
+        Ok(())
     }
 
     /// Small leaves over one large folio: one addition for all of them.

@@ -28,6 +28,7 @@ pub struct PageArray<'a> {
 
 impl<'a> PageArray<'a> {
     /// Fills `pages` from the front.
+    #[inline]
     pub fn new(pages: &'a mut [Pfn]) -> Self {
         Self { pages, len: 0 }
     }
@@ -86,8 +87,20 @@ pub struct RangeArray<'a> {
 
 impl<'a> RangeArray<'a> {
     /// Fills `ranges` from the front.
+    #[inline]
     pub fn new(ranges: &'a mut [Option<PfnRange>]) -> Self {
         Self { ranges, len: 0 }
+    }
+    /// Makes the last run longer, if these frames go on with it.
+    fn extend(&mut self, first: Pfn, nr_pages: u64) -> bool {
+        if let Some(Some(last)) = self.ranges[..self.len].last_mut()
+            && last.end() == first
+            && let Some(longer) = PfnRange::new(last.start(), last.nr_pages() + nr_pages)
+        {
+            *last = longer;
+            return true;
+        }
+        false
     }
     /// The runs pinned.
     pub fn iter(&self) -> impl Iterator<Item = PfnRange> + '_ {
@@ -102,16 +115,10 @@ impl PinSink for RangeArray<'_> {
     }
     #[inline]
     fn push(&mut self, first: Pfn, nr_pages: u64) {
-        if self.len > 0
-            && let Some(last) = &mut self.ranges[self.len - 1]
-            && last.end() == first
-            && let Some(longer) = PfnRange::new(last.start(), last.nr_pages() + nr_pages)
-        {
-            *last = longer;
-            return;
+        if self.len == 0 || !self.extend(first, nr_pages) {
+            self.ranges[self.len] = PfnRange::new(first, nr_pages);
+            self.len = self.len.wrapping_add(1);
         }
-        self.ranges[self.len] = PfnRange::new(first, nr_pages);
-        self.len += 1;
     }
     fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
         self.iter().for_each(|range| each(range.start(), range.nr_pages()));

@@ -105,6 +105,10 @@ impl Maps {
         let known = self.by_id.get(usize::from(id.0))?.as_ref()?;
         core::ptr::eq(&**known, map).then_some(id)
     }
+    /// The page map with this number, as a live page's metadata has it.
+    pub(super) fn by_id(&self, id: MapId) -> Option<&Arc<DevPagemap>> {
+        self.by_id.get(usize::from(id.0))?.as_ref()
+    }
     /// The page map of `pfn`, and the range that holds it.
     pub(super) fn find(&self, pfn: Pfn) -> Option<(&Arc<DevPagemap>, PfnRange)> {
         let after = self.ranges.partition_point(|(range, _)| range.start() <= pfn);

@@ -147,7 +147,7 @@ impl Page {
     ///
     /// # Errors
     /// [`GetError::Zero`]: nobody holds the page, so it may be on its way out. [`GetError::Overflow`].
-    #[inline]
+    #[inline(always)]
     pub fn try_get(&self, nr: u32) -> Result<(), GetError> {
         self.try_add(nr, u64::from(nr) * REF)
     }
@@ -155,11 +155,11 @@ impl Page {
     ///
     /// # Errors
     /// As [`try_get`](Self::try_get).
-    #[inline]
+    #[inline(always)]
     pub fn try_pin(&self, nr: u32) -> Result<(), GetError> {
         self.try_add(nr, u64::from(nr) * (REF + PIN))
     }
-    #[inline]
+    #[inline(always)]
     fn try_add(&self, nr: u32, delta: u64) -> Result<(), GetError> {
         self.life.check();
         let room = MAX_REFS.saturating_sub(nr);
@@ -228,6 +228,19 @@ impl Page {
         groups.iter().for_each(|group| group.iter().for_each(&mut put));
         rest.iter().for_each(put);
         pages.len() - alive
+    }
+    /// Has none of them more than one reference, and none a pin? Two instructions a page.
+    pub(super) fn have_one_at_most<const N: usize>(pages: &[Self; N]) -> bool {
+        let mut any = 0;
+        let (groups, rest) = pages.as_chunks::<32>();
+        let mut see = |page: &Self| {
+            page.life.check();
+            // Relaxed: the caller makes sure that what it sees stays so.
+            any |= page.word.load(Ordering::Relaxed);
+        };
+        groups.iter().for_each(|group| group.iter().for_each(&mut see));
+        rest.iter().for_each(see);
+        any <= REF
     }
     /// A put too many leaves a trace that no sane sequence does, so a look a moment later still finds it.
     #[inline]

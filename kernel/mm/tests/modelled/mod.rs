@@ -15,7 +15,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use mm::addr::{ENTRIES, Pfn, VirtAddr};
+use mm::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
 use mm::entry::Entry;
 use mm::machine::{CpuId, CpuMask, IrqOff, Machine, Point};
 use mm::shootdown::Shootdown;
@@ -48,6 +48,7 @@ struct Table {
 #[derive(Default)]
 struct Own {
     irqs_off: bool,
+    loaded: PhysAddr,
     root: Option<Pfn>,
     tlb: BTreeMap<u64, Entry>,
     /// Table pages that the paging-structure caches lead to.
@@ -226,6 +227,12 @@ impl Machine for LoomMachine {
         assert!(self.irqs_on(), "waits with its interrupts off");
         self.poll();
         loom::thread::yield_now();
+    }
+    fn loaded(&self) -> PhysAddr {
+        self.own(|own| own.loaded)
+    }
+    fn set_loaded(&self, root: PhysAddr) {
+        self.own(|own| own.loaded = root);
     }
     fn alloc_table(&self) -> Option<Pfn> {
         let index = self.tables.iter().position(|table| !*table.live.lock().unwrap())?;

@@ -186,6 +186,10 @@ impl Chunk {
     pub(super) fn page(&self, pfn: Pfn) -> &Page {
         &self.pages[pfn.as_u64() as usize % FAN_OUT]
     }
+    /// All of them.
+    pub(super) fn pages(&self) -> &[Page; FAN_OUT] {
+        &self.pages
+    }
     /// The pages from that of `pfn` on, at most `most`.
     #[inline]
     pub(super) fn pages_from(&self, pfn: Pfn, most: u64) -> &[Page] {
