@@ -103,7 +103,7 @@ fn pins(_: &[&str]) -> Result<(), String> {
             "{} memory at {}: {}",
             map.kind(),
             map.ranges()[0].start().addr(),
-            map.kind().policy()
+            map.kind().policy(mm().pins.is_exempt(map.kind()))
         ));
     });
     Ok(())

@@ -163,7 +163,8 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     /// May the page be pinned for as long as is asked for?
     #[inline(always)]
     fn tolerates(&self, page: &Page) -> bool {
-        !self.flags.contains(GupFlags::LONGTERM) || page.long_term() == LongTermPin::Allowed
+        !self.flags.contains(GupFlags::LONGTERM)
+            || (page.long_term() == LongTermPin::Revocable && self.flags.contains(GupFlags::REVOCABLE))
     }
 
     /// The pages of one huge leaf, from `at` on, as one run.
