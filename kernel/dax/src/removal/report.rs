@@ -6,8 +6,9 @@ use core::fmt;
 
 use mm::addr::{PfnRange, VirtRange};
 use mm::gather::ZapStats;
-use mm::machine::Machine;
+use mm::machine::{Machine, has_room};
 use mm::meta::LiveFolio;
+use mm::region::{RegionInfo, Revoked};
 use mm::shootdown::ShootdownStats;
 use mm::space::AddressSpace;
 
@@ -39,12 +40,7 @@ pub struct User {
 impl User {
     /// `None` where there is no memory for the name.
     pub(super) fn new<M: Machine>(machine: &M, space: &AddressSpace<M>, range: VirtRange) -> Option<Self> {
-        let mut name = String::new();
-        if !machine.may_grow() || name.try_reserve_exact(space.name().len()).is_err() {
-            return None;
-        }
-        name.push_str(space.name());
-        Some(Self { space_id: space.id(), name, range })
+        Some(Self { space_id: space.id(), name: try_name(machine, space.name())?, range })
     }
 }
 
@@ -52,6 +48,42 @@ impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (space {}) at {}..{}", self.name, self.space_id, self.range.start(), self.range.end())
     }
+}
+
+/// A long-term pin of the device, whose owner was asked to give it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its number.
+    pub key: u64,
+    /// Whose it was.
+    pub owner: String,
+    /// How many pages.
+    pub nr_pages: u64,
+    /// How long its owner had, in nanoseconds.
+    pub grace_ns: u64,
+    /// Its owner did not give it back in time: it was revoked.
+    pub revoked: bool,
+}
+
+impl fmt::Display for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, owner, nr_pages, grace_ns, revoked } = self;
+        write!(f, "registration {key} of {owner} ({nr_pages} pages): ")?;
+        match revoked {
+            true => write!(f, "revoked after {grace_ns} ns"),
+            false => f.write_str("given back in time"),
+        }
+    }
+}
+
+/// A name, where there is memory for it.
+fn try_name<M: Machine>(machine: &M, from: &str) -> Option<String> {
+    let mut name = String::new();
+    if !machine.may_grow() || name.try_reserve_exact(from.len()).is_err() {
+        return None;
+    }
+    name.push_str(from);
+    Some(name)
 }
 
 /// What it cost to invalidate mappings: clear, shoot down, give back. Waiting for pins is not in it.
@@ -154,6 +186,8 @@ pub struct RemovalReport {
     pub cost: Cost,
     /// With [`Method::PerFrame`]: what the rest cost, by range.
     pub rest: Cost,
+    /// Long-term pins that were asked for, as many as there was memory for.
+    pub registrations: Vec<Registration>,
     /// The wait for pins.
     pub drained: Drained,
 }
@@ -173,6 +207,23 @@ impl RemovalReport {
         ids.sort_unstable();
         ids.dedup();
         ids.len()
+    }
+    /// Remembers a registration that is asked for, if there is memory for it.
+    pub(super) fn note_registration<M: Machine>(&mut self, machine: &M, region: &RegionInfo<'_>) {
+        if !has_room(machine, &mut self.registrations) {
+            return;
+        }
+        let RegionInfo { key, nr_pages, grace_ns, .. } = *region;
+        let Some(owner) = try_name(machine, region.owner) else { return };
+        self.registrations.push(Registration { key, owner, nr_pages, grace_ns, revoked: false });
+    }
+    /// Remembers that it was revoked.
+    pub(super) fn note_revoked(&mut self, revoked: &Revoked<'_>) {
+        let known = self.registrations.iter_mut().find(|known| known.key == revoked.region.key);
+        if let Some(known) = known {
+            known.revoked = true;
+            known.grace_ns = revoked.after_ns;
+        }
     }
     /// Time of all steps, in nanoseconds.
     pub fn ns(&self) -> u64 {
@@ -199,6 +250,9 @@ impl fmt::Display for RemovalReport {
         }
         if self.users_not_named > 0 {
             writeln!(f, "  mapped by {} more, for whose names memory was missing", self.users_not_named)?;
+        }
+        for registration in &self.registrations {
+            writeln!(f, "  {registration}")?;
         }
         if self.drained.rounds > 0 {
             writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;
