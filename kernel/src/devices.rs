@@ -19,6 +19,7 @@ use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
+use mm::region::{RegionInfo, TakeBack};
 use nvdimm::nfit::{self, Limits};
 use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
@@ -28,7 +29,7 @@ use spin::Once;
 use crate::machine::{KernelMachine, mm};
 use crate::pmem_host::Host;
 use crate::reserve::{FAULTS, Section};
-use crate::{acpi, memory, time, virtio};
+use crate::{acpi, memory, shell_pins, time, virtio};
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -392,6 +393,16 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         match FAULTS.goes_off(Place::Remove, step.number() as u64) {
             true => Err("the first attempt was made to fail".into()),
             false => Ok(()),
+        }
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        if !self.quiet {
+            shell_pins::say_asked(self.name, region);
+        }
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        if !self.quiet {
+            shell_pins::say_taking_back(self.name, told);
         }
     }
     fn waiting(&mut self, waiting: &Waiting) {

@@ -29,7 +29,8 @@ pub struct Command {
 }
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] = &[GROUND, crate::shell_devices::COMMANDS, crate::shell_fail::COMMANDS];
+static GROUPS: &[&[Command]] =
+    &[GROUND, crate::shell_devices::COMMANDS, crate::shell_pins::COMMANDS, crate::shell_fail::COMMANDS];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },

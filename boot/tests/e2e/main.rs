@@ -10,6 +10,7 @@ mod gdb;
 mod inject;
 mod mce;
 mod nfit;
+mod pins;
 mod pmem;
 mod support;
 mod virtio;
