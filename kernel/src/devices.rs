@@ -20,6 +20,7 @@ use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
+use mm::region::{RegionInfo, TakeBack};
 use nvdimm::nfit::{self, Limits};
 use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
@@ -29,7 +30,7 @@ use spin::Once;
 use crate::machine::{KernelMachine, mm};
 use crate::pmem_host::Host;
 use crate::reserve::{FAULTS, Section};
-use crate::{acpi, memory, removals, task, time, virtio};
+use crate::{acpi, memory, removals, shell_pins, task, time, virtio};
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -425,6 +426,16 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
     }
     fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
         task::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        if !self.quiet {
+            shell_pins::say_asked(self.name, region);
+        }
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        if !self.quiet {
+            shell_pins::say_taking_back(self.name, told);
+        }
     }
     fn waiting(&mut self, waiting: &Waiting) {
         log::info!("{}: {waiting}", self.name);

@@ -225,7 +225,7 @@ impl PinHolder {
         let (told, until, inner) = (Arc::clone(&ready), Arc::clone(&release), Arc::clone(&space));
         let cpu = percpu::online().iter().last().unwrap_or(0);
         let task = spawn_in(cpu, &space, move || {
-            let pins = PinnedPages::pin(&inner, at(page(1)), 3, GupFlags::WRITE | GupFlags::LONGTERM);
+            let pins = PinnedPages::pin(&inner, at(page(1)), 3, GupFlags::WRITE);
             told.store(true, Ordering::Release);
             wait_until(|| until.load(Ordering::Acquire));
             pins.map(drop).map_err(|_| Signal::Killed)

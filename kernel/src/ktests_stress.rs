@@ -272,7 +272,7 @@ fn gup_work(arena: &Arena, worker: &mut Worker) -> Result<(), End> {
     let n = random.below(slot.nr_pages);
     let nr = 1 + random.below(SMALL_PAGES.min(slot.nr_pages - n));
     let mut flags = GupFlags::empty();
-    for (flag, one_in) in [(GupFlags::WRITE, 2), (GupFlags::FAST_ONLY, 4), (GupFlags::LONGTERM, 8)] {
+    for (flag, one_in) in [(GupFlags::WRITE, 2), (GupFlags::FAST_ONLY, 4)] {
         flags.set(flag, random.one_in(one_in));
     }
     let pin = !random.one_in(8);

@@ -29,14 +29,14 @@ pub struct Command {
 }
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] =
-    &[
-        GROUND,
-        crate::shell_devices::COMMANDS,
-        crate::shell_fail::COMMANDS,
-        crate::removals::COMMANDS,
-        crate::fsload::COMMANDS,
-    ];
+static GROUPS: &[&[Command]] = &[
+    GROUND,
+    crate::shell_devices::COMMANDS,
+    crate::shell_pins::COMMANDS,
+    crate::shell_fail::COMMANDS,
+    crate::removals::COMMANDS,
+    crate::fsload::COMMANDS,
+];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },

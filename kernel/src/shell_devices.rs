@@ -5,7 +5,6 @@ use alloc::string::String;
 
 use dax::removal::Method;
 use mm::ledger::Kind;
-use mm::machine::Machine;
 use mm::meta::LiveFolio;
 use mm::pagemap::MemoryKind;
 
@@ -22,7 +21,6 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
     Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
     Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
-    Command { name: "pins", args: "", help: "who holds pins, since when, and from where", run: pins },
     Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
 ];
 
@@ -88,25 +86,6 @@ fn pmem(args: &[&str]) -> Result<(), String> {
         }
         _ => Err("expected: pmem write N OFFSET TEXT, pmem read N OFFSET LEN, or pmem flush N".into()),
     }
-}
-
-fn pins(_: &[&str]) -> Result<(), String> {
-    let now = mm().machine.now_ns();
-    let mut nr = 0;
-    mm().pins.for_each(&mut |record| {
-        nr += 1;
-        console::line(format_args!("{}", record.describe(now)));
-    });
-    console::line(format_args!("{nr} holders, {} pins in all", mm().meta.totals().pins));
-    mm().meta.for_each_map(&mut |map| {
-        console::line(format_args!(
-            "{} memory at {}: {}",
-            map.kind(),
-            map.ranges()[0].start().addr(),
-            map.kind().policy()
-        ));
-    });
-    Ok(())
 }
 
 fn ledger(_: &[&str]) -> Result<(), String> {

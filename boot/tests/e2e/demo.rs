@@ -11,7 +11,7 @@ const STEPS: [&str; 8] =
     ["stop_io", "kill_dax", "invalidate", "shootdown", "drain", "free_metadata", "unmap_direct_map", "release"];
 
 /// What every demonstration shows, whatever the machine: two removals, by range and by frame, each with all its steps.
-// covers: R1 R2 R3 R7 R10
+// covers: R1 R2 R3 R7 R10 L6
 fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     assert_good(outcome);
     let online = records(outcome, "cpu").iter().filter(|cpu| cpu.get("state") == Some("online")).count();
@@ -24,6 +24,10 @@ fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     let [ranged, perframe] = [&steps[..8], &steps[8..]].map(|steps| steps[3].number("rounds"));
     assert_eq!(ranged, Some(1), "one shootdown for the whole device");
     assert!(perframe.is_some());
+    // One long-term pin in each round, whose owner does not listen.
+    let states: Vec<_> =
+        records(outcome, "registration").iter().filter_map(|one| one.get("state").map(String::from)).collect();
+    assert_eq!(states, ["asked", "revoked", "asked", "revoked"]);
     assert_table(outcome);
     let ledger: Vec<_> =
         records(outcome, "ledger").into_iter().filter(|entry| entry.get("kind") != Some("ram_frames")).collect();

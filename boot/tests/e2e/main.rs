@@ -12,6 +12,7 @@ mod inject;
 mod kills;
 mod mce;
 mod nfit;
+mod pins;
 mod pmem;
 mod support;
 mod virtio;

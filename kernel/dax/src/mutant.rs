@@ -51,6 +51,9 @@ mutants! {
     MmapUnguarded = "mmap_unguarded",
     /// A removal does not wait for pins. Caught by `removal::waits_for_pins_before_the_metadata_goes`.
     DrainDoesNotWait = "drain_does_not_wait",
+    /// A removal asks for long-term pins and does not take them back. Caught by
+    /// `registrations::an_owner_that_does_nothing_cannot_hold_a_removal_up`.
+    PinsNotTakenBack = "pins_not_taken_back",
     /// Who waits for the end of a removal does not. Caught by `bay::a_second_removal_is_refused_or_waits`.
     SecondDoesNotWait = "second_does_not_wait",
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
 use dax::devdax::OpenOptions;
 use dax::device::DaxError;
@@ -10,8 +12,9 @@ use dax::kill::kill_dax;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::entry::Prot;
 use mm::failure::{FailureKind, memory_failure};
-use mm::gup::GupFlags;
+use mm::gup::{GupError, GupFlags};
 use mm::pagemap::MemoryKind;
+use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, FaultError, MapError, SigBusCause};
 
 #[test]
@@ -117,7 +120,7 @@ fn a_fault_on_a_dead_device_is_sigbus_and_nothing_can_be_mapped_or_pinned() {
     assert!(dead.is_idle());
 }
 
-/// covers: L2 L3
+/// covers: L2 L3 L6
 #[test]
 fn both_kinds_of_pin_are_allowed() {
     let (_, mm) = world(1);
@@ -126,11 +129,18 @@ fn both_kinds_of_pin_are_allowed() {
     assert_eq!(file.kind(), MemoryKind::DevDax);
     let task = space(&mm, "task");
     map(&task, &file, 1024).unwrap();
-    for flags in [GupFlags::WRITE, GupFlags::WRITE | GupFlags::LONGTERM] {
-        let runs = pin(&task, page(3), 1000, flags).unwrap();
-        assert_eq!(runs.iter().map(|run| run.nr_pages()).sum::<u64>(), 1000);
-        unpin(&mm, &runs);
-    }
+    let runs = pin(&task, page(3), 1000, GupFlags::WRITE).unwrap();
+    assert_eq!(runs.iter().map(|run| run.nr_pages()).sum::<u64>(), 1000);
+    unpin(&mm, &runs);
+    // Long-term, by who can give it back.
+    let bare = pin(&task, page(3), 1000, GupFlags::WRITE | GupFlags::LONGTERM);
+    assert_eq!(bare, Err(GupError::RevocableOnly(page(3))));
+    let account = mm.pins.open_account("task", 0);
+    let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
+    let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+    let region = MemoryRegion::register(&task, page(3), 1000, &terms, Arc::downgrade(&owner)).unwrap();
+    assert_eq!((mm.meta.totals().pins, account.exempt_pages()), (1000, 1000));
+    drop(region);
     assert_eq!(mm.meta.totals().pins, 0);
 }
 

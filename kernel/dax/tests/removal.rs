@@ -163,7 +163,7 @@ fn waits_for_pins_before_the_metadata_goes() {
     let (emu, mm) = world(2);
     let attached = attach_one(&mm, 1024);
     let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 1024);
-    let runs = task.pin(page(4), 3, GupFlags::WRITE | GupFlags::LONGTERM).unwrap();
+    let runs = task.pin(page(4), 3, GupFlags::WRITE).unwrap();
     // The owner goes; its pins stay.
     drop(task);
     let notices = RefCell::new(Vec::new());

@@ -153,7 +153,7 @@ fn without_the_journals_device_nothing_is_changed_any_more() {
     fs.mkdir(&cx(), "d").unwrap();
     let dax = log.device().clone();
     assert_eq!(dax.notify_failure(0, WHOLE, NotifyFlags::PRE_REMOVE).unwrap()[0].result, Ok(()));
-    let (_dead, _report) = dax::kill::kill_dax(log, &mut || {}, &mut |_| {});
+    let (_dead, _report) = dax::kill::kill_dax(log, &mut || {}, &mut |_, _| {});
     assert_eq!(fs.shutdown_reason(), None);
     assert_eq!(fs.stat(&cx(), "d").unwrap().nlink, 2, "reading goes on");
     let before = device.sim.stats();

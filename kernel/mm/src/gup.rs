@@ -38,6 +38,7 @@ use core::fmt;
 use bitflags::bitflags;
 
 pub use self::sink::{PageArray, PinSink, RangeArray};
+use crate::account::OverLimit;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::Machine;
@@ -55,7 +56,9 @@ bitflags! {
     pub struct GupFlags: u32 {
         /// The pages will be written to: mappings must allow it (`FOLL_WRITE`).
         const WRITE = 1 << 0;
-        /// The pin may be held without bound (`FOLL_LONGTERM`).
+        /// The pin may be held without bound (`FOLL_LONGTERM`). All memory of this kernel can be removed, so such a
+        /// pin must be one that can be taken back: by itself this flag is refused, and
+        /// [`MemoryRegion::register`](crate::region::MemoryRegion::register) sets it.
         const LONGTERM = 1 << 1;
         /// Pages that are not present are an error, not faulted in (`FOLL_NOFAULT`).
         const NO_FAULT = 1 << 2;
@@ -67,11 +70,20 @@ bitflags! {
     }
 }
 
+impl GupFlags {
+    /// Whoever holds the pin gives it back when it is asked to. Not for callers from outside.
+    const REVOCABLE: Self = Self::from_bits_retain(1 << 31);
+    /// A long-term pin that can be taken back.
+    const LONGTERM_REVOCABLE: Self = Self::LONGTERM.union(Self::REVOCABLE);
+}
+
 /// Why nothing was pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GupError {
-    /// Zero pages were asked for, or there is no room for a single result.
+    /// Invalid argument: zero pages were asked for.
     NoPages,
+    /// Invalid argument: there is no room for a single result (what a null result array is to Linux).
+    NoRoom,
     /// `start + len` wraps, or leaves the user half.
     BadRange,
     /// Nothing is mapped here.
@@ -84,22 +96,37 @@ pub enum GupError {
     NotPresent(VirtAddr),
     /// A long-term pin on memory that does not tolerate one.
     NotSupported(VirtAddr),
-    /// No memory for what a fault needs.
+    /// A long-term pin that could not be taken back, on memory that tolerates only those that can.
+    RevocableOnly(VirtAddr),
+    /// The owner's account does not allow it.
+    OverLimit(OverLimit),
+    /// No memory for what a fault needs, or for the list of what was pinned.
     OutOfMemory,
+}
+
+impl From<OverLimit> for GupError {
+    fn from(over: OverLimit) -> Self {
+        Self::OverLimit(over)
+    }
 }
 
 impl fmt::Display for GupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoPages => f.write_str("no pages asked for, or no room for a result"),
+            Self::NoPages => f.write_str("invalid argument: no pages are asked for"),
+            Self::NoRoom => f.write_str("invalid argument: there is no room for a result"),
             Self::BadRange => f.write_str("the range wraps or leaves the user half"),
             Self::NotMapped(va) => write!(f, "nothing is mapped at {va}"),
             Self::AccessDenied(va) => write!(f, "the mapping at {va} does not allow this access"),
             Self::SigBus(va, cause) => write!(f, "the memory at {va} is gone: {cause}"),
             Self::NotPresent(va) => write!(f, "the page at {va} is not present and may not be faulted in"),
             Self::NotSupported(va) => {
-                write!(f, "the memory at {va} does not tolerate a long-term pin")
+                write!(f, "not supported: the memory at {va} does not tolerate a long-term pin")
             }
+            Self::RevocableOnly(va) => {
+                write!(f, "a long-term pin of the memory at {va} must be a registration, which can be taken back")
+            }
+            Self::OverLimit(over) => over.fmt(f),
             Self::OutOfMemory => f.write_str("out of memory"),
         }
     }
@@ -129,12 +156,15 @@ struct Want(u32);
 impl Want {
     /// A pin without bound.
     const LONG_TERM: u32 = 1 << 8;
+    /// … that is given back when it is asked for.
+    const REVOCABLE: u32 = 1 << 9;
 
     #[inline(always)]
     fn new(flags: GupFlags) -> Self {
         let write = flags.contains(GupFlags::WRITE) && !Mutant::WriteThroughReadOnly.is_on();
         let long_term = if flags.contains(GupFlags::LONGTERM) { Self::LONG_TERM } else { 0 };
-        Self(u32::from(Entry::user_rights(write)) | long_term)
+        let revocable = if flags.contains(GupFlags::REVOCABLE) { Self::REVOCABLE } else { 0 };
+        Self(u32::from(Entry::user_rights(write)) | long_term | revocable)
     }
     #[inline(always)]
     fn rights(self) -> u8 {
@@ -143,6 +173,10 @@ impl Want {
     #[inline(always)]
     fn long_term(self) -> bool {
         self.0 & Self::LONG_TERM != 0
+    }
+    #[inline(always)]
+    fn revocable(self) -> bool {
+        self.0 & Self::REVOCABLE != 0
     }
 }
 
@@ -189,8 +223,8 @@ pub fn get_user_pages_fast<M: Machine, S: PinSink>(
 }
 
 /// Pins `nr_pages` pages from `start` (rounded down to a page) on, for access to their data (DMA). Answers how many
-/// were pinned, at least one. An error after a part was pinned gives that part (G5), but for a long-term request
-/// that meets memory which does not tolerate it: that gives back everything (L1).
+/// were pinned, at least one. An error after a part was pinned gives that part (G5). Who wants all or nothing takes
+/// [`PinnedPages`](crate::pins::PinnedPages).
 ///
 /// May be called with the address space loaded or not; only where it is loaded on this CPU is there a fast path.
 ///
@@ -207,6 +241,18 @@ pub fn pin_user_pages_fast<M: Machine, S: PinSink>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     gup::<M, S, true>(space, start, nr_pages, flags, sink)
+}
+
+/// As [`pin_user_pages_fast`], for pins that are held without bound by somebody who gives them back when it is asked
+/// to. Memory that does not tolerate even that is [`GupError::NotSupported`].
+pub(crate) fn pin_user_pages_longterm<M: Machine, S: PinSink>(
+    space: &AddressSpace<M>,
+    start: VirtAddr,
+    nr_pages: u64,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    gup::<M, S, true>(space, start, nr_pages, flags | GupFlags::LONGTERM_REVOCABLE, sink)
 }
 
 /// Gives back pins: `nr_pages` pages in a row from `first` on, however they were pinned.
@@ -283,7 +329,7 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     if nr_pages == 0 || sink.room() == 0 {
-        return Err(GupError::NoPages);
+        return Err(if nr_pages == 0 { GupError::NoPages } else { GupError::NoRoom });
     }
     let Some(end) = end_of(start, nr_pages, space.user_end().as_u64()) else {
         return Err(GupError::BadRange);
@@ -348,11 +394,6 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             return if at > start { Ok(done(at)) } else { Err(GupError::NotPresent(VirtAddr::new(start))) };
         }
         match self.slow(&mut at, sink) {
-            Err(GupError::NotSupported(va)) => {
-                sink.for_each(&mut |pfn, nr| self.walk.give_back(pfn, nr));
-                sink.clear();
-                Err(GupError::NotSupported(va))
-            }
             Err(error) if at == start || Mutant::PartialSuccessLost.is_on() => Err(error),
             _ => Ok(done(at)),
         }
@@ -386,8 +427,14 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
         if !vma.allows(access) {
             return Err(GupError::AccessDenied(va));
         }
-        if self.flags.contains(GupFlags::LONGTERM) && vma.ops.kind().long_term() != LongTermPin::Allowed {
-            return Err(GupError::NotSupported(va));
+        if self.flags.contains(GupFlags::LONGTERM) {
+            match vma.ops.kind().long_term() {
+                LongTermPin::Refused => return Err(GupError::NotSupported(va)),
+                LongTermPin::Revocable if !self.flags.contains(GupFlags::REVOCABLE) => {
+                    return Err(GupError::RevocableOnly(va));
+                }
+                LongTermPin::Revocable => {}
+            }
         }
         let usable = |found: &Found| found.entry.is_user() && (!write || found.entry.is_writable());
         if let Some(found) = self.walk.space.table().walk(va).filter(usable) {

@@ -36,6 +36,8 @@ kinds! {
     References = "references",
     /// Pins on folios.
     Pins = "pins",
+    /// Long-term pins: registrations whose pages are pinned.
+    Registrations = "registrations",
     /// VMAs that map a device.
     Mappings = "mappings",
     /// Entries in reverse maps.

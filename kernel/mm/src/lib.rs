@@ -7,11 +7,13 @@
 //!
 //! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
 //! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
-//! space; [`gup`] pins pages without a lock; [`failure`] takes pages away.
+//! space; [`gup`] pins pages without a lock; [`pins`], [`account`] and [`region`] are pins that somebody keeps;
+//! [`failure`] takes pages away.
 #![cfg_attr(not(any(test, feature = "emu", loom)), no_std)]
 
 extern crate alloc;
 
+pub mod account;
 pub mod addr;
 #[cfg(all(any(test, feature = "emu"), not(loom)))]
 pub mod emu;
@@ -29,6 +31,7 @@ pub mod mutant;
 pub mod pagemap;
 pub mod pins;
 mod promote;
+pub mod region;
 pub mod rmap;
 pub mod shootdown;
 pub mod space;

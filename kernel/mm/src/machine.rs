@@ -139,6 +139,8 @@ pub enum Point {
     SwitchLoaded,
     /// Who maps a range has been listed, and no address space is locked yet.
     UsersListed,
+    /// The pages of a registration are pinned, and it is on no list yet.
+    RegionPinned,
     /// A provider has let a range be mapped, and the mapping is not in its reverse map yet.
     MapAdmitted,
 }

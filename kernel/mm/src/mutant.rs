@@ -118,6 +118,32 @@ mutants! {
     /// Promoting a table to a huge leaf flushes one address of its span. Caught by
     /// `stale::what_promotion_replaced_is_forgotten`.
     PromoteFlushesOnePage = "promote_flushes_one_page",
+    /// A request for all pages or none that fails keeps those it had pinned. Caught by
+    /// `region::a_long_term_request_gives_back_everything_where_it_meets_a_file_system` and
+    /// `pins::memory_that_runs_out_for_the_list_leaves_nothing_pinned`.
+    PartKept = "part_kept",
+    /// The sum of what an owner has pinned and what it wants wraps. Caught by
+    /// `mm::account::tests::a_limit_holds_for_sums_that_would_wrap_too`.
+    LimitWraps = "limit_wraps",
+    /// A use of a registration does not look whether it was closed meanwhile. Caught by
+    /// `loom_region::a_use_against_a_revocation` and `loom_region::two_uses_against_a_revocation`.
+    UseNotRechecked = "use_not_rechecked",
+    /// The end of a use orders nothing. Caught by `loom_region::a_use_against_a_revocation` and
+    /// `loom_region::two_uses_against_a_revocation`.
+    RelaxedUseEnd = "relaxed_use_end",
+    /// A revocation does not wait for uses in flight. Caught by `loom_region::a_use_against_a_revocation` and
+    /// `region::a_use_in_flight_is_waited_for`.
+    RevokeDoesNotWait = "revoke_does_not_wait",
+    /// Who comes second to end a registration returns before its pages are given back. Caught by
+    /// `loom_region::the_owner_against_the_kernel` and `region::an_owner_that_lets_go_while_it_is_revoked_comes_second`.
+    SecondCloserDoesNotWait = "second_closer_does_not_wait",
+    /// A registration does not look, once it is on the list, whether its device is being removed. Caught by
+    /// `region::a_registration_that_a_removal_could_not_ask_for_is_refused` and
+    /// `loom_region::a_registration_against_a_removal`.
+    RegistrationNotRechecked = "registration_not_rechecked",
+    /// A registration is revoked at once, without a grace period. Caught by
+    /// `region::an_owner_that_does_nothing_has_its_grace_period_and_no_more`.
+    NoGrace = "no_grace",
 }
 
 impl Mutant {

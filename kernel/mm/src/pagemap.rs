@@ -22,13 +22,14 @@ use core::fmt;
 use crate::addr::{Pfn, PfnRange};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
 
-/// May a page be pinned for an unbounded time?
+/// May a page be pinned for an unbounded time? All of this kernel's device memory can be removed, so nobody may hold it
+/// without being asked to give it back: there is no "yes" without "but".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongTermPin {
-    /// Yes: nobody but the removal of the device needs the frame back.
-    Allowed,
-    /// Only by a pin that the kernel can take back: a file system must be able to reclaim the blocks.
-    RevocableOnly,
+    /// By a registration that the kernel can take back ([`region`](crate::region)), and not otherwise.
+    Revocable,
+    /// Not at all.
+    Refused,
 }
 
 /// What the memory is used for, and so which pins it tolerates (L7).
@@ -41,6 +42,8 @@ pub enum MemoryKind {
 }
 
 impl MemoryKind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::DevDax, Self::FsDax];
     /// The word printed on the console.
     pub const fn name(self) -> &'static str {
         match self {
@@ -49,22 +52,35 @@ impl MemoryKind {
         }
     }
     /// May its pages be pinned for an unbounded time (L1, L2)?
+    ///
+    /// - Device-dax: yes, by who can give them back. Nobody but a removal of the device needs a frame, and a removal
+    ///   happens once: it can afford to ask.
+    /// - A file system: no. A page is a block of a file, and every truncate, hole punch and unlink has to end all
+    ///   access to its blocks before it returns. There is no lease on a layout by which a registration could be asked.
     pub const fn long_term(self) -> LongTermPin {
         match self {
-            Self::DevDax => LongTermPin::Allowed,
-            Self::FsDax => LongTermPin::RevocableOnly,
+            Self::DevDax => LongTermPin::Revocable,
+            Self::FsDax => LongTermPin::Refused,
         }
     }
-    /// Are its pins left out of the owner's pin limit (L5)? Device memory that an administrator has reserved as a
-    /// whole takes nothing from other users.
-    pub const fn exempt_from_pin_limit(self) -> bool {
+    /// Was it reserved as a whole? Then it takes nothing from other users, and the policy can leave its pins out of
+    /// their owner's limit (L5).
+    pub const fn is_reserved(self) -> bool {
         matches!(self, Self::DevDax)
     }
-    /// The policy in words, for the console's list of who may hold what.
-    pub const fn policy(self) -> &'static str {
-        match self {
-            Self::DevDax => "transient and long-term pins; not counted against the owner's pin limit",
-            Self::FsDax => "transient pins; long-term pins only if revocable; counted against the owner's pin limit",
+    /// The policy in words, for the console's list of who may hold what (L7). `exempt`: its pins are left out of the
+    /// limits.
+    pub const fn policy(self, exempt: bool) -> &'static str {
+        match (self, exempt) {
+            (Self::DevDax, true) => {
+                "transient pins; long-term by registration, which a removal takes back; exempt from the pin limits"
+            }
+            (Self::DevDax, false) => {
+                "transient pins; long-term by registration, which a removal takes back; counted against the pin limits"
+            }
+            (Self::FsDax, _) => {
+                "transient pins; none long-term, for blocks have to be given back at any time; counted against the pin limits"
+            }
         }
     }
 }
@@ -288,12 +304,13 @@ mod tests {
     /// covers: L5, L7
     #[test]
     fn each_kind_states_its_policy() {
-        assert_eq!(MemoryKind::DevDax.long_term(), LongTermPin::Allowed);
-        assert_eq!(MemoryKind::FsDax.long_term(), LongTermPin::RevocableOnly);
-        assert!(MemoryKind::DevDax.exempt_from_pin_limit() && !MemoryKind::FsDax.exempt_from_pin_limit());
+        assert_eq!(MemoryKind::DevDax.long_term(), LongTermPin::Revocable);
+        assert_eq!(MemoryKind::FsDax.long_term(), LongTermPin::Refused);
         for kind in [MemoryKind::DevDax, MemoryKind::FsDax] {
-            let counted = kind.policy().contains("not counted");
-            assert_eq!(counted, kind.exempt_from_pin_limit(), "the words say what the code does");
+            let words = kind.policy(kind.is_reserved());
+            assert_eq!(words.contains("exempt"), kind.is_reserved(), "the words say what the code does");
+            assert_eq!(words.contains("none long-term"), kind.long_term() == LongTermPin::Refused);
+            assert!(kind.policy(false).contains("counted"));
         }
     }
 

@@ -23,12 +23,13 @@
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 
-use crate::addr::{PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
 use crate::ledger::Kind;
 use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
+use crate::pagemap::MemoryKind;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::table::{Found, Table};
@@ -304,6 +305,15 @@ impl<M: Machine> AddressSpace<M> {
         drop(vmas);
         drop(gather);
         Ok(promoted)
+    }
+
+    /// Pages of `range` that are mapped at this moment and whose memory is of a kind that `is` wanted.
+    pub(crate) fn count_pages(&self, range: VirtRange, is: &dyn Fn(MemoryKind) -> bool) -> u64 {
+        let inside = |vma: &Vma<M>| {
+            let (start, end) = (vma.range.start().max(range.start()), vma.range.end().min(range.end()));
+            (end.as_u64() - start.as_u64()) >> PAGE_SHIFT
+        };
+        self.read().overlapping(range).filter(|vma| is(vma.ops.kind())).map(inside).sum()
     }
 
     /// The leaf that maps `va` at this moment, for reports and tests.

@@ -7,6 +7,7 @@ use crate::ledger::{Kind, Ledger, Snapshot};
 use crate::machine::Machine;
 use crate::meta::MetaStore;
 use crate::pins::PinLedger;
+use crate::region::Regions;
 use crate::shootdown::Shootdown;
 use crate::space::Mapping;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
@@ -23,6 +24,8 @@ pub struct Mm<M: Machine> {
     pub shootdown: Shootdown,
     /// Who holds which pins, while it is switched on.
     pub pins: PinLedger,
+    /// Long-term pins that can be taken back.
+    pub regions: Regions<M>,
     next_id: AtomicU64,
     /// The mappings (files, devices) by number: how a folio's owner is found again from its metadata.
     mappings: Mutex<BTreeMap<u64, Weak<Mapping<M>>>>,
@@ -38,6 +41,7 @@ impl<M: Machine> Mm<M> {
             ledger,
             shootdown: Shootdown::new(nr_cpus),
             pins: PinLedger::new(),
+            regions: Regions::new(),
             next_id: AtomicU64::new(1),
             mappings: Mutex::new(BTreeMap::new()),
         })

@@ -384,7 +384,7 @@ fn bad_ranges_are_clear_errors_on_every_path() {
         assert_eq!(pin(&rig.space, BASE, 0, flags), Err(GupError::NoPages));
         let mut none = RangeArray::new(&mut []);
         let result = gup::pin_user_pages_fast(&rig.space, BASE, 1, flags, &mut none);
-        assert_eq!(result, Err(GupError::NoPages), "no room for a result");
+        assert_eq!(result, Err(GupError::NoRoom), "no room for a result");
     }
     assert_eq!(pin(&rig.space, page(2), 1, GupFlags::WRITE), Err(GupError::NotMapped(page(2))));
     assert_eq!(pin(&rig.space, below(1), 1, GupFlags::WRITE), Err(GupError::NotMapped(below(1))));
@@ -430,9 +430,9 @@ fn a_put_without_a_get_names_the_page() {
     assert!(message.contains(&device.pfn(3).to_string()), "{message}");
 }
 
-// covers: L1, L2, L3
+// covers: L2, L3, L6
 #[test]
-fn a_long_term_request_gives_back_everything_where_it_meets_a_file_system() {
+fn a_long_term_pin_that_could_not_be_taken_back_is_refused_on_every_path() {
     let (emu, mm) = world(1);
     let dax = Device::dax_with(&mm, 64, PageSize::Size4K);
     let first = DEVICE_START.add(1 << 18);
@@ -441,10 +441,24 @@ fn a_long_term_request_gives_back_everything_where_it_meets_a_file_system() {
     space.map(page(2), 2 * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0).unwrap();
     (0..4).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
     let long = GupFlags::WRITE | GupFlags::LONGTERM;
-    assert_eq!(pin(&space, page(0), 4, long), Err(GupError::NotSupported(page(2))));
-    assert_eq!(mm.meta.totals().pins, 0, "also what was pinned before");
-    assert_eq!(pin(&space, page(0), 2, long).map(|runs| runs[0].nr_pages()), Ok(2));
+    assert_eq!(pin(&space, page(0), 1, long), Err(GupError::RevocableOnly(page(0))), "by a registration only");
+    assert_eq!(pin(&space, page(0), 4, long), Err(GupError::RevocableOnly(page(0))));
+    assert_eq!(pin(&space, page(2), 1, long), Err(GupError::NotSupported(page(2))), "not at all");
+    assert_eq!(pin(&space, page(0), 2, FAST | GupFlags::LONGTERM), Err(GupError::NotPresent(page(0))));
+    assert_eq!(mm.meta.totals().pins, 0);
     assert_eq!(pin(&space, page(0), 4, GupFlags::WRITE).map(|runs| runs.len()), Ok(2), "a transient pin may");
+}
+
+// covers: L4
+#[test]
+fn no_room_for_a_result_is_an_invalid_argument_before_anything_else() {
+    let rig = rig(1, PageSize::Size4K);
+    for flags in [GupFlags::WRITE, GupFlags::WRITE | GupFlags::LONGTERM] {
+        let result = gup::pin_user_pages_fast(&rig.space, BASE, 1, flags, &mut PageArray::new(&mut []));
+        assert_eq!(result, Err(GupError::NoRoom));
+        assert!(GupError::NoRoom.to_string().starts_with("invalid argument"));
+    }
+    assert_eq!(rig.mm.meta.totals().pins, 0);
 }
 
 // covers: G1, G4

@@ -12,11 +12,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::devdax::OpenOptions;
+use mm::account::DEFAULT_LIMIT_PAGES;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
 use mm::machine::CpuId;
 use mm::pins::PinnedPages;
+use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
 use crate::machine::{KernelMachine, Space, mm};
@@ -38,6 +40,8 @@ const BATCH: u64 = 16;
 
 /// How long a transfer holds its pins, in nanoseconds.
 const TRANSFER_NS: u64 = 100_000_000;
+/// What the owner of a registration has to give it back, in nanoseconds.
+const GRACE_NS: u64 = 20_000_000;
 
 /// What the tasks count while they run.
 #[derive(Debug, Default)]
@@ -228,6 +232,32 @@ fn transfer_work(mut worker: Worker) -> Exit {
     }
 }
 
+/// Registers pages for as long as it likes, and reads them as a network card would that has the key to them. The kernel
+/// asks for them before the device goes; this one does not listen, and loses them.
+fn stream_work(worker: Worker) -> Exit {
+    worker.stamp_all()?;
+    let account = mm().pins.open_account("stream", DEFAULT_LIMIT_PAGES);
+    let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
+    let terms = Terms { flags: GupFlags::empty(), grace_ns: GRACE_NS, account: &account };
+    let region = MemoryRegion::register(&worker.space, worker.address(0), BATCH, &terms, Arc::downgrade(&owner));
+    let region = region.map_err(|error| match error {
+        RegionError::Pin(error) => signal_of(error),
+        RegionError::Grace { .. } => Signal::Killed,
+    })?;
+    let (engine, mut page) = (region.reference(), 0);
+    worker.is_warm();
+    while let Ok(transfer) = engine.access(Access::Read) {
+        if let Some(pfn) = transfer.frame(page) {
+            worker.check(page, read_pinned(pfn));
+        }
+        drop(transfer);
+        page = (page + 1) % BATCH;
+        give_way();
+    }
+    // Its mapping has gone with the device, as everybody's.
+    user::read_u64(worker.address(0)).map(drop)
+}
+
 /// Reads stamps and writes words through 2 MiB or 1 GiB leaves.
 ///
 /// Besides, it maps the shared pages and keeps them mapped without touching them. So a removal finds these mappings
@@ -347,6 +377,8 @@ impl Load {
         let last = nr_cpus as CpuId - 1;
         let worker = Worker::new("transfer", 0, last, (0, SMALL_BYTES, PageSize::Size4K), &load.counters)?;
         load.users.push(worker.start("transfer", transfer_work));
+        let worker = Worker::new("stream", 0, 0, (0, SMALL_BYTES, PageSize::Size4K), &load.counters)?;
+        load.users.push(worker.start("stream", stream_work));
         Ok(load)
     }
 

@@ -13,6 +13,11 @@
 //! | 7 unmap_direct_map | whoever attaches the device next must not find it reachable |
 //! | 8 release | |
 //!
+//! Long-term pins are registrations ([`mm::region`]), and are taken back in two halves. Their owners are asked at the end
+//! of step 2: from then on no page map lets a new one in, so nobody is missed; and their grace period goes by while
+//! steps 3 and 4 are done. What they have not given back is revoked in step 5, before its wait for pins: later than the
+//! shootdown, so that no walk can pin for another. So that wait is for transient pins alone.
+//!
 //! Work is proportional to the mapped extents (VMAs and the table pages and leaves under them): nothing looks at
 //! each frame of the device. The baseline that does is [`Method::PerFrame`].
 
@@ -30,10 +35,11 @@ use mm::gather::{Gather, ZapStats};
 use mm::machine::{Machine, has_room};
 use mm::mapping::{Unmapped, unmap_each};
 use mm::pagemap::DevPagemap;
+use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
 use mm::world::Mm;
 
-pub use self::report::{Cost, Drained, Method, PinFound, RemovalReport, TaskFound, User, Waiting};
+pub use self::report::{Cost, Drained, Method, PinFound, Registration, RemovalReport, TaskFound, User, Waiting};
 pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
 use crate::device::{Dead, Live, is_idle};
 use crate::kill::{KillReport, Phase, kill_dax};
@@ -86,8 +92,16 @@ pub trait RemovalEnv<M: Machine> {
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         let _ = (space, range);
     }
+    /// The owner of a registration is about to be asked to give it back.
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        let _ = region;
+    }
+    /// A registration was revoked, for its owner has not given it back in time; or one of its uses takes long.
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        let _ = told;
+    }
     /// The removal waits for pins: called when it begins to wait and, ever more seldom, while it does. Here is the
-    /// place to say so, and to take back what can be taken back.
+    /// place to say so.
     fn waiting(&mut self, waiting: &Waiting) {
         let _ = waiting;
     }
@@ -224,10 +238,12 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         }
         // From here on the device's pages can only become fewer: no fault, no transfer makes metadata for another.
         self.mm.meta.kill(&self.map);
+        // And no registration comes that is not asked for.
+        let asked = self.ask(facts);
         // What is mapped keeps the file open, so an idle device has no mapping; the second question is for a device
         // without DAX, and costs a look at a number.
         let mapped = self.mappings.iter().any(|mapping| mapping.nr_vmas() != 0);
-        self.report.idle = is_idle(self.dead.as_ref()) && !mapped;
+        self.report.idle = is_idle(self.dead.as_ref()) && !mapped && asked == 0;
         facts.note("idle", u64::from(self.report.idle));
         Ok(())
     }
@@ -326,12 +342,44 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         facts.note("leaves", zap.leaves);
         facts.note("pages", zap.nr_pages);
         facts.note("table_pages", zap.table_pages);
+        self.take_back(facts);
         self.wait_for_pins();
         let Drained { found, ns, .. } = &self.report.drained;
         facts.note("folios_waited_for", found.folios);
         facts.note("pins_waited_for", found.pins);
         facts.note("wait_ns", *ns);
         Ok(())
+    }
+
+    /// Asks the owners of registrations for them; answers how many those were.
+    fn ask(&mut self, facts: &mut Facts) -> u64 {
+        let Self { mm, env, report, map, .. } = self;
+        let asked = mm.regions.ask(map.ranges(), &mut |region| {
+            report.note_registration(&mm.machine, region);
+            env.asked(region);
+        });
+        facts.note("registrations_asked", asked);
+        asked
+    }
+
+    /// Revokes what has not been given back, once its owner has had its time.
+    fn take_back(&mut self, facts: &mut Facts) {
+        let Self { mm, env, report, map, .. } = self;
+        let (mut nr, mut uses) = (0, 0);
+        let began = mm.machine.now_ns();
+        if !Mutant::PinsNotTakenBack.is_on() {
+            mm.regions.take_back(&mm.machine, map.ranges(), &mut |told| {
+                if let TakeBack::Revoked(revoked) = told {
+                    nr += 1;
+                    uses += revoked.uses;
+                    report.note_revoked(revoked);
+                }
+                env.taking_back(told);
+            });
+        }
+        facts.note("registrations_revoked", nr);
+        facts.note("uses_waited_for", uses);
+        facts.note("grace_ns", mm.machine.now_ns() - began);
     }
 
     /// Waits until nobody holds a page of the device. Final, because its page map is dying.

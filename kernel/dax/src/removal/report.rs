@@ -7,9 +7,10 @@ use core::panic::Location;
 
 use mm::addr::{PfnRange, VirtRange};
 use mm::gather::ZapStats;
-use mm::machine::Machine;
+use mm::machine::{Machine, has_room};
 use mm::meta::LiveFolio;
 use mm::pins::PinRecord;
+use mm::region::{RegionInfo, Revoked};
 use mm::shootdown::ShootdownStats;
 use mm::space::AddressSpace;
 
@@ -113,6 +114,32 @@ fn copy_of<M: Machine>(machine: &M, text: &str) -> Option<String> {
     }
     copy.push_str(text);
     Some(copy)
+}
+
+/// A long-term pin of the device, whose owner was asked to give it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// Its number.
+    pub key: u64,
+    /// Whose it was.
+    pub owner: String,
+    /// How many pages.
+    pub nr_pages: u64,
+    /// How long its owner had, in nanoseconds.
+    pub grace_ns: u64,
+    /// Its owner did not give it back in time: it was revoked.
+    pub revoked: bool,
+}
+
+impl fmt::Display for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, owner, nr_pages, grace_ns, revoked } = self;
+        write!(f, "registration {key} of {owner} ({nr_pages} pages): ")?;
+        match revoked {
+            true => write!(f, "revoked after {grace_ns} ns"),
+            false => f.write_str("given back in time"),
+        }
+    }
 }
 
 /// What it cost to invalidate mappings: clear, shoot down, give back. Waiting for pins is not in it.
@@ -221,6 +248,8 @@ pub struct RemovalReport {
     pub cost: Cost,
     /// With [`Method::PerFrame`]: what the rest cost, by range.
     pub rest: Cost,
+    /// Long-term pins that were asked for, as many as there was memory for.
+    pub registrations: Vec<Registration>,
     /// The wait for pins.
     pub drained: Drained,
 }
@@ -237,6 +266,23 @@ impl RemovalReport {
     /// Address spaces that mapped the device, each once.
     pub fn nr_spaces(&self) -> usize {
         self.users.chunk_by(|one, next| one.space_id == next.space_id).count()
+    }
+    /// Remembers a registration that is asked for, if there is memory for it.
+    pub(super) fn note_registration<M: Machine>(&mut self, machine: &M, region: &RegionInfo<'_>) {
+        if !has_room(machine, &mut self.registrations) {
+            return;
+        }
+        let RegionInfo { key, nr_pages, grace_ns, .. } = *region;
+        let Some(owner) = copy_of(machine, region.owner) else { return };
+        self.registrations.push(Registration { key, owner, nr_pages, grace_ns, revoked: false });
+    }
+    /// Remembers that it was revoked.
+    pub(super) fn note_revoked(&mut self, revoked: &Revoked<'_>) {
+        let known = self.registrations.iter_mut().find(|known| known.key == revoked.region.key);
+        if let Some(known) = known {
+            known.revoked = true;
+            known.grace_ns = revoked.after_ns;
+        }
     }
     /// Time of all steps, in nanoseconds.
     pub fn ns(&self) -> u64 {
@@ -284,6 +330,9 @@ impl fmt::Display for RemovalReport {
         }
         for pin in &self.drained.pins {
             writeln!(f, "  waited for {pin}")?;
+        }
+        for registration in &self.registrations {
+            writeln!(f, "  {registration}")?;
         }
         if self.drained.rounds > 0 {
             writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;

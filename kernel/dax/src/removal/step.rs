@@ -15,7 +15,8 @@ pub enum Step {
     Invalidate,
     /// One round for all of them: no CPU uses an old translation, and no gup-fast walk that could is under way.
     Shootdown,
-    /// Table pages and the mappings' references are given back, tasks are told, and pins are waited for.
+    /// Table pages and the mappings' references are given back, tasks are told, long-term pins are taken back, and
+    /// transient ones are waited for.
     Drain,
     /// The page map goes: no frame of the device has metadata any more.
     FreeMetadata,
@@ -62,7 +63,7 @@ impl Step {
             Self::KillDax => "holders told, device dead, readers gone",
             Self::Invalidate => "translations taken out of all page tables",
             Self::Shootdown => "no CPU uses them any more",
-            Self::Drain => "tables and references given back, pins waited for",
+            Self::Drain => "tables and references given back, long-term pins taken back, others waited for",
             Self::FreeMetadata => "page map forgotten",
             Self::UnmapDirectMap => "the kernel's own mapping is gone",
             Self::Release => "name and range are free",

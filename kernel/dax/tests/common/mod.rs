@@ -13,6 +13,7 @@ use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::IrqOff;
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::region::{RegionInfo, TakeBack};
 use mm::space::{Access, AddressSpace, FaultError, MapError, VmOps};
 use mm::world::Mm;
 
@@ -222,6 +223,15 @@ impl RemovalEnv<EmuMachine> for Env<'_> {
     fn lost(&mut self, space: &Arc<Space>, range: VirtRange) {
         self.log.push("lost".into());
         self.lost.push((space.name().into(), range));
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        self.log.push(format!("asked {}", region.owner));
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        self.log.push(match told {
+            TakeBack::Waits(region) => format!("waits for a use of {}", region.owner),
+            TakeBack::Revoked(revoked) => format!("revoked {}", revoked.region.owner),
+        });
     }
     fn waiting(&mut self, waiting: &Waiting) {
         self.log.push("waiting".into());

@@ -188,7 +188,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     /// May the page be pinned for as long as is asked for?
     #[inline(always)]
     fn tolerates(&self, page: &Page) -> bool {
-        !self.want.long_term() || page.long_term() == LongTermPin::Allowed
+        !self.want.long_term() || (self.want.revocable() && page.long_term() == LongTermPin::Revocable)
     }
 
     /// The pages of one huge leaf, from `at` on, as one run.

@@ -13,10 +13,6 @@ pub trait PinSink {
     fn push_one(&mut self, pfn: Pfn) {
         self.push(pfn, 1);
     }
-    /// Everything stored so far, so that it can be given back.
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64));
-    /// Forgets everything.
-    fn clear(&mut self);
 }
 
 /// Results as an array of frames.
@@ -69,12 +65,6 @@ impl PinSink for PageArray<'_> {
         self.pages[self.len] = pfn;
         self.len = self.len.wrapping_add(1);
     }
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
-        self.as_slice().iter().for_each(|&pfn| each(pfn, 1));
-    }
-    fn clear(&mut self) {
-        self.len = 0;
-    }
 }
 
 /// Results as runs of frames: the cost does not grow with the pages inside a huge leaf (G6). Frames that follow
@@ -119,11 +109,5 @@ impl PinSink for RangeArray<'_> {
             self.ranges[self.len] = PfnRange::new(first, nr_pages);
             self.len = self.len.wrapping_add(1);
         }
-    }
-    fn for_each(&self, each: &mut dyn FnMut(Pfn, u64)) {
-        self.iter().for_each(|range| each(range.start(), range.nr_pages()));
-    }
-    fn clear(&mut self) {
-        self.len = 0;
     }
 }

@@ -72,8 +72,8 @@ const PFN_MASK: u64 = (1 << PFN_BITS) - 1;
 const MAP_SHIFT: u32 = PFN_BITS;
 const SIZE_SHIFT: u32 = 56;
 const POISONED: u64 = 1 << 58;
-const REVOCABLE_ONLY: u64 = 1 << 59;
-const LIMIT_EXEMPT: u64 = 1 << 60;
+const NO_LONG_TERM: u64 = 1 << 59;
+const RESERVED: u64 = 1 << 60;
 const EDGE: u64 = 1 << 61;
 
 /// A count after references were dropped that must be looked at.
@@ -101,11 +101,11 @@ impl Nature {
         let mut info = self.head.as_u64() & PFN_MASK;
         info |= u64::from(self.map.as_u16()) << MAP_SHIFT;
         info |= u64::from(self.size.level() - 1) << SIZE_SHIFT;
-        if self.kind.long_term() == LongTermPin::RevocableOnly {
-            info |= REVOCABLE_ONLY;
+        if self.kind.long_term() == LongTermPin::Refused {
+            info |= NO_LONG_TERM;
         }
-        if self.kind.exempt_from_pin_limit() {
-            info |= LIMIT_EXEMPT;
+        if self.kind.is_reserved() {
+            info |= RESERVED;
         }
         if self.poisoned {
             info |= POISONED;
@@ -328,12 +328,12 @@ impl Page {
     /// further load.
     #[inline]
     pub fn long_term(&self) -> LongTermPin {
-        if self.info() & REVOCABLE_ONLY != 0 { LongTermPin::RevocableOnly } else { LongTermPin::Allowed }
+        if self.info() & NO_LONG_TERM != 0 { LongTermPin::Refused } else { LongTermPin::Revocable }
     }
-    /// Are its pins left out of the owner's pin limit?
+    /// Was its memory reserved as a whole?
     #[inline]
-    pub fn is_exempt_from_pin_limit(&self) -> bool {
-        self.info() & LIMIT_EXEMPT != 0
+    pub fn is_reserved(&self) -> bool {
+        self.info() & RESERVED != 0
     }
     /// May its neighbours in the same 2 MiB block belong to another page map?
     #[inline]

@@ -137,13 +137,12 @@ fn policy_and_poison_reach_the_page() {
     let look = |pfn: u64| {
         let pfn = Pfn::new(pfn);
         world.store.get_or_create(pfn, MIB2, owner(0), 1).expect("in a device");
-        let seen =
-            world.store.with_page(pfn, |page| (page.long_term(), page.is_exempt_from_pin_limit(), page.is_poisoned()));
+        let seen = world.store.with_page(pfn, |page| (page.long_term(), page.is_reserved(), page.is_poisoned()));
         world.store.put(pfn, 1);
         seen.expect("live")
     };
-    assert_eq!(look(0), (LongTermPin::Allowed, true, false));
-    assert_eq!(look(B2), (LongTermPin::RevocableOnly, false, false));
+    assert_eq!(look(0), (LongTermPin::Revocable, true, false));
+    assert_eq!(look(B2), (LongTermPin::Refused, false, false));
     // Marked while nobody uses it, and found by who does. covers: P4
     assert!(dax.poison(Pfn::new(3)) && !dax.poison(Pfn::new(3)));
     assert!(!dax.poison(Pfn::new(B2)), "another device's frame");

@@ -8,6 +8,7 @@ use dax::removal::{self, Method, Problem, RemovalEnv, RemovalReport, StepRecord,
 use mm::addr::VirtRange;
 use mm::ledger::Kind;
 use mm::machine::Machine;
+use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
 use mm::sync::Arc;
 use mm::world::Mm;
@@ -39,6 +40,14 @@ pub trait RemovalWatch<M: Machine> {
     /// The tasks of `space` have lost `range`.
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         let _ = (space, range);
+    }
+    /// The owner of a registration is about to be asked to give it back.
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        let _ = region;
+    }
+    /// A registration was revoked, or one of its uses takes long.
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        let _ = told;
     }
     /// The removal waits for pins.
     fn waiting(&mut self, waiting: &Waiting) {
@@ -105,6 +114,12 @@ impl<M: Machine, W: RemovalWatch<M>> RemovalEnv<M> for Env<'_, M, W> {
     }
     fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
         self.watch.lost(space, range);
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        self.watch.asked(region);
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        self.watch.taking_back(told);
     }
     fn waiting(&mut self, waiting: &Waiting) {
         self.watch.waiting(waiting);

@@ -1,0 +1,408 @@
+//! Registrations: long-term pins that the kernel can take back (Linux and RDMA: memory regions, `ib_umem_get`; *what the
+//! thread on `get_user_pages_longterm` asks for and does not have*).
+//!
+//! # Protocol
+//! The owner registers a range of addresses. Its pages are pinned until one of these: the owner gives them back, the
+//! owner's handle goes (for it has ended), or the kernel takes them back. The last is done by range, in two steps:
+//!
+//! 1. [`Regions::ask`]: each registration that holds a frame of the range gets a deadline, and its owner is told, once.
+//!    What it has registered stays as it is until then.
+//! 2. [`Regions::take_back`]: waits until the owner has given it back or the deadline has passed, and then revokes it:
+//!    no use begins any more, the uses in flight are waited for, the pins are given back.
+//!
+//! The grace period is bounded by [`MAX_GRACE_NS`], and nobody waits for an owner's answer: so the second step ends,
+//! whatever the owner does. All registrations of a range have their grace at the same time. A registration goes as a
+//! whole, as a memory region does: half of one is no use to a device that has the key to all of it.
+//!
+//! # Who uses a registration
+//! Not the owner but what works for it: a DMA engine, here a task in its place. It has a [`RegionRef`], and each
+//! transfer is a use: [`RegionRef::access`] opens it, and answers an error once the registration is closed. A use is
+//! waited for, so it must end by itself: it is one transfer of an engine, no longer, and waits for no owner.
+//! The gate through which uses come, and its proof, are in [`gate`].
+//!
+//! # Against a removal
+//! ```text
+//!  register                                   removal
+//!  1 pin the pages                            a the page map is dying: no new folio
+//!  2 put the registration on the list         b ask: walk the list
+//!  3 is a page map of it dying? undo          c take back, once no walk can pin any more
+//! ```
+//! The list has a lock. If 2 comes before b, the registration is asked for. Otherwise a comes before 3, which sees it.
+//! So no registration stays that was not asked for.
+
+pub mod gate;
+mod info;
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::panic::Location;
+
+use self::gate::{By, Entered, Gate};
+pub use self::info::{MAX_GRACE_NS, Notice, RegionError, RegionInfo, RegionOwner, Revoked, TakeBack, Terms, UseError};
+use crate::addr::{Pfn, PfnRange, VirtAddr};
+use crate::gup::{GupError, GupFlags};
+use crate::ledger::Kind;
+use crate::machine::{Machine, Point, has_room};
+use crate::mutant::Mutant;
+use crate::pagemap::MapState;
+use crate::pins::{How, PinnedPages};
+use crate::space::{Access, AddressSpace, SigBusCause};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
+use crate::world::Mm;
+
+/// A use in flight that is waited for longer than this is worth a word, in nanoseconds; the next after twice as long.
+const SLOW_USE_NS: u64 = 10_000_000;
+/// The deadline of a registration for which nobody has asked.
+const NOT_ASKED: u64 = u64::MAX;
+
+/// One registration. On the list from its making until its pins are given back.
+struct Region<M: Machine> {
+    key: u64,
+    name: String,
+    place: &'static Location<'static>,
+    since_ns: u64,
+    grace_ns: u64,
+    nr_pages: u64,
+    writable: bool,
+    /// Runs with the number of the page at which each begins. What a use reads: it never changes, and means something
+    /// only while the gate is open.
+    runs: Box<[PfnRange]>,
+    starts: Box<[u64]>,
+    gate: Gate,
+    /// When the owner's grace is over, or [`NOT_ASKED`]. Whoever sets it tells the owner.
+    deadline_ns: AtomicU64,
+    asked_ns: AtomicU64,
+    owner: Weak<dyn RegionOwner>,
+    mm: Arc<Mm<M>>,
+    /// Taken by who closes the gate.
+    pins: Mutex<Option<PinnedPages<M>>>,
+}
+
+impl<M: Machine> Region<M> {
+    fn info(&self) -> RegionInfo<'_> {
+        let deadline_ns = Some(self.deadline_ns.load(Ordering::Relaxed)).filter(|&at| at != NOT_ASKED);
+        RegionInfo {
+            key: self.key,
+            owner: &self.name,
+            place: self.place,
+            since_ns: self.since_ns,
+            nr_pages: self.nr_pages,
+            frames: &self.runs,
+            grace_ns: self.grace_ns,
+            deadline_ns,
+            uses: self.gate.uses(),
+        }
+    }
+
+    fn holds_any(&self, ranges: &[PfnRange]) -> bool {
+        self.runs.iter().any(|&run| ranges.iter().any(|&range| range.overlaps(run)))
+    }
+
+    /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses in flight
+    /// that were waited for. `slow` is called, ever more seldom, while that takes long.
+    fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
+        let machine = &self.mm.machine;
+        let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
+        let relax = || {
+            machine.relax();
+            if machine.now_ns().saturating_sub(began) >= notice_ns {
+                notice_ns = notice_ns.saturating_mul(2);
+                slow(self.info());
+            }
+        };
+        if !self.gate.close(by) {
+            self.gate.wait_released(relax);
+            return None;
+        }
+        let uses = self.gate.wait_for_uses(relax);
+        let pins = self.pins.lock().take();
+        drop(pins);
+        let listed = self.mm.regions.take_off(self.key);
+        self.gate.set_released();
+        drop(listed);
+        Some(uses)
+    }
+
+    /// Begins the owner's grace period, unless it has begun. Says whether this was the first to ask.
+    fn ask(&self, asked: &mut dyn FnMut(&RegionInfo<'_>)) -> bool {
+        let (owner, now_ns) = (self.owner.upgrade(), self.mm.machine.now_ns());
+        // An owner that has ended and left its registration behind has nothing to do with a grace period.
+        let grace_ns = if owner.is_some() && !Mutant::NoGrace.is_on() { self.grace_ns } else { 0 };
+        let deadline_ns = now_ns.saturating_add(grace_ns).min(NOT_ASKED - 1);
+        // Relaxed: times. What orders anything is the list's lock and the gate.
+        if self.deadline_ns.compare_exchange(NOT_ASKED, deadline_ns, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        self.asked_ns.store(now_ns, Ordering::Relaxed);
+        asked(&self.info());
+        if let Some(owner) = owner {
+            owner.asked(&Notice { key: self.key, deadline_ns });
+        }
+        true
+    }
+}
+
+/// The registrations of one machine.
+pub struct Regions<M: Machine> {
+    next: AtomicU64,
+    /// By rising key.
+    list: Mutex<Vec<Arc<Region<M>>>>,
+}
+
+/// What there is to do about the registrations of a range.
+enum Next<M: Machine> {
+    Nothing,
+    Wait,
+    Revoke(Arc<Region<M>>),
+}
+
+impl<M: Machine> Regions<M> {
+    pub(crate) fn new() -> Self {
+        Self { next: AtomicU64::new(1), list: Mutex::new(Vec::new()) }
+    }
+
+    /// Calls `each` with every registration, oldest first, under the list's lock.
+    pub fn for_each(&self, each: &mut dyn FnMut(&RegionInfo<'_>)) {
+        self.list.lock().iter().for_each(|region| each(&region.info()));
+    }
+
+    /// Asks the owner of each registration that holds a frame of `ranges` to give it back, unless somebody has; `asked`
+    /// hears of each before its owner does. Answers how many that were. Work is proportional to the registrations that
+    /// there are, and their runs. Called with no lock held.
+    pub fn ask(&self, ranges: &[PfnRange], asked: &mut dyn FnMut(&RegionInfo<'_>)) -> u64 {
+        let (mut after, mut nr) = (0, 0);
+        while let Some(region) = self.first_after(after, ranges) {
+            after = region.key;
+            nr += u64::from(region.ask(asked));
+        }
+        nr
+    }
+
+    /// Waits until no registration holds a frame of `ranges`, whose owners were asked for them: given back, or revoked
+    /// once its deadline has passed, of which `told` hears. Bounded by the longest grace period and the uses in flight.
+    ///
+    /// Not with interrupts off, nor from inside a use.
+    pub fn take_back(&self, machine: &M, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
+        loop {
+            match self.next_of(ranges, machine.now_ns()) {
+                Next::Nothing => return,
+                Next::Wait => machine.relax(),
+                Next::Revoke(region) => {
+                    let info = region.info();
+                    let mut slow = |info: RegionInfo<'_>| told(&TakeBack::Waits(info));
+                    let Some(uses) = region.close(By::Kernel, &mut slow) else { continue };
+                    let after_ns = machine.now_ns().saturating_sub(region.asked_ns.load(Ordering::Relaxed));
+                    told(&TakeBack::Revoked(Revoked { region: info, uses, after_ns }));
+                }
+            }
+        }
+    }
+
+    fn first_after(&self, key: u64, ranges: &[PfnRange]) -> Option<Arc<Region<M>>> {
+        let list = self.list.lock();
+        let behind = list.partition_point(|region| region.key <= key);
+        list[behind..].iter().find(|region| region.holds_any(ranges)).cloned()
+    }
+
+    fn next_of(&self, ranges: &[PfnRange], now_ns: u64) -> Next<M> {
+        let list = self.list.lock();
+        let mut next = Next::Nothing;
+        for region in list.iter().filter(|region| region.holds_any(ranges)) {
+            let deadline_ns = region.deadline_ns.load(Ordering::Relaxed);
+            // One that nobody was asked for came too late, and is about to be undone.
+            if deadline_ns != NOT_ASKED && now_ns >= deadline_ns {
+                return Next::Revoke(Arc::clone(region));
+            }
+            next = Next::Wait;
+        }
+        next
+    }
+
+    fn put_on(&self, machine: &M, region: &Arc<Region<M>>) -> Result<(), GupError> {
+        let mut list = self.list.lock();
+        if !has_room(machine, &mut list) {
+            return Err(GupError::OutOfMemory);
+        }
+        let at = list.partition_point(|other| other.key < region.key);
+        list.insert(at, Arc::clone(region));
+        region.mm.ledger.charge(Kind::Registrations, 1);
+        Ok(())
+    }
+
+    fn take_off(&self, key: u64) -> Option<Arc<Region<M>>> {
+        let mut list = self.list.lock();
+        let at = list.binary_search_by_key(&key, |region| region.key).ok()?;
+        let region = list.remove(at);
+        region.mm.ledger.charge(Kind::Registrations, -1);
+        Some(region)
+    }
+}
+
+/// A registration, in its owner's hands. Dropping it gives the pages back, if the kernel has not taken them.
+#[must_use = "the registration is given back when this is dropped"]
+pub struct MemoryRegion<M: Machine> {
+    region: Arc<Region<M>>,
+}
+
+impl<M: Machine> MemoryRegion<M> {
+    /// Registers `nr_pages` pages from `start` on: all of them, or none. The kernel asks `owner` for them when it wants
+    /// them back; an owner that is gone by then is not waited for.
+    ///
+    /// # Errors
+    /// See [`RegionError`] and [`GupError`]; nothing is pinned or charged then. A range that touches memory of a file
+    /// system is [`GupError::NotSupported`] (L1), one over the account's limit [`GupError::OverLimit`] (L5), and one
+    /// whose device is being removed [`GupError::SigBus`].
+    #[track_caller]
+    pub fn register(
+        space: &AddressSpace<M>,
+        start: VirtAddr,
+        nr_pages: u64,
+        terms: &Terms<'_>,
+        owner: Weak<dyn RegionOwner>,
+    ) -> Result<Self, RegionError> {
+        if terms.grace_ns > MAX_GRACE_NS {
+            return Err(RegionError::Grace { wanted_ns: terms.grace_ns });
+        }
+        let mm = space.mm();
+        let key = mm.regions.next.fetch_add(1, Ordering::Relaxed);
+        let place = Location::caller();
+        let how = How { flags: terms.flags, account: Some(terms.account), registration: Some(key), place };
+        let pins = PinnedPages::pin_as(space, start, nr_pages, &how)?;
+        mm.machine.reached(Point::RegionPinned);
+        let (runs, starts) = tables(&mm.machine, pins.frames()).ok_or(GupError::OutOfMemory)?;
+        let region = Arc::new(Region {
+            key,
+            name: space.name().into(),
+            place,
+            since_ns: mm.machine.now_ns(),
+            grace_ns: terms.grace_ns,
+            nr_pages,
+            writable: terms.flags.contains(GupFlags::WRITE),
+            runs,
+            starts,
+            gate: Gate::new(),
+            deadline_ns: AtomicU64::new(NOT_ASKED),
+            asked_ns: AtomicU64::new(0),
+            owner,
+            mm: Arc::clone(mm),
+            pins: Mutex::new(Some(pins)),
+        });
+        mm.regions.put_on(&mm.machine, &region)?;
+        // From here on it is given back as any other.
+        let this = Self { region };
+        if this.is_going() && !Mutant::RegistrationNotRechecked.is_on() {
+            return Err(GupError::SigBus(start, SigBusCause::DeviceGone).into());
+        }
+        Ok(this)
+    }
+
+    /// Is a device that it holds pages of being removed?
+    fn is_going(&self) -> bool {
+        let meta = &self.region.mm.meta;
+        self.region.runs.iter().any(|&run| {
+            let mut at = run.start();
+            while at < run.end() {
+                let found = meta.find_map(at).filter(|map| map.state() == MapState::Live);
+                let Some(range) = found.and_then(|map| map.range_of(at)) else { return true };
+                at = range.end();
+            }
+            false
+        })
+    }
+
+    /// Its number.
+    pub fn key(&self) -> u64 {
+        self.region.key
+    }
+    /// For what works on the owner's behalf.
+    pub fn reference(&self) -> RegionRef<M> {
+        RegionRef { region: Arc::clone(&self.region) }
+    }
+    /// Gives it back, which is what dropping it does. When this returns the pages are given back, by whomever.
+    ///
+    /// Not with interrupts off, nor from inside a use.
+    pub fn deregister(self) {
+        drop(self);
+    }
+}
+
+impl<M: Machine> Drop for MemoryRegion<M> {
+    fn drop(&mut self) {
+        _ = self.region.close(By::Owner, &mut |_| ());
+    }
+}
+
+/// The runs, and the number of the page at which each begins.
+type Tables = (Box<[PfnRange]>, Box<[u64]>);
+
+/// `None` where memory is short.
+fn tables<M: Machine>(machine: &M, frames: &[PfnRange]) -> Option<Tables> {
+    let (mut runs, mut starts) = (Vec::new(), Vec::new());
+    if !machine.may_grow() {
+        return None;
+    }
+    runs.try_reserve_exact(frames.len()).ok()?;
+    starts.try_reserve_exact(frames.len()).ok()?;
+    let mut start = 0;
+    for &run in frames {
+        runs.push(run);
+        starts.push(start);
+        start += run.nr_pages();
+    }
+    Some((runs.into_boxed_slice(), starts.into_boxed_slice()))
+}
+
+/// The right to use a registration while it lasts, as an engine holds the key to a memory region.
+pub struct RegionRef<M: Machine> {
+    region: Arc<Region<M>>,
+}
+
+impl<M: Machine> Clone for RegionRef<M> {
+    fn clone(&self) -> Self {
+        Self { region: Arc::clone(&self.region) }
+    }
+}
+
+impl<M: Machine> RegionRef<M> {
+    /// The registration's number.
+    pub fn key(&self) -> u64 {
+        self.region.key
+    }
+    /// Begins a use. Never waits.
+    ///
+    /// # Errors
+    /// See [`UseError`].
+    pub fn access(&self, access: Access) -> Result<RegionUse<'_, M>, UseError> {
+        let key = self.region.key;
+        if access == Access::Write && !self.region.writable {
+            return Err(UseError::ReadOnly { key });
+        }
+        match self.region.gate.enter() {
+            Ok(entered) => Ok(RegionUse { region: &self.region, _entered: entered }),
+            Err(By::Kernel) => Err(UseError::Revoked { key }),
+            Err(By::Owner) => Err(UseError::GivenBack { key }),
+        }
+    }
+}
+
+/// A use in flight: while this lives the pages stay. Short: who takes the registration back waits for it.
+#[must_use = "the use ends when this is dropped"]
+pub struct RegionUse<'r, M: Machine> {
+    region: &'r Region<M>,
+    _entered: Entered<'r>,
+}
+
+impl<M: Machine> RegionUse<'_, M> {
+    /// The frame of the registration's page `page`; `None` beyond its end.
+    pub fn frame(&self, page: u64) -> Option<Pfn> {
+        let at = self.region.starts.partition_point(|&start| start <= page).checked_sub(1)?;
+        let run = self.region.runs[at];
+        let inside = page - self.region.starts[at];
+        (inside < run.nr_pages()).then(|| run.start().add(inside))
+    }
+    /// How many pages there are.
+    pub fn nr_pages(&self) -> u64 {
+        self.region.nr_pages
+    }
+}

@@ -1,0 +1,195 @@
+//! Models of registrations: the very code of `mm::region`.
+//!
+//! Run with `RUSTFLAGS="--cfg loom" cargo test -p mm --release --test loom_region`.
+//!
+//! | model | property |
+//! |---|---|
+//! | `a_use_against_a_revocation`, `two_uses_against_a_revocation` | The pages are given back after every use that was let in; one that begins later is refused |
+//! | `the_owner_against_the_kernel` | Exactly one gives the pages back, and neither returns before that is done |
+//! | `a_registration_against_a_removal` | No registration outlives a removal that could not ask for it |
+#![cfg(loom)]
+
+mod modelled;
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::thread;
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
+use mm::entry::Prot;
+use mm::gup::GupFlags;
+use mm::machine::IrqOff;
+use mm::mapping::Mapping;
+use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::region::gate::{By, Gate};
+use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
+use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
+use mm::world::Mm;
+use modelled::{LoomMachine, be, bring_up, explore, va};
+
+/// A registration without pages: a cell stands for them. Uses read it; who gives the pages back writes it.
+struct Registration {
+    gate: Gate,
+    pages: UnsafeCell<u64>,
+}
+
+// SAFETY: `pages` is what the models check: loom ends a model where two threads reach it without order.
+unsafe impl Sync for Registration {}
+// SAFETY: as above.
+unsafe impl Send for Registration {}
+
+impl Registration {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { gate: Gate::new(), pages: UnsafeCell::new(1) })
+    }
+
+    fn transfer(&self) -> Result<(), By> {
+        let _entered = self.gate.enter()?;
+        // SAFETY: the use keeps the pages; loom checks exactly that.
+        self.pages.with(|pages| assert_eq!(unsafe { *pages }, 1, "used after they were given back"));
+        Ok(())
+    }
+
+    /// As `mm::region::Region::close`. Answers whether it was this one that gave the pages back.
+    fn close(&self, by: By) -> bool {
+        if !self.gate.close(by) {
+            self.gate.wait_released(thread::yield_now);
+            return false;
+        }
+        self.gate.wait_for_uses(thread::yield_now);
+        // SAFETY: as in `transfer`.
+        self.pages.with_mut(|pages| unsafe { *pages += 1 });
+        self.gate.set_released();
+        true
+    }
+
+    fn given_back(&self) -> u64 {
+        // SAFETY: nobody uses the pages once they are given back; loom checks that whoever looks comes after it.
+        self.pages.with(|pages| unsafe { *pages } - 1)
+    }
+}
+
+fn spawn<R: 'static>(
+    registration: &Arc<Registration>,
+    f: impl FnOnce(&Registration) -> R + 'static,
+) -> thread::JoinHandle<R> {
+    let registration = registration.clone();
+    thread::spawn(move || f(&registration))
+}
+
+/// covers: L6
+#[test]
+fn a_use_against_a_revocation() {
+    loom::model(|| {
+        let registration = Registration::new();
+        let engine = spawn(&registration, |registration| _ = registration.transfer());
+        assert!(registration.close(By::Kernel));
+        assert_eq!(registration.transfer(), Err(By::Kernel), "a use that begins afterwards");
+        engine.join().unwrap();
+        assert_eq!(registration.given_back(), 1);
+    });
+}
+
+/// covers: L6
+#[test]
+fn two_uses_against_a_revocation() {
+    explore(3, || {
+        let registration = Registration::new();
+        let engines = [(); 2].map(|()| spawn(&registration, |registration| _ = registration.transfer()));
+        assert!(registration.close(By::Kernel));
+        assert_eq!(registration.given_back(), 1);
+        engines.into_iter().for_each(|engine| engine.join().unwrap());
+        assert_eq!(registration.gate.uses(), 0, "who was refused has taken back what it had added");
+    });
+}
+
+/// covers: L6
+#[test]
+fn the_owner_against_the_kernel() {
+    loom::model(|| {
+        let registration = Registration::new();
+        // A use that is in flight when the owner closes, or has ended, or is refused.
+        let owner = spawn(&registration, |registration| {
+            let won = registration.close(By::Owner);
+            assert_eq!(registration.given_back(), 1, "the owner returned first");
+            won
+        });
+        _ = registration.transfer();
+        let kernel = registration.close(By::Kernel);
+        assert_eq!(registration.given_back(), 1, "the kernel returned first");
+        assert!(owner.join().unwrap() != kernel, "exactly one gives the pages back");
+        assert_eq!(registration.gate.closed(), Some(if kernel { By::Kernel } else { By::Owner }));
+    });
+}
+
+/// A file whose page n is frame n.
+struct Identity(mm::sync::Arc<Mapping<LoomMachine>>);
+
+impl VmOps<LoomMachine> for Identity {
+    fn fault(
+        &self,
+        request: &FaultRequest,
+        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
+    ) -> Result<(), FaultError> {
+        install(FaultTarget { pfn: Pfn::new(request.offset_pages), size: PageSize::Size4K })
+    }
+    fn mmap(&self, _offset_pages: u64, _nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
+        insert();
+        Ok(())
+    }
+    fn mapping(&self) -> &mm::sync::Arc<Mapping<LoomMachine>> {
+        &self.0
+    }
+    fn kind(&self) -> MemoryKind {
+        MemoryKind::DevDax
+    }
+}
+
+/// covers: L6 R12
+#[test]
+fn a_registration_against_a_removal() {
+    explore(3, || {
+        be(0);
+        let mm = Mm::new(LoomMachine::new(2, 2), 2);
+        bring_up(&mm.machine, &mm.shootdown);
+        let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
+        let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
+        mm.meta.register(&map).unwrap();
+        let file: mm::sync::Arc<dyn VmOps<LoomMachine>> = mm::sync::Arc::new(Identity(Mapping::new(&mm)));
+        let space = AddressSpace::new(&mm, "model").unwrap();
+        space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+        space.handle_fault(va(0, 0), Access::Write).unwrap();
+        be(1);
+        mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
+        be(0);
+        let account = mm.pins.open_account("model", 1);
+        let registrar = {
+            let (space, account) = (space.clone(), account.clone());
+            thread::spawn(move || {
+                be(1);
+                let owner: mm::sync::Arc<dyn RegionOwner> = mm::sync::Arc::new(|_: &Notice| ());
+                let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+                let owner = mm::sync::Arc::downgrade(&owner);
+                let region = MemoryRegion::register(&space, va(0, 0), 1, &terms, owner);
+                region.ok()
+            })
+        };
+        mm.meta.kill(&map);
+        mm.regions.ask(&frames, &mut |_| ());
+        let region = registrar.join().unwrap();
+        let mut unasked = 0;
+        mm.regions.for_each(&mut |region| unasked += u64::from(region.deadline_ns.is_none()));
+        if unasked != 0 {
+            // Not dropped while this unwinds: that would wait, in a model that has ended.
+            std::mem::forget((region, space, account));
+            panic!("a registration is left for which nobody has asked");
+        }
+        mm.regions.take_back(&mm.machine, &frames, &mut |_| ());
+        let usable = region.as_ref().is_some_and(|region| region.reference().access(Access::Read).is_ok());
+        assert!(!usable, "a registration outlives the removal");
+        assert_eq!(mm.meta.totals().pins, 0);
+        be(1);
+        mm.shootdown.switch_to(&IrqOff::new(&mm.machine), None);
+        be(0);
+        drop((region, space));
+    });
+}

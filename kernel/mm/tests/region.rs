@@ -1,0 +1,388 @@
+//! Registrations: long-term pins that can be taken back, and what becomes of who does not give them back.
+#![cfg(not(loom))]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use common::{BASE, DEVICE_START, Device, Space, World, page, space_with, store_to, world};
+use mm::account::{OverLimit, PinAccount};
+use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
+use mm::emu::{EmuMachine, Event};
+use mm::entry::Prot;
+use mm::gup::{GupError, GupFlags};
+use mm::machine::{Machine, Point};
+use mm::pagemap::MemoryKind;
+use mm::region::{MAX_GRACE_NS, MemoryRegion, Notice, RegionError, RegionOwner, TakeBack, Terms, UseError};
+use mm::space::{Access, SigBusCause};
+
+type Region = MemoryRegion<EmuMachine>;
+
+const GRACE_NS: u64 = 20_000;
+
+/// An owner that only listens.
+#[derive(Default)]
+struct Listener {
+    notices: Mutex<Vec<Notice>>,
+}
+
+impl RegionOwner for Listener {
+    fn asked(&self, notice: &Notice) {
+        self.notices.lock().unwrap().push(*notice);
+    }
+}
+
+struct Rig {
+    emu: EmuMachine,
+    mm: Arc<World>,
+    device: Arc<Device>,
+    space: Arc<Space>,
+    account: Arc<PinAccount>,
+    owner: Arc<Listener>,
+    /// Somebody was told that a use takes long.
+    slow: AtomicBool,
+}
+
+/// A device-dax of which 1024 pages are mapped and loaded on CPU 0.
+fn rig() -> Rig {
+    let (emu, mm) = world(3);
+    let device = Device::dax_with(&mm, 4 << 18, PageSize::Size2M);
+    let space = space_with(&mm, &device, 1024, &[0]);
+    let account = mm.pins.open_account("account", 2048);
+    Rig { emu, mm, device, space, account, owner: Arc::default(), slow: AtomicBool::new(false) }
+}
+
+impl Rig {
+    fn terms(&self) -> Terms<'_> {
+        Terms { flags: GupFlags::WRITE, grace_ns: GRACE_NS, account: &self.account }
+    }
+    fn owner(&self) -> Weak<dyn RegionOwner> {
+        let owner: Arc<dyn RegionOwner> = self.owner.clone();
+        Arc::downgrade(&owner)
+    }
+    fn register(&self, nr: u64, nr_pages: u64) -> Result<Region, RegionError> {
+        MemoryRegion::register(&self.space, page(nr), nr_pages, &self.terms(), self.owner())
+    }
+    fn frames(&self, nr: u64, nr_pages: u64) -> [PfnRange; 1] {
+        [PfnRange::new(self.device.pfn(nr), nr_pages).unwrap()]
+    }
+    fn ask(&self, nr: u64, nr_pages: u64) -> u64 {
+        self.mm.regions.ask(&self.frames(nr, nr_pages), &mut |_| ())
+    }
+    /// Takes back; answers the keys of those that were revoked, and the uses that were waited for.
+    fn take_back(&self, nr: u64, nr_pages: u64) -> Vec<(u64, u64)> {
+        let mut revoked = Vec::new();
+        let frames = self.frames(nr, nr_pages);
+        self.mm.regions.take_back(&self.emu, &frames, &mut |told| match told {
+            TakeBack::Waits(_) => self.slow.store(true, Ordering::SeqCst),
+            TakeBack::Revoked(one) => revoked.push((one.region.key, one.uses)),
+        });
+        revoked
+    }
+    fn notices(&self) -> Vec<Notice> {
+        self.owner.notices.lock().unwrap().clone()
+    }
+    fn pins(&self) -> u64 {
+        self.mm.meta.totals().pins
+    }
+    fn listed(&self) -> Vec<u64> {
+        let mut keys = Vec::new();
+        self.mm.regions.for_each(&mut |region| keys.push(region.key));
+        keys
+    }
+}
+
+/// covers: L2 L6
+#[test]
+fn a_registration_holds_its_pages_until_its_owner_gives_it_back() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let region = rig.register(500, 24).unwrap();
+        let engine = region.reference();
+        assert_eq!((rig.pins(), rig.account.exempt_pages()), (24, 24));
+        let transfer = engine.access(Access::Write).unwrap();
+        assert_eq!(transfer.frame(0), Some(rig.device.pfn(500)));
+        assert_eq!(transfer.frame(23), Some(rig.device.pfn(523)));
+        assert_eq!((transfer.frame(24), transfer.frame(u64::MAX), transfer.nr_pages()), (None, None, 24));
+        drop(transfer);
+        // Neither the mapping nor the space has to stay.
+        rig.space.unmap(BASE, 1024 * PAGE_SIZE).unwrap();
+        assert_eq!(engine.access(Access::Read).unwrap().frame(1), Some(rig.device.pfn(501)));
+        let key = region.key();
+        region.deregister();
+        let error = engine.access(Access::Read).err();
+        assert_eq!(error, Some(UseError::GivenBack { key }));
+        assert!(error.unwrap().to_string().contains("given back by its owner"));
+        assert_eq!((rig.pins(), rig.account.exempt_pages(), rig.listed()), (0, 0, vec![]));
+    });
+}
+
+/// covers: L6
+#[test]
+fn who_registered_for_reading_cannot_write() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        rig.space.protect(BASE, 1024 * PAGE_SIZE, Prot::USER_READ).unwrap();
+        let error = rig.register(0, 4).err();
+        assert_eq!(error, Some(RegionError::Pin(GupError::AccessDenied(page(0)))));
+        let terms = Terms { flags: GupFlags::empty(), ..rig.terms() };
+        let region = MemoryRegion::register(&rig.space, page(0), 4, &terms, rig.owner()).unwrap();
+        let engine = region.reference();
+        assert_eq!(engine.access(Access::Write).err(), Some(UseError::ReadOnly { key: region.key() }));
+        assert!(engine.access(Access::Read).is_ok());
+    });
+}
+
+/// covers: L1 L2 L3
+#[test]
+fn a_long_term_request_gives_back_everything_where_it_meets_a_file_system() {
+    let rig = rig();
+    let file = Device::new(&rig.mm, DEVICE_START.add(4 << 18), 64, MemoryKind::FsDax, PageSize::Size4K);
+    rig.space.map(page(1024), 8 * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0).unwrap();
+    rig.emu.on_cpu(0, || {
+        // Present, so that the fast path gets as far as the file; then not, so that the slow one does.
+        (1000..1032).for_each(|nr| store_to(&rig.space, &rig.emu, page(nr), nr).unwrap());
+        for (nr, nr_pages) in [(1000, 32), (1023, 2), (1024, 1), (400, 630)] {
+            let error = rig.register(nr, nr_pages).err();
+            assert_eq!(error, Some(RegionError::Pin(GupError::NotSupported(page(1024)))), "page {nr}");
+            assert_eq!((rig.pins(), rig.listed().len()), (0, 0), "also what was pinned before");
+        }
+        let text = RegionError::Pin(GupError::NotSupported(page(1024))).to_string();
+        assert!(text.starts_with("not supported: the memory at 0x"), "{text}");
+        rig.space.unmap(page(1000), 24 * PAGE_SIZE).unwrap();
+        rig.space.map(page(1000), 24 * PAGE_SIZE, Prot::USER_WRITE, &rig.device.ops(), 1000).unwrap();
+        assert_eq!(rig.register(1000, 32).err(), Some(RegionError::Pin(GupError::NotSupported(page(1024)))));
+        assert_eq!((rig.pins(), rig.account.used_pages(), rig.account.exempt_pages()), (0, 0, 0));
+        assert!(rig.register(1000, 24).is_ok(), "what is device-dax may");
+    });
+}
+
+/// covers: L4
+#[test]
+fn what_does_not_fit_is_refused_and_leaves_nothing() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let refused = |nr, nr_pages| rig.register(nr, nr_pages).err();
+        assert_eq!(refused(0, 0), Some(RegionError::Pin(GupError::NoPages)));
+        assert_eq!(refused(0, u64::MAX), Some(RegionError::Pin(GupError::BadRange)));
+        assert_eq!(refused(1020, 8), Some(RegionError::Pin(GupError::NotMapped(page(1024)))));
+        let terms = Terms { grace_ns: MAX_GRACE_NS + 1, ..rig.terms() };
+        let error = MemoryRegion::register(&rig.space, page(0), 1, &terms, rig.owner()).err().unwrap();
+        assert_eq!(error, RegionError::Grace { wanted_ns: 1_000_000_001 });
+        assert_eq!(error.to_string(), "a grace period of 1000000001 ns; expected at most 1000000000");
+        rig.mm.pins.exempt_reserved(false);
+        rig.account.set_limit_pages(7);
+        let over = OverLimit { limit_pages: 7, used_pages: 0, wanted_pages: 8 };
+        assert_eq!(refused(0, 8), Some(RegionError::Pin(GupError::OverLimit(over))));
+        // Every list that has to grow: of the runs, their copies, and the registrations.
+        rig.account.set_limit_pages(8);
+        let mut failures = 0;
+        loop {
+            rig.emu.limit_growth(failures);
+            let result = rig.register(0, 8);
+            rig.emu.limit_growth(u64::MAX);
+            if let Err(error) = result {
+                assert_eq!(error, RegionError::Pin(GupError::OutOfMemory));
+                assert_eq!((rig.pins(), rig.account.used_pages(), rig.listed().len()), (0, 0, 0));
+                failures += 1;
+            } else {
+                break;
+            }
+        }
+        assert!(failures >= 3, "{failures} failures");
+        assert_eq!((rig.pins(), rig.account.used_pages()), (0, 0));
+    });
+}
+
+/// covers: L6
+#[test]
+fn an_owner_that_gives_back_in_time_is_not_revoked() {
+    let rig = rig();
+    // It lets go where it is told: in the kernel's task, with no lock in its way.
+    let kept: Arc<Mutex<Option<Region>>> = Arc::default();
+    let inside = kept.clone();
+    let owner: Arc<dyn RegionOwner> = Arc::new(move |_: &Notice| drop(inside.lock().unwrap().take()));
+    rig.emu.on_cpu(0, || {
+        let region = MemoryRegion::register(&rig.space, page(0), 8, &rig.terms(), Arc::downgrade(&owner)).unwrap();
+        let (key, engine) = (region.key(), region.reference());
+        *kept.lock().unwrap() = Some(region);
+        let began = rig.emu.now_ns();
+        assert_eq!(rig.ask(4, 1), 1);
+        assert_eq!(rig.take_back(4, 1), []);
+        assert!(rig.emu.now_ns() - began < 100, "nobody is waited for");
+        assert_eq!(engine.access(Access::Read).err(), Some(UseError::GivenBack { key }));
+        assert_eq!(rig.pins(), 0);
+    });
+}
+
+/// covers: L6
+#[test]
+fn an_owner_that_does_nothing_has_its_grace_period_and_no_more() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let region = rig.register(0, 8).unwrap();
+        let elsewhere = rig.register(600, 8).unwrap();
+        let engine = region.reference();
+        let began = rig.emu.now_ns();
+        assert_eq!(rig.ask(7, 2), 1);
+        assert_eq!(rig.ask(0, 1024), 1, "the other one; who was asked is not asked again");
+        let notices = rig.notices();
+        assert_eq!(notices.iter().map(|notice| notice.key).collect::<Vec<_>>(), [region.key(), elsewhere.key()]);
+        // Until the deadline it works as ever.
+        assert!(engine.access(Access::Write).is_ok());
+        assert_eq!(rig.take_back(7, 2), [(region.key(), 0)]);
+        let now = rig.emu.now_ns();
+        assert!(now >= notices[0].deadline_ns && notices[0].deadline_ns >= began + GRACE_NS, "{now} {notices:?}");
+        assert!(now < began + GRACE_NS + 1000, "no longer than the grace period: {} ns", now - began);
+        let error = engine.access(Access::Read).err();
+        assert_eq!(error, Some(UseError::Revoked { key: region.key() }));
+        assert!(error.unwrap().to_string().contains("taken back by the kernel"));
+        assert_eq!((rig.pins(), rig.listed()), (8, vec![elsewhere.key()]), "by range: the other one stays");
+        assert!(elsewhere.reference().access(Access::Write).is_ok());
+        // The owner's handle is worth nothing any more, and harmless.
+        drop(region);
+        assert_eq!(rig.pins(), 8);
+    });
+}
+
+/// covers: L6
+#[test]
+fn an_owner_that_died_and_left_its_registration_behind_is_not_waited_for() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let owner: Arc<dyn RegionOwner> = Arc::new(Listener::default());
+        let region = MemoryRegion::register(&rig.space, page(0), 8, &rig.terms(), Arc::downgrade(&owner)).unwrap();
+        let (key, engine) = (region.key(), region.reference());
+        drop(owner);
+        let began = rig.emu.now_ns();
+        assert_eq!((rig.ask(0, 8), rig.take_back(0, 8)), (1, vec![(key, 0)]));
+        assert!(rig.emu.now_ns() - began < 100);
+        assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key }));
+        // One that died in order has given it back.
+        drop(region);
+        let region = rig.register(0, 8).unwrap();
+        drop(region);
+        assert_eq!((rig.ask(0, 8), rig.take_back(0, 8), rig.pins()), (0, vec![], 0));
+    });
+}
+
+/// covers: L6
+#[test]
+fn a_use_in_flight_is_waited_for() {
+    let rig = rig();
+    let rig = Arc::new(rig);
+    rig.emu.clone().on_cpu(0, || {
+        let region = rig.register(0, 8).unwrap();
+        let engine = region.reference();
+        let transfer = engine.access(Access::Write).unwrap();
+        rig.ask(0, 8);
+        let inner = rig.clone();
+        let remover = rig.emu.start(1, move || inner.take_back(0, 8));
+        // Well after the deadline: it is closed to others, and the pages are there.
+        rig.emu.advance_clock(10 * GRACE_NS);
+        assert!(!rig.emu.let_run(1, &remover));
+        assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key: region.key() }));
+        assert_eq!((rig.pins(), transfer.frame(7)), (8, Some(rig.device.pfn(7))));
+        // One that takes long is spoken of.
+        assert!(!rig.slow.load(Ordering::SeqCst));
+        rig.emu.advance_clock(10_000_000);
+        assert!(!rig.emu.let_run(1, &remover) && rig.slow.load(Ordering::SeqCst));
+        drop(transfer);
+        assert_eq!(rig.emu.finish(remover), [(region.key(), 1)]);
+        assert_eq!(rig.pins(), 0);
+    });
+}
+
+/// covers: L6
+#[test]
+fn an_owner_that_lets_go_while_it_is_revoked_comes_second() {
+    let rig = Arc::new(rig());
+    rig.emu.clone().on_cpu(0, || {
+        let region = rig.register(0, 8).unwrap();
+        let (key, engine) = (region.key(), region.reference());
+        let transfer = engine.access(Access::Write).unwrap();
+        rig.ask(0, 8);
+        rig.emu.advance_clock(GRACE_NS);
+        let inner = rig.clone();
+        let remover = rig.emu.start(1, move || inner.take_back(0, 8));
+        let gone = Arc::new(AtomicBool::new(false));
+        let (flag, inner) = (gone.clone(), rig.clone());
+        let owner = rig.emu.start(2, move || {
+            region.deregister();
+            flag.store(true, Ordering::SeqCst);
+            inner.pins()
+        });
+        assert!(!rig.emu.let_run(2, &owner) && !gone.load(Ordering::SeqCst), "its pages are in use still");
+        drop(transfer);
+        assert_eq!(rig.emu.finish(remover), [(key, 1)]);
+        assert_eq!(rig.emu.finish(owner), 0, "when it returns the pages are given back, by whomever");
+    });
+}
+
+/// covers: L6
+#[test]
+fn the_kernel_comes_second_where_the_owner_is_giving_it_back() {
+    let rig = Arc::new(rig());
+    rig.emu.clone().on_cpu(0, || {
+        let region = rig.register(0, 8).unwrap();
+        let engine = region.reference();
+        let transfer = engine.access(Access::Write).unwrap();
+        let owner = rig.emu.start(2, move || region.deregister());
+        rig.ask(0, 8);
+        rig.emu.advance_clock(GRACE_NS);
+        let inner = rig.clone();
+        let remover = rig.emu.start(1, move || (inner.take_back(0, 8), inner.pins()));
+        assert!(!rig.emu.let_run(1, &remover) && !rig.emu.let_run(2, &owner));
+        drop(transfer);
+        assert_eq!(rig.emu.finish(remover), (vec![], 0), "nothing was revoked, nothing is pinned");
+        rig.emu.finish(owner);
+    });
+}
+
+/// covers: L6 R12
+#[test]
+fn a_registration_that_a_removal_could_not_ask_for_is_refused() {
+    let rig = Arc::new(rig());
+    let asked = Arc::new(AtomicU64::new(u64::MAX));
+    // The pages are pinned, and the registration is not on the list yet: now the device begins to go.
+    rig.emu.at(0, Event::At(Point::RegionPinned), 1, {
+        let (rig, asked) = (rig.clone(), asked.clone());
+        move || {
+            rig.mm.meta.kill(&rig.device.pages);
+            asked.store(rig.ask(0, 1024), Ordering::SeqCst);
+        }
+    });
+    let result = rig.emu.on_cpu(0, || rig.register(0, 8).err());
+    rig.emu.assert_hooks_ran();
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    assert_eq!(result, Some(RegionError::Pin(GupError::SigBus(page(0), SigBusCause::DeviceGone))));
+    assert_eq!((rig.pins(), rig.listed().len(), rig.account.exempt_pages()), (0, 0, 0));
+}
+
+/// covers: L7
+#[test]
+fn the_lists_say_who_has_registered_what() {
+    let rig = rig();
+    rig.mm.pins.switch(true);
+    rig.emu.on_cpu(0, || {
+        let region = rig.register(500, 24).unwrap();
+        let engine = region.reference();
+        let transfer = engine.access(Access::Read).unwrap();
+        rig.ask(500, 1);
+        let mut lines = Vec::new();
+        rig.mm.regions.for_each(&mut |info| {
+            assert_eq!((info.uses, info.nr_pages, info.grace_ns), (1, 24, GRACE_NS));
+            assert_eq!(info.deadline_ns, Some(rig.notices()[0].deadline_ns));
+            lines.push(info.to_string());
+        });
+        rig.mm.pins.for_each(&mut |record| lines.push(record.describe(record.since_ns).to_string()));
+        let key = region.key();
+        let first = format!("registration {key} of test (24 pages from frame 0x1001f4, made at mm/tests/region.rs:");
+        let first = first.replace("mm/tests", "tests");
+        assert!(lines[0].replace("kernel/mm/", "").starts_with(&first), "{}", lines[0]);
+        assert!(lines[1].contains(&format!("pinned long-term (registration {key}) by test")), "{}", lines[1]);
+        assert!(lines[1].ends_with("; account account: 0 pages count, 24 are exempt"), "{}", lines[1]);
+        drop(transfer);
+    });
+}
