@@ -30,7 +30,7 @@ use spin::Once;
 use crate::machine::{KernelMachine, mm};
 use crate::pmem_host::Host;
 use crate::reserve::{FAULTS, Section};
-use crate::{acpi, memory, removals, shell_pins, task, time, virtio};
+use crate::{acpi, memory, mounts, removals, shell_pins, task, time, virtio};
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -337,8 +337,9 @@ fn remove_with(
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
-    let mut watch = Watch { name: &slot.name, frames: slot.frames, waits, quiet };
+    let mut watch = Watch { at, name: &slot.name, frames: slot.frames, waits, quiet };
     let report = device.remove(mappings, method, &mut watch);
+    mounts::device_gone(at);
     let report = Arc::new(report);
     *slot.last.lock() = (section.shortages() == 0).then(|| Arc::clone(&report));
     if section.shortages() > 0 && !quiet {
@@ -406,6 +407,7 @@ pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMac
 
 /// Says every step of a removal on the console, as it ends.
 struct Watch<'a> {
+    at: usize,
     name: &'a str,
     frames: PfnRange,
     waits: &'a mut dyn FnMut(&Waiting),
@@ -462,6 +464,9 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
             u8::from(record.problem.is_some()),
             FactWords(record),
         );
+        if record.step == removal::Step::KillDax {
+            mounts::report_notification(self.at);
+        }
     }
     fn instructions(&mut self) -> u64 {
         time::cost()

@@ -17,7 +17,8 @@ use mm::pagemap::MemoryKind;
 use mm::space::SigBusCause;
 
 use crate::machine::{KernelMachine, Space, mm};
-use crate::{devices, layout};
+use crate::task::SigBus;
+use crate::{devices, layout, sched, task};
 
 /// The bytes of a device, through the direct map. Each access holds the device alive.
 struct DeviceMemory(Arc<DaxDevice>);
@@ -25,6 +26,23 @@ struct DeviceMemory(Arc<DaxDevice>);
 impl DeviceMemory {
     fn live(&self) -> Result<LiveGuard<'_>, FsError> {
         self.0.read_lock().map_err(|_| FsError::DeviceGone)
+    }
+
+    /// What has lost its contents is not read (P3): that would be a machine check.
+    fn healthy(&self, offset: u64, len: usize) -> Result<(), FsError> {
+        let live = self.live()?;
+        let map = self.0.pagemap();
+        let end = offset + len as u64;
+        let mut page = offset & !(PAGE_SIZE - 1);
+        while page < end {
+            let want = (end - page).next_multiple_of(PAGE_SIZE);
+            let row = live.direct_access(page, want).map_err(|_| FsError::Media(page))?;
+            if map.any_poisoned(row.start(), row.nr_pages()) {
+                return Err(FsError::Media(page));
+            }
+            page += row.nr_pages() * PAGE_SIZE;
+        }
+        Ok(())
     }
 
     /// Calls `each` with the place of each part of the bytes that lies in a row, and the part's place among them. The
@@ -58,6 +76,8 @@ impl Pmem for DeviceMemory {
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        check_bounds(offset, buf.len(), self.0.size_bytes())?;
+        self.healthy(offset, buf.len())?;
         self.parts(offset, buf.len(), &mut |from, part| {
             let to = &mut buf[part];
             // SAFETY: `parts` gives mapped bytes of the device. Tasks may store there meanwhile, as to any shared
@@ -102,7 +122,16 @@ impl Host<KernelMachine> for Kernel {
         log::info!(target: "fs", "{line}");
     }
     fn lost(&self, space: &Arc<Space>, range: VirtRange, cause: SigBusCause) {
-        log::info!(target: "fs", "{}: {range:?} is lost: {cause:?}", space.name());
+        let (name, addr, len_bytes) = (space.name(), range.start(), range.len_bytes());
+        crate::report!("lost space={} name={name} addr={addr} len={len_bytes} cause={cause}", space.id());
+        task::for_each_with_space(&mut |of, task| {
+            if of == space.id() {
+                task.send_signal(SigBus { addr, len_bytes, cause }.into());
+            }
+        });
+    }
+    fn current_space(&self) -> Option<u64> {
+        sched::with_current(|task| task.space().map(|space| space.id())).flatten()
     }
     fn pinned_by(&self, pfn: Pfn) -> Option<String> {
         let now = mm().machine.now_ns();
@@ -117,15 +146,30 @@ impl Host<KernelMachine> for Kernel {
     }
 }
 
-/// Mounts the file system on device `at`, which is attached for one.
+/// The DAX device `at`, which is attached for a file system.
+fn for_file_system(at: usize) -> Result<Arc<DaxDevice>, String> {
+    let device = devices::dax(at).map_err(|error| format!("{error}"))?;
+    match device.kind() {
+        MemoryKind::FsDax => Ok(device),
+        MemoryKind::DevDax => Err(format!("device {at} is not attached for a file system (attach {at} fsdax)")),
+    }
+}
+
+/// The bytes of device `at`, which is attached for a file system.
+///
+/// # Errors
+/// One clear line.
+pub fn memory(at: usize) -> Result<Arc<dyn Pmem>, String> {
+    Ok(Arc::new(DeviceMemory(for_file_system(at)?)))
+}
+
+/// Mounts the file system on device `at`, which is attached for one. By way of [`mounts`](crate::mounts), so that it
+/// is found again.
 ///
 /// # Errors
 /// One clear line.
 pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
-    let device = devices::dax(at).map_err(|error| format!("{error}"))?;
-    if device.kind() != MemoryKind::FsDax {
-        return Err(format!("device {at} is not attached for a file system (attach {at} fsdax)"));
-    }
+    let device = for_file_system(at)?;
     let source = Source {
         name: devices::slots()[at].name.clone(),
         pmem: Arc::new(DeviceMemory(Arc::clone(&device))),

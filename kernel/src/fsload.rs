@@ -16,7 +16,7 @@ use crate::machine::KernelMachine;
 use crate::shell::Command;
 use crate::shell_devices::number;
 use crate::task::Task;
-use crate::{fs_device, percpu, sched};
+use crate::{mounts, percpu, sched};
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[Command {
@@ -35,7 +35,7 @@ fn fsload(args: &[&str]) -> Result<(), String> {
     if !(1..=MAX_TASKS).contains(&nr_tasks) {
         return Err(format!("{nr_tasks} tasks; expected 1 to {MAX_TASKS}"));
     }
-    let mounted = fs_device::mount(at)?;
+    let mounted = mounts::mount(at)?;
     crate::report!("fsload mounted device={} seed={seed} tasks={nr_tasks}", mounted.name());
     let end = if steps == 0 { u64::MAX } else { steps };
     let failures = Arc::new(AtomicU64::new(0));
@@ -43,7 +43,7 @@ fn fsload(args: &[&str]) -> Result<(), String> {
     for task in &tasks {
         let _only_the_end_matters = sched::join(task);
     }
-    mounted.unmount(&Context::new()).map_err(|error| format!("unmount: {error}"))?;
+    mounts::unmount(at)?;
     crate::report!("fsload unmounted device={}", mounted.name());
     match failures.load(Ordering::Relaxed) {
         0 => Ok(()),

@@ -13,7 +13,7 @@ use mm::failure::{FailureKind, memory_failure};
 use spin::Once;
 
 use crate::task::{Exit, Task};
-use crate::{devices, machine, memory, report, sched};
+use crate::{devices, machine, memory, mounts, report, sched};
 
 /// How many errors can wait to be looked at.
 const SLOTS: usize = 16;
@@ -111,8 +111,9 @@ fn work() -> Exit {
     }
 }
 
-/// Takes one frame away and says so.
+/// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.
 pub fn fail(pfn: Pfn) {
+    mounts::media_failure(pfn);
     match memory_failure(machine::mm(), pfn, FailureKind::Media) {
         Ok(failure) => {
             devices::keep_bad_blocks(pfn);

@@ -35,6 +35,7 @@ static GROUPS: &[&[Command]] = &[
     crate::shell_pins::COMMANDS,
     crate::shell_fail::COMMANDS,
     crate::removals::COMMANDS,
+    crate::shell_fs::COMMANDS,
     crate::fsload::COMMANDS,
 ];
 
