@@ -69,7 +69,7 @@ impl RunQueue {
 
     /// Arms the timer for the next thing to do, or stops it. Only on the queue's own CPU.
     fn arm(&mut self) {
-        let turn = (!self.ready.is_empty() && !self.is_idle()).then_some(self.slice_start + SLICE_NS);
+        let turn = (!self.ready.is_empty() && !self.is_idle()).then_some(self.slice_start + slice_ns(self.slice_start));
         let wake = self.sleepers.iter().map(|&(when, _)| when).min();
         let next = turn.into_iter().chain(wake).min().unwrap_or(0);
         if next == self.armed_for {
@@ -81,6 +81,13 @@ impl RunQueue {
             _ => apic::timer_arm(time::timer_ticks(next.saturating_sub(time::since_first_line_ns()))),
         }
     }
+}
+
+/// How long the slice that begins at `start` lasts, in nanoseconds: between one and two times [`SLICE_NS`], as if at
+/// random. In deterministic mode QEMU gives another CPU its turn whenever a timer runs out. Were all slices alike, each
+/// turn would last as long as the one before: a CPU that once had just time to set its timer anew would never get more.
+fn slice_ns(start: u64) -> u64 {
+    SLICE_NS + (start.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % SLICE_NS
 }
 
 /// A new task on `cpu`, ready to run.
