@@ -40,7 +40,7 @@ fn a_panic_leaves_an_epitaph_and_its_own_status() {
 
 #[test]
 fn too_little_memory_is_refused_with_a_reason() {
-    let outcome = run(&Machine { smp: 1, mem_bytes: 64 * MIB, ..machine() });
+    let outcome = run(&Machine { smp: 1, mem_bytes: 80 * MIB, ..machine() });
     assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
     assert_eq!(outcome.status.exit_code(), 4);
     assert!(has_line(&outcome, &["memory"]), "{}", tail(&outcome));
