@@ -67,6 +67,7 @@ static GROUPS: &[&[Test]] = &[
     crate::ktests_dax_pages::TESTS,
     crate::ktests_pins::TESTS,
     crate::ktests_fail::TESTS,
+    crate::ktests_fs::TESTS,
     crate::ktests_stress::TESTS,
     crate::ktests_virtio::TESTS,
 ];

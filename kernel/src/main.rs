@@ -26,6 +26,7 @@ mod ktest;
 mod ktests_dax;
 mod ktests_dax_pages;
 mod ktests_fail;
+mod ktests_fs;
 mod ktests_ground;
 mod ktests_mm;
 mod ktests_mm_gup;
