@@ -31,9 +31,25 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
     if std::env::var_os("UNPLUG_FULL").is_some() {
         all.push(("deterministic", Machine { deterministic: true, ..base.clone() }));
-        all.push(("8cpu", Machine { smp: 8, ..base }));
+        all.push(("8cpu", Machine { smp: 8, ..base.clone() }));
+        all.extend(long_stress(&base));
     }
     all
+}
+
+/// More than a million gup calls against map, unmap and removal, by 2, 4 and 8 CPUs in both modes.
+fn long_stress(base: &Machine) -> impl Iterator<Item = (&'static str, Machine)> {
+    let append = vec!["tests=stress.*".into(), "stress=full".into()];
+    let base = Machine { append, timeout: Some(Duration::from_secs(3600)), ..base.clone() };
+    let sizes = [
+        ("stress-2cpu", 2, false),
+        ("stress-4cpu", 4, false),
+        ("stress-8cpu", 8, false),
+        ("stress-2cpu-deterministic", 2, true),
+        ("stress-4cpu-deterministic", 4, true),
+        ("stress-8cpu-deterministic", 8, true),
+    ];
+    sizes.into_iter().map(move |(name, smp, deterministic)| (name, Machine { smp, deterministic, ..base.clone() }))
 }
 
 fn main() -> ExitCode {
