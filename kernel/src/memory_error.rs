@@ -113,13 +113,14 @@ fn work() -> Exit {
 
 /// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.
 pub fn fail(pfn: Pfn) {
+    let known = machine::mm().meta.find_map(pfn).is_some_and(|map| map.any_poisoned(pfn, 1));
     mounts::media_failure(pfn);
     match memory_failure(machine::mm(), pfn, FailureKind::Media) {
         Ok(failure) => {
             devices::keep_bad_blocks(pfn);
             report!(
                 "memory_failure pfn={pfn} known={} users={} leaves={}",
-                u8::from(failure.was_poisoned),
+                u8::from(known),
                 failure.users.len(),
                 failure.stats.leaves
             );

@@ -68,6 +68,15 @@ fn mounted_at(word: &str) -> Result<Arc<Fs>, String> {
     mounts::get(at(word)?)
 }
 
+/// The same, for a change: one that is frozen would let the shell, which alone can thaw it, wait for ever.
+fn to_change(word: &str) -> Result<Arc<Fs>, String> {
+    let fs = mounted_at(word)?;
+    match fs.freeze_holders() {
+        (0, 0) => Ok(fs),
+        _ => Err(format!("device {word} is frozen (thaw {word} first)")),
+    }
+}
+
 /// An error, with the path it is about.
 fn about(path: &str) -> impl Fn(FsError) -> String + '_ {
     move |error| format!("{path}: {error}")
@@ -207,7 +216,7 @@ fn cat(args: &[&str]) -> Result<(), String> {
 fn write(args: &[&str]) -> Result<(), String> {
     let [nr, path, offset, text @ ..] = args else { return Err(expected("write N PATH OFFSET TEXT")) };
     let (offset, text) = (number(offset)?, text.join(" "));
-    let (fs, context) = (mounted_at(nr)?, Context::new());
+    let (fs, context) = (to_change(nr)?, Context::new());
     let file = match fs.create(&context, path, true) {
         Err(FsError::Exists) => open(&fs, &context, path)?,
         made => made.map_err(about(path))?,
@@ -223,12 +232,14 @@ fn write(args: &[&str]) -> Result<(), String> {
 fn truncate(args: &[&str]) -> Result<(), String> {
     let [nr, path, size] = args else { return Err(expected("truncate N PATH SIZE")) };
     let size = number(size)?;
+    to_change(nr)?;
     with_file(nr, path, |fs, context, file| fs.truncate(context, file, size))
 }
 
 fn punch(args: &[&str]) -> Result<(), String> {
     let [nr, path, offset, len] = args else { return Err(expected("punch N PATH OFFSET LEN")) };
     let (offset, len) = (number(offset)?, number(len)?);
+    to_change(nr)?;
     with_file(nr, path, |fs, context, file| fs.punch(context, file, offset, len))
 }
 
@@ -243,7 +254,7 @@ fn fsync(args: &[&str]) -> Result<(), String> {
 
 fn touch(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("touch N PATH")) };
-    let (fs, context) = (mounted_at(nr)?, Context::new());
+    let (fs, context) = (to_change(nr)?, Context::new());
     let size = fs.stat(&context, path).map_err(about(path))?.size;
     let len = size.next_multiple_of(PAGE_SIZE);
     if len == 0 {
@@ -284,27 +295,27 @@ fn touch(args: &[&str]) -> Result<(), String> {
 
 fn mkdir(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("mkdir N PATH")) };
-    mounted_at(nr)?.mkdir(&Context::new(), path).map_err(about(path))
+    to_change(nr)?.mkdir(&Context::new(), path).map_err(about(path))
 }
 
 fn rmdir(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("rmdir N PATH")) };
-    mounted_at(nr)?.rmdir(&Context::new(), path).map_err(about(path))
+    to_change(nr)?.rmdir(&Context::new(), path).map_err(about(path))
 }
 
 fn mv(args: &[&str]) -> Result<(), String> {
     let [nr, path, new] = args else { return Err(expected("mv N PATH NEW")) };
-    mounted_at(nr)?.rename(&Context::new(), path, new).map_err(about(path))
+    to_change(nr)?.rename(&Context::new(), path, new).map_err(about(path))
 }
 
 fn ln(args: &[&str]) -> Result<(), String> {
     let [nr, path, new] = args else { return Err(expected("ln N PATH NEW")) };
-    mounted_at(nr)?.link(&Context::new(), path, new).map_err(about(path))
+    to_change(nr)?.link(&Context::new(), path, new).map_err(about(path))
 }
 
 fn rm(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("rm N PATH")) };
-    mounted_at(nr)?.unlink(&Context::new(), path).map_err(about(path))
+    to_change(nr)?.unlink(&Context::new(), path).map_err(about(path))
 }
 
 fn freeze(args: &[&str]) -> Result<(), String> {
