@@ -72,7 +72,7 @@ bitflags! {
 
 impl GupFlags {
     /// Whoever holds the pin gives it back when it is asked to. Not for callers from outside.
-    const REVOCABLE: Self = Self::from_bits_retain(1 << 31);
+    const REVOCABLE: Self = Self::from_bits_retain(1 << 23);
     /// A long-term pin that can be taken back.
     const LONGTERM_REVOCABLE: Self = Self::LONGTERM.union(Self::REVOCABLE);
 }
@@ -155,16 +155,23 @@ struct Want(u32);
 
 impl Want {
     /// A pin without bound.
-    const LONG_TERM: u32 = 1 << 8;
+    const LONG_TERM: u32 = Self::above_rights(GupFlags::LONGTERM);
     /// … that is given back when it is asked for.
-    const REVOCABLE: u32 = 1 << 9;
+    const REVOCABLE: u32 = Self::above_rights(GupFlags::REVOCABLE);
+
+    /// These flags, where the entry's rights leave room.
+    #[inline(always)]
+    const fn above_rights(flags: GupFlags) -> u32 {
+        flags.bits() << 8
+    }
 
     #[inline(always)]
     fn new(flags: GupFlags) -> Self {
         let write = flags.contains(GupFlags::WRITE) && !Mutant::WriteThroughReadOnly.is_on();
-        let long_term = if flags.contains(GupFlags::LONGTERM) { Self::LONG_TERM } else { 0 };
-        let revocable = if flags.contains(GupFlags::REVOCABLE) { Self::REVOCABLE } else { 0 };
-        Self(u32::from(Entry::user_rights(write)) | long_term | revocable)
+        // Both at once, without a branch.
+        Self(
+            u32::from(Entry::user_rights(write)) | Self::above_rights(flags.intersection(GupFlags::LONGTERM_REVOCABLE)),
+        )
     }
     #[inline(always)]
     fn rights(self) -> u8 {
