@@ -130,6 +130,8 @@ fn who_registered_for_reading_cannot_write() {
         let region = MemoryRegion::register(&rig.space, page(0), 4, &terms, rig.owner()).unwrap();
         let engine = region.reference();
         assert_eq!(engine.access(Access::Write).err(), Some(UseError::ReadOnly { key: region.key() }));
+        assert_eq!(engine.check(Access::Write), Err(UseError::ReadOnly { key: region.key() }));
+        assert_eq!(engine.check(Access::Read), Ok(()));
         assert!(engine.access(Access::Read).is_ok());
     });
 }
@@ -283,6 +285,8 @@ fn a_use_in_flight_is_waited_for() {
         rig.emu.advance_clock(10 * GRACE_NS);
         assert!(!rig.emu.let_run(1, &remover));
         assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key: region.key() }));
+        // The question is no use: nobody waits for who asks it.
+        assert_eq!(engine.check(Access::Read), Err(UseError::Revoked { key: region.key() }));
         assert_eq!((rig.pins(), transfer.frame(7)), (8, Some(rig.device.pfn(7))));
         // One that takes long is spoken of.
         assert!(!rig.slow.load(Ordering::SeqCst));

@@ -369,19 +369,37 @@ impl<M: Machine> RegionRef<M> {
     pub fn key(&self) -> u64 {
         self.region.key
     }
+
+    /// Could a use begin now? Begins none, so nobody waits for the question; the answer can be old when it is read.
+    ///
+    /// # Errors
+    /// As for [`access`](Self::access).
+    pub fn check(&self, access: Access) -> Result<(), UseError> {
+        if access == Access::Write && !self.region.writable {
+            return Err(UseError::ReadOnly { key: self.region.key });
+        }
+        self.region.gate.closed().map_or(Ok(()), |by| Err(self.refused(by)))
+    }
+
     /// Begins a use. Never waits.
     ///
     /// # Errors
     /// See [`UseError`].
     pub fn access(&self, access: Access) -> Result<RegionUse<'_, M>, UseError> {
-        let key = self.region.key;
         if access == Access::Write && !self.region.writable {
-            return Err(UseError::ReadOnly { key });
+            return Err(UseError::ReadOnly { key: self.region.key });
         }
         match self.region.gate.enter() {
             Ok(entered) => Ok(RegionUse { region: &self.region, _entered: entered }),
-            Err(By::Kernel) => Err(UseError::Revoked { key }),
-            Err(By::Owner) => Err(UseError::GivenBack { key }),
+            Err(by) => Err(self.refused(by)),
+        }
+    }
+
+    fn refused(&self, by: By) -> UseError {
+        let key = self.region.key;
+        match by {
+            By::Kernel => UseError::Revoked { key },
+            By::Owner => UseError::GivenBack { key },
         }
     }
 }
