@@ -1,5 +1,6 @@
 //! The calls: what tasks ask of a mounted file system, by path and by open file.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use mm::addr::VirtAddr;
@@ -13,6 +14,7 @@ use crate::format::{BLOCK_SIZE, Kind};
 use crate::handle::File;
 use crate::inode::Inode;
 use crate::mounted::Mounted;
+use crate::mutant::Mutant;
 use crate::names::{DirEntry, Stat};
 use crate::rank::{Context, Rank};
 use crate::volume::Volume;
@@ -120,7 +122,7 @@ impl<M: Machine> Mounted<M> {
     /// An inode may have lost its last link.
     fn gone(&self, context: &Context, gone: Option<u64>) -> Result<(), FsError> {
         match gone {
-            Some(ino) => self.let_go_of(context, ino),
+            Some(ino) => self.let_go_of(context, ino, true),
             None => Ok(()),
         }
     }
@@ -231,12 +233,13 @@ impl<M: Machine> Mounted<M> {
     }
 
     /// Sees to the inodes whose last handle was dropped since the last call: an unlinked one is freed, now, after
-    /// waiting for those who have pinned pages of it; any other is forgotten. Whoever drops handles calls this when it
-    /// holds no lock. What goes wrong is said on the console; the next mount tries again.
+    /// waiting for those who have pinned pages of it; any other is forgotten. One that another CPU is letting go of is
+    /// left to that one. Whoever drops handles calls this when it holds no lock. What goes wrong is said on the console;
+    /// the next mount tries again.
     pub fn reap(&self, context: &Context) {
         loop {
             let Some(ino) = self.let_go.lock().pop() else { return };
-            match self.let_go_of(context, ino) {
+            match self.let_go_of(context, ino, false) {
                 Ok(()) | Err(FsError::ShutDown(_) | FsError::DeviceGone) => {}
                 Err(error) => {
                     self.source.host.line(format_args!("fs {}: cannot let go of inode {ino}: {error}", self.name()));
@@ -245,46 +248,123 @@ impl<M: Machine> Mounted<M> {
         }
     }
 
-    /// Frees or forgets an inode that nobody has open; leaves one alone that somebody has.
-    fn let_go_of(&self, context: &Context, ino: u64) -> Result<(), FsError> {
-        let inode = {
-            let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
-            if inodes.get(&ino).is_some_and(|inode| inode.users.load(Ordering::SeqCst) != 0) {
-                return Ok(());
-            }
-            let known = inodes.remove(&ino);
-            self.freeze.check()?;
-            let _live = self.live()?;
-            let mut volume = self.volume(context)?;
-            match volume.node(ino) {
-                Ok(node) if node.raw.nlink.get() == 0 => {
-                    let dax = node.is_dax();
-                    known.unwrap_or_else(|| Inode::new(&self.mm, ino, dax))
+    /// Frees or forgets an inode that nobody has open; leaves one alone that somebody has. Where another CPU is at it
+    /// already, that one does it, and is waited for if `wait`.
+    fn let_go_of(&self, context: &Context, ino: u64, wait: bool) -> Result<(), FsError> {
+        match self.turn_to_let_go(context, ino)? {
+            Turn::Nothing => Ok(()),
+            Turn::Ours(inode) => self.let_go_in_turn(context, &inode),
+            Turn::Theirs(inode) => {
+                while wait && inode.is_leaving() {
+                    context.may_wait("another CPU that frees the file");
+                    self.mm.machine.relax();
                 }
-                Ok(_) => {
-                    let ranges = known.map_or_else(Vec::new, |inode| inode.touched(true));
-                    drop(volume);
-                    drop(inodes);
-                    self.write_back_ranges(context, ino, &ranges)?;
-                    self.volume(context)?.forget(ino);
-                    return Ok(());
-                }
-                // Another was faster.
-                Err(FsError::NotFound) => return Ok(()),
-                Err(error) => return Err(error),
+                Ok(())
             }
-        };
-        self.evict(context, &inode)
+        }
     }
 
-    /// The end of an inode without link and without handle: write back, break layouts, cut to nothing, free.
+    /// Who lets go of the inode? Two who did would free it twice, and with its second life another file.
+    fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Turn<M>, FsError> {
+        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        if let Some(inode) = inodes.get(&ino) {
+            return Ok(match inode.users.load(Ordering::SeqCst) {
+                0 if self.faults.has(Mutant::LetGoTwice) || inode.begin_leaving() => Turn::Ours(Arc::clone(inode)),
+                0 => Turn::Theirs(Arc::clone(inode)),
+                _ => Turn::Nothing,
+            });
+        }
+        self.freeze.check()?;
+        let _live = self.live()?;
+        let mut volume = self.volume(context)?;
+        match volume.node(ino) {
+            Ok(node) if node.raw.nlink.get() == 0 => {
+                let inode = Inode::new(&self.mm, ino, node.is_dax());
+                inode.begin_leaving();
+                inodes.insert(ino, Arc::clone(&inode));
+                Ok(Turn::Ours(inode))
+            }
+            Ok(_) => {
+                volume.forget(ino);
+                Ok(Turn::Nothing)
+            }
+            // Another was faster.
+            Err(FsError::NotFound) => Ok(Turn::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// It is our turn. The inode stays in the table until all of it is done: whoever opens it meanwhile finds the same.
+    fn let_go_in_turn(&self, context: &Context, inode: &Arc<Inode<M>>) -> Result<(), FsError> {
+        loop {
+            let saved = self.save(context, inode);
+            let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+            if inode.users.load(Ordering::SeqCst) != 0 {
+                // Somebody has opened it, and lets go of it in turn.
+                inode.end_leaving();
+                return saved;
+            }
+            if saved.is_ok() && inode.is_touched() {
+                // Somebody had it open for a moment.
+                continue;
+            }
+            let links = saved.and_then(|()| {
+                let mut volume = self.volume(context)?;
+                let links = volume.node(inode.ino)?.raw.nlink.get();
+                if links != 0 {
+                    volume.forget(inode.ino);
+                }
+                Ok(links)
+            });
+            if links != Ok(0) {
+                self.leave(&mut inodes, inode);
+                return links.map(drop);
+            }
+            break;
+        }
+        let freed = self.evict(context, inode);
+        if freed.is_err() {
+            self.leave(&mut context.lock(&self.mm.machine, Rank::Table, &self.inodes), inode);
+        }
+        freed
+    }
+
+    /// Writes back what tasks have stored through mappings that are gone.
+    fn save(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
+        self.freeze.check()?;
+        let _live = self.live()?;
+        self.write_back_ranges(context, inode.ino, &inode.touched(true)).map(drop)
+    }
+
+    /// The inode is no longer in memory.
+    fn leave(&self, inodes: &mut BTreeMap<u64, Arc<Inode<M>>>, inode: &Inode<M>) {
+        inodes.remove(&inode.ino);
+        inode.end_leaving();
+    }
+
+    /// The end of an inode without link and without handle: break layouts, cut to nothing, free. Its number may have a
+    /// second life at once, so that it leaves the table in the same step.
     fn evict(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
         context.may_wait("pins of a file that is freed");
-        self.write_back_ranges(context, inode.ino, &inode.touched(true))?;
+        let (mut _broken, mut _write) = (None, None);
         if inode.dax {
-            let _broken = self.break_layouts(context, inode, 0, u64::MAX)?;
-            return self.change_with(context, |volume| volume.free(inode.ino));
+            _broken = Some(self.break_layouts(context, inode, 0, u64::MAX)?);
+        } else {
+            _write = Some(self.begin_write(context)?);
         }
-        self.write_with(context, |volume| volume.free(inode.ino))
+        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        self.change_with(context, |volume| volume.free(inode.ino))?;
+        self.leave(&mut inodes, inode);
+        Ok(())
     }
+}
+
+/// Who lets go of an inode.
+enum Turn<M: Machine> {
+    /// Nobody need: somebody has it open, or it is not in memory.
+    Nothing,
+    /// Who asks.
+    Ours(Arc<Inode<M>>),
+    /// Another CPU, which has begun.
+    Theirs(Arc<Inode<M>>),
 }

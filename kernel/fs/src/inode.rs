@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use mm::machine::Machine;
 use mm::space::Mapping;
-use mm::sync::{Arc, AtomicU64, AtomicUsize, Mutex, Ordering};
+use mm::sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering};
 use mm::world::Mm;
 
 use crate::rank::RankedLock;
@@ -21,6 +21,8 @@ pub(crate) struct Inode<M: Machine> {
     pub(crate) lock: RankedLock<()>,
     /// Handles; each VMA that maps it counts through its handle.
     pub(crate) users: AtomicUsize,
+    /// 1 while a CPU lets go of it. Changed with the table of inodes locked.
+    leaving: AtomicU32,
     gate: Mutex<Gate>,
     /// Pages beyond this are being cut off: they are gone already for a fault.
     limit: AtomicU64,
@@ -44,9 +46,23 @@ impl<M: Machine> Inode<M> {
             mapping: Mapping::new(mm),
             lock: RankedLock::new(()),
             users: AtomicUsize::new(0),
+            leaving: AtomicU32::new(0),
             gate: Mutex::new(Gate::default()),
             limit: AtomicU64::new(u64::MAX),
         })
+    }
+
+    /// Takes the turn to let go of it; `false` where another CPU has it.
+    pub(crate) fn begin_leaving(&self) -> bool {
+        self.leaving.swap(1, Ordering::SeqCst) == 0
+    }
+    /// Gives the turn back.
+    pub(crate) fn end_leaving(&self) {
+        self.leaving.store(0, Ordering::SeqCst);
+    }
+    /// Is a CPU letting go of it?
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst) == 1
     }
 
     /// Is the page being cut off?
@@ -87,6 +103,11 @@ impl<M: Machine> Inode<M> {
             (first, end) = (first.min(from), end.max(to));
         }
         touched.insert(first, end);
+    }
+
+    /// May tasks have stored to it since that was last forgotten?
+    pub(crate) fn is_touched(&self) -> bool {
+        !self.gate.lock().touched.is_empty()
     }
 
     /// What tasks may have stored to; forgotten where `forget`.

@@ -64,6 +64,8 @@ mutants! {
     /// Blocks are freed while their pages are mapped. Caught by
     /// `layouts::truncate_and_punch_end_all_access_before_they_return`.
     NotUnmapped = "not_unmapped",
+    /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it`.
+    LetGoTwice = "let_go_twice",
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.
     ThawsOverlap = "thaws_overlap",
     /// Nothing is frozen before a removal. Caught by
