@@ -3,7 +3,7 @@
 //! A fault is short and waits for nobody, because its address space is locked and whoever it would wait for may need
 //! that lock to take pages away. Where the file system is frozen, or the page closed because its layout is being
 //! broken, the fault is *turned away*: it installs nothing and reports success, so that the task runs into it again
-//! (Linux: `VM_FAULT_NOPAGE`); gup answers "not present".
+//! (Linux: `VM_FAULT_NOPAGE`); gup comes again, too, with the address space unlocked in between.
 //!
 //! Linux: `fs/dax.c`, `dax_iomap_fault`; `fs/xfs/xfs_file.c`.
 

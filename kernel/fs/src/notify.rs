@@ -178,13 +178,43 @@ impl<M: Machine> Mounted<M> {
             self.shut_down(ShutdownReason::Corrupt);
         }
         report.shutdown = self.shutdown_reason();
-        self.source.host.line(format_args!("fs {}: notified: {report}", self.name()));
+        self.say(&report);
         for (step, error) in &report.errors {
             self.source.host.line(format_args!("fs {}: notified: {step}: {error}", self.name()));
         }
         *self.last_notification.lock() = Some(report);
         drop(frozen);
         if hit { Err(NotifyError::Corrupted) } else { Ok(()) }
+    }
+
+    /// Says what was done, step by step.
+    fn say(&self, report: &NotifyReport) {
+        let say = |step: u32, words: fmt::Arguments<'_>| {
+            self.source.host.line(format_args!("fs {}: notified: {step}/7 {words}", self.name()));
+        };
+        if report.pre_remove {
+            say(1, format_args!("freeze: {}", if report.frozen { "no change is under way" } else { "failed" }));
+        }
+        say(
+            2,
+            format_args!(
+                "walk: {} runs of blocks in the range ({} its own, {} of files not in memory, {} not DAX), {} pages \
+                 marked",
+                report.extents, report.metadata, report.not_in_memory, report.not_dax, report.poisoned
+            ),
+        );
+        say(3, format_args!("unmap: {} leaves taken away, {} shootdowns", report.leaves, report.rounds));
+        if report.pre_remove {
+            say(4, format_args!("write back: what tasks had stored in {} runs", report.invalidated));
+        }
+        say(5, format_args!("SIGBUS: to the tasks of {} of {} mappings", report.told, report.mappings));
+        match report.shutdown {
+            Some(reason) => say(6, format_args!("shut down: {reason}")),
+            None => say(6, format_args!("goes on")),
+        }
+        if report.frozen {
+            say(7, format_args!("thaw: who waits for the freeze gets an error"));
+        }
     }
 
     /// Steps 2 to 5.

@@ -5,6 +5,7 @@ mod world;
 use std::sync::Arc;
 
 use fs::error::FsError;
+use fs::freeze::FreezeHolder;
 use fs::rank::{Context, Rank, RankedLock};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
@@ -395,6 +396,38 @@ fn fsync_writes_back_what_tasks_have_stored() {
     assert_eq!(fs.fsync(&cx(), &file).unwrap().ranges, 0);
 }
 
+/// A pin whose page has to be faulted in waits for the thaw, as a task's own access does; where the device leaves instead
+/// it fails.
+#[test]
+fn a_pin_waits_for_a_thaw() {
+    let (emu, mm) = world(2);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 128);
+        let fs = device.mount().unwrap();
+        let file = fs.create(&cx(), "a", true).unwrap();
+        fs.write(&cx(), &file, 0, &vec![1; (4 * PAGE_SIZE) as usize]).unwrap();
+        let (one, other) = (Task::with(&mm, 1, &file, 4), Task::with(&mm, 1, &file, 4));
+        unpin(&mm, &one.pin(0, 1, GupFlags::WRITE).unwrap());
+        fs.freeze(FreezeHolder::User).unwrap();
+        let present = one.pin(0, 1, GupFlags::WRITE).expect("what is present is pinned at once");
+        unpin(&mm, &present);
+        assert_eq!(one.pin(1, 1, GupFlags::WRITE | GupFlags::NO_FAULT), Err(GupError::NotPresent(page(1))));
+        let pinning = emu.start(1, move || (one.pin(0, 2, GupFlags::WRITE), one));
+        assert!(!emu.let_run(1, &pinning), "the file system is frozen");
+        fs.thaw(FreezeHolder::User).unwrap();
+        let (pinned, one) = emu.finish(pinning);
+        unpin(&mm, &pinned.unwrap());
+        one.exit();
+        fs.freeze(FreezeHolder::User).unwrap();
+        let pinning = emu.start(1, move || other.pin(3, 1, GupFlags::WRITE));
+        assert!(!emu.let_run(1, &pinning), "the file system is frozen");
+        assert_eq!(device.remove(), [""; 0]);
+        assert!(matches!(emu.finish(pinning), Err(GupError::SigBus(va, _)) if va == page(3)));
+        drop(file);
+        fs.reap(&cx());
+    });
+}
+
 /// Tasks fault, store, pin and unpin while another cuts and grows the file: no task ever sees a frame that the file
 /// does not have, and in the end everything is given back.
 #[test]
@@ -417,7 +450,7 @@ fn faults_and_pins_against_truncate() {
                 for nr in 0..400 {
                     match task.pin(nr * 7 % 32, 2, GupFlags::WRITE) {
                         Ok(runs) => unpin(&mm, &runs),
-                        Err(GupError::SigBus(_, SigBusCause::BeyondEnd) | GupError::NotPresent(_)) => {}
+                        Err(GupError::SigBus(_, SigBusCause::BeyondEnd)) => {}
                         Err(error) => panic!("{error}"),
                     }
                     match task.space.handle_fault(page(nr * 5 % 32), mm::space::Access::Write) {

@@ -71,7 +71,7 @@ impl Worker {
         let synced = fs.fsync(&cx(), &file);
         match pinned {
             Ok(runs) => unpin(&self.mm, &runs),
-            Err(GupError::SigBus(..) | GupError::NotPresent(_)) => {}
+            Err(GupError::SigBus(..)) => {}
             Err(error) => panic!("{error}"),
         }
         // Not before the pins are given back: the removal waits for them.

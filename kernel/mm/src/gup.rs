@@ -406,12 +406,24 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
         }
     }
 
-    /// The path with the lock. `at` moves past what was pinned.
+    /// The path with the lock. `at` moves past what was pinned. Waits where a fault is turned away, as the task would
+    /// that runs into it again and again: for the end of a freeze, or of a layout's breaking.
     fn slow<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<(), GupError> {
+        while *at < self.end && sink.room() > 0 {
+            if !self.slow_locked(at, sink)? {
+                // The address space is not locked meanwhile: whoever takes its pages away needs it.
+                self.walk.mm().machine.relax();
+            }
+        }
+        Ok(())
+    }
+
+    /// `false` where a fault was turned away.
+    fn slow_locked<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<bool, GupError> {
         let vmas = self.walk.space.read();
         while *at < self.end && sink.room() > 0 {
             let va = VirtAddr::new(*at);
-            let found = self.fault_in(&vmas, va)?;
+            let Some(found) = self.fault_in(&vmas, va)? else { return Ok(false) };
             let left_in_leaf = found.size.bytes() - (*at & (found.size.bytes() - 1));
             let nr_pages = (left_in_leaf.min(self.end - *at) >> PAGE_SHIFT).min(sink.room());
             let pfn = found.pfn_at(va);
@@ -423,11 +435,11 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             sink.push(pfn, nr_pages);
             *at += nr_pages << PAGE_SHIFT;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The leaf at `va`, with the rights that are wanted.
-    fn fault_in(&self, vmas: &Vmas<M>, va: VirtAddr) -> Result<Found, GupError> {
+    /// The leaf at `va`, with the rights that are wanted; `None` where the fault was turned away.
+    fn fault_in(&self, vmas: &Vmas<M>, va: VirtAddr) -> Result<Option<Found>, GupError> {
         let vma = vmas.find(va).ok_or(GupError::NotMapped(va))?;
         let write = self.flags.contains(GupFlags::WRITE);
         let access = if write { Access::Write } else { Access::Read };
@@ -445,7 +457,7 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
         }
         let usable = |found: &Found| found.entry.is_user() && (!write || found.entry.is_writable());
         if let Some(found) = self.walk.space.table().walk(va).filter(usable) {
-            return Ok(found);
+            return Ok(Some(found));
         }
         if self.flags.contains(GupFlags::NO_FAULT) {
             return Err(GupError::NotPresent(va));
@@ -456,8 +468,8 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             FaultError::SigBus { addr, cause, .. } => GupError::SigBus(addr, cause),
             FaultError::OutOfMemory => GupError::OutOfMemory,
         })?;
-        // The lock is held shared since before the fault: what was installed is still there.
-        self.walk.space.table().walk(va).filter(usable).ok_or(GupError::NotPresent(va))
+        // The lock is held shared since before the fault; and yet, whoever takes a file's pages away may have come since.
+        Ok(self.walk.space.table().walk(va).filter(usable))
     }
 }
 
