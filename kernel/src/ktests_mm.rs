@@ -20,6 +20,7 @@ use mm::space::VmOps;
 use crate::devices::{self, DeviceError};
 use crate::ktest::Ctx;
 use crate::machine::{KernelMachine, Space, mm};
+pub use crate::random::Random;
 use crate::task::{Signal, Task};
 use crate::{kstack, layout, memory, percpu, sched};
 
@@ -281,22 +282,4 @@ pub const fn segv(va: VirtAddr) -> Signal {
 /// Offset of page `page`, in bytes.
 pub const fn page(page: u64) -> u64 {
     page * PAGE_SIZE
-}
-
-/// Pseudo-random numbers (xorshift). The seed is not 0.
-pub struct Random(pub u64);
-
-impl Random {
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 8) % limit
-    }
-
-    /// Yes, once in so many times.
-    pub fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
 }

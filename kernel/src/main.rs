@@ -50,6 +50,7 @@ mod panic;
 mod pci;
 mod percpu;
 mod pmem_host;
+mod random;
 mod removals;
 mod reserve;
 mod ring;

@@ -1,6 +1,6 @@
 //! The demonstration: load on every CPU, the device pulled out under it, and nothing left behind.
 
-use crate::support::{assert_good, machine, records, run, tail};
+use crate::support::{assert_good, has_line, machine, records, run, tail};
 use boot::backing::Nvdimm;
 use boot::machine::Machine;
 use boot::outcome::Outcome;
@@ -10,7 +10,8 @@ use boot::size::TIB;
 const STEPS: [&str; 8] =
     ["stop_io", "kill_dax", "invalidate", "shootdown", "drain", "free_metadata", "unmap_direct_map", "release"];
 
-/// What every demonstration shows, whatever the machine: two removals, by range and by frame, each with all its steps.
+/// What every demonstration shows, whatever the machine: three removals, by range, by frame, and from under a file
+/// system, each with all its steps.
 // covers: R1 R2 R3 R7 R10 L6
 fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     assert_good(outcome);
@@ -18,10 +19,10 @@ fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     assert_eq!(online, cpus, "{}", tail(outcome));
     let steps = records(outcome, "removal");
     let names: Vec<_> = steps.iter().filter_map(|step| step.get("step")).collect();
-    assert_eq!(names, [STEPS, STEPS].concat());
+    assert_eq!(names, [STEPS; 3].concat());
     let troubled = steps.iter().find(|step| step.number("problem") != Some(0));
     assert_eq!(troubled, None);
-    let [ranged, perframe] = [&steps[..8], &steps[8..]].map(|steps| steps[3].number("rounds"));
+    let [ranged, perframe] = [&steps[..8], &steps[8..16]].map(|steps| steps[3].number("rounds"));
     assert_eq!(ranged, Some(1), "one shootdown for the whole device");
     assert!(perframe.is_some());
     // One long-term pin in each round, whose owner does not listen.
@@ -35,7 +36,32 @@ fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     let left: Vec<_> =
         ledger.iter().filter(|entry| entry.number("count") != Some(0)).map(ToString::to_string).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+    assert_files(outcome, cpus as u64);
     assert_tasks(outcome);
+}
+
+/// The file system was told before the device died, and told every task in its turn; each task ended as its kind has to;
+/// afterwards nothing was damaged, and what had been synced was there.
+// covers: N5 N10 N11 N15 R9
+fn assert_files(outcome: &Outcome, cpus: u64) {
+    let [act] = &records(outcome, "files")[..] else { panic!("not one line of files\n{}", tail(outcome)) };
+    let number = |key| act.number(key).unwrap_or_else(|| panic!("no {key} in {act}"));
+    for (kind, ended) in
+        [("programs", "sigbus"), ("databases", "caught"), ("callers", "refused"), ("bystanders", "went_on")]
+    {
+        assert_eq!((number(kind), number(ended)), (cpus, cpus), "{kind}: {act}");
+    }
+    assert!(["syncs", "calls", "pins"].into_iter().all(|key| number(key) > 0), "{act}");
+    assert_eq!(["wrong", "damage", "lost"].map(number), [0; 3], "{act}");
+    let [told] = &records(outcome, "notify")[..] else { panic!("not one notification\n{}", tail(outcome)) };
+    let told = |key| told.number(key).unwrap_or_else(|| panic!("no {key} in {told}"));
+    assert_eq!(["pre_remove", "frozen", "rounds", "poisoned", "errors"].map(told), [1, 1, 1, 0, 0]);
+    // A program and a database on each CPU.
+    assert_eq!((told("mappings"), told("told")), (2 * cpus, 2 * cpus));
+    assert_eq!(records(outcome, "lost").len() as u64, 2 * cpus);
+    for step in 1..=7 {
+        assert!(has_line(outcome, &[&format!("notified: {step}/7")]), "step {step}\n{}", tail(outcome));
+    }
 }
 
 /// By range the work is for each extent, by frame for each frame: so the baseline visits more entries and makes more
@@ -68,6 +94,7 @@ fn assert_tasks(outcome: &Outcome) {
         assert_eq!(number("went_on"), number("bystanders"), "{round}");
         ended += number("sigbus");
     }
+    ended += records(outcome, "files").iter().filter_map(|act| act.number("sigbus")).sum::<u64>();
     let said = records(outcome, "task").iter().filter(|task| task.get("exit") == Some("sigbus")).count();
     assert_eq!(said as u64, ended, "{}", tail(outcome));
 }

@@ -22,6 +22,7 @@ use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
 use crate::machine::{KernelMachine, Space, mm};
+use crate::random::Random;
 use crate::task::{Exit, Signal, Task};
 use crate::{devices, layout, percpu, sched, user};
 
@@ -74,18 +75,6 @@ pub struct Load {
 /// What the page at `offset_pages` of device `at` carries.
 fn stamp(at: usize, offset_pages: u64) -> u64 {
     0x5ca1_ab1e_0000_0000 ^ ((at as u64) << 40) ^ offset_pages.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// Pseudo-random numbers (xorshift), the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
 }
 
 /// A part of a device and how it is mapped: offset and length in bytes, size of the leaves.
@@ -172,7 +161,7 @@ impl Worker {
 }
 
 /// The answer of gup to a task: what Linux would deliver as a signal ends the task.
-fn signal_of(error: GupError) -> Signal {
+pub fn signal_of(error: GupError) -> Signal {
     match error {
         GupError::SigBus(addr, cause) => Signal::SigBus { addr, len_bytes: PAGE_SIZE, cause },
         GupError::OutOfMemory => Signal::OutOfMemory,
@@ -184,7 +173,7 @@ fn signal_of(error: GupError) -> Signal {
 }
 
 /// The first eight bytes of a pinned frame, read through the direct map, as a device would read them.
-fn read_pinned(pfn: Pfn) -> u64 {
+pub fn read_pinned(pfn: Pfn) -> u64 {
     let pointer: *const u64 = layout::direct_ptr(pfn.addr());
     // SAFETY: the frame is pinned, and a removal unmaps the direct map only when no pin is left. It is aligned, and
     // device memory belongs to no Rust object; others may store meanwhile, hence volatile.
@@ -336,7 +325,7 @@ fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
 }
 
 /// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs.
-fn give_way() {
+pub fn give_way() {
     arch::cpu::pause();
     sched::yield_now();
 }
@@ -437,7 +426,8 @@ impl Load {
     }
 }
 
-fn wait_until(mut done: impl FnMut() -> bool) {
+/// Sleeps until `done` says yes.
+pub fn wait_until(mut done: impl FnMut() -> bool) {
     const POLL_NS: u64 = 500_000;
     while !done() {
         sched::sleep_ns(POLL_NS);

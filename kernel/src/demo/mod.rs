@@ -1,6 +1,8 @@
 //! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
-//! out frame by frame. What each cost is put side by side.
+//! out frame by frame. What each cost is put side by side. At last it comes back with a file system, and is pulled out
+//! from under that.
 
+mod files;
 mod load;
 mod verdict;
 
@@ -55,10 +57,11 @@ fn rounds() -> Result<Verdict, String> {
         slot.frames.nr_pages()
     );
     let per_frame = round(Method::PerFrame(frames))?;
+    let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     }
-    Ok(Verdict::new(slot.frames, ranged, per_frame, &before, &Books::now()))
+    Ok(Verdict::new(slot.frames, ranged, per_frame, &files, (&before, &Books::now())))
 }
 
 /// One round: attach, load, remove under load, see who ended and who went on.

@@ -9,6 +9,7 @@ use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
 use super::Books;
+use super::files::FilesAct;
 use crate::{console, report, time};
 
 /// What came of one round.
@@ -41,12 +42,19 @@ impl Verdict {
     }
 
     /// Prints the table and the ledger, and judges.
-    pub fn new(device: PfnRange, ranged: Round, per_frame: Round, before: &Books, after: &Books) -> Self {
+    pub fn new(
+        device: PfnRange,
+        ranged: Round,
+        per_frame: Round,
+        files: &FilesAct,
+        (before, after): (&Books, &Books),
+    ) -> Self {
         let mut verdict = Self { faults: Vec::new() };
         print_table(device, &ranged, &per_frame);
         verdict.judge_ledger(before, after);
         verdict.judge_round("ranged", &ranged);
         verdict.judge_round("per-frame", &per_frame);
+        verdict.judge_files(files);
         verdict.expect(ranged.report.cost.zap.rounds == 1, "the ranged removal took more than one shootdown");
         verdict
     }
@@ -92,6 +100,40 @@ impl Verdict {
         self.expect(round.went_on == round.bystanders, "a task that did not use the device did not go on");
         self.expect(round.wrong_stamps == 0, "a page carried a wrong stamp");
         self.expect(round.report.problems().next().is_none(), "a step of a removal met a problem");
+    }
+
+    fn judge_files(&mut self, act: &FilesAct) {
+        let FilesAct { programs, databases, callers, bystanders, notified, .. } = act;
+        report!(
+            "files programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
+             calls={} pins={} wrong={} damage={} lost={}",
+            programs.tasks,
+            programs.rightly,
+            databases.tasks,
+            databases.rightly,
+            callers.tasks,
+            callers.rightly,
+            bystanders.tasks,
+            bystanders.rightly,
+            act.syncs,
+            act.calls,
+            act.pins,
+            act.wrong,
+            act.problems,
+            act.lost
+        );
+        self.expect(programs.all_did(), "a program that mapped a file did not end by SIGBUS");
+        self.expect(databases.all_did(), "a database did not catch SIGBUS and go on");
+        self.expect(callers.all_did(), "a task that made calls did not end by a refusal");
+        self.expect(bystanders.all_did(), "a task that did not use the file system did not go on");
+        self.expect(act.wrong == 0, "a file held what nobody had stored");
+        self.expect(act.problems == 0, "the file system was damaged by the removal");
+        self.expect(act.lost == 0, "what was synced was not there afterwards");
+        self.expect(notified.pre_remove && notified.frozen, "the file system was not told before the removal");
+        self.expect(notified.told == notified.mappings, "a task that had mapped a file was not told");
+        self.expect(notified.rounds == 1, "the file system took more than one shootdown");
+        self.expect(notified.errors.is_empty(), "a step of the file system's notification met an error");
+        self.expect(act.report.problems().next().is_none(), "a step of a removal met a problem");
     }
 
     fn judge_ledger(&mut self, before: &Books, after: &Books) {
