@@ -139,7 +139,9 @@ impl Pmem for Image {
         self.file.write_all_at(bytes, offset).map_err(|_| FsError::Media(offset))
     }
     fn write_back(&self, _offset: u64, _len: u64) {}
-    fn fence(&self) {}
+    fn fence(&self) -> Result<(), FsError> {
+        self.file.sync_data().map_err(|_| FsError::NotDurable)
+    }
 }
 
 fn make_image(path: &Path, size: Option<u64>, label: &str, log: Option<&Path>, out: &mut impl Write) -> Result<()> {

@@ -15,23 +15,28 @@ use mm::addr::{PAGE_SIZE, Pfn, VirtRange};
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use mm::space::SigBusCause;
+use nvdimm::pmem::block::BlockDevice;
 
 use crate::machine::{KernelMachine, Space, mm};
 use crate::task::SigBus;
 use crate::{devices, layout, sched, task};
 
 /// The bytes of a device, through the direct map. Each access holds the device alive.
-struct DeviceMemory(Arc<DaxDevice>);
+struct DeviceMemory {
+    device: Arc<DaxDevice>,
+    /// Whose fence says that what was written back lasts.
+    block: Arc<BlockDevice<KernelMachine>>,
+}
 
 impl DeviceMemory {
     fn live(&self) -> Result<LiveGuard<'_>, FsError> {
-        self.0.read_lock().map_err(|_| FsError::DeviceGone)
+        self.device.read_lock().map_err(|_| FsError::DeviceGone)
     }
 
     /// What has lost its contents is not read (P3): that would be a machine check.
     fn healthy(&self, offset: u64, len: usize) -> Result<(), FsError> {
         let live = self.live()?;
-        let map = self.0.pagemap();
+        let map = self.device.pagemap();
         let end = offset + len as u64;
         let mut page = offset & !(PAGE_SIZE - 1);
         while page < end {
@@ -54,7 +59,7 @@ impl DeviceMemory {
         each: &mut dyn FnMut(*mut u8, core::ops::Range<usize>),
     ) -> Result<(), FsError> {
         let live = self.live()?;
-        check_bounds(offset, len, self.0.size_bytes())?;
+        check_bounds(offset, len, self.device.size_bytes())?;
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
@@ -72,11 +77,11 @@ impl DeviceMemory {
 
 impl Pmem for DeviceMemory {
     fn len_bytes(&self) -> u64 {
-        self.0.size_bytes()
+        self.device.size_bytes()
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        check_bounds(offset, buf.len(), self.0.size_bytes())?;
+        check_bounds(offset, buf.len(), self.device.size_bytes())?;
         self.healthy(offset, buf.len())?;
         self.parts(offset, buf.len(), &mut |from, part| {
             let to = &mut buf[part];
@@ -109,8 +114,9 @@ impl Pmem for DeviceMemory {
         });
     }
 
-    fn fence(&self) {
-        arch::cache::fence();
+    fn fence(&self) -> Result<(), FsError> {
+        let _live = self.live()?;
+        self.block.flush_for_holder().map_err(|_| FsError::NotDurable)
     }
 }
 
@@ -160,7 +166,9 @@ fn for_file_system(at: usize) -> Result<Arc<DaxDevice>, String> {
 /// # Errors
 /// One clear line.
 pub fn memory(at: usize) -> Result<Arc<dyn Pmem>, String> {
-    Ok(Arc::new(DeviceMemory(for_file_system(at)?)))
+    let device = for_file_system(at)?;
+    let block = devices::block(at).map_err(|error| format!("{error}"))?;
+    Ok(Arc::new(DeviceMemory { device, block }))
 }
 
 /// Mounts the file system on device `at`, which is attached for one. By way of [`mounts`](crate::mounts), so that it
@@ -170,9 +178,10 @@ pub fn memory(at: usize) -> Result<Arc<dyn Pmem>, String> {
 /// One clear line.
 pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
     let device = for_file_system(at)?;
+    let pmem = memory(at)?;
     let source = Source {
         name: devices::slots()[at].name.clone(),
-        pmem: Arc::new(DeviceMemory(Arc::clone(&device))),
+        pmem,
         device,
         part: None,
         log: None,

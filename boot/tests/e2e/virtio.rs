@@ -66,6 +66,32 @@ fn a_virtio_pmem_device_is_attached_written_flushed_removed_and_attached_again()
     assert_good(&exit(guest));
 }
 
+/// A file system on lent memory acknowledges what the host has confirmed, and nothing else.
+/// covers: A7
+#[test]
+fn a_file_system_on_lent_memory_asks_the_host_before_it_acknowledges() {
+    let machine = Machine { smp: 2, pmem: vec![], virtio_pmem: vec![VirtioPmem::new(32 * MIB)], ..shell() };
+    let mut guest = start_shell(&machine);
+    for line in ["attach 0", "mkfs 0", "mount 0", "write 0 /a 0 confirmed", "touch 0 /a", "fsync 0 /a"] {
+        ask(&mut guest, line);
+    }
+    ask(&mut guest, "remove 0");
+    for line in ["attach 0", "fsck 0", "mount 0"] {
+        ask(&mut guest, line);
+    }
+    ask(&mut guest, "umount 0");
+    ask(&mut guest, "remove 0");
+    assert_good(&exit(guest));
+    // A host that refuses every flush: already making the file system fails.
+    let lent = VirtioPmem { size_bytes: 4 * MIB, can_flush: false };
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![], virtio_pmem: vec![lent], ..shell() });
+    ask(&mut guest, "attach 0");
+    has(&refused(&mut guest, "mkfs 0"), &["what was written may not last"]);
+    refused(&mut guest, "mount 0");
+    ask(&mut guest, "remove 0");
+    assert_good(&exit(guest));
+}
+
 /// QEMU cannot flush memory that is no file, and answers each request with an error.
 #[test]
 fn a_flush_that_fails_is_an_error_of_the_write_and_does_not_go_away() {

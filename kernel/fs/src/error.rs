@@ -71,6 +71,8 @@ pub enum FsError {
     Damaged(Damage),
     /// The medium cannot be read or written at this byte offset.
     Media(u64),
+    /// What was written may not last: whoever keeps the memory did not confirm it.
+    NotDurable,
     /// The file system has been shut down.
     ShutDown(ShutdownReason),
     /// The device is dead.
@@ -104,6 +106,7 @@ impl fmt::Display for FsError {
             Self::NotSupported => f.write_str("not supported by this configuration"),
             Self::Damaged(damage) => write!(f, "damaged: {damage}"),
             Self::Media(offset) => write!(f, "the medium fails at byte {offset:#x}"),
+            Self::NotDurable => f.write_str("what was written may not last: the device did not confirm it"),
             Self::ShutDown(reason) => write!(f, "the file system is shut down: {reason}"),
             Self::DeviceGone => f.write_str("the device is gone"),
             Self::JournalTooSmall => f.write_str("the change does not fit into the journal"),

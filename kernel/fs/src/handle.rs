@@ -182,7 +182,7 @@ impl<M: Machine> Mounted<M> {
         }
         let written = self.volume(context)?.write_back(ino, ranges)?;
         let fenced = !written.is_empty();
-        let _durable = written.fence(&*self.source.pmem);
+        let _durable = written.fence(&*self.source.pmem)?;
         Ok(Synced { ranges: ranges.len(), fenced })
     }
 }

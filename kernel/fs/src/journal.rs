@@ -62,7 +62,7 @@ impl Area {
     pub(crate) fn set_epoch(&self, epoch: u32) -> Result<Durable, FsError> {
         // Eight aligned bytes: the old epoch or the new one, never a mixture.
         let word = store(&*self.pmem, self.base, &self.epoch_word(epoch).to_le_bytes())?;
-        Ok(word.write_back(&*self.pmem).fence(&*self.pmem))
+        word.write_back(&*self.pmem).fence(&*self.pmem)
     }
 
     /// Makes the area the empty journal of a new file system. The records of an older one with the same UUID would be
@@ -72,7 +72,7 @@ impl Area {
         for at in (FIRST..self.len).step_by(BLOCK_SIZE as usize) {
             void = void.and(store(&*self.pmem, self.base + at, &[0; BLOCK_SIZE as usize])?);
         }
-        let _void = void.write_back(&*self.pmem).fence(&*self.pmem);
+        let _void = void.write_back(&*self.pmem).fence(&*self.pmem)?;
         self.set_epoch(1)
     }
 
@@ -176,20 +176,20 @@ impl Journal {
             self.put_home(home, changes)?;
         }
         if self.faults.has(Mutant::CommitBeforeData) {
-            let _late = self.append(record, WrittenBack::default().fence(home))?;
-            let _data = data.fence(home);
+            let _late = self.append(record, WrittenBack::default().fence(home)?)?;
+            let _data = data.fence(home)?;
         } else {
-            let data = self.data_durable(home, data);
+            let data = self.data_durable(home, data)?;
             let _committed = self.append(record, data)?;
         }
         self.logged.extend(changes.iter().map(|change| change.offset / BLOCK_SIZE));
         self.put_home(home, changes)
     }
 
-    fn data_durable(&self, home: &dyn Pmem, data: WrittenBack) -> Durable {
+    fn data_durable(&self, home: &dyn Pmem, data: WrittenBack) -> Result<Durable, FsError> {
         #[cfg(feature = "mutants")]
         if self.faults.has(Mutant::DataNotFenced) {
-            return data.pretend_durable();
+            return Ok(data.pretend_durable());
         }
         data.fence(home)
     }
@@ -240,16 +240,16 @@ impl Journal {
         self.at = (self.at + record.len() as u64).next_multiple_of(LINE);
         self.sequence += 1;
         if self.faults.has(Mutant::CommitNotWrittenBack) {
-            pmem.fence();
+            pmem.fence()?;
             drop(stored);
-            return Ok(WrittenBack::default().fence(pmem));
+            return WrittenBack::default().fence(pmem);
         }
         let written = stored.write_back(pmem);
         #[cfg(feature = "mutants")]
         if self.faults.has(Mutant::CommitNotFenced) {
             return Ok(written.pretend_durable());
         }
-        Ok(written.fence(pmem))
+        written.fence(pmem)
     }
 
     /// Step 5.
@@ -289,14 +289,14 @@ impl Journal {
         self.sequence = 0;
         self.logged.clear();
         self.epoch = self.epoch.wrapping_add(1);
-        let homes = self.homes_durable(home, homes);
+        let homes = self.homes_durable(home, homes)?;
         self.void_records(homes)
     }
 
-    fn homes_durable(&self, home: &dyn Pmem, homes: WrittenBack) -> Durable {
+    fn homes_durable(&self, home: &dyn Pmem, homes: WrittenBack) -> Result<Durable, FsError> {
         #[cfg(feature = "mutants")]
         if self.faults.has(Mutant::CheckpointNotFenced) {
-            return homes.pretend_durable();
+            return Ok(homes.pretend_durable());
         }
         homes.fence(home)
     }

@@ -66,7 +66,7 @@ pub fn make(pmem: &Arc<dyn Pmem>, options: &MakeOptions) -> Result<Layout, FsErr
     // No superblock while the rest is made.
     let void = [0; BLOCK_SIZE as usize];
     let old = store(p, 0, &void)?.and(store(p, layout.copy_block() * BLOCK_SIZE, &void)?);
-    let _none = old.write_back(p).fence(p);
+    let _none = old.write_back(p).fence(p)?;
     let mut dirty = Dirty::default();
     for block in 0..layout.nr_groups().div_ceil(DESCS_PER_BLOCK) {
         let mut bytes = Vec::with_capacity(BLOCK_SIZE as usize);
@@ -78,10 +78,10 @@ pub fn make(pmem: &Arc<dyn Pmem>, options: &MakeOptions) -> Result<Layout, FsErr
     }
     dirty = dirty.and(make_table(p, &layout)?).and(store(p, STATE_BLOCK * BLOCK_SIZE, raw_state(&layout).as_bytes())?);
     area(pmem, options.log.as_ref(), &layout).make()?;
-    let _rest = dirty.write_back(p).fence(p);
+    let _rest = dirty.write_back(p).fence(p)?;
     let raw = layout.raw();
     let both = store(p, 0, raw.as_bytes())?.and(store(p, layout.copy_block() * BLOCK_SIZE, raw.as_bytes())?);
-    let _made = both.write_back(p).fence(p);
+    let _made = both.write_back(p).fence(p)?;
     Ok(layout)
 }
 

@@ -47,8 +47,12 @@ pub trait Pmem: Send + Sync {
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError>;
     /// Starts writing back the cache lines that hold these bytes.
     fn write_back(&self, offset: u64, len: u64);
-    /// Waits for every write-back that this CPU started.
-    fn fence(&self);
+    /// Waits for every write-back that this CPU started; on memory that somebody else keeps, until he has confirmed
+    /// that it lasts.
+    ///
+    /// # Errors
+    /// [`FsError::NotDurable`] where he does not: what was written before may be lost in a power cut.
+    fn fence(&self) -> Result<(), FsError>;
 }
 
 /// A run of bytes: offset and length.
@@ -109,11 +113,14 @@ impl WrittenBack {
         !self.any
     }
     /// Waits. Costs nothing where nothing was written back.
-    pub fn fence(self, pmem: &dyn Pmem) -> Durable {
+    ///
+    /// # Errors
+    /// As [`Pmem::fence`].
+    pub fn fence(self, pmem: &dyn Pmem) -> Result<Durable, FsError> {
         if self.any {
-            pmem.fence();
+            pmem.fence()?;
         }
-        Durable(())
+        Ok(Durable(()))
     }
     /// Claims that nothing need be waited for: the deliberate fault of a fence that was left out.
     #[cfg(feature = "mutants")]
@@ -203,5 +210,7 @@ impl Pmem for Overlay {
     }
 
     fn write_back(&self, _offset: u64, _len: u64) {}
-    fn fence(&self) {}
+    fn fence(&self) -> Result<(), FsError> {
+        Ok(())
+    }
 }

@@ -47,6 +47,8 @@ struct Inner {
     /// `None`: nothing is remembered.
     log: Option<Vec<Event>>,
     bad: Option<(u64, u64)>,
+    /// Is nothing confirmed any more?
+    unconfirmed: bool,
 }
 
 /// The memory.
@@ -93,6 +95,13 @@ impl SimPmem {
     }
 }
 
+impl SimPmem {
+    /// From now on no fence is confirmed, as by a host that cannot write its file.
+    pub fn fail_fences(&self) {
+        self.inner.lock().unconfirmed = true;
+    }
+}
+
 impl Pmem for SimPmem {
     fn len_bytes(&self) -> u64 {
         self.inner.lock().bytes.len() as u64
@@ -127,12 +136,16 @@ impl Pmem for SimPmem {
             log.push(Event::WriteBack(first, last));
         }
     }
-    fn fence(&self) {
+    fn fence(&self) -> Result<(), FsError> {
         let mut inner = self.inner.lock();
+        if inner.unconfirmed {
+            return Err(FsError::NotDurable);
+        }
         inner.stats.fences += 1;
         if let Some(log) = &mut inner.log {
             log.push(Event::Fence);
         }
+        Ok(())
     }
 }
 

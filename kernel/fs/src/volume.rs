@@ -234,7 +234,7 @@ impl Volume {
         self.store.write_fresh(tx)?;
         let data = core::mem::take(&mut tx.data);
         if changes.is_empty() {
-            let _durable = data.fence(home);
+            let _durable = data.fence(home)?;
             return Ok(());
         }
         self.journal.commit(home, changes, data)?;

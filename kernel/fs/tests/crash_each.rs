@@ -41,8 +41,8 @@ impl Pmem for Window {
     fn write_back(&self, offset: u64, len: u64) {
         self.sim.write_back(self.base + offset, len);
     }
-    fn fence(&self) {
-        self.sim.fence();
+    fn fence(&self) -> Result<(), FsError> {
+        self.sim.fence()
     }
 }
 

@@ -210,3 +210,27 @@ fn a_new_file_system_over_an_old_one_with_the_same_name_takes_none_of_its_record
     assert!(mount().readdir(fs::format::ROOT_INO).unwrap().is_empty());
     assert_clean(&sim);
 }
+
+/// Where nobody confirms that what was written lasts, no call says so: a change fails and ends the file system, as what
+/// it left on the medium is unknown; so does a sync of what a task has stored fail.
+#[test]
+fn what_is_not_confirmed_is_not_acknowledged() {
+    let (emu, mm) = world(2);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 128);
+        let fs = device.mount().unwrap();
+        let file = fs.create(&cx(), "a", true).unwrap();
+        fs.write(&cx(), &file, 0, b"kept").unwrap();
+        let task = Task::with(&mm, 0, &file, 1);
+        task.store(0, 7).unwrap();
+        device.sim.fail_fences();
+        assert_eq!(fs.fsync(&cx(), &file), Err(FsError::NotDurable));
+        assert_eq!(fs.shutdown_reason(), None);
+        assert_eq!(fs.write(&cx(), &file, 0, b"lost"), Err(FsError::NotDurable));
+        assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::MetadataIo));
+        assert_eq!(fs.mkdir(&cx(), "d"), Err(FsError::ShutDown(ShutdownReason::MetadataIo)));
+        task.exit();
+        drop(file);
+        fs.reap(&cx());
+    });
+}

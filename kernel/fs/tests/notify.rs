@@ -353,8 +353,8 @@ impl Pmem for Early {
     fn write_back(&self, offset: u64, len: u64) {
         self.sim.write_back(offset, len);
     }
-    fn fence(&self) {
-        self.sim.fence();
+    fn fence(&self) -> Result<(), FsError> {
+        self.sim.fence()
     }
 }
 

@@ -99,7 +99,8 @@ impl Pmem for Sparse {
             self.add(3, (offset + len - 1) / LINE - offset / LINE + 1);
         }
     }
-    fn fence(&self) {
+    fn fence(&self) -> Result<(), FsError> {
         self.add(4, 1);
+        Ok(())
     }
 }

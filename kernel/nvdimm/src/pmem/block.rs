@@ -194,6 +194,15 @@ impl<M: Machine> BlockDevice<M> {
         self.fence()
     }
 
+    /// The same for the device's holder, which also comes while new requests are refused already: it brings its data to
+    /// rest when it is told that the device leaves. The caller holds the device alive, and with it its mapping.
+    ///
+    /// # Errors
+    /// [`BlockError::NotDurable`].
+    pub fn flush_for_holder(&self) -> Result<(), BlockError> {
+        self.fence()
+    }
+
     /// Puts sectors on the bad-block list.
     ///
     /// # Errors
