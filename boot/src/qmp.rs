@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long the monitor may take for one answer: it is a thread of QEMU's that no guest can keep busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to the monitor of a QEMU that runs.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ fn gdb_stops_at_the_kernels_entry_and_walks_its_page_tables() {
     let gdb = Some(format!("unix:{},server=on,wait=off", socket.display()));
     let _guest = start(&Machine { smp: 1, gdb, ..machine() });
     // QEMU makes its sockets in the order of its command line, and the monitor's is there before any test's patience.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(300);
     while !socket.exists() {
         assert!(std::time::Instant::now() < deadline, "QEMU did not make {}", socket.display());
         std::thread::yield_now();

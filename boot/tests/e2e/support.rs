@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// The default machine with an upper limit on a test's patience, in seconds; no test waits for it to pass.
 pub fn machine() -> Machine {
-    Machine { timeout: Some(Duration::from_secs(120)), ..Machine::default() }
+    Machine { timeout: Some(Duration::from_secs(300)), ..Machine::default() }
 }
 
 /// The default machine with a shell.
