@@ -277,11 +277,10 @@ fn touch(args: &[&str]) -> Result<(), String> {
     let mut leaves = [0u64; 3];
     let mut at = base.as_u64();
     while at < base.as_u64() + len {
-        let step = space.translate(mm::addr::VirtAddr::new(at)).map_or(PageSize::Size4K, |found| {
-            leaves[found.size.level() as usize - 1] += 1;
-            found.size
-        });
-        at += step.bytes();
+        // Where the task came to an end, so do the pages that it has touched.
+        let Some(found) = space.translate(mm::addr::VirtAddr::new(at)) else { break };
+        leaves[found.size.level() as usize - 1] += 1;
+        at += found.size.bytes();
     }
     let [small, medium, large] = leaves;
     crate::report!(

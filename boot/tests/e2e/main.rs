@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod demo;
 mod faults;
+mod fs;
 mod gdb;
 mod inject;
 mod kills;

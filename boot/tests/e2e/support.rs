@@ -33,6 +33,35 @@ pub fn command(guest: &mut Guest, command: &str) -> Vec<String> {
     guest.command(command).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
+/// Starts a guest with a shell, and waits for its first prompt.
+pub fn start_shell(machine: &Machine) -> Guest {
+    let mut guest = start(machine);
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    guest
+}
+
+/// Sends a command that must not be answered with an error; returns the answer as one text.
+pub fn ask(guest: &mut Guest, line: &str) -> String {
+    let answer = command(guest, line);
+    assert!(!answer.iter().any(|line| line.starts_with("error")), "{line:?}: {answer:?}");
+    answer.join("\n")
+}
+
+/// Sends a command that must be answered with one line of error, among whatever else.
+pub fn refused(guest: &mut Guest, line: &str) -> String {
+    let answer = command(guest, line);
+    let errors: Vec<_> = answer.iter().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1, "{line:?}: {answer:?}");
+    errors[0].clone()
+}
+
+/// Fails unless all the words are in the text.
+pub fn has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in:\n{text}");
+    }
+}
+
 /// Ends a guest by its shell's `exit`.
 pub fn exit(mut guest: Guest) -> Outcome {
     guest.send("exit").unwrap_or_else(|error| panic!("{error:#}"));

@@ -1,37 +1,9 @@
 //! virtio-pmem, the second kind of persistent memory; and CPUs that cannot have DAX.
 
-use crate::support::{assert_good, command, exit, shell, start};
+use crate::support::{ask, assert_good, exit, has, refused, shell, start_shell};
 use boot::backing::{Nvdimm, VirtioPmem};
-use boot::guest::Guest;
 use boot::machine::Machine;
 use boot::size::MIB;
-
-fn start_shell(machine: &Machine) -> Guest {
-    let mut guest = start(machine);
-    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
-    guest
-}
-
-/// Sends a command that must not be answered with an error; returns the answer as one text.
-fn ask(guest: &mut Guest, line: &str) -> String {
-    let answer = command(guest, line);
-    assert!(!answer.iter().any(|line| line.starts_with("error")), "{line:?}: {answer:?}");
-    answer.join("\n")
-}
-
-/// Sends a command that must be answered with one line of error, among whatever else.
-fn refused(guest: &mut Guest, line: &str) -> String {
-    let answer = command(guest, line);
-    let errors: Vec<_> = answer.iter().filter(|line| line.starts_with("error: ")).collect();
-    assert!(errors.len() == 1, "{line:?}: {answer:?}");
-    errors[0].clone()
-}
-
-fn has(text: &str, words: &[&str]) {
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in:\n{text}");
-    }
-}
 
 /// covers: A7
 #[test]

@@ -1,0 +1,170 @@
+//! File systems, driven from the shell: every command, bad input, what one boot wrote read by the next and by the host,
+//! and the device removed from under one.
+
+use crate::support::{ask, assert_good, command, exit, has, refused, shell, start_shell};
+use boot::backing::Nvdimm;
+use boot::fsimage;
+use boot::guest::Guest;
+use boot::machine::Machine;
+use boot::records;
+use boot::size::MIB;
+use std::path::Path;
+
+fn kept(file: &Path) -> Machine {
+    let nvdimm = Nvdimm::kept(file, None, 64 * MIB).unwrap_or_else(|error| panic!("{error:#}"));
+    Machine { smp: 2, pmem: vec![nvdimm], ..shell() }
+}
+
+/// What the host's own checker says of an image: 0 where nothing is wrong.
+fn check_image(image: &Path) -> u8 {
+    let words = ["boot".as_ref(), "fs".as_ref(), "check".as_ref(), image.as_os_str()];
+    fsimage::job(words.map(ToOwned::to_owned)).expect("its own words").expect("it can be opened")
+}
+
+/// Free blocks.
+fn free(guest: &mut Guest) -> u64 {
+    let answer = command(guest, "df 0");
+    records::of_topic(&answer, "df").find_map(|df| df.number("free")).unwrap_or_else(|| panic!("{answer:?}"))
+}
+
+/// Makes a file system in a fresh boot, and changes it by every command there is.
+fn change_all(guest: &mut Guest) {
+    has(&ask(guest, "attach 0 fsdax"), &["@attached device=pmem0 provider=nvdimm kind=fsdax dax=1"]);
+    has(&ask(guest, "mkfs 0 kept"), &["blocks of 4096 bytes"]);
+    has(&ask(guest, "mount 0"), &["@mounted fs=pmem0"]);
+    ask(guest, "mkdir 0 /d");
+    ask(guest, "mkdir 0 /d/e");
+    has(&ask(guest, "write 0 /d/a 0 hello there"), &["11 bytes written"]);
+    has(&ask(guest, "write 0 /d/a 6 world"), &["5 bytes written"]);
+    has(&ask(guest, "cat 0 /d/a"), &["hello world"]);
+    has(&ask(guest, "cat 0 /d/a 6 3"), &["wor"]);
+    ask(guest, "ln 0 /d/a /b");
+    ask(guest, "mv 0 /d/a /d/e/c");
+    has(&ask(guest, "stat 0 /b"), &["kind=file dax=1 size=11 blocks=1 nlink=2"]);
+    has(&ask(guest, "ls 0 /d"), &["dir", " e"]);
+    // Longer, mapped and stored to by a task, synced; a hole in the middle; cut.
+    let before = free(guest);
+    ask(guest, "truncate 0 /b 0x8000");
+    has(&ask(guest, "touch 0 /b"), &["pages=8 leaves_4k=8 leaves_2m=0"]);
+    // The task's end has written back already what it had stored.
+    has(&ask(guest, "fsync 0 /b"), &["ranges=0 fenced=0"]);
+    assert_eq!(free(guest), before - 7, "blocks of the holes that were filled");
+    ask(guest, "punch 0 /b 0x2000 0x2000");
+    assert_eq!(free(guest), before - 5);
+    ask(guest, "truncate 0 /b 0x5000");
+    assert_eq!(free(guest), before - 2);
+    has(&ask(guest, "stat 0 /d/e/c"), &["size=20480 blocks=3 nlink=2"]);
+    has(&ask(guest, "cat 0 /b 0x1000 1"), &["\\x01"]);
+    has(&ask(guest, "cat 0 /b 0x2000 1"), &["\\x00"]);
+    // A large file is mapped by large leaves.
+    ask(guest, "write 0 /large 0 x");
+    ask(guest, "truncate 0 /large 0x400000");
+    has(&ask(guest, "touch 0 /large"), &["pages=1024", "leaves_2m=1"]);
+    ask(guest, "rm 0 /large");
+    ask(guest, "rm 0 /d/e/c");
+    ask(guest, "rmdir 0 /d/e");
+    has(&ask(guest, "stat 0 /b"), &["nlink=1"]);
+    // The directory that is gone had a block, too.
+    assert_eq!(free(guest), before - 1);
+}
+
+/// What makes no sense is one line that says so, and the next command works.
+fn say_nonsense(guest: &mut Guest) {
+    for (line, words) in [
+        ("mount", "expected: mount N"),
+        ("mount 0", "mounted"),
+        ("mount 7", "7"),
+        ("mkfs 0", "umount 0 first"),
+        ("fsck 0", "umount 0 first"),
+        ("cat 0", "expected: cat N PATH [OFFSET [LEN]]"),
+        ("cat 0 /nothing", "/nothing: no such file or directory"),
+        ("cat 0 /d", "/d: is a directory"),
+        ("cat 0 /b many", "many"),
+        ("ls 0 /b", "/b: not a directory"),
+        ("write 0 /b", "expected: write N PATH OFFSET TEXT"),
+        ("write 0 /b 0xffffffffffffff00 x", "/b: "),
+        ("truncate 0 /b 0xffffffffffffffff", "/b: past the largest file offset"),
+        ("punch 0 /b 0 0", "/b: invalid argument"),
+        ("mkdir 0 /d", "/d: the name is taken"),
+        ("rmdir 0 /b", "/b: not a directory"),
+        ("rmdir 0 /nothing", "/nothing: no such file or directory"),
+        ("mv 0 /d /d/inside", "/d: invalid argument"),
+        ("ln 0 /d /other", "/d: is a directory"),
+        ("rm 0 /d", "/d: is a directory"),
+        ("thaw 0", "not thawed"),
+        ("umount 3", "3"),
+        ("attach 0", "attached"),
+    ] {
+        has(&refused(guest, line), &[words]);
+    }
+    // A map that cannot be filled ends the task that touches it, and takes no longer than that.
+    ask(guest, "write 0 /hole 0 x");
+    ask(guest, "truncate 0 /hole 0x80000000000");
+    has(&refused(guest, "touch 0 /hole"), &["the task ended by"]);
+    ask(guest, "rm 0 /hole");
+    // While it is frozen, reading goes on and changes are refused.
+    ask(guest, "freeze 0");
+    has(&ask(guest, "mounts"), &["0: pmem0: frozen (kernel 0, user 1)"]);
+    // The task has stored eight bytes over "hello wo".
+    has(&ask(guest, "cat 0 /b 8 3"), &["rld"]);
+    for line in ["write 0 /b 0 x", "mkdir 0 /x", "rm 0 /b", "truncate 0 /b 0", "touch 0 /b"] {
+        has(&refused(guest, line), &["frozen (thaw 0 first)"]);
+    }
+    has(&refused(guest, "umount 0"), &["busy"]);
+    ask(guest, "thaw 0");
+    has(&ask(guest, "mounts"), &["0: pmem0: in use"]);
+}
+
+#[test]
+fn every_command_and_bad_input_and_contents_that_outlive_the_boot() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = directory.path().join("image");
+    let mut first = start_shell(&kept(&image));
+    change_all(&mut first);
+    say_nonsense(&mut first);
+    ask(&mut first, "write 0 /b 0 until then");
+    has(&ask(&mut first, "umount 0"), &["@unmounted device=0"]);
+    has(&ask(&mut first, "fsck 0"), &["problems=0 files=1 directories=2"]);
+    assert_good(&exit(first));
+    assert_eq!(check_image(&image), 0);
+
+    let mut second = start_shell(&kept(&image));
+    ask(&mut second, "attach 0 fsdax");
+    ask(&mut second, "mount 0");
+    has(&ask(&mut second, "cat 0 /b 0 10"), &["until then"]);
+    has(&ask(&mut second, "ls 0 /"), &["file", " b", "dir", " d"]);
+    // This time nobody unmounts.
+    ask(&mut second, "write 0 /b 0 and again");
+    assert_good(&exit(second));
+    assert_eq!(check_image(&image), 0);
+}
+
+/// The device leaves while the file system is mounted: calls fail and say why, the notification is on the console, and
+/// it comes back with all that was acknowledged.
+// covers: N5 N11 N15 R9
+#[test]
+fn the_device_is_removed_from_under_it() {
+    let mut guest = start_shell(&Machine { smp: 2, pmem: vec![Nvdimm::temporary(64 * MIB)], ..shell() });
+    for line in ["attach 0 fsdax", "mkfs 0", "mount 0", "write 0 /a 0 acknowledged", "freeze 0"] {
+        ask(&mut guest, line);
+    }
+    // What a user has frozen does not stop a removal, and is lifted by it.
+    let removed = ask(&mut guest, "remove 0");
+    has(&removed, &["@notify fs=pmem0 pre_remove=1 frozen=1", "errors=0", "shut down: forced unmount"]);
+    for line in ["cat 0 /a", "write 0 /a 0 late", "df 0", "umount 0", "thaw 0"] {
+        has(&refused(&mut guest, line), &["nothing is mounted from device 0"]);
+    }
+    has(&refused(&mut guest, "mount 0"), &["no device is attached"]);
+    ask(&mut guest, "attach 0 fsdax");
+    has(&ask(&mut guest, "fsck 0"), &["problems=0"]);
+    ask(&mut guest, "mount 0");
+    has(&ask(&mut guest, "cat 0 /a"), &["acknowledged"]);
+    // As device-dax it has no file system.
+    ask(&mut guest, "umount 0");
+    ask(&mut guest, "remove 0");
+    ask(&mut guest, "attach 0");
+    has(&refused(&mut guest, "mount 0"), &["attach 0 fsdax"]);
+    ask(&mut guest, "remove 0");
+    has(&ask(&mut guest, "ledger"), &["kind=mappings count=0", "kind=holders count=0", "kind=pins count=0"]);
+    assert_good(&exit(guest));
+}
