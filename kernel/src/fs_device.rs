@@ -15,7 +15,7 @@ use mm::addr::{PAGE_SIZE, Pfn, VirtRange};
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use mm::space::SigBusCause;
-use nvdimm::pmem::block::BlockDevice;
+use nvdimm::pmem::block::{BlockDevice, SECTOR_BYTES};
 
 use crate::machine::{KernelMachine, Space, mm};
 use crate::task::SigBus;
@@ -33,21 +33,26 @@ impl DeviceMemory {
         self.device.read_lock().map_err(|_| FsError::DeviceGone)
     }
 
-    /// What has lost its contents is not read (P3): that would be a machine check.
-    fn healthy(&self, offset: u64, len: usize) -> Result<(), FsError> {
+    /// Has a page that shares a byte with these lost its contents?
+    fn any_lost(&self, offset: u64, len: u64) -> Result<bool, FsError> {
         let live = self.live()?;
-        let map = self.device.pagemap();
-        let end = offset + len as u64;
-        let mut page = offset & !(PAGE_SIZE - 1);
+        let (mut page, end) = (offset & !(PAGE_SIZE - 1), offset + len);
         while page < end {
             let want = (end - page).next_multiple_of(PAGE_SIZE);
             let row = live.direct_access(page, want).map_err(|_| FsError::Media(page))?;
-            if map.any_poisoned(row.start(), row.nr_pages()) {
-                return Err(FsError::Media(page));
+            if self.device.pagemap().any_poisoned(row.start(), row.nr_pages()) {
+                return Ok(true);
             }
             page += row.nr_pages() * PAGE_SIZE;
         }
-        Ok(())
+        Ok(false)
+    }
+
+    /// Writes whole pages through the block path, which heals what was lost of them (P3).
+    fn write_anew(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let whole = offset.is_multiple_of(PAGE_SIZE) && (bytes.len() as u64).is_multiple_of(PAGE_SIZE);
+        let written = whole.then(|| self.block.write(offset / SECTOR_BYTES, bytes));
+        written.and_then(Result::ok).ok_or(FsError::Media(offset))
     }
 
     /// Calls `each` with the place of each part of the bytes that lies in a row, and the part's place among them. The
@@ -82,7 +87,10 @@ impl Pmem for DeviceMemory {
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
         check_bounds(offset, buf.len(), self.device.size_bytes())?;
-        self.healthy(offset, buf.len())?;
+        // What has lost its contents is not read (P3): that would be a machine check.
+        if self.any_lost(offset, buf.len() as u64)? {
+            return Err(FsError::Media(offset));
+        }
         self.parts(offset, buf.len(), &mut |from, part| {
             let to = &mut buf[part];
             // SAFETY: `parts` gives mapped bytes of the device. Tasks may store there meanwhile, as to any shared
@@ -92,6 +100,10 @@ impl Pmem for DeviceMemory {
     }
 
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        check_bounds(offset, bytes.len(), self.device.size_bytes())?;
+        if self.any_lost(offset, bytes.len() as u64)? {
+            return self.write_anew(offset, bytes);
+        }
         self.parts(offset, bytes.len(), &mut |to, part| {
             let from = &bytes[part];
             match <[u8; 8]>::try_from(from) {
@@ -104,6 +116,19 @@ impl Pmem for DeviceMemory {
                 _ => unsafe { ptr::copy(from.as_ptr(), to, from.len()) },
             }
         })
+    }
+
+    fn renew(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        check_bounds(offset, len as usize, self.device.size_bytes())?;
+        if !self.any_lost(offset, len)? {
+            return Ok(());
+        }
+        for page in (offset..offset + len).step_by(PAGE_SIZE as usize) {
+            if self.any_lost(page, PAGE_SIZE)? {
+                self.write_anew(page, &[0; PAGE_SIZE as usize])?;
+            }
+        }
+        Ok(())
     }
 
     fn write_back(&self, offset: u64, len: u64) {

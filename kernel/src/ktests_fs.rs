@@ -341,12 +341,33 @@ fn page_fails(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     check_eq!(fs.shutdown_reason(), None, "shut down by the loss of a file's page");
     let report = fs.last_notification().ok_or("the file system was not told")?;
     check_eq!((report.pre_remove, report.metadata, report.poisoned), (false, 0, 1), "the notification");
+    // A store over a part of it is refused; a write of all of it makes the page usable again.
+    check!(matches!(fs.write(&cx(), &file, PAGE_SIZE + 8, &[1]), Err(FsError::Media(_))), "a write of a part");
+    check_eq!(fs.write(&cx(), &file, PAGE_SIZE, &[9; PAGE_SIZE as usize]), Ok(()), "a write of the whole page");
+    let nines = u64::from_le_bytes([9; 8]);
+    run_in(here(), &space, move || {
+        check_eq!(user::read_u64(at(PAGE_SIZE)), Ok(nines), "the page that was written anew");
+        Ok(())
+    })?;
+    // Lost again, and cut off with the file: whoever gets the block next gets one that works.
+    memory_error::fail(pfn);
+    let_go(fs, file, space);
+    fs.unlink(&cx(), "/file").map_err(said("unlink"))?;
+    let map = devices::dax(0).map_err(said("dax"))?;
+    check!(map.pagemap().any_poisoned(pfn, 1), "the block is as it was while it is free");
+    let pages = fs.statfs().map_err(said("statfs"))?.free_blocks.min(64);
+    let_go_of_file(fs, numbered(fs, "/again", pages)?);
+    check!(!map.pagemap().any_poisoned(pfn, 1), "none of {pages} blocks was the one that was lost");
+    let again = fs.open(&cx(), "/again").map_err(said("open"))?;
+    let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
+    check_eq!(fs.read(&cx(), &again, 0, &mut bytes), Ok(bytes.len()), "bytes of the new file");
+    let_go_of_file(fs, again);
+    Ok(())
+}
+
+fn let_go_of_file(fs: &Arc<Fs>, file: Arc<File>) {
     drop(file);
-    drop(space);
     fs.reap(&cx());
-    // A full write makes it usable again.
-    let at_byte = (pfn.as_u64() - devices::slots()[0].frames.start().as_u64()) * PAGE_SIZE;
-    write_page(at_byte, &vec![0; PAGE_SIZE as usize])
 }
 
 /// Writes a whole page of device 0 through its block path, which heals it.

@@ -45,6 +45,15 @@ pub trait Pmem: Send + Sync {
     /// # Errors
     /// As [`read`](Self::read); nothing is stored then.
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError>;
+    /// These whole blocks are free, and are about to be written anew: where the medium has lost what they held, it is
+    /// made to take bytes again. What they hold afterwards is not said.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), where the medium takes nothing there.
+    fn renew(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        let _ = (offset, len);
+        Ok(())
+    }
     /// Starts writing back the cache lines that hold these bytes.
     fn write_back(&self, offset: u64, len: u64);
     /// Waits for every write-back that this CPU started; on memory that somebody else keeps, until he has confirmed

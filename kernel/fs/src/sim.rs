@@ -89,7 +89,7 @@ impl SimPmem {
     fn take_events(&self) -> Vec<Event> {
         self.inner.lock().log.as_mut().map(core::mem::take).unwrap_or_default()
     }
-    /// From now on the bytes `from..to` cannot be read.
+    /// From now on the bytes `from..to` cannot be read, until they are renewed.
     pub fn break_range(&self, from: u64, to: u64) {
         self.inner.lock().bad = Some((from, to));
     }
@@ -122,6 +122,14 @@ impl Pmem for SimPmem {
         inner.stats.stores += 1;
         if let Some(log) = &mut inner.log {
             log.push(Event::Store(offset, bytes.to_vec()));
+        }
+        Ok(())
+    }
+    fn renew(&self, offset: u64, len: u64) -> Result<(), FsError> {
+        let mut inner = self.inner.lock();
+        // All of what is bad, or nothing: a test breaks whole blocks.
+        if inner.bad.is_some_and(|(from, to)| offset <= from && to <= offset + len) {
+            inner.bad = None;
         }
         Ok(())
     }

@@ -192,6 +192,8 @@ impl Store {
         let Some(free) = free.filter(|_| self.layout.is_data(run.first, run.nr)) else {
             return Err(FsError::damaged("bitmap of group", group));
         };
+        // A block that was lost while it was free, or while it belonged to a file that is gone, serves again.
+        self.pmem.renew(run.first * BLOCK_SIZE, run.nr * BLOCK_SIZE)?;
         self.set_desc(tx, group, RawDesc { free: free.into(), ..desc })?;
         tx.taken += run.nr;
         tx.cost += 128 + run.nr as usize / 8;

@@ -286,3 +286,22 @@ fn owners_are_found_in_logarithmic_time() {
         assert!(looks <= 2 * runs.ilog2() as usize + 4, "{looks} nodes looked at among {runs}");
     }
 }
+
+/// A block that the medium loses, and that is free again when its file is gone, serves whoever gets it next.
+#[test]
+fn a_lost_block_that_is_free_serves_again() {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    volume.write(ino, 0, &[7; BLOCK_SIZE as usize]).unwrap();
+    let block = volume.map_block(ino, 0, false).unwrap().physical.unwrap();
+    sim.break_range(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
+    assert!(matches!(volume.read(ino, 0, &mut [0; 8]), Err(FsError::Media(_))));
+    volume.truncate(ino, 0).unwrap();
+    // All blocks there are: that one is among them.
+    let all = volume.statfs().free_blocks - 8;
+    volume.write(ino, 0, &vec![9; (all * BLOCK_SIZE) as usize]).unwrap();
+    let mut bytes = vec![0; (all * BLOCK_SIZE) as usize];
+    assert_eq!(volume.read(ino, 0, &mut bytes), Ok(bytes.len()));
+    assert!(bytes.iter().all(|&byte| byte == 9));
+}
