@@ -19,8 +19,9 @@ use mm::machine::{CpuId, IrqOff};
 use crate::kstack::Stack;
 use crate::machine::{self, Space};
 use crate::percpu::{self, PerCpu};
+use crate::smp::{self, VECTOR_TIMER};
 use crate::task::{Exit, State, Task};
-use crate::{ring, smp, time};
+use crate::{ring, time};
 
 /// How long a task runs while another waits for its CPU, in nanoseconds.
 pub const SLICE_NS: u64 = 1_000_000;
@@ -37,6 +38,8 @@ pub struct RunQueue {
     dead: Option<Arc<Task>>,
     /// The timer is armed for this time; 0 when it is not.
     armed_for: u64,
+    /// The timer ticks, which it does in deterministic mode: in the rhythm of a shared CPU, or of one that is not.
+    rhythm: Option<bool>,
     /// When the current task began its turn.
     slice_start: u64,
 }
@@ -51,6 +54,7 @@ impl RunQueue {
             idle: None,
             dead: None,
             armed_for: 0,
+            rhythm: None,
             slice_start: 0,
         }
     }
@@ -67,9 +71,29 @@ impl RunQueue {
         }
     }
 
+    /// Does another task wait for the CPU?
+    fn is_shared(&self) -> bool {
+        !self.ready.is_empty() && !self.is_idle()
+    }
+
     /// Arms the timer for the next thing to do, or stops it. Only on the queue's own CPU.
     fn arm(&mut self) {
-        let turn = (!self.ready.is_empty() && !self.is_idle()).then_some(self.slice_start + slice_ns(self.slice_start));
+        if time::is_deterministic() && !self.is_idle() {
+            match self.rhythm {
+                // A tick that finds nothing to do stops it.
+                Some(shared) if shared == self.is_shared() => {}
+                Some(_) => self.tick_from(time::since_first_line_ns()),
+                None => {
+                    apic::timer_mode(VECTOR_TIMER, true);
+                    self.tick_from(time::since_first_line_ns());
+                }
+            }
+            return;
+        }
+        if self.rhythm.is_some() {
+            return;
+        }
+        let turn = self.is_shared().then_some(self.slice_start + slice_ns(self.slice_start));
         let wake = self.sleepers.iter().map(|&(when, _)| when).min();
         let next = turn.into_iter().chain(wake).min().unwrap_or(0);
         if next == self.armed_for {
@@ -81,7 +105,30 @@ impl RunQueue {
             _ => apic::timer_arm(time::timer_ticks(next.saturating_sub(time::since_first_line_ns()))),
         }
     }
+
+    /// Lets the timer tick, in a rhythm that depends on `now`: see [`passes_turn`].
+    fn tick_from(&mut self, now: u64) {
+        let shared = self.is_shared();
+        self.rhythm = Some(shared);
+        let factor = (arch::percpu::cpu() as u64 + 1) * if shared { 1 } else { LONE_SLICES };
+        apic::timer_arm(time::timer_ticks(slice_ns(now) * factor));
+    }
+
+    /// A tick has come: stops the timer if nobody needs it, and changes its rhythm now and then.
+    fn ticked(&mut self, now: u64) {
+        if self.is_idle() {
+            apic::timer_mode(VECTOR_TIMER, false);
+            self.rhythm = None;
+        } else if self.rhythm != Some(self.is_shared()) || slice_ns(now).is_multiple_of(TICKS_PER_RHYTHM) {
+            self.tick_from(now);
+        }
+    }
 }
+
+/// A task that has its CPU for itself, in deterministic mode, is interrupted every so many slices.
+const LONE_SLICES: u64 = 16;
+/// A rhythm lasts so many ticks, on average.
+const TICKS_PER_RHYTHM: u64 = 8;
 
 /// How long the slice that begins at `start` lasts, in nanoseconds: between one and two times [`SLICE_NS`], as if at
 /// random. In deterministic mode QEMU gives another CPU its turn whenever a timer runs out. Were all slices alike, each
@@ -154,8 +201,11 @@ pub fn peek_current<R>(cpu: &PerCpu, see: impl FnOnce(&Task) -> R) -> Option<R> 
     cpu.queue.lock().current.as_deref().map(see)
 }
 
-/// Lets other tasks of this CPU run.
+/// Lets other tasks of this CPU run and, where the CPUs take turns, other CPUs.
 pub fn yield_now() {
+    if time::is_deterministic() {
+        cpu::pause();
+    }
     let _irq = IrqSave::new();
     schedule();
 }
@@ -237,8 +287,8 @@ pub fn on_timer() {
     this.ticks.fetch_add(1, Ordering::Relaxed);
     let now = time::since_first_line_ns();
     let mut queue = this.queue.lock();
-    queue.armed_for = 0;
     let queue = &mut *queue;
+    queue.armed_for = 0;
     let mut woke = false;
     queue.sleepers.retain(|(when, task)| {
         let due = *when <= now;
@@ -249,12 +299,28 @@ pub fn on_timer() {
         }
         !due
     });
+    if queue.rhythm.is_some() {
+        queue.ticked(now);
+    }
     let turn_over = !queue.ready.is_empty() && now.saturating_sub(queue.slice_start) >= SLICE_NS;
     if turn_over || (woke && queue.is_idle()) {
         this.need_resched.store(true, Ordering::Relaxed);
     } else {
         queue.arm();
     }
+}
+
+/// Does the CPU that has just been interrupted by its timer give its turn to the next one?
+///
+/// In deterministic mode QEMU's CPUs take turns on one host thread (`accel/tcg/tcg-accel-ops-rr.c`). A turn lasts until
+/// the next timer of any CPU runs out; the CPUs behind have no time left then, and the first one begins anew. So the
+/// first CPU that works would have all the time there is, but for what it gives away by `pause`, and by setting its
+/// timer, which ends its turn as well (`util/qemu-timer.c`, `qemu_timer_notify_cb`). Hence: the timer of a CPU that works
+/// ticks by itself, and is not set at each switch; the first CPUs tick more often than those behind; and of so many ticks
+/// as there are CPUs from this one on, it keeps one turn, as if at random.
+pub fn passes_turn() -> bool {
+    let behind = u64::from(percpu::online().len()).saturating_sub(arch::percpu::cpu() as u64);
+    time::is_deterministic() && !(slice_ns(time::since_first_line_ns()) >> 3).is_multiple_of(behind.max(1))
 }
 
 /// The interrupt by which another CPU says that it has added a task to our queue.

@@ -27,6 +27,9 @@ extern "C" fn kernel_trap(frame: &mut TrapFrame) {
             // of going on with our own work while it waits.
             cpu::pause();
         }
+        if frame.vector as u8 == VECTOR_TIMER && sched::passes_turn() {
+            cpu::pause();
+        }
         sched::preempt_if_needed();
         return;
     }

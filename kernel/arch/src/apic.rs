@@ -37,6 +37,7 @@ mod reg {
 }
 
 const LVT_MASKED: u32 = 1 << 16;
+const LVT_PERIODIC: u32 = 1 << 17;
 const ICR_PENDING: u32 = 1 << 12;
 const ICR_ASSERT: u32 = 1 << 14;
 const ICR_SELF: u32 = 0b01 << 18;
@@ -203,6 +204,13 @@ pub fn send_startup(destination: u32, page: u8) {
 #[inline]
 pub fn timer_arm(ticks: u32) {
     write(reg::TIMER_INITIAL, ticks);
+}
+
+/// Chooses whether the timer counts once, or begins anew by itself until it is stopped; it is stopped by this. `vector`
+/// is where it interrupts.
+pub fn timer_mode(vector: u8, periodic: bool) {
+    write(reg::TIMER_INITIAL, 0);
+    write(reg::LVT_TIMER, u32::from(vector) | if periodic { LVT_PERIODIC } else { 0 });
 }
 
 /// What is left of the count.

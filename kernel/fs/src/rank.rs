@@ -47,7 +47,7 @@ pub struct RankedLock<T> {
 }
 
 /// So many tries are long.
-const LONG: u32 = 512;
+const LONG: u32 = 8;
 
 impl<T> RankedLock<T> {
     /// A lock that nobody holds.
