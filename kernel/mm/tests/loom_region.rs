@@ -51,7 +51,7 @@ impl Registration {
 
     /// As `mm::region::Region::close`. Answers whether it was this one that gave the pages back.
     fn close(&self, by: By) -> bool {
-        if !self.gate.close(by) {
+        if self.gate.close(by).is_none() {
             self.gate.wait_released(thread::yield_now);
             return false;
         }

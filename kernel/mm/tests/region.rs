@@ -14,6 +14,7 @@ use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::{Machine, Point};
 use mm::pagemap::MemoryKind;
+use mm::region::gate::{By, Gate};
 use mm::region::{MAX_GRACE_NS, MemoryRegion, Notice, RegionError, RegionOwner, TakeBack, Terms, UseError};
 use mm::space::{Access, SigBusCause};
 
@@ -296,6 +297,20 @@ fn a_use_in_flight_is_waited_for() {
         assert_eq!(rig.emu.finish(remover), [(region.key(), 1)]);
         assert_eq!(rig.pins(), 0);
     });
+}
+
+/// Who closes is told of the uses that there were then: not of one that ends before he waits, nor of a latecomer.
+///
+/// covers: L6
+#[test]
+fn closing_counts_the_uses_of_that_moment() {
+    let gate = Gate::new();
+    let uses = [gate.enter().unwrap(), gate.enter().unwrap()];
+    assert_eq!(gate.close(By::Kernel), Some(2));
+    drop(uses);
+    assert_eq!(gate.enter().err(), Some(By::Kernel));
+    gate.wait_for_uses(|| panic!("nobody is left to wait for"));
+    assert_eq!((gate.close(By::Owner), gate.closed()), (None, Some(By::Kernel)), "once, for ever");
 }
 
 /// covers: L6

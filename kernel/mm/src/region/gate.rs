@@ -78,23 +78,22 @@ impl Gate {
         if seen & CLOSED != 0 && !Mutant::UseNotRechecked.is_on() { Err(closed_by(seen)) } else { Ok(entered) }
     }
 
-    /// Closes it. Says whether it was open until now: then the caller is who gives the pages back.
+    /// Closes it. Answers how many uses were in flight at that moment where it was open until now: then the caller is
+    /// who gives the pages back. The number is exact, for it is what the word was when it was closed: whoever comes
+    /// later and is refused is not in it.
     #[must_use = "who closes a gate has to give back what is behind it"]
-    pub fn close(&self, by: By) -> bool {
+    pub fn close(&self, by: By) -> Option<u64> {
         let bits = CLOSED | if by == By::Kernel { REVOKED } else { 0 };
         let open = |word: u64| (word & CLOSED == 0).then_some(word | bits);
         // Relaxed: what orders is the word's own history; see the module.
-        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, open).is_ok()
+        self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, open).ok().map(|word| word & USES)
     }
 
-    /// Waits until no use is in flight, on a closed gate; answers how many there were at first. `relax` is called in
-    /// every round of waiting.
-    pub fn wait_for_uses(&self, mut relax: impl FnMut()) -> u64 {
-        let found = self.uses();
+    /// Waits until no use is in flight, on a closed gate. `relax` is called in every round of waiting.
+    pub fn wait_for_uses(&self, mut relax: impl FnMut()) {
         while self.uses() != 0 && !Mutant::RevokeDoesNotWait.is_on() {
             relax();
         }
-        found
     }
 
     /// Says that the pages are given back.

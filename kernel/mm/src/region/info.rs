@@ -150,7 +150,7 @@ pub enum TakeBack<'r> {
 pub struct Revoked<'r> {
     /// Which one, as it was before.
     pub region: RegionInfo<'r>,
-    /// Uses in flight that were waited for.
+    /// Uses that were in flight when it was closed, and have been waited for.
     pub uses: u64,
     /// How long the owner had, in nanoseconds.
     pub after_ns: u64,

@@ -99,8 +99,8 @@ impl<M: Machine> Region<M> {
         self.runs.iter().any(|&run| ranges.iter().any(|&range| range.overlaps(run)))
     }
 
-    /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses in flight
-    /// that were waited for. `slow` is called, ever more seldom, while that takes long.
+    /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
+    /// in flight when it was closed, all of which have been waited for. `slow` is called, ever more seldom, while that takes long.
     fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
         let machine = &self.mm.machine;
         let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
@@ -111,11 +111,11 @@ impl<M: Machine> Region<M> {
                 slow(self.info());
             }
         };
-        if !self.gate.close(by) {
+        let Some(uses) = self.gate.close(by) else {
             self.gate.wait_released(relax);
             return None;
-        }
-        let uses = self.gate.wait_for_uses(relax);
+        };
+        self.gate.wait_for_uses(relax);
         let pins = self.pins.lock().take();
         drop(pins);
         let listed = self.mm.regions.take_off(self.key);
