@@ -161,8 +161,9 @@ fn overflow(args: &[&str]) -> Result<(), String> {
 }
 
 fn hang(_: &[&str]) -> Result<(), String> {
-    console::line(format_args!("hanging, with interrupts off"));
+    // First, so that whoever has read the line finds it so.
     arch::cpu::irq_disable();
+    console::line(format_args!("hanging, with interrupts off"));
     loop {
         arch::cpu::pause();
     }
