@@ -47,6 +47,11 @@ fn range(index: u16, base: u64, bytes: u64) -> Vec<u8> {
 
 /// Boots with the table and expects one line for each of the words, no NVDIMM, and a kernel that is at your service.
 fn boot_with(structures: &[Vec<u8>], words: &[&str]) {
+    boot_and_find(structures, words, &[]);
+}
+
+/// As [`boot_with`]; the NVDIMMs that are found have these bases and sizes, in bytes.
+fn boot_and_find(structures: &[Vec<u8>], words: &[&str], found: &[(u64, u64)]) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("nfit.bin");
     std::fs::write(&file, nfit(structures)).expect("written");
@@ -55,7 +60,12 @@ fn boot_with(structures: &[Vec<u8>], words: &[&str]) {
     let outcome = exit(guest);
     assert_good(&outcome);
     assert!(has_line(&outcome, &["1 NFIT"]), "the table did not arrive\n{}", tail(&outcome));
-    assert!(has_line(&outcome, &["no NVDIMM found"]), "{}", tail(&outcome));
+    assert_eq!(has_line(&outcome, &["no NVDIMM found"]), found.is_empty(), "{}", tail(&outcome));
+    let reported = outcome.console.iter().filter(|line| line.starts_with("@nvdimm ")).count();
+    assert_eq!(reported, found.len(), "NVDIMMs\n{}", tail(&outcome));
+    for (base, bytes) in found {
+        assert!(has_line(&outcome, &["@nvdimm ", &format!("base={base:#x} size={bytes} ")]), "{}", tail(&outcome));
+    }
     for word in words {
         let lines = outcome.console.iter().filter(|line| line.contains("nfit: ") && line.contains(word)).count();
         assert_eq!(lines, 1, "lines of the NFIT's with {word:?}\n{}", tail(&outcome));
@@ -85,6 +95,34 @@ fn ranges_that_overlap_ram_or_wrap_are_refused() {
     boot_with(
         &[range(1, 0x100_0000, 0x20_0000), range(2, u64::MAX - 0xf_ffff, 0x20_0000)],
         &["range 1 (0x1000000 + 0x200000 bytes) overlaps RAM", "range 2 (0xfffffffffff00000 + 0x200000 bytes) wraps"],
+    );
+}
+
+/// The first of two ranges that overlap is used, the other one not.
+#[test]
+fn of_ranges_that_overlap_the_first_is_used() {
+    const BASE: u64 = 8 << 30;
+    boot_and_find(
+        &[range(1, BASE, 0x40_0000), range(2, BASE + 0x3f_f000, 0x20_0000), range(3, BASE - 0x1f_f000, 0x20_0000)],
+        &[
+            "range 2 (0x2003ff000 + 0x200000 bytes) overlaps range 1; not used",
+            "range 3 (0x1ffe01000 + 0x200000 bytes) overlaps range 1; not used",
+        ],
+        &[(BASE, 0x40_0000)],
+    );
+}
+
+/// The CPU of a small machine has 40 bits of physical address. What lies below is used.
+#[test]
+fn a_range_above_the_cpus_limit_is_refused() {
+    const LIMIT: u64 = 1 << 40;
+    boot_and_find(
+        &[range(1, LIMIT, 0x20_0000), range(2, LIMIT - 0x1000, 0x2000), range(3, LIMIT - 0x20_0000, 0x10_0000)],
+        &[
+            "range 1 (0x10000000000 + 0x200000 bytes) goes above the CPU's last physical address 0xffffffffff; not used",
+            "range 2 (0xfffffff000 + 0x2000 bytes) goes above the CPU's last physical address 0xffffffffff; not used",
+        ],
+        &[(LIMIT - 0x20_0000, 0x10_0000)],
     );
 }
 
