@@ -14,15 +14,11 @@ use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
-use dax::kill::{KillReport, Phase};
-use dax::removal::{self, Method, Problem, RemovalReport, StepRecord, Waiting};
+use dax::removal::{Method, RemovalReport, Waiting};
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::Kind;
-use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
-use mm::region::{RegionInfo, TakeBack};
 use nvdimm::nfit::{self, Limits};
-use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 use nvdimm::virtio_pmem;
 use spin::Once;
@@ -30,7 +26,7 @@ use spin::Once;
 use crate::machine::{KernelMachine, mm};
 use crate::pmem_host::Host;
 use crate::reserve::{FAULTS, Section};
-use crate::{acpi, memory, mounts, removals, shell_pins, task, time, virtio};
+use crate::{acpi, memory, mounts, removals, virtio};
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -43,7 +39,7 @@ pub struct Slot {
     pub frames: PfnRange,
     provider: Provider,
     bay: Bay<Attached>,
-    /// The report of the last removal, but for one that ran short of memory: what came from the reserve goes back.
+    /// The report of the last removal. Nothing of it is in the reserve.
     last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
 }
 
@@ -332,35 +328,32 @@ fn remove_with(
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
     let section = Section::enter();
     if !quiet {
-        log::info!("{}: going away, {}", slot.name, method_in_words(method));
+        log::info!("{}: going away, {}", slot.name, removals::method_in_words(method));
     }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
-    let mut watch = Watch { at, name: &slot.name, frames: slot.frames, waits, quiet };
+    let mut watch = removals::Watch { at, name: &slot.name, frames: slot.frames, waits, quiet };
     let report = device.remove(mappings, method, &mut watch);
     mounts::device_gone(at);
     let report = Arc::new(report);
-    *slot.last.lock() = (section.shortages() == 0).then(|| Arc::clone(&report));
-    if section.shortages() > 0 && !quiet {
-        log::warn!("{}: memory ran out {} times; the reserve has served", slot.name, section.shortages());
+    let shortages = section.shortages();
+    drop(section);
+    if shortages > 0 && !quiet {
+        log::warn!("{}: memory ran out {shortages} times; the reserve has served", slot.name);
     }
-    Ok(report)
+    let kept = if shortages == 0 { Some(Arc::clone(&report)) } else { removals::out_of_reserve(&slot.name, &report) };
+    slot.last.lock().clone_from(&kept);
+    Ok(kept.unwrap_or(report))
 }
 
-/// The report of the last removal from slot `at`; `None` where there was none, or it ran short of memory.
+/// The report of the last removal from slot `at`; `None` where there was none, or where memory was short and stayed so
+/// when the device had gone.
 ///
 /// # Errors
 /// [`DeviceError::NoSlot`].
 pub fn last_removal(at: usize) -> Result<Option<Arc<RemovalReport>>, DeviceError> {
     Ok(devices_and_slot(at)?.1.last.lock().clone())
-}
-
-fn method_in_words(method: Method) -> String {
-    match method {
-        Method::Ranged => "by range: one shootdown for everything".into(),
-        Method::PerFrame(frames) => format!("frame by frame for {} frames, the rest by range", frames.nr_pages()),
-    }
 }
 
 /// The device-dax file of slot `at`.
@@ -403,83 +396,6 @@ pub fn has_dax(at: usize) -> Result<bool, DeviceError> {
 pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMachine>>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
     Ok(slot.bay.with(|attached| Arc::clone(attached.device.block()))?)
-}
-
-/// Says every step of a removal on the console, as it ends.
-struct Watch<'a> {
-    at: usize,
-    name: &'a str,
-    frames: PfnRange,
-    waits: &'a mut dyn FnMut(&Waiting),
-    quiet: bool,
-}
-
-impl RemovalWatch<KernelMachine> for Watch<'_> {
-    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
-        match FAULTS.goes_off(Place::Remove, step.number() as u64) {
-            true => Err("the first attempt was made to fail".into()),
-            false => Ok(()),
-        }
-    }
-    fn phase(&mut self, phase: Phase, kill: &KillReport) {
-        if !self.quiet {
-            removals::say_phase(self.name, phase, kill);
-        }
-    }
-    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
-        task::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
-    }
-    fn asked(&mut self, region: &RegionInfo<'_>) {
-        if !self.quiet {
-            shell_pins::say_asked(self.name, region);
-        }
-    }
-    fn taking_back(&mut self, told: &TakeBack<'_>) {
-        if !self.quiet {
-            shell_pins::say_taking_back(self.name, told);
-        }
-    }
-    fn waiting(&mut self, waiting: &Waiting) {
-        log::info!("{}: {waiting}", self.name);
-        let now = mm().machine.now_ns();
-        mm().pins.for_each(&mut |record| {
-            if record.holds_any(self.frames) {
-                log::info!("{}: waits for {}", self.name, record.describe(now));
-            }
-        });
-        (self.waits)(waiting);
-    }
-    fn observe(&mut self, record: &StepRecord) {
-        if self.quiet {
-            return;
-        }
-        log::info!("{}: {record}", self.name);
-        crate::report!(
-            "removal device={} step={} n={} of={} ns={} problem={}{}",
-            self.name,
-            record.step,
-            record.step.number(),
-            removal::Step::ALL.len(),
-            record.ns,
-            u8::from(record.problem.is_some()),
-            FactWords(record),
-        );
-        if record.step == removal::Step::KillDax {
-            mounts::report_notification(self.at);
-        }
-    }
-    fn instructions(&mut self) -> u64 {
-        time::cost()
-    }
-}
-
-/// The facts of a step as ` key=value` words.
-struct FactWords<'a>(&'a StepRecord);
-
-impl fmt::Display for FactWords<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.facts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
-    }
 }
 
 /// Reads `len` bytes at `offset_bytes` of slot `at` through the block path.

@@ -139,6 +139,9 @@ fn remove_under_load(place: Place, number: u64) -> Result<Vec<Step>, String> {
             check!(matches!(fault, Err(FaultError::SigBus { .. })), "a fault was answered {fault:?}");
         }
     }
+    let kept = devices::last_removal(0).map_err(|error| format!("{error}"))?;
+    check_eq!(kept.as_ref(), Some(&report), "the report that is kept");
+    check_eq!(reserve::used(), 0, "bytes of the reserve that the report holds");
     let problems = report.problems().map(|(step, _)| step).collect();
     Ok(problems)
 }

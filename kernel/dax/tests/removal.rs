@@ -410,3 +410,25 @@ fn the_report_names_tasks_and_pins_with_owner_place_and_age() {
         assert!(text.contains(words), "{words:?} in {text}");
     }
 }
+
+/// A copy is the whole report or nothing, wherever memory runs out.
+#[test]
+fn a_report_is_copied_whole_or_not_at_all() {
+    let (emu, mm) = world(2);
+    let attached = attach_one(&mm, 1024);
+    let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::default()), 1024);
+    task.store(page(0), 1).unwrap();
+    let mut env = Env { fail: vec!["stop_io"], ..Env::default() };
+    let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut env));
+    assert_eq!((report.users.len(), report.problems().count()), (1, 1));
+    let enough = (0..100).find(|room| {
+        emu.limit_growth(*room);
+        let copy = report.try_clone(&emu);
+        assert!(copy.is_none() || copy.as_ref() == Some(&report), "with room for {room}");
+        copy.is_some()
+    });
+    // One for each list and each name; less than that is not enough.
+    assert!(enough.is_some_and(|room| room > 10), "{enough:?}");
+    emu.limit_growth(u64::MAX);
+    assert_eq!(report.try_clone(&emu), Some(report));
+}

@@ -15,6 +15,7 @@ use mm::shootdown::ShootdownStats;
 use mm::space::AddressSpace;
 
 use super::step::{Problem, Step, StepRecord};
+use crate::holder::Answer;
 use crate::kill::KillReport;
 
 /// How existing mappings are invalidated.
@@ -107,7 +108,7 @@ impl fmt::Display for PinFound {
 }
 
 /// A copy, where there is memory for it.
-fn copy_of<M: Machine>(machine: &M, text: &str) -> Option<String> {
+pub(super) fn copy_of<M: Machine>(machine: &M, text: &str) -> Option<String> {
     let mut copy = String::new();
     if !machine.may_grow() || copy.try_reserve_exact(text.len()).is_err() {
         return None;
@@ -294,7 +295,55 @@ impl RemovalReport {
     }
 }
 
+/// A copy of a list, where there is memory for it and for each `copy` of an element.
+pub(super) fn copy_list<M: Machine, T>(machine: &M, list: &[T], copy: impl Fn(&T) -> Option<T>) -> Option<Vec<T>> {
+    let mut copies = Vec::new();
+    if !machine.may_grow() || copies.try_reserve_exact(list.len()).is_err() {
+        return None;
+    }
+    for element in list {
+        copies.push(copy(element)?);
+    }
+    Some(copies)
+}
+
 impl RemovalReport {
+    /// A copy; `None` where there is not enough memory for the whole of it. For a report whose parts lie where they
+    /// cannot stay.
+    pub fn try_clone<M: Machine>(&self, machine: &M) -> Option<Self> {
+        let text = |text: &str| copy_of(machine, text);
+        let kill = match &self.kill {
+            None => None,
+            Some(kill) => Some(KillReport {
+                answers: copy_list(machine, &kill.answers, |answer| {
+                    Some(Answer { holder: text(&answer.holder)?, result: answer.result })
+                })?,
+                readers: kill.readers,
+                holders_cleared: kill.holders_cleared,
+            }),
+        };
+        let found = &self.drained.found;
+        let found = Waiting { some: copy_list(machine, &found.some, |folio| Some(*folio))?, ..*found };
+        let pins = copy_list(machine, &self.drained.pins, |pin| Some(PinFound { owner: text(&pin.owner)?, ..*pin }))?;
+        Some(Self {
+            device: text(&self.device)?,
+            method: self.method,
+            idle: self.idle,
+            steps: copy_list(machine, &self.steps, |record| record.try_clone(machine))?,
+            kill,
+            users: copy_list(machine, &self.users, |user| Some(User { name: text(&user.name)?, ..*user }))?,
+            users_not_named: self.users_not_named,
+            tasks: copy_list(machine, &self.tasks, |task| Some(TaskFound { name: text(&task.name)?, ..*task }))?,
+            nr_tasks: self.nr_tasks,
+            cost: self.cost,
+            rest: self.rest,
+            registrations: copy_list(machine, &self.registrations, |known| {
+                Some(Registration { owner: text(&known.owner)?, ..*known })
+            })?,
+            drained: Drained { found, pins, ..self.drained },
+        })
+    }
+
     fn fmt_cost(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut zap = self.cost.zap;
         zap.add(self.rest.zap);

@@ -4,6 +4,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use mm::machine::Machine;
+
+use super::report::{copy_list, copy_of};
+
 /// The steps, in the order in which they are done. None is left out; one that has nothing to do says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -121,6 +125,15 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
+    /// See [`RemovalReport::try_clone`](super::RemovalReport::try_clone).
+    pub(super) fn try_clone<M: Machine>(&self, machine: &M) -> Option<Self> {
+        let facts = Facts(copy_list(machine, &self.facts.0, |fact| Some(*fact))?);
+        let problem = match &self.problem {
+            None => None,
+            Some(Problem(problem)) => Some(Problem(copy_of(machine, problem)?)),
+        };
+        Some(Self { facts, problem, ..*self })
+    }
     /// The same as `key=value` pairs without spaces inside: `step=kill_dax n=2 of=8 ns=… holders=1 …`.
     pub fn fields(&self) -> Fields<'_> {
         Fields(self)
