@@ -6,10 +6,14 @@ use alloc::sync::Arc;
 use alloc::vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use dax::devdax::{DevDax, OpenOptions};
+use dax::device::{DataCache, alloc_dax};
 use dax::removal::Method;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::entry::Prot;
 use mm::failure::{FailureKind, NoSuchFrame, memory_failure};
 use mm::ledger::Kind;
+use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, SigBusCause};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
@@ -23,6 +27,7 @@ use crate::task::Signal;
 use crate::{check, check_eq, devices, heap, memory, paging, sched, user};
 
 const MIB2: u64 = PageSize::Size2M.bytes();
+const GIB: u64 = PageSize::Size1G.bytes();
 /// What a device may take while nobody uses it, in bytes (R4: 6 TiB).
 const IDLE_BYTES: u64 = 256 << 10;
 const SECTOR: usize = SECTOR_BYTES as usize;
@@ -52,6 +57,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "dax.block.what_was_written_is_read", covers: "", run: |ctx| Device::with(ctx, MIB2, round_trip) },
     Test { name: "dax.block.bad_requests_are_refused", covers: "", run: |ctx| Device::with(ctx, MIB2, bad_requests) },
     Test { name: "dax.block.ends_with_the_device", covers: "R1", run: |ctx| Device::with(ctx, MIB2, block_ends) },
+    Test {
+        name: "dax.file.misaligned_requests_are_refused",
+        covers: "L2",
+        run: |ctx| Device::with(ctx, GIB, misaligned),
+    },
     Test { name: "dax.idle.takes_almost_nothing", covers: "R4", run: idle_bytes },
     Test {
         name: "dax.idle.metadata_goes_with_its_last_user",
@@ -365,5 +375,35 @@ fn metadata_goes(_: &mut Ctx, device: &Device) -> Result<(), String> {
     check!(count() < one, "the metadata of one 2 MiB folio, {} bytes, is no less than that of 512 pages", count());
     drop(large);
     check_eq!(count(), 0, "metadata at the end");
+    Ok(())
+}
+
+/// Every refusal says what would have been right: maps of each alignment, and a file over frames that begin crookedly.
+fn misaligned(_: &mut Ctx, device: &Device) -> Result<(), String> {
+    let space = new_space("crooked")?;
+    for (size, words) in [(PageSize::Size2M, "multiples of 2MiB"), (PageSize::Size1G, "multiples of 1GiB")] {
+        let (ops, leaf) = (device.open(size)?, size.bytes());
+        for (va, len, offset) in [(at(page(1)), leaf, 0), (BASE, leaf - page(1), 0), (BASE, leaf, 1)] {
+            let refused = space.map(va, len, Prot::USER_WRITE, &ops, offset).map_err(|error| format!("{error}"));
+            check!(
+                refused.as_ref().is_err_and(|line| line.contains(words)),
+                "{len} bytes at {va} from page {offset} on, where {size} is required: {refused:?}"
+            );
+        }
+        check_eq!(space.map(BASE, leaf, Prot::USER_WRITE, &ops, 0).is_ok(), true, "{size}, aligned");
+        space.unmap(BASE, leaf).map_err(|error| format!("unmap: {error:?}"))?;
+    }
+    // A device of its own on a part of the frames, which nobody announces.
+    let frames = PfnRange::new(device.pfn(1), 1024).ok_or("no frames")?;
+    let map = DevPagemap::new(MemoryKind::DevDax, [frames]).map_err(|error| format!("{error}"))?;
+    let live = alloc_dax("crooked", &map, DataCache::Coherent, &mm().ledger).map_err(|error| format!("{error}"))?;
+    for (size, bytes) in [(PageSize::Size2M, "2097152"), (PageSize::Size1G, "1073741824")] {
+        let expected = Err(format!("misaligned: a multiple of {bytes} bytes is required"));
+        let made = DevDax::new(mm(), live.device(), size).map(drop).map_err(|error| format!("{error}"));
+        check_eq!(made, expected, "a file of {size}");
+        let file = DevDax::new(mm(), live.device(), PageSize::Size4K).map_err(|error| format!("{error}"))?;
+        let opened = file.open(OpenOptions::exactly(size)).map(drop).map_err(|error| format!("{error}"));
+        check_eq!(opened, expected, "an open for {size}");
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@
 
 use alloc::sync::Arc;
 
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
 use mm::machine::Machine;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
@@ -33,14 +33,7 @@ impl<M: Machine> DevDax<M> {
     /// not the last does not end at one: leaves of that size would not fit. [`DaxError::OutOfRange`] where the
     /// device is smaller than one such leaf.
     pub fn new(mm: &Arc<Mm<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
-        let ranges = device.pagemap().ranges();
-        let last = ranges.len() - 1;
-        let fits = |(at, range): (usize, &mm::addr::PfnRange)| {
-            range.start().is_aligned(alignment) && (at == last || range.end().is_aligned(alignment))
-        };
-        if !ranges.iter().enumerate().all(fits) {
-            return Err(DaxError::Misaligned { required: alignment.bytes() });
-        }
+        check_alignment(device, alignment)?;
         let nr_pages = (device.size_bytes() >> PAGE_SHIFT) & !(alignment.nr_pages() - 1);
         if nr_pages == 0 {
             return Err(DaxError::OutOfRange { size: device.size_bytes() });
@@ -67,11 +60,26 @@ impl<M: Machine> DevDax<M> {
     /// Opens the file.
     ///
     /// # Errors
-    /// [`DaxError::NoSuchDevice`] once the removal of the device has begun.
+    /// [`DaxError::NoSuchDevice`] once the removal of the device has begun. [`DaxError::Misaligned`] where the device's
+    /// frames cannot carry the alignment that is asked for: see [`new`](Self::new).
     pub fn open(self: &Arc<Self>, options: OpenOptions) -> Result<Arc<File<M>>, DaxError> {
         let user = self.device.open()?;
+        check_alignment(&self.device, options.alignment)?;
         let alignment = self.alignment.max(options.alignment);
         Ok(Arc::new(File { user, dev: Arc::clone(self), alignment, max_leaf: options.max_leaf.max(alignment) }))
+    }
+}
+
+/// Do leaves of this size fit the device's frames, but for a part of one at its end?
+fn check_alignment(device: &DaxDevice, alignment: PageSize) -> Result<(), DaxError> {
+    let ranges = device.pagemap().ranges();
+    let last = ranges.len() - 1;
+    let fits = |(at, range): (usize, &PfnRange)| {
+        range.start().is_aligned(alignment) && (at == last || range.end().is_aligned(alignment))
+    };
+    match ranges.iter().enumerate().all(fits) {
+        true => Ok(()),
+        false => Err(DaxError::Misaligned { required: alignment.bytes() }),
     }
 }
 

@@ -78,6 +78,13 @@ fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
     let misaligned = DaxError::Misaligned { required: 2 << 20 };
     assert_eq!(refused(&[frames(START + 1, 1024)], PageSize::Size2M), misaligned);
     assert_eq!(refused(&[frames(START, 511), frames(START + 1024, 512)], PageSize::Size2M), misaligned);
+    // An opener who asks for more than the file does hears the same.
+    let attached = attach(&mm, &[frames(START + 512, 1024)], PageSize::Size4K).unwrap();
+    let open = |size| attached.dev.open(OpenOptions::exactly(size)).map(|_| ());
+    assert_eq!(open(PageSize::Size2M), Ok(()));
+    let error = open(PageSize::Size1G).unwrap_err();
+    assert_eq!(error, DaxError::Misaligned { required: 1 << 30 });
+    assert!(error.to_string().contains("a multiple of 1073741824 bytes is required"), "{error}");
     assert!(misaligned.to_string().contains("2097152 bytes"), "{misaligned}");
     assert_eq!(refused(&[frames(START, 1024)], PageSize::Size1G), DaxError::OutOfRange { size: 4 << 20 });
 }
