@@ -65,6 +65,7 @@ static GROUPS: &[&[Test]] = &[
     crate::ktests_mm_tlb::TESTS,
     crate::ktests_dax::TESTS,
     crate::ktests_dax_pages::TESTS,
+    crate::ktests_dax_race::TESTS,
     crate::ktests_pins::TESTS,
     crate::ktests_fail::TESTS,
     crate::ktests_fs::TESTS,

@@ -25,6 +25,7 @@ mod kstack;
 mod ktest;
 mod ktests_dax;
 mod ktests_dax_pages;
+mod ktests_dax_race;
 mod ktests_fail;
 mod ktests_fs;
 mod ktests_ground;
