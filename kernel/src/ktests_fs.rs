@@ -49,18 +49,22 @@ pub const TESTS: &[Test] = &[
     Test { name: "fs.removal.under_load", covers: "R7 R9 R10 N11", run: |ctx| with_fs(ctx, &[0], removal_under_load) },
 ];
 
-fn cx() -> Context {
+pub(crate) fn cx() -> Context {
     Context::new()
 }
 
 /// An error as a test's message.
-fn said<E: core::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
+pub(crate) fn said<E: core::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{what}: {error}")
 }
 
 /// Attaches the devices for file systems, makes and mounts one on each, does `work`, unmounts, checks what is on the
 /// media, removes the devices, and compares the books.
-fn with_fs(ctx: &mut Ctx, slots: &[usize], work: fn(&mut Ctx, &[Arc<Fs>]) -> Result<(), String>) -> Result<(), String> {
+pub(crate) fn with_fs(
+    ctx: &mut Ctx,
+    slots: &[usize],
+    work: fn(&mut Ctx, &[Arc<Fs>]) -> Result<(), String>,
+) -> Result<(), String> {
     for &slot in slots {
         match devices::slots().get(slot) {
             None => ctx.skip(format!("there is no device {slot}")),
@@ -107,7 +111,7 @@ fn end(slot: usize) -> Result<(), String> {
 }
 
 /// A file of `pages` pages, each of which begins with its number.
-fn numbered(fs: &Arc<Fs>, path: &str, pages: u64) -> Result<Arc<File>, String> {
+pub(crate) fn numbered(fs: &Arc<Fs>, path: &str, pages: u64) -> Result<Arc<File>, String> {
     let file = fs.create(&cx(), path, true).map_err(said("create"))?;
     let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
     for nr in 0..pages {
@@ -118,14 +122,14 @@ fn numbered(fs: &Arc<Fs>, path: &str, pages: u64) -> Result<Arc<File>, String> {
 }
 
 /// A new address space with the file's first pages at [`BASE`].
-fn space_with(file: &Arc<File>, pages: u64, prot: Prot) -> Result<Arc<Space>, String> {
+pub(crate) fn space_with(file: &Arc<File>, pages: u64, prot: Prot) -> Result<Arc<Space>, String> {
     let space = new_space("mapper")?;
     space.map(BASE, pages * PAGE_SIZE, prot, &file.ops(), 0).map_err(said("map"))?;
     Ok(space)
 }
 
 /// Lets go of a file and of a space that maps it.
-fn let_go(fs: &Arc<Fs>, file: Arc<File>, space: Arc<Space>) {
+pub(crate) fn let_go(fs: &Arc<Fs>, file: Arc<File>, space: Arc<Space>) {
     drop((file, space));
     fs.reap(&cx());
 }
@@ -235,7 +239,7 @@ fn engine(
     })
 }
 
-fn a_cpu() -> usize {
+pub(crate) fn a_cpu() -> usize {
     others().iter().next().unwrap_or_else(here)
 }
 

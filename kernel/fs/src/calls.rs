@@ -333,7 +333,7 @@ impl<M: Machine> Mounted<M> {
     fn save(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
         self.freeze.check()?;
         let _live = self.live()?;
-        self.write_back_ranges(context, inode.ino, &inode.touched(true)).map(drop)
+        self.write_back_ranges(context, inode.ino, &inode.take_touched()).map(drop)
     }
 
     /// The inode is no longer in memory.

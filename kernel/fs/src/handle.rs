@@ -7,8 +7,11 @@
 //!
 //! Linux: `fs/dax.c`, `dax_iomap_fault`; `fs/xfs/xfs_file.c`.
 
+use dax::device::LiveGuard;
 use mm::addr::{PAGE_SIZE, PageSize};
+use mm::gather::Gather;
 use mm::machine::Machine;
+use mm::mapping::clean_mapping_range;
 use mm::pagemap::MemoryKind;
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
 use mm::sync::{Arc, Ordering};
@@ -16,6 +19,7 @@ use mm::sync::{Arc, Ordering};
 use crate::error::FsError;
 use crate::inode::Inode;
 use crate::mounted::Mounted;
+use crate::mutant::Mutant;
 use crate::node::Piece;
 use crate::rank::{Context, Rank};
 
@@ -92,13 +96,11 @@ impl<M: Machine> File<M> {
                 && self.in_one_row(&live, piece, head, size.nr_pages())
         };
         let size = PageSize::ALL.into_iter().rev().find(|&size| fits(size)).unwrap_or(PageSize::Size4K);
-        let head = page & !(size.nr_pages() - 1);
-        self.inode.touch(head, head + size.nr_pages());
         Ok(install(FaultTarget { pfn, size }))
     }
 
     /// Are the `nr` pages from `head` on all of this run, and their frames in one row?
-    fn in_one_row(&self, live: &dax::device::LiveGuard<'_>, run: Piece, head: u64, nr: u64) -> bool {
+    fn in_one_row(&self, live: &LiveGuard<'_>, run: Piece, head: u64, nr: u64) -> bool {
         let inside = run.logical <= head && head + nr <= run.logical + run.len;
         let first = run.physical.map(|physical| physical.wrapping_add(head.wrapping_sub(run.logical)));
         let row = first.filter(|_| inside).map(|first| self.mounted.frames(live, first, nr));
@@ -145,12 +147,20 @@ impl<M: Machine> VmOps<M> for File<M> {
     fn kind(&self) -> MemoryKind {
         MemoryKind::FsDax
     }
+
+    fn notes_stores(&self) -> bool {
+        true
+    }
+
+    fn stores_begin(&self, first: u64, nr_pages: u64) {
+        self.inode.touch(first, first + nr_pages);
+    }
 }
 
 /// What a `fsync` did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
-    /// Ranges of pages that were written back because tasks may have stored to them.
+    /// Ranges of pages that were written back because tasks may have stored to them since the last time.
     pub ranges: usize,
     /// Was there a fence?
     pub fenced: bool,
@@ -159,15 +169,71 @@ pub struct Synced {
 impl<M: Machine> Mounted<M> {
     /// Makes durable what tasks have stored through mappings of the file. Calls that write are durable by themselves.
     ///
+    /// Costs what was stored to since the last time. The order is:
+    ///
+    /// 1. take the notes of what was stored to;
+    /// 2. write-protect it wherever it is mapped, with one shootdown: the next store faults, and is noted anew;
+    /// 3. note anew what is pinned, whose holder may store at any time without a fault;
+    /// 4. write back, and fence.
+    ///
+    /// So a store comes before 4, or is noted for the next time.
+    ///
     /// # Errors
-    /// [`FsError::ShutDown`], [`FsError::DeviceGone`], the medium.
+    /// [`FsError::ShutDown`], [`FsError::DeviceGone`], the medium: the next one tries again.
     pub fn fsync(&self, context: &Context, file: &File<M>) -> Result<Synced, FsError> {
         self.freeze.check()?;
-        let _live = self.live()?;
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
-        // Where nobody maps it any more nobody stores any more: this is the last time.
-        let ranges = file.inode.touched(file.inode.mapping.nr_vmas() == 0);
-        self.write_back_ranges(context, file.inode.ino, &ranges)
+        let live = self.live()?;
+        let inode = &*file.inode;
+        // Who finds nothing to do has waited for the one who does it.
+        let _turn = context.lock(&self.mm.machine, Rank::Sync, &inode.syncing);
+        let ranges = inode.take_touched();
+        let synced = self.sync_ranges(context, &live, inode, &ranges);
+        if synced.is_err() {
+            ranges.iter().for_each(|&(first, end)| inode.touch(first, end));
+        }
+        synced
+    }
+
+    fn sync_ranges(
+        &self,
+        context: &Context,
+        live: &LiveGuard<'_>,
+        inode: &Inode<M>,
+        ranges: &[(u64, u64)],
+    ) -> Result<Synced, FsError> {
+        let late = self.faults.has(Mutant::ProtectedLate);
+        let early = late.then(|| self.write_back_ranges(context, inode.ino, ranges));
+        let mut gather = Gather::new(&self.mm);
+        for &(first, end) in ranges {
+            clean_mapping_range(&inode.mapping, first, end - first, &mut gather);
+        }
+        gather.finish();
+        if !self.faults.has(Mutant::PinnedForgotten) {
+            self.note_pinned(context, live, inode, ranges)?;
+        }
+        early.unwrap_or_else(|| self.write_back_ranges(context, inode.ino, ranges))
+    }
+
+    /// Notes what of the ranges is pinned: whoever holds a pin, a device perhaps, stores without a fault. A pin does not
+    /// say whether it is for stores, and a folio's count does not say which of its pages are pinned.
+    fn note_pinned(
+        &self,
+        context: &Context,
+        live: &LiveGuard<'_>,
+        inode: &Inode<M>,
+        ranges: &[(u64, u64)],
+    ) -> Result<(), FsError> {
+        for &(first, end) in ranges {
+            let runs = self.volume(context)?.runs(inode.ino, first, end)?;
+            for folio in self.held_folios(&self.rows(live, &runs)?) {
+                let from = folio.owner.offset.max(first);
+                let to = (folio.owner.offset + folio.size.nr_pages()).min(end);
+                if folio.counts.pins != 0 && from < to {
+                    inode.touch(from, to);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes back and fences.

@@ -19,6 +19,8 @@ pub(crate) struct Inode<M: Machine> {
     pub(crate) mapping: Arc<Mapping<M>>,
     /// Serialises changes of size and blocks by calls. Rank: inode.
     pub(crate) lock: RankedLock<()>,
+    /// One `fsync` at a time. Rank: sync.
+    pub(crate) syncing: RankedLock<()>,
     /// Handles; each VMA that maps it counts through its handle.
     pub(crate) users: AtomicUsize,
     /// 1 while a CPU lets go of it. Changed with the table of inodes locked.
@@ -34,7 +36,8 @@ struct Gate {
     closed: Vec<(u64, u64)>,
     /// Faults that are past the gate.
     inside: u64,
-    /// Ranges of pages that were mapped and may hold stores that nobody has written back, by start; disjoint.
+    /// Ranges of pages that tasks may store to without a fault, or have stored to and nobody has written back, by start;
+    /// disjoint.
     touched: BTreeMap<u64, u64>,
 }
 
@@ -45,6 +48,7 @@ impl<M: Machine> Inode<M> {
             dax,
             mapping: Mapping::new(mm),
             lock: RankedLock::new(()),
+            syncing: RankedLock::new(()),
             users: AtomicUsize::new(0),
             leaving: AtomicU32::new(0),
             gate: Mutex::new(Gate::default()),
@@ -110,14 +114,10 @@ impl<M: Machine> Inode<M> {
         !self.gate.lock().touched.is_empty()
     }
 
-    /// What tasks may have stored to; forgotten where `forget`.
-    pub(crate) fn touched(&self, forget: bool) -> Vec<(u64, u64)> {
-        let touched = &mut self.gate.lock().touched;
-        let ranges = touched.iter().map(|(&first, &end)| (first, end)).collect();
-        if forget {
-            touched.clear();
-        }
-        ranges
+    /// What tasks may have stored to; forgotten.
+    pub(crate) fn take_touched(&self) -> Vec<(u64, u64)> {
+        let touched = core::mem::take(&mut self.gate.lock().touched);
+        touched.into_iter().collect()
     }
 
     /// The part of that within `first..end`; forgotten.

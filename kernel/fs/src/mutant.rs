@@ -64,6 +64,11 @@ mutants! {
     /// Blocks are freed while their pages are mapped. Caught by
     /// `layouts::truncate_and_punch_end_all_access_before_they_return`.
     NotUnmapped = "not_unmapped",
+    /// `fsync` writes back first and write-protects then. Caught by
+    /// `sync::a_store_that_races_with_a_sync_is_written_back_or_noted`.
+    ProtectedLate = "protected_late",
+    /// `fsync` takes a page that is pinned for clean. Caught by `sync::a_page_that_is_pinned_stays_dirty`.
+    PinnedForgotten = "pinned_forgotten",
     /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it`.
     LetGoTwice = "let_go_twice",
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.

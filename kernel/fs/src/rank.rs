@@ -2,6 +2,7 @@
 //!
 //! | rank | lock | may wait for pins, a thaw or an eviction while holding it? |
 //! |---|---|---|
+//! | 0 sync | one `fsync` of an inode at a time | no |
 //! | 1 space | an address space, held by the caller of a fault | no |
 //! | 2 inode | an inode: its size and its blocks | **no**: the holder of a pin may need it to give the pin back |
 //! | 3 table | the inodes in memory | no |
@@ -22,6 +23,8 @@ use mm::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Rank {
+    /// An inode's `fsync`, which locks address spaces.
+    Sync = 0,
     /// An address space.
     Space = 1,
     /// An inode.

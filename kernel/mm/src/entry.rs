@@ -175,6 +175,11 @@ impl Entry {
         let set = if prot.write { W } else { 0 } | if prot.user { U } else { G } | if prot.exec { 0 } else { NX };
         Self(keep | set)
     }
+    /// The same leaf, write-protected and clean: the next store through it faults.
+    #[inline]
+    pub const fn cleaned(self) -> Self {
+        Self(self.0 & !(W | D))
+    }
     /// Are the two the same translation with the same rights? Accessed and dirty, which the CPU sets by itself,
     /// do not count.
     #[inline]

@@ -4,9 +4,14 @@
 //! own guarantee that the data stays (so a device cannot die between the look and the install). Two faults on one page
 //! race by compare-and-swap; the loser gives its reference back and is content.
 //!
+//! A provider that wants to know which pages are stored to ([`VmOps::notes_stores`](crate::vma::VmOps::notes_stores))
+//! gets a read-only leaf from a load, and is told before a store makes it writable (Linux: `page_mkwrite`,
+//! `pfn_mkwrite`).
+//!
 //! Linux: `mm/memory.c`, `handle_mm_fault`; `drivers/dax/device.c`, `dev_dax_huge_fault`.
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::entry::Prot;
 use crate::machine::Machine;
 use crate::meta::{MetaError, Owner};
 use crate::space::AddressSpace;
@@ -58,6 +63,11 @@ impl<M: Machine> AddressSpace<M> {
 
     /// Takes a reference on the folio and maps it with the largest leaf that address, target and folio allow.
     fn install(&self, vma: &Vma<M>, request: &FaultRequest, target: FaultTarget) -> Result<(), FaultError> {
+        if request.write && self.table().walk(request.addr).is_some() {
+            // Its reference is there already.
+            self.allow_stores(vma, request.addr);
+            return Ok(());
+        }
         let congruent =
             |size: PageSize| ((request.addr.as_u64() >> PAGE_SHIFT) ^ target.pfn.as_u64()) & (size.nr_pages() - 1) == 0;
         let limit = request.max_size.min(target.size);
@@ -75,9 +85,18 @@ impl<M: Machine> AddressSpace<M> {
             meta.put(target.pfn, 1);
             return Err(gone(SigBusCause::Poisoned));
         };
+        let notes = vma.ops.notes_stores();
+        let prot = Prot { write: vma.prot.write && (request.write || !notes), ..vma.prot };
+        if notes {
+            // So that no more is noted than becomes writable.
+            size = size.min(self.table().room(request.addr));
+        }
         loop {
             let leaf_va = request.addr.align_down(size.bytes());
-            match self.table().install(leaf_va, target.pfn.align_down(size), size, vma.prot) {
+            if notes && prot.write {
+                vma.ops.stores_begin(vma.offset_at(leaf_va), size.nr_pages());
+            }
+            match self.table().install(leaf_va, target.pfn.align_down(size), size, prot) {
                 Ok(()) => return Ok(()),
                 Err(InstallError::TableInTheWay) => match size.smaller() {
                     Some(smaller) => size = smaller,
@@ -85,6 +104,9 @@ impl<M: Machine> AddressSpace<M> {
                 },
                 Err(InstallError::Occupied(..)) => {
                     meta.put(target.pfn, 1);
+                    if request.write {
+                        self.allow_stores(vma, request.addr);
+                    }
                     return Ok(());
                 }
                 Err(InstallError::OutOfMemory) => {
@@ -93,6 +115,16 @@ impl<M: Machine> AddressSpace<M> {
                 }
             }
         }
+    }
+
+    /// Makes the leaf at `va`, which a store has found write-protected, writable. No shootdown: whoever still has the
+    /// narrower rights in its TLB faults, and finds the wider ones.
+    fn allow_stores(&self, vma: &Vma<M>, va: VirtAddr) {
+        self.table().widen(va, vma.prot, &mut |size| {
+            if vma.ops.notes_stores() {
+                vma.ops.stores_begin(vma.offset_at(va.align_down(size.bytes())), size.nr_pages());
+            }
+        });
     }
 
     /// The largest leaf of at most `limit` around `pfn` that holds no poisoned page; `None` where `pfn` itself is

@@ -14,6 +14,7 @@ use crate::mutant::Mutant;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
 use crate::sync::{Arc, Mutex, Weak};
+use crate::vma::Vmas;
 use crate::world::Mm;
 
 /// Names one VMA's entry in a reverse map.
@@ -195,24 +196,52 @@ pub fn unmap_each<M: Machine>(
     gather: &mut Gather<M>,
     each: &mut dyn FnMut(Unmapped<M>),
 ) {
+    for_each_part(mapping, first, nr_pages, &mut |space, vmas, whole, part| {
+        let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
+        space.table().zap(part, window, gather);
+        each(Unmapped { space: Arc::clone(space), range: part });
+    });
+}
+
+/// Makes the offsets `first .. first + nr_pages` of `mapping` write-protected and clean in every page table; the flush
+/// goes into `gather`, so that one shootdown serves all address spaces and all ranges. Once it is done the next store to
+/// one of them faults, and [`VmOps::stores_begin`](crate::vma::VmOps::stores_begin) is called. What is stored before
+/// that was stored to a page that the provider has been told of earlier: it takes its notes before it calls this, and
+/// writes back after the shootdown.
+///
+/// Linux: `fs/dax.c`, `dax_writeback_one`; `mm/rmap.c`, `pfn_mkclean_range`.
+pub fn clean_mapping_range<M: Machine>(mapping: &Mapping<M>, first: u64, nr_pages: u64, gather: &mut Gather<M>) {
+    for_each_part(mapping, first, nr_pages, &mut |space, _, _, part| {
+        space.table().clean(part, gather);
+        // What somebody else has taken out and not yet shot down may still be stored to.
+        space.close_open_rounds(gather);
+    });
+}
+
+/// Each part of a VMA that maps one of the offsets, with its space, locked exclusively, the VMAs of that, and whether it
+/// is all of its VMA.
+fn for_each_part<M: Machine>(
+    mapping: &Mapping<M>,
+    first: u64,
+    nr_pages: u64,
+    visit: &mut dyn FnMut(&Arc<AddressSpace<M>>, &Vmas<M>, bool, VirtRange),
+) {
     // The reverse map's lock ranks below the spaces': list first, then look again under each space's lock. A VMA may
     // have been cut in between, and so whatever now lies in its old range is taken.
-    let mut unmap = |(space, range): Found<M>| {
+    let mut look = |(space, range): Found<M>| {
         let vmas = space.write();
         let most = if Mutant::CutAreaMissed.is_on() { 1 } else { usize::MAX };
         for vma in vmas.overlapping(range).filter(|vma| vma.ops.mapping().id() == mapping.id()).take(most) {
-            let Some(part) = vma.part_of(first, nr_pages) else { continue };
-            let whole = part == vma.range;
-            let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
-            space.table().zap(part, window, gather);
-            each(Unmapped { space: Arc::clone(&space), range: part });
+            if let Some(part) = vma.part_of(first, nr_pages) {
+                visit(&space, &vmas, part == vma.range, part);
+            }
         }
     };
     match mapping.list(first, nr_pages) {
         Some(users) => {
             mapping.mm.machine.reached(Point::UsersListed);
-            users.into_iter().for_each(unmap);
+            users.into_iter().for_each(look);
         }
-        None => mapping.list_in_batches(first, nr_pages, &mut unmap),
+        None => mapping.list_in_batches(first, nr_pages, &mut look),
     }
 }

@@ -98,6 +98,8 @@ mutants! {
     /// A change of rights flushes nothing. Caught by `stale::a_right_that_was_taken_away_cannot_be_used` and
     /// `properties::page_tables_metadata_and_tlbs_agree_with_the_model`.
     ProtectNoFlush = "protect_no_flush",
+    /// Pages are cleaned without a flush. Caught by `clean::a_page_that_was_cleaned_is_stored_to_after_a_fault_only`.
+    CleanNoFlush = "clean_no_flush",
     /// A receiver that is further behind than the ring remembers flushes only the latest range. Caught by
     /// `stale::a_cpu_that_missed_more_rounds_than_the_ring_remembers_forgets_everything` and
     /// `loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up`.

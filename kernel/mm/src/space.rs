@@ -22,6 +22,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
 use crate::entry::Prot;
@@ -176,13 +177,6 @@ impl<M: Machine> AddressSpace<M> {
         vmas.0.insert(range.start(), Vma { range, prot, offset_pages, ops: Arc::clone(ops), rmap });
     }
 
-    fn take(&self, vmas: &mut Vmas<M>, start: VirtAddr) -> Option<Vma<M>> {
-        let vma = vmas.0.remove(&start)?;
-        vma.ops.mapping().remove(vma.rmap);
-        self.mm.ledger.charge(Kind::Mappings, -1);
-        Some(vma)
-    }
-
     /// Cuts the VMA that holds `at` in two, so that one begins there.
     fn cut(self: &Arc<Self>, vmas: &mut Vmas<M>, at: VirtAddr) {
         let Some(start) = vmas.find(at).map(|vma| vma.range.start()).filter(|&start| start < at) else {
@@ -215,23 +209,28 @@ impl<M: Machine> AddressSpace<M> {
         let mut vmas = self.write();
         self.cut(&mut vmas, range.start());
         self.cut(&mut vmas, range.end());
-        let mut any = false;
+        let mut gone = Vec::new();
         while let Some(start) = vmas.first_in(range) {
-            any |= self.take(&mut vmas, start).is_some();
+            gone.extend(vmas.0.remove(&start));
         }
-        if any {
+        if !gone.is_empty() {
             let window = vmas.window(range, self.half_end());
             self.table().zap(range, window, &mut gather);
         }
         self.close_open_rounds(&mut gather);
         gather.shoot_down();
+        // Up to here some CPU may have stored through the old translation: whoever cleans pages finds us, and waits.
+        for vma in gone {
+            vma.ops.mapping().remove(vma.rmap);
+            self.mm.ledger.charge(Kind::Mappings, -1);
+        }
         drop(vmas);
         Ok(gather.finish())
     }
 
     /// A round that somebody else has issued for this space and not yet synced may cover addresses that we are about to
     /// hand out again, or whose rights we have narrowed: join it with a full flush of our own.
-    fn close_open_rounds(&self, gather: &mut Gather<M>) {
+    pub(crate) fn close_open_rounds(&self, gather: &mut Gather<M>) {
         if self.tlb.has_pending() && !gather.has_issued(&self.tlb) {
             gather.issue(&self.tlb, FlushRange::All, true);
         }
@@ -248,10 +247,12 @@ impl<M: Machine> AddressSpace<M> {
         let mut vmas = self.write();
         self.cut(&mut vmas, range.start());
         self.cut(&mut vmas, range.end());
+        let mut narrow = false;
         for (_, vma) in vmas.0.range_mut(range.start()..range.end()) {
             vma.prot = prot;
+            narrow |= vma.ops.notes_stores();
         }
-        self.table().protect(range, prot, &mut gather);
+        self.table().protect(range, prot, narrow, &mut gather);
         // What somebody else has taken out and not yet shot down is out of our table, but not out of the TLBs: a store
         // through it must not succeed once we have returned.
         self.close_open_rounds(&mut gather);

@@ -11,6 +11,8 @@
 //! | zap | exclusive | swap to empty | before anything is freed |
 //! | split | exclusive | compare-and-swap leaf → table | with the zap or protect that asked for it |
 //! | protect | exclusive | compare-and-swap | before it returns |
+//! | widen | shared | compare-and-swap | none: more is allowed than before |
+//! | clean | exclusive | compare-and-swap | before what was stored is written back |
 //!
 //! Two faults may install at the same time; the loser of the swap gives its page back. A zap excludes installs by
 //! the exclusive lock, but not the CPU's walker and not gup-fast, against which it has the shootdown.
@@ -165,6 +167,50 @@ impl<'a, M: Machine> Table<'a, M> {
         }
     }
 
+    /// The largest leaf for which there is a place at `va`: no table stands in its way at this moment.
+    pub(crate) fn room(&self, va: VirtAddr) -> PageSize {
+        let mut table = self.tlb.root();
+        let mut level = self.mm.machine.levels();
+        loop {
+            let entry = Entry::from_bits(self.entry(table, va.index(level)).load(Ordering::Acquire));
+            if !entry.is_table(level) {
+                return PageSize::from_level(level).unwrap_or(PageSize::Size1G);
+            }
+            table = entry.pfn();
+            level -= 1;
+        }
+    }
+
+    /// Gives the leaf at `va`, if it is there and not writable, the rights `prot`; `before` is told its size first. The
+    /// caller holds the address space's lock shared, so that nobody narrows them meanwhile.
+    pub(crate) fn widen(&self, va: VirtAddr, prot: Prot, before: &mut dyn FnMut(PageSize)) {
+        let mut table = self.tlb.root();
+        let mut level = self.mm.machine.levels();
+        loop {
+            let slot = self.entry(table, va.index(level));
+            let mut old = Entry::from_bits(slot.load(Ordering::Acquire));
+            if let (true, Some(size)) = (old.is_leaf(level), PageSize::from_level(level)) {
+                if !old.is_writable() {
+                    before(size);
+                }
+                while old.is_leaf(level) && !old.is_writable() {
+                    // AcqRel: what `before` has noted comes before the first store.
+                    let new = old.with_prot(prot).bits();
+                    match slot.compare_exchange(old.bits(), new, Ordering::AcqRel, Ordering::Acquire) {
+                        Ok(_) => return,
+                        Err(now) => old = Entry::from_bits(now),
+                    }
+                }
+                return;
+            }
+            if !old.is_table(level) {
+                return;
+            }
+            table = old.pfn();
+            level -= 1;
+        }
+    }
+
     /// Takes every translation of `range` out and puts it into `gather`. `window` contains `range`, and nothing
     /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
@@ -271,15 +317,15 @@ impl<'a, M: Machine> Table<'a, M> {
     }
 
     /// Changes the rights of all leaves in `range`; the flush goes into `gather`. The caller holds the address
-    /// space's lock exclusively.
-    pub(crate) fn protect(&self, range: VirtRange, prot: Prot, gather: &mut Gather<M>) {
+    /// space's lock exclusively. `narrow`: no leaf becomes writable, for its first store is to fault.
+    pub(crate) fn protect(&self, range: VirtRange, prot: Prot, narrow: bool, gather: &mut Gather<M>) {
         let (start, end) = (range.start().as_u64(), range.end().as_u64());
         let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
-        self.protect_level(self.tlb.root(), self.mm.machine.levels(), 0, prot, &mut zap);
+        self.protect_level(self.tlb.root(), self.mm.machine.levels(), 0, (prot, narrow), &mut zap);
         self.issue(zap);
     }
 
-    fn protect_level(&self, table: Pfn, level: u8, base: u64, prot: Prot, zap: &mut Zap<'_, M>) {
+    fn protect_level(&self, table: Pfn, level: u8, base: u64, prot: (Prot, bool), zap: &mut Zap<'_, M>) {
         let span = span_bytes(level);
         let first = (zap.start.max(base) - base) / span;
         let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
@@ -309,13 +355,54 @@ impl<'a, M: Machine> Table<'a, M> {
         }
     }
 
-    fn protect_leaf(&self, slot: &AtomicU64, prot: Prot) {
+    fn protect_leaf(&self, slot: &AtomicU64, (prot, narrow): (Prot, bool)) {
         let mut old = slot.load(Ordering::Relaxed);
         loop {
-            let new = Entry::from_bits(old).with_prot(prot).bits();
+            let entry = Entry::from_bits(old);
+            let write = prot.write && (entry.is_writable() || !narrow);
+            let new = entry.with_prot(Prot { write, ..prot }).bits();
             match slot.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => old = now,
+            }
+        }
+    }
+    /// Makes every writable leaf that shares a page with `range` write-protected and clean; the flush goes into `gather`.
+    /// It takes no memory: a leaf that reaches out of the range is cleaned as a whole. The caller holds the address
+    /// space's lock exclusively.
+    pub(crate) fn clean(&self, range: VirtRange, gather: &mut Gather<M>) {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
+        self.clean_level(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap);
+        if !Mutant::CleanNoFlush.is_on() {
+            self.issue(zap);
+        }
+    }
+
+    fn clean_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
+        let span = span_bytes(level);
+        let first = (zap.start.max(base) - base) / span;
+        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
+        zap.gather.visited(last - first + 1);
+        for index in first..=last {
+            let slot = self.entry(table, index as usize);
+            let mut old = Entry::from_bits(slot.load(Ordering::Acquire));
+            let start = base + index * span;
+            if old.is_table(level) {
+                self.clean_level(old.pfn(), level - 1, start, zap);
+                continue;
+            }
+            let Some(size) = PageSize::from_level(level) else { continue };
+            // The CPU may set accessed or dirty at any moment.
+            while old.is_leaf(level) && old.is_writable() {
+                let new = old.cleaned().bits();
+                match slot.compare_exchange(old.bits(), new, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => {
+                        zap.flush(start, start + size.bytes(), size);
+                        break;
+                    }
+                    Err(now) => old = Entry::from_bits(now),
+                }
             }
         }
     }

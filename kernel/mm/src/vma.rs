@@ -150,6 +150,17 @@ pub trait VmOps<M: Machine>: Send + Sync {
     fn mapping(&self) -> &Arc<Mapping<M>>;
     /// What the memory is: decides on long-term pins.
     fn kind(&self) -> MemoryKind;
+    /// Does it want to know to which pages tasks store? Then a leaf is writable only once a store has faulted on it, and
+    /// [`stores_begin`](Self::stores_begin) has been called for it since the provider last
+    /// [took that back](crate::mapping::clean_mapping_range).
+    fn notes_stores(&self) -> bool {
+        false
+    }
+    /// A leaf that maps `nr_pages` from `first` on is about to become writable. Called with the address space locked
+    /// shared, during a fault, before any store can succeed; perhaps in vain. It must not wait.
+    fn stores_begin(&self, first: u64, nr_pages: u64) {
+        let _ = (first, nr_pages);
+    }
     /// Address, length and offset of a mapping must be multiples of this.
     fn alignment(&self) -> PageSize {
         PageSize::Size4K

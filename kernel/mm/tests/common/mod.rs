@@ -74,6 +74,9 @@ pub struct Device {
     alive: RwLock<bool>,
     /// Set while no new mapping may be made.
     pub refuse_maps: AtomicBool,
+    /// Set where it wants to know what is stored to.
+    notes: AtomicBool,
+    noted: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Device {
@@ -91,6 +94,8 @@ impl Device {
             largest,
             alive: RwLock::new(true),
             refuse_maps: AtomicBool::new(false),
+            notes: AtomicBool::new(false),
+            noted: Mutex::default(),
         })
     }
 
@@ -112,6 +117,16 @@ impl Device {
     /// Serves faults again.
     pub fn revive(&self) {
         *self.alive.write() = true;
+    }
+
+    /// Notes from now on to what tasks store.
+    pub fn note_stores(&self) {
+        self.notes.store(true, Ordering::SeqCst);
+    }
+
+    /// First page and number of pages of what was noted since this was last asked.
+    pub fn take_noted(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// As address spaces see it.
@@ -162,6 +177,14 @@ impl VmOps<EmuMachine> for Device {
 
     fn kind(&self) -> MemoryKind {
         self.kind
+    }
+
+    fn notes_stores(&self) -> bool {
+        self.notes.load(Ordering::SeqCst)
+    }
+
+    fn stores_begin(&self, first: u64, nr_pages: u64) {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).push((first, nr_pages));
     }
 }
 
