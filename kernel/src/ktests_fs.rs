@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "fs.calls.every_operation", covers: "", run: |ctx| with_fs(ctx, &[0], operations) },
     Test { name: "fs.mmap.leaves_and_rights", covers: "", run: |ctx| with_fs(ctx, &[0], leaves_and_rights) },
     Test { name: "fs.pins.long_term_is_refused", covers: "L1 L3", run: |ctx| with_fs(ctx, &[0], long_term) },
-    Test { name: "fs.pins.truncate_waits", covers: "E2 E4", run: |ctx| with_fs(ctx, &[0], truncate_waits) },
+    Test { name: "fs.pins.truncate_waits", covers: "E2 E4 E9", run: |ctx| with_fs(ctx, &[0], truncate_waits) },
     Test { name: "fs.pins.an_orphan_is_waited_for", covers: "E5 E6 E8", run: |ctx| with_fs(ctx, &[0], orphan) },
     Test { name: "fs.freeze.changes_wait", covers: "", run: |ctx| with_fs(ctx, &[0], freeze) },
     Test { name: "fs.failure.of_a_page", covers: "P1 P3", run: |ctx| with_fs(ctx, &[0], page_fails) },
@@ -262,6 +262,17 @@ fn truncate_waits(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     wait_until(|| space.translate(BASE).is_none());
     (0..64).for_each(|_| sched::yield_now());
     check!(!done.load(Ordering::Acquire), "the truncate returned while a page was pinned");
+    // However long that takes: the console says who is waited for.
+    let mut complaint = None;
+    wait_until(|| {
+        complaint = fs.last_complaint();
+        complaint.is_some()
+    });
+    let complaint = complaint.unwrap_or_default();
+    let names = ["has waited ", " pinned by mapper at ", "ktests_fs.rs:", " ms ago"]
+        .iter()
+        .all(|part| complaint.contains(part));
+    check!(names, "the complaint does not name owner, place and age: {complaint}");
     check_eq!(fs.statfs().map_err(said("statfs"))?.free_blocks, free, "free blocks while a page is pinned");
     stop.store(true, Ordering::Release);
     check_eq!(sched::join(&engine), Ok(()), "end of the engine");

@@ -21,6 +21,7 @@
 //!
 //! Linux: `fs/dax.c`, `dax_break_layout`; `fs/xfs/xfs_file.c`, `xfs_break_dax_layouts`.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use mm::addr::PfnRange;
@@ -136,7 +137,7 @@ impl<M: Machine> Mounted<M> {
         let by = self.source.host.pinned_by(folio.head);
         let by = by.as_deref().unwrap_or("unknown (the pin ledger is off)");
         let (name, ino, counts) = (self.name(), inode.ino, folio.counts);
-        self.source.host.line(format_args!(
+        let line = format!(
             "fs {name}: inode {ino} has waited {} us for a pin on page {} ({}, file page {:#x}, refs={} pins={}), \
              held by {by}; {nr} folios are held",
             ns / 1000,
@@ -145,6 +146,8 @@ impl<M: Machine> Mounted<M> {
             folio.owner.offset,
             counts.refs,
             counts.pins,
-        ));
+        );
+        self.source.host.line(format_args!("{line}"));
+        *self.last_complaint.lock() = Some(line);
     }
 }

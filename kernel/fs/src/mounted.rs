@@ -92,6 +92,8 @@ pub struct Mounted<M: Machine> {
     /// See [`folio_looks`](Self::folio_looks).
     pub(crate) folio_looks: AtomicU64,
     pub(crate) last_notification: Mutex<Option<NotifyReport>>,
+    /// See [`last_complaint`](Self::last_complaint).
+    pub(crate) last_complaint: Mutex<Option<String>>,
     pub(crate) faults: Faults,
 }
 
@@ -129,6 +131,7 @@ impl<M: Machine> Mounted<M> {
             registrations: Mutex::new(Vec::new()),
             folio_looks: AtomicU64::new(0),
             last_notification: Mutex::new(None),
+            last_complaint: Mutex::new(None),
             faults: Faults::default(),
             source,
         });
@@ -195,6 +198,10 @@ impl<M: Machine> Mounted<M> {
     /// At how many places of the page metadata it has looked so far, to find out who holds blocks that are to be freed.
     pub fn folio_looks(&self) -> u64 {
         self.folio_looks.load(Ordering::Relaxed)
+    }
+    /// The latest line about a pin that is waited for.
+    pub fn last_complaint(&self) -> Option<String> {
+        self.last_complaint.lock().clone()
     }
     /// What the latest failure notification met.
     pub fn last_notification(&self) -> Option<NotifyReport> {
