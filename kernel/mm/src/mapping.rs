@@ -196,7 +196,7 @@ pub fn unmap_each<M: Machine>(
     gather: &mut Gather<M>,
     each: &mut dyn FnMut(Unmapped<M>),
 ) {
-    for_each_part(mapping, first, nr_pages, &mut |space, vmas, whole, part| {
+    for_each_part(mapping, first, nr_pages, |space, vmas, whole, part| {
         let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
         space.table().zap(part, window, gather);
         each(Unmapped { space: Arc::clone(space), range: part });
@@ -211,7 +211,7 @@ pub fn unmap_each<M: Machine>(
 ///
 /// Linux: `fs/dax.c`, `dax_writeback_one`; `mm/rmap.c`, `pfn_mkclean_range`.
 pub fn clean_mapping_range<M: Machine>(mapping: &Mapping<M>, first: u64, nr_pages: u64, gather: &mut Gather<M>) {
-    for_each_part(mapping, first, nr_pages, &mut |space, _, _, part| {
+    for_each_part(mapping, first, nr_pages, |space, _, _, part| {
         space.table().clean(part, gather);
         // What somebody else has taken out and not yet shot down may still be stored to.
         space.close_open_rounds(gather);
@@ -224,7 +224,7 @@ fn for_each_part<M: Machine>(
     mapping: &Mapping<M>,
     first: u64,
     nr_pages: u64,
-    visit: &mut dyn FnMut(&Arc<AddressSpace<M>>, &Vmas<M>, bool, VirtRange),
+    mut visit: impl FnMut(&Arc<AddressSpace<M>>, &Vmas<M>, bool, VirtRange),
 ) {
     // The reverse map's lock ranks below the spaces': list first, then look again under each space's lock. A VMA may
     // have been cut in between, and so whatever now lies in its old range is taken.
