@@ -63,6 +63,15 @@ pub struct Guest {
     _slot: Slot,
 }
 
+/// A line that the kernel prints by itself, after the prompt and before the command, pushes the command's echo from the
+/// prompt's line to one of its own.
+fn without_echo(command: &str, mut lines: Vec<String>) -> Vec<String> {
+    if let Some(at) = lines.iter().position(|line| !command.is_empty() && line == command) {
+        lines.remove(at);
+    }
+    lines
+}
+
 impl Guest {
     /// Starts QEMU. What the guest prints also goes to `echo`, as it comes.
     ///
@@ -172,7 +181,7 @@ impl Guest {
         let found = self.console.wait_prompt(PROMPT, start + 1, self.deadline);
         let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone))?;
         self.cursor = end + 1;
-        Ok(self.console.lines()[start + 1..end].to_vec())
+        Ok(without_echo(command, self.console.lines()[start + 1..end].to_vec()))
     }
 
     /// Gives the guest this much time from now on, whatever it had before.
@@ -260,5 +269,18 @@ impl Drop for Guest {
         // After `finish` both of these do nothing.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_echo;
+
+    #[test]
+    fn an_echo_on_a_line_of_its_own_is_no_answer() {
+        let lines = |lines: &[&str]| lines.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let answer = without_echo("pmem read 0 1 8", lines(&["@task id=1", "pmem read 0 1 8", "error: lost"]));
+        assert_eq!(answer, ["@task id=1", "error: lost"]);
+        assert_eq!(without_echo("", lines(&["", "a"])), ["", "a"]);
     }
 }
