@@ -18,6 +18,9 @@ pub enum Echo {
     Stdout,
 }
 
+/// What the kernel's shell prints when it waits for a command.
+pub const PROMPT: &str = "unplug> ";
+
 /// How the kernel's first line begins.
 const FIRST: &[u8] = b"@unplug ";
 
@@ -30,6 +33,9 @@ struct State {
     lines: Vec<String>,
     /// The line that has no end yet: a prompt, for instance.
     partial: Vec<u8>,
+    /// How many complete lines there were before each prompt, rising. Kept, because a line that the kernel prints by
+    /// itself may end the prompt's line before anybody looks.
+    prompts: Vec<usize>,
     /// What came before the kernel's first line.
     firmware: Vec<String>,
     started: bool,
@@ -101,6 +107,10 @@ impl Console {
                 state.end_line();
             } else {
                 state.partial.push(byte);
+                if state.partial == PROMPT.as_bytes() {
+                    let before = state.lines.len();
+                    state.prompts.push(before);
+                }
                 if !state.started && state.partial.ends_with(FIRST) {
                     state.start();
                     shown.extend_from_slice(FIRST);
@@ -163,13 +173,14 @@ impl Console {
         })
     }
 
-    /// Waits until the incomplete line is exactly `prompt`, and says how many complete lines there are before it.
+    /// Waits for the first prompt with at least `from` complete lines before it, and says how many there are.
     ///
     /// # Errors
     /// As [`Console::wait_line`].
-    pub fn wait_prompt(&self, prompt: &str, from: usize, deadline: Option<Instant>) -> Result<usize, Gone> {
+    pub fn wait_prompt(&self, from: usize, deadline: Option<Instant>) -> Result<usize, Gone> {
         self.wait(deadline, |state| {
-            (state.lines.len() >= from && state.partial == prompt.as_bytes()).then_some(state.lines.len())
+            let at = state.prompts.partition_point(|&before| before < from);
+            state.prompts.get(at).copied()
         })
     }
 
@@ -273,13 +284,24 @@ mod tests {
     fn a_prompt_is_a_line_without_an_end() {
         let console = Console::default();
         console.feed(b"@unplug v\nunplug>", Echo::Off);
-        assert_eq!(console.wait_prompt("unplug> ", 0, soon()), Err(Gone::Late));
+        assert_eq!(console.wait_prompt(0, soon()), Err(Gone::Late));
         console.feed(b" ", Echo::Off);
-        assert_eq!(console.wait_prompt("unplug> ", 0, soon()), Ok(1));
+        assert_eq!(console.wait_prompt(0, soon()), Ok(1));
         // The prompt that was answered is not the next one: that comes after at least one more line.
-        assert_eq!(console.wait_prompt("unplug> ", 2, soon()), Err(Gone::Late));
+        assert_eq!(console.wait_prompt(2, soon()), Err(Gone::Late));
         console.feed(b"help\nwords\nunplug> ", Echo::Off);
-        assert_eq!(console.wait_prompt("unplug> ", 2, soon()), Ok(3));
+        assert_eq!(console.wait_prompt(2, soon()), Ok(3));
+    }
+
+    /// A line that the kernel prints by itself begins in column 0, and so ends the prompt's line.
+    #[test]
+    fn a_prompt_that_a_line_follows_at_once_has_come() {
+        let console = Console::default();
+        console.feed(b"@unplug v\nunplug> \n[    1.0] by itself\n", Echo::Off);
+        assert_eq!(console.wait_prompt(0, soon()), Ok(1));
+        assert_eq!(console.wait_prompt(2, soon()), Err(Gone::Late));
+        console.feed(b"help\nwords\nunplug> ", Echo::Off);
+        assert_eq!(console.wait_prompt(2, soon()), Ok(5));
     }
 
     #[test]

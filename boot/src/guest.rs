@@ -15,9 +15,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What the kernel's shell prints when it waits for a command.
-pub const PROMPT: &str = "unplug> ";
-
 /// How many guests of one process run at once; a further one waits. More would only take each other's time on the two
 /// cores that the time limits are meant for.
 const MOST_GUESTS: usize = 2;
@@ -162,7 +159,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::line`].
     pub fn prompt(&mut self) -> Result<Vec<String>> {
-        let found = self.console.wait_prompt(PROMPT, self.cursor, self.deadline);
+        let found = self.console.wait_prompt(self.cursor, self.deadline);
         let end = found.map_err(|gone| self.unheard("a prompt", gone))?;
         let lines = self.console.lines()[self.cursor.min(end)..end].to_vec();
         // The next prompt comes only after the line that answers this one.
@@ -178,7 +175,7 @@ impl Guest {
         self.cursor = self.cursor.saturating_sub(1);
         let start = self.cursor;
         self.send(command)?;
-        let found = self.console.wait_prompt(PROMPT, start + 1, self.deadline);
+        let found = self.console.wait_prompt(start + 1, self.deadline);
         let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone))?;
         self.cursor = end + 1;
         Ok(without_echo(command, self.console.lines()[start + 1..end].to_vec()))

@@ -1,7 +1,7 @@
 //! The user's terminal: what is typed goes to the guest's shell, and Ctrl-C ends the guest.
 
 use crate::console::Console;
-use crate::guest::{Guest, PROMPT};
+use crate::guest::Guest;
 use crate::qmp::Qmp;
 use anyhow::{Context, Result};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
@@ -47,7 +47,7 @@ fn make_raw() -> Result<Restore> {
 
 /// Copies standard input to the guest. It begins at the first prompt: before that, the firmware would read it.
 fn forward(console: &Console, mut to: impl Write) {
-    if console.wait_prompt(PROMPT, 0, None).is_err() {
+    if console.wait_prompt(0, None).is_err() {
         return;
     }
     let mut buffer = [0; 256];

@@ -102,7 +102,7 @@ fn a_machine_check_costs_the_page_and_the_task_that_maps_it() {
     let failed = patient.wait("the failure", |line| line.contains("@memory_failure"));
     assert!(failed.contains(&format!("pfn={:#x}", addr >> 12)) && failed.contains("users=1 leaves=1"), "{failed}");
     // The task may have met its fault before the failure was reported.
-    let is_end = |line: &str| line.contains("@task") && line.contains("name=hold");
+    let is_end = |line: &str| line.starts_with("@task") && line.contains("name=hold");
     let before = patient.guest.console().lines().into_iter().find(|line| is_end(line));
     let ended = before.unwrap_or_else(|| patient.wait("the task's end", is_end));
     assert!(ended.contains("sigbus addr=0x4000000000 len=4096"), "{ended}");
