@@ -15,7 +15,7 @@ use mm::addr::{PAGE_SIZE, Pfn, VirtRange};
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use mm::space::SigBusCause;
-use nvdimm::pmem::block::{BlockDevice, SECTOR_BYTES};
+use nvdimm::pmem::block::{BlockDevice, BlockError, SECTOR_BYTES};
 
 use crate::machine::{KernelMachine, Space, mm};
 use crate::task::SigBus;
@@ -51,8 +51,14 @@ impl DeviceMemory {
     /// Writes whole pages through the block path, which heals what was lost of them (P3).
     fn write_anew(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         let whole = offset.is_multiple_of(PAGE_SIZE) && (bytes.len() as u64).is_multiple_of(PAGE_SIZE);
-        let written = whole.then(|| self.block.write(offset / SECTOR_BYTES, bytes));
-        written.and_then(Result::ok).ok_or(FsError::Media(offset))
+        if !whole {
+            return Err(FsError::Media(offset));
+        }
+        self.block.write(offset / SECTOR_BYTES, bytes).map_err(|error| match error {
+            BlockError::NoSuchDevice => FsError::DeviceGone,
+            BlockError::NotDurable(_) => FsError::NotDurable,
+            _ => FsError::Media(offset),
+        })
     }
 
     /// Calls `each` with the place of each part of the bytes that lies in a row, and the part's place among them. The

@@ -69,6 +69,7 @@ static GROUPS: &[&[Test]] = &[
     crate::ktests_pins::TESTS,
     crate::ktests_fail::TESTS,
     crate::ktests_fs::TESTS,
+    crate::ktests_fs_removal::TESTS,
     crate::ktests_fs_sync::TESTS,
     crate::ktests_stress::TESTS,
     crate::ktests_virtio::TESTS,

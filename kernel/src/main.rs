@@ -28,6 +28,7 @@ mod ktests_dax_pages;
 mod ktests_dax_race;
 mod ktests_fail;
 mod ktests_fs;
+mod ktests_fs_removal;
 mod ktests_fs_sync;
 mod ktests_ground;
 mod ktests_mm;

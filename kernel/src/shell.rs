@@ -12,7 +12,7 @@ use crate::{console, exit, heap, ktest, memory, paging, percpu, ring, sched};
 /// What a harness waits for.
 pub const PROMPT: &str = "unplug> ";
 /// Longest line that is read, in bytes; what is beyond is ignored.
-const MAX_INPUT: usize = 256;
+const MAX_INPUT: usize = 512;
 /// How often the serial line is looked at, in nanoseconds.
 const POLL_NS: u64 = 2_000_000;
 
@@ -55,7 +55,10 @@ pub fn run() -> ! {
     loop {
         ring::drain();
         console::raw(PROMPT);
-        let line = read_line();
+        let Some(line) = read_line() else {
+            console::line(format_args!("error: a line of more than {MAX_INPUT} characters; nothing was done"));
+            continue;
+        };
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let Some((&name, args)) = words.split_first() else { continue };
         let found = GROUPS.iter().copied().flatten().find(|command| command.name == name);
@@ -69,9 +72,10 @@ pub fn run() -> ! {
     }
 }
 
-/// Reads a line with echo; backspace deletes, control-C and control-U drop the line.
-fn read_line() -> String {
-    let mut line = String::new();
+/// Reads a line with echo; backspace deletes, control-C and control-U drop the line. `None`: it was too long, and what
+/// there was room for is not a command that anybody has given.
+fn read_line() -> Option<String> {
+    let (mut line, mut too_long) = (String::new(), false);
     loop {
         let Some(byte) = console::try_read() else {
             sched::sleep_ns(POLL_NS);
@@ -80,7 +84,7 @@ fn read_line() -> String {
         match byte {
             b'\r' | b'\n' => {
                 console::raw("\n");
-                return line;
+                return (!too_long).then_some(line);
             }
             0x08 | 0x7f => {
                 if line.pop().is_some() {
@@ -89,6 +93,7 @@ fn read_line() -> String {
             }
             0x03 | 0x15 => {
                 line.clear();
+                too_long = false;
                 console::raw("\n");
                 console::raw(PROMPT);
             }
@@ -96,6 +101,7 @@ fn read_line() -> String {
                 line.push(byte as char);
                 console::raw((byte as char).encode_utf8(&mut [0; 4]));
             }
+            b' '..=b'~' => too_long = true,
             _ => {}
         }
     }

@@ -327,5 +327,9 @@ fn freeze(args: &[&str]) -> Result<(), String> {
 
 fn thaw(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("thaw N")) };
-    mounted_at(nr)?.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))
+    let fs = mounted_at(nr)?;
+    if fs.freeze_holders().1 == 0 {
+        return Err(format!("device {nr} is not frozen (try freeze {nr})"));
+    }
+    fs.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))
 }

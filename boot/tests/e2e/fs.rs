@@ -72,31 +72,41 @@ fn change_all(guest: &mut Guest) {
 fn say_nonsense(guest: &mut Guest) {
     for (line, words) in [
         ("mount", "expected: mount N"),
-        ("mount 0", "mounted"),
-        ("mount 7", "7"),
+        ("mount 0", "device 0 is mounted (umount 0 first)"),
+        ("mount 7", "there is no NVDIMM 7 (there are 1)"),
         ("mkfs 0", "umount 0 first"),
         ("fsck 0", "umount 0 first"),
         ("cat 0", "expected: cat N PATH [OFFSET [LEN]]"),
         ("cat 0 /nothing", "/nothing: no such file or directory"),
         ("cat 0 /d", "/d: is a directory"),
-        ("cat 0 /b many", "many"),
+        ("cat 0 /b many", "\"many\" is not a number"),
         ("ls 0 /b", "/b: not a directory"),
         ("write 0 /b", "expected: write N PATH OFFSET TEXT"),
-        ("write 0 /b 0xffffffffffffff00 x", "/b: "),
+        ("write 0 /b 0xffffffffffffff00 x", "/b: past the largest file offset"),
         ("truncate 0 /b 0xffffffffffffffff", "/b: past the largest file offset"),
         ("punch 0 /b 0 0", "/b: invalid argument"),
         ("mkdir 0 /d", "/d: the name is taken"),
         ("rmdir 0 /b", "/b: not a directory"),
+        ("rmdir 0 /", "error: /: "),
         ("rmdir 0 /nothing", "/nothing: no such file or directory"),
         ("mv 0 /d /d/inside", "/d: invalid argument"),
         ("ln 0 /d /other", "/d: is a directory"),
         ("rm 0 /d", "/d: is a directory"),
-        ("thaw 0", "not thawed"),
-        ("umount 3", "3"),
+        ("thaw 0", "device 0 is not frozen (try freeze 0)"),
+        ("umount 3", "nothing is mounted from device 3 (try mount 3)"),
         ("attach 0", "attached"),
     ] {
         has(&refused(guest, line), &[words]);
     }
+    ask(guest, "mkdir 0 /d/e");
+    has(&refused(guest, "rmdir 0 /d"), &["/d: the directory is not empty"]);
+    ask(guest, "rmdir 0 /d/e");
+    has(&refused(guest, &format!("mkdir 0 /{}", "n".repeat(256))), &["bad name"]);
+    // A line that does not fit is no command: not the one that its beginning would be, either.
+    has(
+        &refused(guest, &format!("rm 0 /b{}", " ".repeat(600))),
+        &["a line of more than 512 characters; nothing was done"],
+    );
     // A map that cannot be filled ends the task that touches it, and takes no longer than that.
     ask(guest, "write 0 /hole 0 x");
     ask(guest, "truncate 0 /hole 0x80000000000");

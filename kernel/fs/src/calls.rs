@@ -346,12 +346,9 @@ impl<M: Machine> Mounted<M> {
     /// second life at once, so that it leaves the table in the same step.
     fn evict(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
         context.may_wait("pins of a file that is freed");
-        let (mut _broken, mut _write) = (None, None);
-        if inode.dax {
-            _broken = Some(self.break_layouts(context, inode, 0, u64::MAX)?);
-        } else {
-            _write = Some(self.begin_write(context)?);
-        }
+        // What is not mapped by DAX nobody can have pinned.
+        let _broken = inode.dax.then(|| self.break_layouts(context, inode, 0, u64::MAX)).transpose()?;
+        let _write = (!inode.dax).then(|| self.begin_write(context)).transpose()?;
         let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
         self.change_with(context, |volume| volume.free(inode.ino))?;
         self.leave(&mut inodes, inode);

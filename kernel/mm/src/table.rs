@@ -84,6 +84,16 @@ struct Zap<'g, M: Machine> {
 }
 
 impl<M: Machine> Zap<'_, M> {
+    /// Counts the entries, of `span` bytes each, that share an address with the range, in a table whose first address is
+    /// `base`; answers which they are.
+    #[inline]
+    fn visit(&mut self, base: u64, span: u64) -> core::ops::RangeInclusive<u64> {
+        let first = (self.start.max(base) - base) / span;
+        let last = ((self.end - 1 - base) / span).min(ENTRIES as u64 - 1);
+        self.gather.visited(last - first + 1);
+        first..=last
+    }
+
     fn flush(&mut self, start: u64, end: u64, stride: PageSize) {
         self.flushed = Some(match self.flushed {
             None => (start, end, stride),
@@ -244,10 +254,7 @@ impl<'a, M: Machine> Table<'a, M> {
     /// `base` is the first address that `table` spans.
     fn zap_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
         let span = span_bytes(level);
-        let first = (zap.start.max(base) - base) / span;
-        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
-        zap.gather.visited(last - first + 1);
-        for index in first..=last {
+        for index in zap.visit(base, span) {
             let slot = self.entry(table, index as usize);
             let entry = Entry::from_bits(slot.load(Ordering::Acquire));
             let (start, end) = (base + index * span, base + (index + 1) * span);
@@ -327,10 +334,7 @@ impl<'a, M: Machine> Table<'a, M> {
 
     fn protect_level(&self, table: Pfn, level: u8, base: u64, prot: (Prot, bool), zap: &mut Zap<'_, M>) {
         let span = span_bytes(level);
-        let first = (zap.start.max(base) - base) / span;
-        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
-        zap.gather.visited(last - first + 1);
-        for index in first..=last {
+        for index in zap.visit(base, span) {
             let slot = self.entry(table, index as usize);
             let entry = Entry::from_bits(slot.load(Ordering::Acquire));
             let (start, end) = (base + index * span, base + (index + 1) * span);
@@ -367,6 +371,7 @@ impl<'a, M: Machine> Table<'a, M> {
             }
         }
     }
+
     /// Makes every writable leaf that shares a page with `range` write-protected and clean; the flush goes into `gather`.
     /// It takes no memory: a leaf that reaches out of the range is cleaned as a whole. The caller holds the address
     /// space's lock exclusively.
@@ -381,10 +386,7 @@ impl<'a, M: Machine> Table<'a, M> {
 
     fn clean_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
         let span = span_bytes(level);
-        let first = (zap.start.max(base) - base) / span;
-        let last = ((zap.end - 1 - base) / span).min(ENTRIES as u64 - 1);
-        zap.gather.visited(last - first + 1);
-        for index in first..=last {
+        for index in zap.visit(base, span) {
             let slot = self.entry(table, index as usize);
             let mut old = Entry::from_bits(slot.load(Ordering::Acquire));
             let start = base + index * span;
