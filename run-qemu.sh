@@ -9,10 +9,12 @@ packages=(rustc-web cargo-web rust-web-src rust-web-llvm lld-22 rustfmt-web rust
 
 say() { printf 'run-qemu: %s\n' "$*" >&2; }
 
-# `fs` has options and a help text of its own, which the program prints.
+# `fs` has options and a help text of its own, which the program prints, and output that others read.
+verbosity=()
 for arg in "$@"; do
     case $arg in
-        fs) break ;;
+        fs) verbosity=(--quiet) && break ;;
+        --quiet) verbosity=(--quiet) ;;
         -h | --help) exec cat -- "$root/boot/help.txt" ;;
     esac
 done
@@ -89,7 +91,7 @@ unset RUSTC RUSTC_WRAPPER RUSTFLAGS RUSTUP_TOOLCHAIN
 
 # The UEFI loader that `boot` embeds is built for its own target from the library's source, which stable Rust must be
 # told to allow. Host tests and lints never see this variable.
-if ! RUSTC_BOOTSTRAP=1 "$toolchain/cargo" build --quiet --manifest-path "$root/Cargo.toml" -p boot --features image --bin boot; then
+if ! RUSTC_BOOTSTRAP=1 "$toolchain/cargo" build "${verbosity[@]}" --manifest-path "$root/Cargo.toml" -p boot --features image --bin boot; then
     say "the host side did not build with $("$toolchain/rustc" --version) ($toolchain) and" \
         "bootloader $(sed -n 's/^bootloader = .*"=\([0-9.]*\)".*/\1/p' "$root/Cargo.toml")."
     say "Known to work: Rust $wanted with the loader pinned in Cargo.toml; another compiler may want another loader."

@@ -25,16 +25,17 @@ pub fn kernel_cargo(verb: &str, profile: Profile) -> Command {
     command
 }
 
-/// Brings the kernel up to date, with cargo's own progress on standard error, and says where it is. A kernel that
-/// `UNPLUG_KERNEL` names is taken as it is.
+/// Brings the kernel up to date, with cargo's own progress on standard error (but for a `quiet` build), and says where it
+/// is. A kernel that `UNPLUG_KERNEL` names is taken as it is.
 ///
 /// # Errors
 /// When cargo cannot be started or the kernel does not build.
-pub fn kernel(profile: Profile) -> Result<PathBuf> {
+pub fn kernel(profile: Profile, quiet: bool) -> Result<PathBuf> {
     if let Some(kernel) = std::env::var_os("UNPLUG_KERNEL") {
         return Ok(kernel.into());
     }
-    let status = kernel_cargo("build", profile).status().context("cargo cannot be started")?;
+    let verbosity = quiet.then_some("--quiet");
+    let status = kernel_cargo("build", profile).args(verbosity).status().context("cargo cannot be started")?;
     if !status.success() {
         bail!("the kernel did not build");
     }

@@ -2,12 +2,19 @@
 //! below keeps the two from drifting apart.
 
 use crate::size::{self, GIB, MIB, PAGE_BYTES};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
+
+/// The least RAM with which the firmware and the loader get as far as the kernel, in bytes: below it nobody would say
+/// what is wrong. The kernel itself wants a little more, and says so.
+const LEAST_MEM_BYTES: u64 = 72 * MIB;
 
 /// What the whole program was asked to do.
 #[derive(Debug, Parser)]
 #[command(name = "run-qemu.sh", version, override_help = include_str!("../help.txt"), disable_help_subcommand = true)]
+#[command(allow_negative_numbers = true)]
 pub struct Cli {
     /// Which job; `run` when none is given.
     #[command(subcommand)]
@@ -35,7 +42,7 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Number of CPUs.
-    #[arg(long, global = true, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, global = true, default_value = "4", value_parser = parse_smp)]
     pub smp: u32,
     /// RAM, in bytes.
     #[arg(long, global = true, value_parser = parse_mem, default_value = "512M")]
@@ -68,7 +75,7 @@ pub struct Options {
     #[arg(long, global = true, value_parser = parse_append)]
     pub append: Vec<String>,
     /// Seconds until a guest counts as hung; 0 is never.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, value_parser = parse_timeout)]
     pub timeout: Option<u64>,
     /// Wait for gdb.
     #[arg(long, global = true)]
@@ -122,14 +129,15 @@ impl Cli {
     /// Reads the process's own command line. A wrong one ends the process: one line on standard error, status 2.
     #[must_use]
     pub fn from_process() -> Self {
-        match Self::try_parse().map_err(one_line).and_then(|cli| cli.check().map(|()| cli)) {
-            Ok(cli) => cli,
-            Err(Refusal::Show(error)) => error.exit(),
-            Err(Refusal::Bad(line)) => {
-                eprintln!("run-qemu: {line} (see --help)");
-                std::process::exit(2);
-            }
-        }
+        Self::read(std::env::args_os()).unwrap_or_else(|refusal| refusal.exit("--help"))
+    }
+
+    fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, Refusal> {
+        let matches = Self::command().try_get_matches_from(args)?;
+        let cli = Self::from_arg_matches(&matches)?;
+        cli.check()?;
+        cli.check_use(&matches)?;
+        Ok(cli)
     }
 
     /// The job, with its default.
@@ -149,41 +157,82 @@ impl Cli {
         if none && options.pmem_file.is_some() {
             return bad("--pmem none and --pmem-file contradict each other");
         }
-        if options.full && self.job() != Command::Test {
-            return bad("--full belongs to the sub-command test");
-        }
-        if options.release && matches!(self.job(), Command::Test | Command::Mutants) {
-            return bad("--release belongs to the sub-commands run and bench: what is tested is the checked kernel");
-        }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
+        }
+        Ok(())
+    }
+
+    /// Refuses what the job would not look at: whoever gives an option expects it to do something.
+    fn check_use(&self, matches: &ArgMatches) -> Result<(), Refusal> {
+        type Unused = fn(&str) -> bool;
+        let (job, unused, why): (_, Unused, _) = match self.job() {
+            Command::Run => ("run", |option| option == "full", "--full is for test"),
+            Command::Bench => ("bench", |option| matches!(option, "full" | "mode"), "the kernel's mode is bench"),
+            Command::Test => {
+                ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
+            }
+            Command::Mutants => ("mutants", |_| true, "it starts no machine"),
+        };
+        // An option may stand before the job or after it; those of a job have the global ones too.
+        let given = matches.subcommand().map_or(matches, |(_, given)| given);
+        for argument in Self::command().get_arguments() {
+            let (id, Some(long)) = (argument.get_id().as_str(), argument.get_long()) else { continue };
+            if unused(id) && given.value_source(id) == Some(ValueSource::CommandLine) {
+                return Err(Refusal::Bad(format!("--{long} has no use in {job}: {why}")));
+            }
         }
         Ok(())
     }
 }
 
 /// Why a command line was not taken.
-enum Refusal {
+pub(crate) enum Refusal {
     /// Not a mistake: the help or the version was asked for.
     Show(clap::Error),
     /// One line for the user.
     Bad(String),
 }
 
-/// Clap's message, cut down to its one line of substance.
-fn one_line(error: clap::Error) -> Refusal {
-    if !error.use_stderr() {
-        return Refusal::Show(error);
+impl From<clap::Error> for Refusal {
+    /// Clap's message, cut down to its one line of substance.
+    fn from(error: clap::Error) -> Self {
+        if !error.use_stderr() {
+            return Self::Show(error);
+        }
+        let text = error.to_string();
+        let words: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
+        Self::Bad(words.join(" ").trim_start_matches("error: ").to_string())
     }
-    let text = error.to_string();
-    let words: Vec<_> = text.lines().take_while(|line| !line.is_empty()).flat_map(str::split_whitespace).collect();
-    Refusal::Bad(words.join(" ").trim_start_matches("error: ").to_string())
+}
+
+impl Refusal {
+    /// Ends the process: with the text that was asked for, or with one line on standard error that names `help`, and
+    /// status 2.
+    pub(crate) fn exit(self, help: &str) -> ! {
+        match self {
+            Self::Show(error) => error.exit(),
+            Self::Bad(line) => {
+                eprintln!("run-qemu: {line} (see {help})");
+                std::process::exit(2);
+            }
+        }
+    }
+}
+
+fn parse_smp(text: &str) -> Result<u32, String> {
+    let known = text.parse().ok().filter(|smp| (1..=64).contains(smp));
+    known.ok_or_else(|| "the number of CPUs is between 1 and 64".into())
+}
+
+fn parse_timeout(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "a time limit is a whole number of seconds, 0 for none".into())
 }
 
 fn parse_mem(text: &str) -> Result<u64, String> {
     let bytes = size::parse(text)?;
-    if !(MIB..=512 * GIB).contains(&bytes) || !bytes.is_multiple_of(MIB) {
-        return Err("RAM is between 1M and 512G, in whole megabytes".into());
+    if !(LEAST_MEM_BYTES..=512 * GIB).contains(&bytes) || !bytes.is_multiple_of(MIB) {
+        return Err(format!("RAM is between {} and 512G, in whole megabytes", size::show(LEAST_MEM_BYTES)));
     }
     Ok(bytes)
 }
@@ -217,12 +266,14 @@ fn parse_append(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
     use std::collections::BTreeSet;
 
+    fn read(args: &[&str]) -> Result<Cli, Refusal> {
+        Cli::read(std::iter::once(&"run-qemu.sh").chain(args))
+    }
+
     fn refused(args: &[&str]) -> String {
-        let cli = Cli::try_parse_from(std::iter::once(&"run-qemu.sh").chain(args)).map_err(one_line);
-        match cli.and_then(|cli| cli.check().map(|()| cli)) {
+        match read(args) {
             Ok(cli) => panic!("{args:?} was taken: {cli:?}"),
             Err(Refusal::Show(error)) => panic!("{args:?}: {error}"),
             Err(Refusal::Bad(line)) => line,
@@ -230,9 +281,7 @@ mod tests {
     }
 
     fn taken(args: &[&str]) -> Cli {
-        let cli = Cli::try_parse_from(std::iter::once(&"run-qemu.sh").chain(args)).expect("a good command line");
-        assert!(cli.check().is_ok());
-        cli
+        read(args).unwrap_or_else(|_| panic!("{args:?} was refused"))
     }
 
     #[test]
@@ -244,9 +293,9 @@ mod tests {
 
     #[test]
     fn options_stand_before_or_after_the_job() {
-        for args in [&["--smp", "8", "test"], &["test", "--smp", "8"]] {
+        for args in [&["--smp", "8", "bench"], &["bench", "--smp", "8"]] {
             let cli = taken(args);
-            assert_eq!((cli.job(), cli.options.smp), (Command::Test, 8));
+            assert_eq!((cli.job(), cli.options.smp), (Command::Bench, 8));
         }
     }
 
@@ -274,12 +323,20 @@ mod tests {
             (&["--virtio-pmem", "none"], "at least one page"),
             (&["--accel", "xen"], "xen"),
             (&["--accel", "kvm", "--deterministic"], "--deterministic"),
+            (&["--smp", "x"], "between 1 and 64"),
+            (&["--mem", "71M"], "between 72M and 512G"),
             (&["--timeout", "soon"], "soon"),
+            (&["--timeout", "-1"], "whole number of seconds"),
             (&["--mode", "party"], "party"),
             (&["--append", "a=1,b=2"], "comma"),
             (&["--colour"], "--colour"),
             (&["--full"], "--full"),
-            (&["test", "--release"], "--release"),
+            (&["test", "--release"], "--release has no use in test"),
+            (&["test", "--smp", "8"], "--smp has no use in test"),
+            (&["--smp", "8", "test"], "--smp has no use in test"),
+            (&["bench", "--mode", "shell"], "--mode has no use in bench"),
+            (&["mutants", "--quiet"], "--quiet has no use in mutants"),
+            (&["run", "--full"], "--full is for test"),
             (&["dance"], "dance"),
         ] {
             let line = refused(args);

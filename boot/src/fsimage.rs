@@ -3,6 +3,7 @@
 //! file system that was not unmounted leaves it as it is.
 
 use crate::backing::LABEL_BYTES;
+use crate::cli::Refusal;
 use crate::size;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
@@ -88,7 +89,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Option<Result<u8>> {
     }
     let cli = match Cli::try_parse_from([OsString::from("fs")].into_iter().chain(args)) {
         Ok(cli) => cli,
-        Err(error) => error.exit(),
+        Err(error) => Refusal::from(error).exit("fs --help"),
     };
     Some(run(&cli.job, cli.log.as_deref(), &mut std::io::stdout().lock()))
 }

@@ -3,13 +3,16 @@
 use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options};
 use crate::paths::Firmware;
-use crate::size::{GIB, MIB};
-use anyhow::Result;
+use crate::size::{self, GIB, MIB, TIB};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
+
+/// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/layout.rs`).
+const DIRECT_MAP_BYTES: u64 = 64 * TIB;
 
 /// A machine, and what its kernel is to do.
 #[derive(Clone, Debug)]
@@ -87,11 +90,13 @@ impl Machine {
         }
         pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
         for table in &options.acpitable {
-            std::fs::File::open(table).map_err(|error| anyhow::anyhow!("--acpitable {}: {error}", table.display()))?;
+            let opened = std::fs::File::open(table).and_then(|file| file.metadata());
+            let meta = opened.with_context(|| format!("--acpitable {}", table.display()))?;
+            ensure!(meta.is_file(), "--acpitable {}: not a regular file", table.display());
         }
         let patient = options.debug || options.mode == Mode::Shell;
         let seconds = options.timeout.unwrap_or(if patient { 0 } else { 300 });
-        Ok(Self {
+        let machine = Self {
             smp: options.smp,
             mem_bytes: options.mem,
             pmem,
@@ -103,7 +108,14 @@ impl Machine {
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
-        })
+        };
+        let fits = machine.window_end().is_some_and(|end| end <= DIRECT_MAP_BYTES);
+        ensure!(
+            fits,
+            "--pmem: that much ends above {}, the end of the kernel's direct map",
+            size::show(DIRECT_MAP_BYTES)
+        );
+        Ok(machine)
     }
 
     /// The kernel's boot options, in the form in which they go through fw_cfg.
@@ -117,12 +129,24 @@ impl Machine {
         words.join(" ")
     }
 
-    /// The end of the window for persistent memory, in bytes from the end of RAM: every backing, each with room to be
-    /// aligned.
+    /// Bytes that every backing takes in the window for persistent memory, with room to be aligned; `None` beyond 64 bits.
+    fn window_bytes(&self) -> Option<u64> {
+        let nvdimms = self.pmem.iter().map(|nvdimm| (nvdimm.size_bytes, LABEL_BYTES + nvdimm.align_bytes()));
+        let lent = self.virtio_pmem.iter().map(|lent| (lent.size_bytes, GIB));
+        nvdimms.chain(lent).try_fold(0u64, |sum, (size, more)| sum.checked_add(size)?.checked_add(more))
+    }
+
+    /// Where the window for persistent memory ends at most, in bytes of physical address; `None` beyond 64 bits.
+    fn window_end(&self) -> Option<u64> {
+        let (bytes, slots) = (self.window_bytes()?, self.nr_slots() as u64);
+        // QEMU puts the window at 1 TiB when it does not fit below, and leaves 1 GiB for each slot's alignment.
+        let start = if bytes < 512 * GIB { 0 } else { TIB };
+        start.checked_add(bytes)?.checked_add(self.mem_bytes + slots * GIB)
+    }
+
+    /// As [`Machine::window_bytes`], of a machine that has been checked.
     fn hotplug_bytes(&self) -> u64 {
-        let nvdimms = self.pmem.iter().map(|nvdimm| nvdimm.size_bytes + LABEL_BYTES + nvdimm.align_bytes());
-        let lent = self.virtio_pmem.iter().map(|lent| lent.size_bytes + GIB);
-        nvdimms.chain(lent).sum()
+        self.window_bytes().unwrap_or(u64::MAX)
     }
 
     /// How many devices have memory in that window.
@@ -134,9 +158,7 @@ impl Machine {
     /// CPU has by itself.
     #[must_use]
     pub fn phys_bits(&self) -> u32 {
-        // QEMU puts the window at 1 TiB when it does not fit below, and leaves 1 GiB for each slot's alignment.
-        let end = (1u64 << 40) + self.mem_bytes + self.hotplug_bytes() + self.nr_slots() as u64 * GIB;
-        if self.hotplug_bytes() < 512 * GIB { 40 } else { (64 - end.leading_zeros()).max(40) }
+        (64 - self.window_end().unwrap_or(u64::MAX).leading_zeros()).max(40)
     }
 
     /// QEMU's whole command line, without the program's name.
@@ -218,6 +240,8 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
 
     fn line(machine: &Machine) -> String {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -269,6 +293,19 @@ mod tests {
         assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
         let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
         assert_eq!(larger.phys_bits(), 45);
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_map_is_refused() {
+        let asked = |sizes: &[&str]| {
+            let args = sizes.iter().flat_map(|size| ["--pmem", size]);
+            Machine::from_options(&Cli::parse_from(std::iter::once("run-qemu.sh").chain(args)).options)
+        };
+        assert!(asked(&["60T"]).is_ok());
+        for sizes in [&["64T"][..], &["32T", "32T"], &["9999999T"], &["16777215T", "16777215T"]] {
+            let error = asked(sizes).expect_err("it cannot be mapped");
+            assert!(error.to_string().contains("above 64T"), "{error}");
+        }
     }
 
     #[test]

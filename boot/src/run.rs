@@ -35,15 +35,15 @@ pub fn run(cli: &Cli) -> Result<u8> {
         machine.append.push("quiet=1".into());
     }
     let profile = if cli.options.release { Profile::Release } else { Profile::Dev };
-    let kernel = build::kernel(profile)?;
+    let kernel = build::kernel(profile, cli.options.quiet)?;
     image::make(&kernel)?;
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine)
+    boot(&machine, cli.options.quiet)
 }
 
-fn boot(machine: &Machine) -> Result<u8> {
+fn boot(machine: &Machine, quiet: bool) -> Result<u8> {
     let interrupt = Interrupt::install()?;
     let mut guest = Guest::start(machine, Echo::Stdout)?;
     interrupt.ends(&guest);
@@ -55,7 +55,9 @@ fn boot(machine: &Machine) -> Result<u8> {
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");
     }
-    eprintln!("run-qemu: {}", outcome.status);
+    if !(quiet && outcome.status == Status::Good) {
+        eprintln!("run-qemu: {}", outcome.status);
+    }
     Ok(outcome.status.exit_code())
 }
 

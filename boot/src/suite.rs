@@ -33,7 +33,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         deliberate_faults(&mut tally);
     }
     let start = Instant::now();
-    match build::kernel(Profile::Dev).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
+    match build::kernel(Profile::Dev, options.quiet).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
             for (name, test) in [("in-kernel tests", "guest"), ("end-to-end tests", "e2e")] {
@@ -47,15 +47,15 @@ pub fn run(cli: &Cli) -> Result<u8> {
         }
     }
     if options.full {
-        release_build(&mut tally);
+        release_build(&mut tally, options.quiet);
     }
     Ok(u8::from(!tally.finish()))
 }
 
 /// The fully optimised kernel, in an image of its own: the in-kernel tests pass there too.
-fn release_build(tally: &mut Tally) {
+fn release_build(tally: &mut Tally, quiet: bool) {
     let start = Instant::now();
-    let built = build::kernel(Profile::Release)
+    let built = build::kernel(Profile::Release, quiet)
         .and_then(|kernel| Ok((image::make_at(&kernel, paths::target().join("unplug-release.img"))?, kernel)));
     match built {
         Ok((image, kernel)) => {

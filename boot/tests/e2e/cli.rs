@@ -28,6 +28,11 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["dance"], "dance");
     refused(&["--smp", "0"], "--smp");
     refused(&["--mem", "lots"], "lots");
+    refused(&["--mem", "64M"], "between 72M and 512G");
+    refused(&["--pmem", "100T"], "above 64T");
+    refused(&["test", "--smp", "8"], "--smp has no use in test");
+    refused(&["fs", "dance"], "dance");
+    refused(&["fs", "check"], "<IMAGE>");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
     refused(&["--timeout", "-1"], "-1");
 }
@@ -38,7 +43,10 @@ fn a_file_that_cannot_be_used_is_one_line_and_status_2() {
     let path = |name: &str| directory.path().join(name).display().to_string();
     refused(&["--pmem-file", &path("no/such/directory")], "no/such/directory");
     refused(&["--pmem-file", &path("")], "directory");
+    // Nobody may write to a program that runs, not even root.
+    refused(&["--pmem-file", env!("CARGO_BIN_EXE_boot")], "cannot be opened for reading and writing");
     refused(&["--acpitable", &path("absent")], "absent");
+    refused(&["--acpitable", &path("")], "not a regular file");
     std::fs::write(path("odd"), [0; 5000]).expect("written");
     refused(&["--pmem-file", &path("odd")], "5000 bytes");
     std::fs::write(path("small"), vec![0; (1 << 20) + (128 << 10)]).expect("written");
