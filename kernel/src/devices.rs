@@ -106,6 +106,7 @@ pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
     }
     for (id, range) in nfit.ranges.iter().enumerate() {
         let devices = nfit.devices_of(range).count();
+        log::info!(target: "nfit", "NVDIMM {id}: {} MiB from {:#x}, range {} of the table", range.len_bytes >> 20, range.base, range.range_index);
         crate::report!(
             "nvdimm id={id} base={:#x} size={} devices={devices} range_index={}",
             range.base,

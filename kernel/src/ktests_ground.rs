@@ -9,7 +9,7 @@ use arch::features::Features;
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange, PhysAddr, VirtAddr};
 
 use crate::ktest::{Ctx, Test};
-use crate::{check, check_eq, heap, image, kstack, layout, memory, paging, percpu, sched, smp, time};
+use crate::{check, check_eq, heap, image, kstack, layout, memory, memory_map, paging, percpu, sched, smp, time};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "ground.trap.breakpoint_returns", covers: "", run: breakpoint_returns },
     Test { name: "ground.heap.big_blocks_are_frames", covers: "", run: |_| undisturbed(big_blocks_are_frames) },
     Test { name: "ground.memory.frames_come_back", covers: "", run: |_| undisturbed(frames_come_back) },
+    Test { name: "ground.memory.the_map_is_shown_whole", covers: "", run: map_is_whole },
     Test { name: "ground.time.is_monotonic", covers: "", run: time_is_monotonic },
     Test { name: "ground.smp.every_cpu_answers", covers: "", run: every_cpu_answers },
     Test { name: "ground.options.bad_words_get_one_line", covers: "", run: bad_options },
@@ -198,6 +199,22 @@ fn frames_come_back() -> Result<(), String> {
         memory::free(pfn, order);
     }
     check_eq!(memory::used_frames(), before, "frames in use afterwards");
+    Ok(())
+}
+
+/// What is shown of the memory map: each byte of it once, in rising order, and no two lines that could be one.
+fn map_is_whole(_: &mut Ctx) -> Result<(), String> {
+    let regions = memory::regions();
+    let runs = memory_map::joined(regions);
+    let bytes = |pairs: &mut dyn Iterator<Item = (u64, u64)>| pairs.map(|(start, end)| end - start).sum::<u64>();
+    let shown = bytes(&mut runs.iter().map(|&(start, end, _)| (start, end)));
+    check_eq!(shown, bytes(&mut regions.iter().map(|region| (region.start, region.end))), "bytes");
+    for pair in runs.windows(2) {
+        let [(_, end, before), (start, _, after)] = pair else { continue };
+        check!(end < start || end == start && before != after, "{pair:x?} overlap, or are one");
+    }
+    let usable = runs.iter().filter(|(.., what)| *what == memory_map::Use::Usable);
+    check_eq!(bytes(&mut usable.map(|&(start, end, _)| (start, end))), memory::ram_bytes().1, "usable bytes");
     Ok(())
 }
 

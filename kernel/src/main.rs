@@ -46,6 +46,7 @@ mod lock;
 mod machine;
 mod memory;
 mod memory_error;
+mod memory_map;
 mod mounts;
 mod options;
 mod paging;
@@ -232,9 +233,7 @@ extern "C" fn on_own_tables() -> ! {
     report!("memory ram_bytes={ram} usable_bytes={usable} heap_bytes={heap_bytes}");
     log::info!(target: "memory", "{} MiB of RAM, {} MiB usable; heap of {} KiB", ram >> 20, usable >> 20, heap_bytes >> 10);
     log::info!(target: "paging", "our own page tables: {direct_map_leaves} leaves map RAM, the loader's tables are left behind");
-    for region in memory::regions() {
-        log::debug!(target: "memory", "{:#014x}..{:#014x} {:?}", region.start, region.end, region.kind);
-    }
+    memory_map::print(memory::regions());
     print_features(features);
     // SAFETY: the direct map holds every region of the memory map that may hold tables, and nobody writes there.
     let firmware = unsafe { acpi::FirmwareMemory::new(layout::DIRECT_MAP, memory::regions()) };
@@ -262,6 +261,7 @@ extern "C" fn on_own_tables() -> ! {
     let missing = smp::start_others(apic_ids.into_iter(), features);
     let cpus = percpu::online();
     let (nr_cpus, deterministic) = (cpus.len(), u8::from(options.deterministic));
+    log::info!(target: "smp", "{nr_cpus} CPUs run, {missing} did not start");
     report!("boot cpus={nr_cpus} missing={missing} ram_bytes={ram} deterministic={deterministic}");
     sched::spawn("main", 0, None, main_task);
     sched::idle_loop()
@@ -278,6 +278,10 @@ fn print_features(features: &Features) {
         list.push_str(name);
     }
     let write_back = arch::cache::choose(features);
+    log::info!(target: "cpu", "uses {}", used.replace(',', ", ").replace('_', " "));
+    if !lacking.is_empty() {
+        log::info!(target: "cpu", "does without {}", lacking.replace(',', ", ").replace('_', " "));
+    }
     report!(
         "features used={used} lacking={} write_back={write_back} apic={} phys_bits={}",
         if lacking.is_empty() { "none" } else { &lacking },
@@ -289,7 +293,9 @@ fn print_features(features: &Features) {
 /// Third stage: a task like every other.
 fn main_task() -> task::Exit {
     let silent = smp::test_interrupts();
-    report!("ipi sent={} silent={}", percpu::online().len() - 1, silent.len());
+    let others = percpu::online().len() - 1;
+    log::info!(target: "smp", "{} of {others} other CPUs have acknowledged an interrupt", others - silent.len());
+    report!("ipi sent={others} silent={}", silent.len());
     assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
     memory_error::start();
     found().options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));

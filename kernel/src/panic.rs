@@ -108,10 +108,15 @@ pub fn stop_this_cpu(frame: &TrapFrame) -> ! {
 
 fn print_cause(cause: &Cause<'_>) {
     match cause {
-        Cause::Message(info) => match info.location() {
-            Some(place) => console::line(format_args!("panic: {} ({place})", info.message())),
-            None => console::line(format_args!("panic: {}", info.message())),
-        },
+        Cause::Message(info) => {
+            match info.location() {
+                Some(place) => console::line(format_args!("panic: {} ({place})", info.message())),
+                None => console::line(format_args!("panic: {}", info.message())),
+            }
+            // What the general registers held is gone: whoever panics has called its way here.
+            let (stack, table, fault) = (cpu::stack_pointer(), cpu::root_table(), cpu::fault_address());
+            console::line(format_args!("  rsp {stack:#018x}  cr2 {fault:#018x}  cr3 {table:#018x}"));
+        }
         Cause::Trap { frame, what } => {
             console::line(format_args!("panic: {what}"));
             print_registers(frame);

@@ -67,11 +67,6 @@ fn interrupt(vector: u8) {
         other => percpu::this().ring.push(Note::UnexpectedInterrupt, u64::from(other)),
     }
     apic::end_of_interrupt();
-    if vector == VECTOR_SHOOTDOWN {
-        // The sender waits for us. Where the CPUs take turns on one host thread, this gives the turn on; elsewhere it
-        // costs a few cycles.
-        cpu::pause();
-    }
 }
 
 /// A fault in a user access is served by the task's address space, or makes the access fail; every other fault is a

@@ -38,6 +38,25 @@ fn a_panic_leaves_an_epitaph_and_its_own_status() {
     let begin = outcome.console.iter().position(|line| line.starts_with("@panic cpu="));
     let end = outcome.console.iter().position(|line| line == "@epitaph end");
     assert!(begin.zip(end).is_some_and(|(begin, end)| begin < end), "{}", tail(&outcome));
+    for words in [&["panic: asked for on the console"][..], &["  rsp ", "cr3"], &["kernel::shell::run"], &["CPU 3: at"]]
+    {
+        assert!(has_line(&outcome, words), "{words:?} is missing: {}", tail(&outcome));
+    }
+}
+
+/// The guard page below a stack makes the overflow a double fault, which is taken on a stack of its own.
+#[test]
+fn a_stack_overflow_is_named_and_leaves_registers_and_a_backtrace() {
+    let mut guest = start(&Machine { smp: 2, ..shell() });
+    guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+    guest.send("overflow").unwrap_or_else(|error| panic!("{error:#}"));
+    let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(matches!(&outcome.status, Status::Panic(why) if why.contains("stack overflow")), "{}", tail(&outcome));
+    for words in [&["  rip ", "shell::overflow"][..], &["  rax ", "rbx"], &["  cr2 ", "cr3"], &["CPU 1: at"]] {
+        assert!(has_line(&outcome, words), "{words:?} is missing: {}", tail(&outcome));
+    }
+    // A recursion is one line of the backtrace.
+    assert!(has_line(&outcome, &["shell::overflow", " times"]), "{}", tail(&outcome));
 }
 
 #[test]
