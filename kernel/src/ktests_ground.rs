@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "ground.cpu.protections_are_on", covers: "", run: protections_are_on },
     Test { name: "ground.stack.guard_is_unmapped", covers: "", run: guard_is_unmapped },
     Test { name: "ground.trap.breakpoint_returns", covers: "", run: breakpoint_returns },
+    Test { name: "ground.trap.an_unused_vector_is_a_note", covers: "", run: unused_vector },
     Test { name: "ground.heap.big_blocks_are_frames", covers: "", run: |_| undisturbed(big_blocks_are_frames) },
     Test { name: "ground.memory.frames_come_back", covers: "", run: |_| undisturbed(frames_come_back) },
     Test { name: "ground.memory.the_map_is_shown_whole", covers: "", run: map_is_whole },
@@ -199,6 +200,22 @@ fn frames_come_back() -> Result<(), String> {
         memory::free(pfn, order);
     }
     check_eq!(memory::used_frames(), before, "frames in use afterwards");
+    Ok(())
+}
+
+/// A handler prints nothing: it leaves a note, which a task prints.
+fn unused_vector(_: &mut Ctx) -> Result<(), String> {
+    const UNUSED: u8 = 0x77;
+    // Tasks do not migrate: both times it is the same CPU's.
+    let notes = || percpu::this().ring.nr_notes();
+    let before = notes();
+    arch::apic::send_to_self(UNUSED);
+    let arrived = (0..100_000).any(|_| {
+        arch::cpu::pause();
+        notes() > before
+    });
+    check!(arrived, "no note of the interrupt");
+    crate::ring::drain();
     Ok(())
 }
 

@@ -21,7 +21,8 @@ pub enum Note {
 
 const SLOTS: usize = 16;
 
-/// One CPU's notes. Written by its interrupt handlers alone, which do not nest; read under a lock.
+/// One CPU's notes. Written by its interrupt handlers alone, which do not nest (an NMI between two of another handler's
+/// stores costs one of the two notes); read under a lock.
 #[derive(Debug)]
 pub struct Ring {
     slots: [[AtomicU64; 2]; SLOTS],
@@ -55,6 +56,11 @@ impl Ring {
         self.written.store(at + 1, Ordering::Release);
     }
 
+    /// How many notes there have been, but for those that were lost.
+    pub fn nr_notes(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
+    }
+
     fn pop(&self) -> Option<[u64; 2]> {
         let at = self.read.load(Ordering::Relaxed);
         // Acquire; pairs with the Release store in `push`.
@@ -84,7 +90,7 @@ pub fn drain() {
                 1 => "an interrupt at an unused vector",
                 2 => "the local APIC reports an error, status",
                 3 => "a spurious interrupt",
-                4 => "an NMI that nobody sent, machine-check status",
+                4 => "an NMI that nobody sent, value",
                 _ => "an unknown note",
             };
             log::warn!(target: "irq", "CPU {}: {what} {value:#x}", cpu.id());

@@ -63,22 +63,98 @@ fn help_is_the_same_text_from_the_program_and_from_the_script() {
     assert_eq!(String::from_utf8_lossy(&script.stdout), text);
 }
 
-/// With nothing but the most basic programs on the path, and no way to install any, the script says what it needs.
+/// A machine with nothing but the most basic programs on its path, and what a test puts there.
+struct Bare(tempfile::TempDir);
+
+impl Bare {
+    fn new() -> Self {
+        let bare = Self(tempfile::tempdir().expect("a temporary directory"));
+        for program in ["bash", "env", "cat", "dirname", "readlink", "realpath", "sed"] {
+            let from = ["/usr/bin", "/bin"].iter().map(|bin| Path::new(bin).join(program)).find(|path| path.exists());
+            std::os::unix::fs::symlink(from.expect("it is on every system"), bare.path(program)).expect("linked");
+        }
+        bare
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Puts a program there, with the directories that it needs.
+    fn put(&self, name: &str, script: &str) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("it is in a directory")).expect("made");
+        std::fs::write(&path, format!("#!/usr/bin/env bash\n{script}\n")).expect("written");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("made executable");
+    }
+
+    /// A rustup toolchain of this version, with the library's source or without; its cargo fails with the words that
+    /// it was called with.
+    fn put_toolchain(&self, name: &str, version: &str, has_source: bool) {
+        let root = format!(".rustup/toolchains/{name}");
+        let sysroot = self.path(&root);
+        let rustc = format!(
+            "case $1 in --version) echo 'rustc {version} (made up)' ;; *) echo '{}' ;; esac",
+            sysroot.display()
+        );
+        self.put(&format!("{root}/bin/rustc"), &rustc);
+        self.put(&format!("{root}/bin/cargo"), &format!("echo \"cargo of {name}: $*\" >&2; exit 1"));
+        self.put(&format!("{root}/bin/cargo-fmt"), "exit 1");
+        if has_source {
+            let library = sysroot.join("lib/rustlib/src/rust/library/core");
+            std::fs::create_dir_all(&library).expect("made");
+            std::fs::write(library.join("Cargo.toml"), "").expect("written");
+        }
+    }
+
+    /// Runs the front door there. Says how it ended, and what it printed on standard error.
+    fn run(&self) -> (Option<i32>, String) {
+        let output = Command::new(root().join("run-qemu.sh"))
+            .env_clear()
+            .env("PATH", self.0.path())
+            .env("HOME", self.0.path())
+            .env("OVMF_CODE", "somewhere")
+            .env("CARGO_TARGET_DIR", self.path("target"))
+            .output()
+            .expect("bash");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// With no way to install anything, the script says what it needs.
 #[test]
 fn the_script_says_what_is_missing_and_stops() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    for program in ["bash", "env", "cat", "dirname", "readlink", "realpath", "sed"] {
-        let from = ["/usr/bin", "/bin"].iter().map(|bin| Path::new(bin).join(program)).find(|path| path.exists());
-        std::os::unix::fs::symlink(from.expect("it is on every system"), directory.path().join(program))
-            .expect("linked");
-    }
-    let output = Command::new(root().join("run-qemu.sh"))
-        .env_clear()
-        .env("PATH", directory.path())
-        .env("HOME", directory.path())
-        .output()
-        .expect("bash");
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{message}");
+    let (status, message) = Bare::new().run();
+    assert_eq!(status, Some(1), "{message}");
     assert!(message.contains("qemu-system-x86_64") && message.contains("apt-get install -y rustc-web"), "{message}");
+}
+
+/// Where it can install, it says what, and does; where that fails, it says what is needed.
+#[test]
+fn the_script_says_what_it_installs() {
+    let bare = Bare::new();
+    bare.put("apt-get", "echo \"apt-get $*\" >&2; [[ $1 = update ]]");
+    bare.put("sudo", "shift; exec \"$@\"");
+    let (status, message) = bare.run();
+    assert_eq!(status, Some(1), "{message}");
+    let wanted =
+        ["missing: ", "installing Debian packages: ", "apt-get update", "apt-get install", "On Debian 12, as root:"];
+    let found = wanted.iter().filter_map(|words| message.find(words)).collect::<Vec<_>>();
+    assert!(found.len() == wanted.len() && found.is_sorted(), "{message}");
+}
+
+/// The version that is known to work, if rustup has it with the source; never one without.
+#[test]
+fn the_script_takes_a_rustup_toolchain_that_has_the_source() {
+    let bare = Bare::new();
+    bare.put("cc", "exit 1");
+    bare.put("qemu-system-x86_64", "exit 1");
+    bare.put_toolchain("a-no-source", "1.96.1", false);
+    bare.put_toolchain("b-other", "1.99.0", true);
+    bare.put_toolchain("c-wanted", "1.96.0", true);
+    let (status, message) = bare.run();
+    assert_eq!(status, Some(1), "{message}");
+    assert!(message.contains("cargo of c-wanted: build") && !message.contains("cargo of b-other"), "{message}");
+    // A toolchain that cannot build it: which compiler and which loader it was.
+    assert!(message.contains("rustc 1.96.0") && message.contains("bootloader 0.11.15"), "{message}");
 }

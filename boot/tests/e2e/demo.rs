@@ -38,6 +38,23 @@ fn assert_whole_story(outcome: &Outcome, cpus: usize) {
     assert!(left.is_empty(), "left behind: {left:?}");
     assert_files(outcome, cpus as u64);
     assert_tasks(outcome);
+    assert_lines_are_whole(outcome);
+}
+
+/// Tasks on all CPUs print while the remover does: no line has a part of another in it.
+fn assert_lines_are_whole(outcome: &Outcome) {
+    for line in &outcome.console {
+        let whole = if let Some(record) = line.strip_prefix('@') {
+            let is_pair = |word: &str| word.split('=').count() == 2;
+            record.split(' ').skip(1).all(is_pair)
+        } else if let Some((time, rest)) = line.strip_prefix('[').and_then(|line| line.split_once("] ")) {
+            time.trim_start().parse::<f64>().is_ok() && !rest.contains(['@', '[']) && rest.contains(": ")
+        } else {
+            // The table, and what is said below it.
+            !line.contains(['@', '[', '='])
+        };
+        assert!(whole, "{line:?} is not one line\n{}", tail(outcome));
+    }
 }
 
 /// The file system was told before the device died, and told every task in its turn; each task ended as its kind has to;

@@ -126,6 +126,16 @@ fn a_range_above_the_cpus_limit_is_refused() {
     );
 }
 
+#[test]
+fn more_ranges_than_there_is_room_for_are_not_used() {
+    let at = |index: u16| (8 << 30) + u64::from(index) * 0x20_0000;
+    let many: Vec<_> = (1..=34).map(|index| range(index, at(index), 0x20_0000)).collect();
+    let found: Vec<_> = (1..=32).map(|index| (at(index), 0x20_0000)).collect();
+    let line =
+        |index| format!("range {index} ({:#x} + 0x200000 bytes) is not used: there is room for 32 ranges", at(index));
+    boot_and_find(&many, &[&line(33), &line(34)], &found);
+}
+
 /// Each fault is one line, but only so many of them: the console is not the table's to fill.
 #[test]
 fn more_faults_than_there_is_room_for_are_counted() {
