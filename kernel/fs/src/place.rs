@@ -2,7 +2,7 @@
 //!
 //! A leaf needs the place in the file and the frame to agree modulo its size. Blocks are at multiples of 2 MiB where the
 //! file is at one and is large. A file that has a whole 1 GiB, by its size, has that in one free 1 GiB of the device where
-//! there is one: the first block that comes to be decides, and all others, in whatever order, take their places beside it.
+//! there is one: the first 2 MiB of it decide, and all others, in whatever order, take their places beside them.
 
 use crate::error::FsError;
 use crate::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS};
@@ -30,11 +30,15 @@ pub(crate) fn take_for(
             return Ok(run);
         }
     }
-    if large
-        && at_huge
-        && let Some(run) = take_in_giant(node, change, logical, want, size)?
-    {
-        return Ok(run);
+    if let Some(goal) = in_giant(node, change, logical, size, large && at_huge)? {
+        let store = change.store;
+        let run = match large && at_huge {
+            true => store.take_areas_at(change.tx, goal, want.min(GIANT_BLOCKS - logical % GIANT_BLOCKS))?,
+            false => store.take_at(change.tx, goal, want.min(HUGE_BLOCKS - logical % HUGE_BLOCKS))?,
+        };
+        if let Some(run) = run {
+            return Ok(run);
+        }
     }
     let want = if large && !at_huge { want.min(HUGE_BLOCKS - logical % HUGE_BLOCKS) } else { want };
     change.store.take(change.tx, want, change.hint, large && at_huge)
@@ -47,21 +51,23 @@ pub(crate) fn take_whole(
     logical: u64,
     size: u64,
 ) -> Result<Option<Run>, FsError> {
-    match take_in_giant(node, change, logical, HUGE_BLOCKS, size)? {
+    let goal = in_giant(node, change, logical, size, true)?;
+    let run = goal.map(|goal| change.store.take_areas_at(change.tx, goal, HUGE_BLOCKS)).transpose()?.flatten();
+    match run {
         Some(run) => Ok(Some(run)),
         None => change.store.take_whole(change.tx, change.hint),
     }
 }
 
-/// Up to `want` blocks for `logical`, which is at a multiple of 2 MiB, at their place in the 1 GiB that a giant leaf would
-/// map; `None` where there is no such place, or it is in use.
-fn take_in_giant(
+/// The place of block `logical` in the 1 GiB that a giant leaf would map; `None` where the file has none. `begins`: where
+/// nothing is there of it yet, it begins with this block.
+fn in_giant(
     node: &Node,
     change: &mut Change<'_>,
     logical: u64,
-    want: u64,
     size: u64,
-) -> Result<Option<Run>, FsError> {
+    begins: bool,
+) -> Result<Option<u64>, FsError> {
     let start = logical & !(GIANT_BLOCKS - 1);
     let end = start + GIANT_BLOCKS;
     if size / BLOCK_SIZE < end {
@@ -74,10 +80,8 @@ fn take_in_giant(
     }
     let giant = match there.physical {
         Some(first) => first.checked_sub(there.logical - start).filter(|giant| giant.is_multiple_of(GIANT_BLOCKS)),
-        None => change.store.free_giant(change.tx)?,
+        None if begins => change.store.free_giant(change.tx)?,
+        None => None,
     };
-    match giant {
-        Some(giant) => change.store.take_areas_at(change.tx, giant + (logical - start), want.min(end - logical)),
-        None => Ok(None),
-    }
+    Ok(giant.map(|giant| giant + (logical - start)))
 }

@@ -114,9 +114,12 @@ fn a_gibibyte_can_still_be_had_after_small_files_have_come_and_gone() {
         files.iter().for_each(|&ino| fill(&mut volume, ino, core::iter::once(area)));
     }
     files.iter().for_each(|&ino| assert!(is_giant(&mut volume, ino, 0)));
-    // What is punched out and filled again comes to the same place.
-    volume.punch(files[0], 3 * HUGE_BLOCKS * BLOCK_SIZE, 2 * HUGE_BLOCKS * BLOCK_SIZE).unwrap();
-    fill(&mut volume, files[0], [4, 3].into_iter());
+    // What is punched out and filled again comes to the same place, in small pieces too.
+    volume.punch(files[0], 0, 5 * HUGE_BLOCKS * BLOCK_SIZE).unwrap();
+    fill(&mut volume, files[0], [4, 3, 0, 1].into_iter());
+    for nr in (0..HUGE_BLOCKS).map(|nr| nr * 7 % HUGE_BLOCKS) {
+        volume.write(files[0], (2 * HUGE_BLOCKS + nr) * BLOCK_SIZE, b"x").unwrap();
+    }
     assert!(is_giant(&mut volume, files[0], 0));
     // A third one: the last whole 1 GiB has the superblock's copy in it, so that it makes do with areas of 2 MiB.
     let ino = volume.create(ROOT_INO, b"three", true).unwrap();
