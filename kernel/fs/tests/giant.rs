@@ -6,6 +6,7 @@ mod world;
 use std::sync::Arc;
 
 use dax::device::{DataCache, Live, alloc_dax};
+use dax::holder::NotifyFlags;
 use fs::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::mounted::{Mounted, Source};
@@ -14,6 +15,7 @@ use fs::sim::Random;
 use fs::volume::Volume;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::space::SigBusCause;
 use sparse::Sparse;
 use world::*;
 
@@ -84,7 +86,13 @@ fn a_preallocated_file_is_mapped_by_a_leaf_of_a_gibibyte() {
     task.store(77, 7).unwrap();
     let leaf = task.space.translate(page(77)).unwrap();
     assert_eq!((leaf.size, task.fetch(77)), (PageSize::Size1G, Ok(7)));
-    // What is pinned is waited for, and a cut through it leaves nothing mapped.
+    // Of a page that is lost nothing but the page is lost.
+    let offset = (leaf.pfn_at(page(99)).as_u64() - START) * PAGE_SIZE;
+    let flags = NotifyFlags::ACTION_REQUIRED.union(NotifyFlags::MUST_KILL);
+    assert_eq!(fs.device().notify_failure(offset, PAGE_SIZE, flags).unwrap()[0].result, Ok(()));
+    assert_eq!((task.cause(99), task.fetch(77)), (Some(SigBusCause::Poisoned), Ok(7)));
+    assert!([98, 100, HUGE_BLOCKS, GIANT_BLOCKS - 1].into_iter().all(|nr| task.fetch(nr).is_ok()));
+    // A cut through the leaf leaves nothing of it mapped.
     fs.truncate(&cx(), &file, GIB / 2).unwrap();
     assert!(task.space.translate(page(77)).is_none() && task.fetch(77).is_ok());
     assert_ne!(task.space.translate(page(77)).unwrap().size, PageSize::Size1G);
