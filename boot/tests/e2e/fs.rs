@@ -2,7 +2,7 @@
 //! and the device removed from under one.
 
 use crate::support::{ask, assert_good, command, exit, has, refused, shell, start_shell};
-use boot::backing::Nvdimm;
+use boot::backing::{LARGEST_FILE_BYTES, Nvdimm};
 use boot::fsimage;
 use boot::guest::Guest;
 use boot::machine::Machine;
@@ -182,7 +182,9 @@ fn the_device_is_removed_from_under_it() {
 /// A file whose size was given before it is filled lies in one gibibyte, which the next task maps by one leaf.
 #[test]
 fn a_preallocated_file_is_mapped_by_one_leaf_of_a_gibibyte() {
-    let mut guest = start_shell(&Machine { smp: 2, pmem: vec![Nvdimm::temporary(3 * GIB)], ..shell() });
+    // In memory, so that a gibibyte of zeroes does not go to the host's disk.
+    let nvdimm = Nvdimm::temporary(LARGEST_FILE_BYTES + GIB);
+    let mut guest = start_shell(&Machine { smp: 2, pmem: vec![nvdimm], ..shell() });
     for line in ["attach 0 fsdax", "mkfs 0", "mount 0", "write 0 /pool 0 x"] {
         ask(&mut guest, line);
     }
