@@ -20,7 +20,9 @@ use mm::pins::PinnedPages;
 use mm::space::SigBusCause;
 
 use crate::ktest::{Ctx, Test};
-use crate::ktests_mm::{BASE, Books, at, here, new_space, no_problems, others, run_in, spawn_in, wait_until};
+use crate::ktests_mm::{
+    BASE, Books, at, here, new_space, no_problems, others, read_frame, run_in, spawn_in, wait_until, write_frame,
+};
 use crate::machine::{Space, mm};
 use crate::mounts::{self, File, Fs};
 use crate::task::{SigBus, Signal, Task};
@@ -211,8 +213,7 @@ fn long_term(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     Ok(())
 }
 
-/// A copy engine: pins pages of the file through `space`, says so, and holds them until it is told to end, whoever
-/// started it has gone by then or not.
+/// A copy engine: pins pages of the file through `space`, says so, and holds them until it is told to end.
 fn engine(
     space: &Arc<Space>,
     cpu: usize,
@@ -282,12 +283,12 @@ fn orphan(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     let file = numbered(fs, "/file", 8)?;
     let free = fs.statfs().map_err(said("statfs"))?.free_blocks;
     let space = space_with(&file, 8, Prot::USER_WRITE)?;
-    let (pinned, stop) = (Arc::default(), Arc::default());
-    let engine = engine(&space, a_cpu(), 8, (&pinned, &stop));
-    wait_until(|| pinned.load(Ordering::Acquire));
-    // Everything is closed; the engine's transfer alone is left.
-    space.unmap(BASE, 8 * PAGE_SIZE).map_err(said("unmap"))?;
-    drop(file);
+    // A task pins pages, hands them to the engine, and ends; so does its address space, and the file is closed.
+    let (inner, gone) = (Arc::clone(&space), Arc::downgrade(&space));
+    let pinned =
+        run_in(a_cpu(), &space, move || PinnedPages::pin(&inner, BASE, 8, GupFlags::WRITE).map_err(said("pin")))?;
+    drop((file, space));
+    check!(gone.upgrade().is_none(), "somebody keeps the address space");
     let unlinking = Arc::clone(fs);
     let done = Arc::new(AtomicBool::new(false));
     let unlinked = Arc::clone(&done);
@@ -301,11 +302,29 @@ fn orphan(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     (0..64).for_each(|_| sched::yield_now());
     check!(!done.load(Ordering::Acquire), "the file was freed under a transfer");
     check_eq!(fs.statfs().map_err(said("statfs"))?.free_blocks, free, "free blocks during the transfer");
-    stop.store(true, Ordering::Release);
-    check_eq!(sched::join(&engine), Ok(()), "end of the engine");
+    // What others get meanwhile is none of the pages under transfer: the engine finds what was there, and stores.
+    let_go_of_file(fs, numbered(fs, "/other", 64)?);
+    let engine = sched::spawn("engine", a_cpu(), None, move || {
+        let frames = pinned.frames().iter().flat_map(|run| (0..run.nr_pages()).map(|nr| run.start().add(nr)));
+        for (nr, frame) in frames.enumerate() {
+            if read_frame(frame) != nr as u64 {
+                return Err(Signal::Killed);
+            }
+            write_frame(frame, !0);
+        }
+        drop(pinned);
+        Ok(())
+    });
+    check_eq!(sched::join(&engine), Ok(()), "end of the engine: it finds what was pinned");
     check_eq!(sched::join(&unlinker), Ok(()), "end of the unlinker");
     check!(done.load(Ordering::Acquire), "the unlink failed");
-    check_eq!(fs.statfs().map_err(said("statfs"))?.free_blocks, free + 8, "free blocks afterwards");
+    check_eq!(fs.statfs().map_err(said("statfs"))?.free_blocks, free + 8 - 64, "free blocks afterwards");
+    let (other, mut word) = (fs.open(&cx(), "/other").map_err(said("open"))?, [0; 8]);
+    for nr in 0..64 {
+        check_eq!(fs.read(&cx(), &other, nr * PAGE_SIZE, &mut word), Ok(8), "bytes of the other file");
+        check_eq!(u64::from_le_bytes(word), nr, "the other file's contents");
+    }
+    let_go_of_file(fs, other);
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 //! and the device removed from under one.
 
 use crate::support::{ask, assert_good, command, exit, has, refused, shell, start_shell};
-use boot::backing::Nvdimm;
+use boot::backing::{LARGEST_FILE_BYTES, Nvdimm};
 use boot::fsimage;
 use boot::guest::Guest;
 use boot::machine::Machine;
 use boot::records;
-use boot::size::MIB;
+use boot::size::{GIB, MIB};
 use std::path::Path;
 
 fn kept(file: &Path) -> Machine {
@@ -176,5 +176,29 @@ fn the_device_is_removed_from_under_it() {
     has(&refused(&mut guest, "mount 0"), &["attach 0 fsdax"]);
     ask(&mut guest, "remove 0");
     has(&ask(&mut guest, "ledger"), &["kind=mappings count=0", "kind=holders count=0", "kind=pins count=0"]);
+    assert_good(&exit(guest));
+}
+
+/// A file whose size was given before it is filled lies in one gibibyte, which the next task maps by one leaf.
+#[test]
+fn a_preallocated_file_is_mapped_by_one_leaf_of_a_gibibyte() {
+    // In memory, so that a gibibyte of zeroes does not go to the host's disk.
+    let nvdimm = Nvdimm::temporary(LARGEST_FILE_BYTES + GIB);
+    let mut guest = start_shell(&Machine { smp: 2, pmem: vec![nvdimm], ..shell() });
+    for line in ["attach 0 fsdax", "mkfs 0", "mount 0", "write 0 /pool 0 x"] {
+        ask(&mut guest, line);
+    }
+    ask(&mut guest, "truncate 0 /pool 0");
+    ask(&mut guest, "truncate 0 /pool 0x40000000");
+    has(&ask(&mut guest, "touch 0 /pool"), &["leaves_4k=0 leaves_2m=512 leaves_1g=0"]);
+    has(&ask(&mut guest, "touch 0 /pool"), &["leaves_4k=0 leaves_2m=0 leaves_1g=1"]);
+    has(&ask(&mut guest, "cat 0 /pool 0x3ffff000 2"), &["\\xff\\xff"]);
+    // Cut to a half, nothing of the leaf is left, and the rest is there.
+    ask(&mut guest, "truncate 0 /pool 0x20000000");
+    has(&ask(&mut guest, "touch 0 /pool"), &["leaves_4k=0 leaves_2m=256 leaves_1g=0"]);
+    ask(&mut guest, "umount 0");
+    has(&ask(&mut guest, "fsck 0"), &["problems=0 files=1"]);
+    ask(&mut guest, "remove 0");
+    has(&ask(&mut guest, "ledger"), &["kind=mappings count=0", "kind=folios count=0"]);
     assert_good(&exit(guest));
 }

@@ -5,8 +5,8 @@
 //!
 //! 1. close the pages to faults, and wait for those inside (they are short, and wait for nobody);
 //! 2. unmap them everywhere, and shoot down: no CPU reaches them, and no gup-fast walk finds them;
-//! 3. is a folio of them still in use? Then somebody has it pinned: open the pages again, wait until that folio goes,
-//!    and start again;
+//! 3. are folios of them still in use? Then somebody has them pinned: open the pages again, wait until each of them is
+//!    let go of, and start again;
 //! 4. free the blocks, and open the pages.
 //!
 //! Between 3 and 1 nothing is held: neither the inode nor the right to change anything, so that the holder of the pin
@@ -112,22 +112,36 @@ impl<M: Machine> Mounted<M> {
             };
             let held = self.held_folios(&rows);
             let careless = self.faults.has(Mutant::PinsNotWaitedFor) || self.faults.has(Mutant::NotUnmapped);
-            let Some(folio) = held.first().filter(|_| !careless) else {
+            if held.is_empty() || careless {
                 return Ok(Broken { _write: write, _closed: closed });
-            };
+            }
             drop((closed, write));
-            // While pinned: a folio that is only mapped again is taken away in the next round.
-            loop {
-                self.freeze.check()?;
-                self.mm.machine.relax();
-                let ns = self.mm.machine.now_ns() - began;
-                if ns >= complaint {
-                    complaint = complaint.saturating_mul(2);
-                    self.complain(inode, folio, held.len(), ns);
-                }
-                if self.mm.meta.inspect(folio.head).is_none_or(|folio| folio.counts.pins == 0) {
-                    break;
-                }
+            // For all of them, so that they are looked for anew once and not once for each.
+            for (nr, folio) in held.iter().enumerate() {
+                self.wait_for_pins(inode, folio, held.len() - nr, (began, &mut complaint))?;
+            }
+        }
+    }
+
+    /// Waits while the folio is pinned: one that is only mapped again is taken away in the next round. `nr`: it, and those
+    /// that are waited for after it.
+    fn wait_for_pins(
+        &self,
+        inode: &Inode<M>,
+        folio: &LiveFolio,
+        nr: usize,
+        (began, complaint): (u64, &mut u64),
+    ) -> Result<(), FsError> {
+        loop {
+            self.freeze.check()?;
+            self.mm.machine.relax();
+            let ns = self.mm.machine.now_ns() - began;
+            if ns >= *complaint {
+                *complaint = complaint.saturating_mul(2);
+                self.complain(inode, folio, nr, ns);
+            }
+            if self.mm.meta.inspect(folio.head).is_none_or(|folio| folio.counts.pins == 0) {
+                return Ok(());
             }
         }
     }

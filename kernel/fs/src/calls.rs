@@ -329,11 +329,17 @@ impl<M: Machine> Mounted<M> {
         freed
     }
 
-    /// Writes back what tasks have stored through mappings that are gone.
+    /// Writes back what tasks have stored through mappings that are gone. Where that fails, whoever has opened the file
+    /// meanwhile hears of it by a sync of his own.
     fn save(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
         self.freeze.check()?;
         let _live = self.live()?;
-        self.write_back_ranges(context, inode.ino, &inode.take_touched()).map(drop)
+        let ranges = inode.take_touched();
+        let saved = self.write_back_ranges(context, inode.ino, &ranges);
+        if saved.is_err() {
+            self.note_again(inode, &ranges);
+        }
+        saved.map(drop)
     }
 
     /// The inode is no longer in memory.

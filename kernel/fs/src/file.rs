@@ -3,10 +3,12 @@
 use alloc::vec::Vec;
 
 use crate::error::FsError;
-use crate::format::{BLOCK_SIZE, HUGE_BLOCKS, MAX_ATTR, MAX_FILE, RawAttrHead, view};
+use crate::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, MAX_ATTR, MAX_FILE, RawAttrHead, view};
 use crate::mutant::Mutant;
 use crate::node::{Change, Node, Piece};
+use crate::place::{take_for, take_whole};
 use crate::pmem::{WrittenBack, store};
+use crate::space::Run;
 use crate::tx::{BlockKind, Store, Tx};
 use crate::volume::Volume;
 use zerocopy::IntoBytes;
@@ -33,26 +35,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Blocks for a hole of `want` blocks at `logical`: after the blocks before it where they are free, so that the file
-/// stays in one piece; at a multiple of 2 MiB where the file is at one and is large.
-fn take_for(node: &Node, change: &mut Change<'_>, logical: u64, want: u64, size: u64) -> Result<(u64, u64), FsError> {
-    let at_huge = logical.is_multiple_of(HUGE_BLOCKS);
-    let large = want >= HUGE_BLOCKS || at_huge && size >= HUGE_BLOCKS * BLOCK_SIZE;
-    if !(at_huge && large)
-        && let Some(before) = logical.checked_sub(1)
-        && let Some(goal) = node.piece(before, logical).physical
-    {
-        // Up to the next multiple of 2 MiB only: from there on whole areas are looked for.
-        let room = if large { HUGE_BLOCKS - logical % HUGE_BLOCKS } else { want };
-        if let Some(run) = change.store.take_at(change.tx, goal + 1, want.min(room))? {
-            return Ok((run.first, run.nr));
-        }
-    }
-    let want = if large && !at_huge { want.min(HUGE_BLOCKS - logical % HUGE_BLOCKS) } else { want };
-    let run = change.store.take(change.tx, want, change.hint, large && at_huge)?;
-    Ok((run.first, run.nr))
 }
 
 impl Volume {
@@ -114,7 +96,10 @@ impl Volume {
                     Some(first) => first,
                     None => {
                         let new = fill_hole(node, change, piece, (at, end), size.max(end))?;
-                        found = Some(new.0);
+                        // Small files do not follow a giant one into the 1 GiB that it has for itself.
+                        if (new.0 ^ piece.logical) % GIANT_BLOCKS != 0 {
+                            found = Some(new.0);
+                        }
                         at = put_data(change, (piece.logical, new.0, new.1), (at, end), (offset, bytes))?;
                         continue;
                     }
@@ -250,36 +235,33 @@ impl Volume {
             let start = logical & !(HUGE_BLOCKS - 1);
             let hole = node.piece(start, start + HUGE_BLOCKS);
             let whole = huge && start + HUGE_BLOCKS <= blocks && hole.physical.is_none() && hole.len == HUGE_BLOCKS;
-            let filled = whole && self.operation(|volume, tx| volume.fill_whole(tx, ino, hole))?;
+            let filled = whole && self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, hole, true))?;
             if !filled {
                 let page = Piece { logical, len: 1, physical: None };
-                self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, page, None))?;
+                self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, page, false))?;
             }
         }
         Ok(self.run_around(ino, logical))
     }
 
-    /// Fills a hole of 2 MiB by one area that a huge leaf can map; `false` where there is none free.
-    fn fill_whole(&mut self, tx: &mut Tx, ino: u64, hole: Piece) -> Result<bool, FsError> {
-        let Some(run) = self.store.take_whole(tx, self.hint)? else { return Ok(false) };
-        self.fill_with_zeroes(tx, ino, hole, Some(run.first)).map(|()| true)
-    }
-
-    /// Fills a hole, by the blocks from `given` on that were taken for it or else by whatever there is.
-    fn fill_with_zeroes(&mut self, tx: &mut Tx, ino: u64, hole: Piece, given: Option<u64>) -> Result<(), FsError> {
+    /// Fills a hole. `whole`: it is of 2 MiB, and is filled by one area that a huge leaf can map, or not at all: `false`
+    /// where there is none free.
+    fn fill_with_zeroes(&mut self, tx: &mut Tx, ino: u64, hole: Piece, whole: bool) -> Result<bool, FsError> {
         let end = hole.logical + hole.len;
         self.change(tx, ino, |node, change| {
             let mut at = hole.logical;
             while at < end {
-                let (first, nr) = match given {
-                    Some(first) => (first, hole.len),
-                    None => take_for(node, change, at, end - at, node.raw.size.get())?,
+                let (size, want) = (node.raw.size.get(), end - at);
+                let run = match whole {
+                    true => take_whole(node, change, at, size)?,
+                    false => Some(take_for(node, change, at, want, size)?),
                 };
-                change.store.put_zeroes(change.tx, first * BLOCK_SIZE, (first + nr) * BLOCK_SIZE)?;
-                node.add(change, at, first, nr)?;
-                at += nr;
+                let Some(run) = run else { return Ok(false) };
+                change.store.put_zeroes(change.tx, run.first * BLOCK_SIZE, (run.first + run.nr) * BLOCK_SIZE)?;
+                node.add(change, at, run.first, run.nr)?;
+                at += run.nr;
             }
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -419,7 +401,7 @@ fn fill_hole(
     (at, end): (u64, u64),
     size: u64,
 ) -> Result<(u64, u64), FsError> {
-    let (first, nr) = take_for(node, change, hole.logical, hole.len, size)?;
+    let Run { first, nr } = take_for(node, change, hole.logical, hole.len, size)?;
     let base = first * BLOCK_SIZE;
     let start = hole.logical * BLOCK_SIZE;
     let stop = start + nr * BLOCK_SIZE;

@@ -16,6 +16,8 @@ pub const BLOCK_SIZE: u64 = 4096;
 pub const GROUP_BLOCKS: u64 = BLOCK_SIZE * 8;
 /// Blocks in a huge leaf (2 MiB), and so what large files are aligned to.
 pub const HUGE_BLOCKS: u64 = 512;
+/// Blocks in a giant leaf (1 GiB).
+pub const GIANT_BLOCKS: u64 = 512 * HUGE_BLOCKS;
 /// Version of the format that this code reads and writes.
 pub const VERSION: u32 = 1;
 /// The inode table, as a file.

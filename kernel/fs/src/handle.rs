@@ -189,9 +189,16 @@ impl<M: Machine> Mounted<M> {
         let ranges = inode.take_touched();
         let synced = self.sync_ranges(context, &live, inode, &ranges);
         if synced.is_err() {
-            ranges.iter().for_each(|&(first, end)| inode.touch(first, end));
+            self.note_again(inode, &ranges);
         }
         synced
+    }
+
+    /// What was taken from the notes is not durable: it is for whoever syncs next.
+    pub(crate) fn note_again(&self, inode: &Inode<M>, ranges: &[(u64, u64)]) {
+        if !self.faults.has(Mutant::NotesLost) {
+            ranges.iter().for_each(|&(first, end)| inode.touch(first, end));
+        }
     }
 
     fn sync_ranges(

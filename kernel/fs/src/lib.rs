@@ -4,7 +4,7 @@
 //! the medium after a power cut, and who can still reach a block when it is freed.
 //!
 //! How to read it. What is on the medium: [`format`], [`layout`], then [`pmem`] (how a store becomes durable),
-//! `journal` and `tx` (how several stores become one), `space`, `node`, `dir`, `table`. The operations: [`volume`]
+//! `journal` and `tx` (how several stores become one), `space`, `place`, `node`, `dir`, `table`. The operations: [`volume`]
 //! with `file`, `names` and [`mount`]; [`check`] is the checker. The life around them: [`mounted`].
 #![no_std]
 #![forbid(unsafe_code)]
@@ -35,6 +35,7 @@ pub mod names;
 mod node;
 pub mod notify;
 pub mod owner;
+mod place;
 pub mod pmem;
 pub mod rank;
 #[cfg(feature = "sim")]

@@ -69,6 +69,10 @@ mutants! {
     ProtectedLate = "protected_late",
     /// `fsync` takes a page that is pinned for clean. Caught by `sync::a_page_that_is_pinned_stays_dirty`.
     PinnedForgotten = "pinned_forgotten",
+    /// What a sync that failed was to write back is forgotten. Caught by
+    /// `sync::what_a_sync_could_not_make_durable_is_for_the_next_one` and
+    /// `sync::what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile`.
+    NotesLost = "notes_lost",
     /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it`.
     LetGoTwice = "let_go_twice",
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.

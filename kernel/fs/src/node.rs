@@ -13,6 +13,7 @@ use crate::format::{
     seal, view,
 };
 use crate::owner::{Owner, ReverseMap};
+use crate::space::Run;
 use crate::tx::{BlockKind, Store, Tx};
 
 /// Where an extent is written: index in a mapping block, or in the inode where `block` is 0.
@@ -270,7 +271,7 @@ impl Node {
         Ok(Slot { block, index: 0 })
     }
 
-    /// Adds a run where there is a hole. It melts with a run that it continues.
+    /// Adds a run where there is a hole. It melts with a run that it continues, and with one that continues it.
     pub(crate) fn add(
         &mut self,
         change: &mut Change<'_>,
@@ -279,19 +280,41 @@ impl Node {
         len: u64,
     ) -> Result<(), FsError> {
         self.raw.blocks += len;
-        let before = self.extents.range(..logical).next_back().map(|(&first, &extent)| (first, extent));
-        if let Some((first, extent)) = before
+        let (mut start, mut whole) = (logical, Run { first: physical, nr: len });
+        let mut slot = None;
+        if let Some((&first, &extent)) = self.extents.range(..logical).next_back()
             && first + extent.len == logical
             && extent.physical + extent.len == physical
         {
             change.owners.remove(extent.id);
-            let len = extent.len + len;
-            let id = change.owners.insert(extent.physical, len, self.owner(first));
-            return self.set_extent(change, first, Extent { len, id, ..extent });
+            self.extents.remove(&first);
+            slot = Some(extent.slot);
+            (start, whole) = (first, Run { first: extent.physical, nr: extent.len + len });
         }
-        let slot = self.take_slot(change)?;
-        let id = change.owners.insert(physical, len, self.owner(logical));
-        self.set_extent(change, logical, Extent { len, physical, slot, id })
+        if let Some(&extent) = self.extents.get(&(logical + len))
+            && extent.physical == physical + len
+        {
+            change.owners.remove(extent.id);
+            self.extents.remove(&(logical + len));
+            whole.nr += extent.len;
+            match slot {
+                None => slot = Some(extent.slot),
+                Some(_) => self.drop_slot(change, extent.slot)?,
+            }
+        }
+        let slot = match slot {
+            Some(slot) => slot,
+            None => self.take_slot(change)?,
+        };
+        let id = change.owners.insert(whole.first, whole.nr, self.owner(start));
+        self.set_extent(change, start, Extent { len: whole.nr, physical: whole.first, slot, id })
+    }
+
+    /// A slot is no longer used.
+    fn drop_slot(&mut self, change: &mut Change<'_>, slot: Slot) -> Result<(), FsError> {
+        self.write_slot(change, slot, RawExtent { logical: 0.into(), len: 0.into(), physical: 0.into() })?;
+        self.free_slots.insert(slot);
+        Ok(())
     }
 
     /// Takes the runs of `first..end` out, from the back, until the operation is as large as `budget` allows. The
@@ -326,8 +349,7 @@ impl Node {
                 self.set_extent(change, to, Extent { len: tail, physical, slot, id })?;
             }
             if let Some(slot) = keep {
-                self.write_slot(change, slot, RawExtent { logical: 0.into(), len: 0.into(), physical: 0.into() })?;
-                self.free_slots.insert(slot);
+                self.drop_slot(change, slot)?;
             }
             change.tx.free(extent.physical + (from - start), to - from, metadata);
             self.raw.blocks -= to - from;

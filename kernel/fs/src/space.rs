@@ -2,13 +2,19 @@
 //!
 //! Large requests get runs that begin at a multiple of 2 MiB as long as there are any. Small ones are put into
 //! 2 MiB areas that are broken already, so that whole ones stay whole as the file system ages: a huge leaf needs one.
+//! Where a giant leaf could be had, `place` asks for what lies at one place.
 
 use zerocopy::IntoBytes;
 
 use crate::error::FsError;
-use crate::format::{BLOCK_SIZE, DESC_MAGIC, GROUP_BLOCKS, HUGE_BLOCKS, RawDesc, crc_of, is_sealed, seal, view};
+use crate::format::{
+    BLOCK_SIZE, DESC_MAGIC, GIANT_BLOCKS, GROUP_BLOCKS, HUGE_BLOCKS, RawDesc, crc_of, is_sealed, seal, view,
+};
 use crate::layout::{DESCS_PER_BLOCK, Layout};
 use crate::tx::{BlockKind, Bytes, Store, Tx};
+
+/// Groups in 1 GiB.
+const GIANT_GROUPS: u64 = GIANT_BLOCKS / GROUP_BLOCKS;
 
 /// A run of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +75,18 @@ impl Bits<'_> {
         }
         best
     }
+    fn is_free_area(&self, area: u64) -> bool {
+        self.area(area).iter().all(|&byte| byte == 0)
+    }
     /// Whole free areas in a row, as many as `want` blocks need.
     fn find_areas(&self, nr_bits: u64, want: u64) -> Option<(u64, u64)> {
-        let free = |area: u64| self.area(area).iter().all(|&byte| byte == 0);
-        let areas = nr_bits / HUGE_BLOCKS;
-        let first = (0..areas).find(|&area| free(area))?;
-        let end = (first..areas).take_while(|&area| free(area)).take(want.div_ceil(HUGE_BLOCKS) as usize).last()? + 1;
+        let first = (0..nr_bits / HUGE_BLOCKS).find(|&area| self.is_free_area(area))?;
+        self.areas_from(first, nr_bits, want)
+    }
+    /// The same from the area `first` on, which is free or there are none.
+    fn areas_from(&self, first: u64, nr_bits: u64, want: u64) -> Option<(u64, u64)> {
+        let free = (first..nr_bits / HUGE_BLOCKS).take_while(|&area| self.is_free_area(area));
+        let end = free.take(want.div_ceil(HUGE_BLOCKS) as usize).last()? + 1;
         Some((first * HUGE_BLOCKS, ((end - first) * HUGE_BLOCKS).min(want)))
     }
     /// A small run, from an area that is in use in part where there is one.
@@ -184,6 +196,40 @@ impl Store {
         }
         bits.set(bit, nr, true);
         self.book(tx, group, desc, Run { first, nr })
+    }
+
+    /// Takes up to `want` blocks from `first` on, a multiple of 2 MiB, out of whole free areas; `None` where the one there
+    /// is in use.
+    pub(crate) fn take_areas_at(&self, tx: &mut Tx, first: u64, want: u64) -> Result<Option<Run>, FsError> {
+        if !self.layout.is_data(first, 1) {
+            return Ok(None);
+        }
+        let (group, bit) = (first / GROUP_BLOCKS, first % GROUP_BLOCKS);
+        let desc = self.desc(tx, group)?;
+        let mut bits = Bits(self.bitmap(tx, group)?);
+        let Some((bit, nr)) = bits.areas_from(bit / HUGE_BLOCKS, self.layout.blocks_in(group), want) else {
+            return Ok(None);
+        };
+        bits.set(bit, nr, true);
+        self.book(tx, group, desc, Run { first, nr })
+    }
+
+    /// The first block of a free 1 GiB that begins at a multiple of 1 GiB; `None` where there is none. Looks at one
+    /// descriptor for each 1 GiB, and at all of those that may be free.
+    pub(crate) fn free_giant(&self, tx: &mut Tx) -> Result<Option<u64>, FsError> {
+        for giant in 0..self.layout.nr_blocks / GIANT_BLOCKS {
+            let mut free = true;
+            for group in (0..GIANT_GROUPS).map(|nr| giant * GIANT_GROUPS + nr) {
+                free = free && u64::from(self.desc(tx, group)?.free.get()) == GROUP_BLOCKS;
+                if !free {
+                    break;
+                }
+            }
+            if free {
+                return Ok(Some(giant * GIANT_BLOCKS));
+            }
+        }
+        Ok(None)
     }
 
     /// Books a run that was taken from a group.

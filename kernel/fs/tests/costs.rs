@@ -14,6 +14,7 @@ use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use fs::sim::Stats;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use mm::gup::GupFlags;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use sparse::{Done, Sparse};
 use world::*;
@@ -168,6 +169,37 @@ fn a_truncate_costs_by_extents_and_by_what_is_in_use_not_by_pages() {
     let (used, wide) = (cut(16, 16, 16), cut(16, 1024, 16));
     println!("the same with a page of each in use: {used:?}; {wide:?}");
     assert!(used.1 <= small.1 + 16 * 512 && wide.1 <= large.1 + 16 * 512, "{wide:?}");
+}
+
+/// Looks at the page metadata for a truncate of `EXTENTS` extents, of which `pins` have a page pinned; the pins end one
+/// by one.
+fn cut_pinned(pins: u64) -> u64 {
+    const EXTENTS: u64 = 64;
+    let (emu, mm) = world(3);
+    emu.clone().on_cpu(0, || {
+        let holes = Holes::new(&mm, EXTENTS, 1);
+        let task = Task::with(&mm, 1, &holes.file, EXTENTS * 2);
+        let pinned: Vec<_> = (0..pins).map(|nr| task.pin(nr * 2, 1, GupFlags::WRITE).unwrap()).collect();
+        let cutter = emu.start(2, {
+            let (fs, file) = (holes.fs.clone(), holes.file.clone());
+            move || fs.truncate(&cx(), &file, 0)
+        });
+        for runs in &pinned {
+            assert!(!emu.let_run(2, &cutter), "a page is pinned");
+            unpin(&mm, runs);
+        }
+        emu.finish(cutter).unwrap();
+        assert_eq!(holes.fs.stat(&cx(), "holes").unwrap().blocks, 0);
+        holes.fs.folio_looks()
+    })
+}
+
+/// However many pins there are, and whenever they end, they are looked for twice.
+#[test]
+fn a_truncate_costs_by_the_pins_found_also_where_they_end_one_by_one() {
+    let (few, many) = (cut_pinned(4), cut_pinned(32));
+    println!("looks with 4 pins: {few}, with 32: {many}");
+    assert!(few > 0 && many <= 2 * few, "{few} looks with 4 pins, {many} with 32");
 }
 
 /// The walk before a removal: the same.

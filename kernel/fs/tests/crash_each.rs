@@ -185,6 +185,8 @@ const CASES: &[Case] = cases! {
         => { let a = ino(v, "a"); v.write(a, 3 * BLOCK_SIZE + 7, &[5; 60]) },
     "write: a mapping block": |v| { holes(v, 8) }
         => { let a = ino(v, "holes"); v.write(a, 100 * BLOCK_SIZE, b"x") },
+    "write: two runs become one": |v| { let a = file(v, "a", &[4; 12_288]); v.punch(a, 4096, 4096)? }
+        => { let a = ino(v, "a"); v.write(a, 5000, &[5; 60]) },
     "truncate longer": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.truncate(a, 9000) },
     "truncate shorter": |v| { file(v, "a", &[4; 9000]) } => { let a = ino(v, "a"); v.truncate(a, 100) },
     "truncate: mapping blocks go": |v| { holes(v, 12) } => { let a = ino(v, "holes"); v.truncate(a, 50) },

@@ -1,8 +1,15 @@
 //! Damaged images: an error, never a panic, never an endless loop, nothing written.
 
+use fs::check::check;
 use fs::damage::{check_image, reseal, sample};
-use fs::sim::Random;
+use fs::error::FsError;
+use fs::format::{Kind, ROOT_INO};
+use fs::mount::{MountOptions, mount};
+use fs::owner::Owner;
+use fs::pmem::Pmem;
+use fs::sim::{Random, SimPmem};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
@@ -97,4 +104,76 @@ fn an_inode_table_with_a_hole_is_refused() {
     image[table + 256 + 128..][..4].copy_from_slice(&0xf000_0000_u32.to_le_bytes());
     reseal(&mut image);
     check_image(&image);
+}
+
+/// Reads and changes something of every kind; the first error.
+fn use_every_structure(bytes: &[u8]) -> Result<(), FsError> {
+    let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes.to_vec()));
+    let mut volume = mount(&pmem, &MountOptions::default())?;
+    let mut dirs = vec![ROOT_INO];
+    while let Some(dir) = dirs.pop() {
+        for entry in volume.readdir(dir)? {
+            match entry.kind {
+                Kind::Directory => dirs.push(entry.ino),
+                _ => {
+                    volume.runs(entry.ino, 0, u64::MAX)?;
+                    volume.attributes(entry.ino)?;
+                }
+            }
+        }
+    }
+    let ino = volume.create(ROOT_INO, b"new", true)?;
+    volume.write(ino, 0, b"x")
+}
+
+/// One bit of any structure is changed and nothing is sealed: the checker finds it, and so does whoever reads it.
+#[test]
+fn every_structure_is_checked_when_it_is_read() {
+    let sim = Arc::new(SimPmem::from_bytes(sample()));
+    let pmem: Arc<dyn Pmem> = sim.clone();
+    // So that no journal puts anything right.
+    let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
+    let layout = *volume.layout();
+    assert_eq!(volume.load_all(), 0);
+    let mut found = Vec::new();
+    volume.owners(0, layout.nr_blocks, |(first, end, owner)| {
+        let what = match owner {
+            Owner::Mapping { .. } => "mapping block",
+            Owner::Directory { .. } => "directory block",
+            Owner::Attribute { .. } => "attribute block",
+            Owner::Metadata | Owner::Data { .. } => return,
+        };
+        found.extend((first..end).map(|block| (what, block as usize * 4096, 4096)));
+    });
+    volume.unmount().unwrap();
+    let image = sim.bytes();
+    assert_eq!(use_every_structure(&image), Ok(()));
+    let (desc, bitmap) = (layout.desc_start as usize * 4096, layout.bitmap_start as usize * 4096);
+    found.extend([
+        ("superblock", 0, 120),
+        ("group descriptor", desc, 32),
+        ("state", 4096, 32),
+        ("bitmap", bitmap, 4096),
+    ]);
+    let table = layout.table_start as usize * 4096;
+    found.extend((1..16).map(|ino| ("inode", table + ino * 256, 256)));
+    let mut random = Random::new(5);
+    let mut read = std::collections::BTreeMap::<_, u64>::new();
+    for (what, at, len) in found {
+        for _ in 0..12 {
+            let mut bad = image.clone();
+            let place = at + random.below(len as u64) as usize;
+            bad[place] ^= 1 << random.below(8);
+            let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bad.clone()));
+            assert!(!check(&pmem, None).is_clean(), "the checker does not see byte {place:#x}, in a {what}");
+            match use_every_structure(&bad) {
+                Err(FsError::Damaged(_)) => *read.entry(what).or_default() += 1,
+                // Its copy serves; an inode that is free is read by nobody.
+                Ok(()) if what == "superblock" || what == "inode" => {}
+                other => panic!("byte {place:#x}, in a {what}: {other:?}"),
+            }
+        }
+    }
+    println!("found out by whoever reads: {read:?}");
+    assert!(read.len() >= 7, "{read:?}");
 }

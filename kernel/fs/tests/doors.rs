@@ -234,3 +234,36 @@ fn what_is_not_confirmed_is_not_acknowledged() {
         fs.reap(&cx());
     });
 }
+
+/// The medium takes nothing any more when the device is to leave: the freeze comes without rest, no page is saved, and all
+/// the same everybody is told, and the file system ends.
+/// covers: N5 N8 N11 N12
+#[test]
+fn a_medium_that_fails_does_not_end_the_walk_before_a_removal() {
+    let (emu, mm) = world(3);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 512);
+        let fs = device.mount().unwrap();
+        let files = ["a", "b"].map(|name| {
+            let file = fs.create(&cx(), name, true).unwrap();
+            fs.write(&cx(), &file, 0, b"x").unwrap();
+            file
+        });
+        let tasks = [Task::with(&mm, 1, &files[0], 1), Task::with(&mm, 2, &files[1], 1)];
+        tasks.iter().for_each(|task| task.store(0, 1).unwrap());
+        device.sim.fail_fences();
+        let kernel = device.kernel.clone();
+        assert_eq!(device.remove(), [""; 0]);
+        let report = fs.last_notification().unwrap();
+        let steps: Vec<_> = report.errors.iter().map(|&(step, _)| step).collect();
+        assert_eq!((report.frozen, &steps[..]), (true, &["freeze", "write back", "write back"][..]), "{report}");
+        assert_eq!((report.leaves, report.mappings, report.told), (2, 2, 2), "{report}");
+        assert!(kernel.said("notified: write back: "));
+        assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::ForcedUnmount));
+        assert_eq!(fs.freeze_holders(), (0, 0));
+        assert!(tasks.iter().all(|task| task.cause(0).is_some()));
+        drop((tasks, files));
+        fs.reap(&cx());
+        fs.unmount(&cx()).unwrap();
+    });
+}

@@ -151,6 +151,38 @@ fn whole_areas_stay_whole_as_the_file_system_ages() {
     assert_clean(&sim);
 }
 
+/// What is written into a gap melts with what is on both sides of it, whatever comes first.
+#[test]
+fn runs_that_meet_become_one() {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    // Where mapping blocks go, so that none gets what was punched out.
+    let low = volume.create(ROOT_INO, b"low", true).unwrap();
+    volume.write(low, 0, &[3; 4 * BLOCK_SIZE as usize]).unwrap();
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    volume.write(ino, 0, &[1; 40 * BLOCK_SIZE as usize]).unwrap();
+    volume.truncate(low, 0).unwrap();
+    let whole = volume.runs(ino, 0, u64::MAX).unwrap();
+    assert_eq!(whole.len(), 1);
+    for gap in (1..40).step_by(2) {
+        volume.punch(ino, gap * BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    }
+    // Twenty runs: some of them are in a mapping block.
+    assert_eq!((volume.runs(ino, 0, u64::MAX).unwrap().len(), volume.stat(ino).unwrap().blocks), (20, 21));
+    for gap in (0..20).rev().map(|nr| 2 * nr + 1) {
+        volume.write(ino, gap * BLOCK_SIZE, &[2; BLOCK_SIZE as usize]).unwrap();
+    }
+    assert_eq!(volume.runs(ino, 0, u64::MAX).unwrap(), whole);
+    volume.unmount().unwrap();
+    let mut volume = mounted(&sim);
+    assert_eq!(volume.runs(ino, 0, u64::MAX).unwrap(), whole);
+    let mut bytes = vec![0; 40 * BLOCK_SIZE as usize];
+    volume.read(ino, 0, &mut bytes).unwrap();
+    let block =
+        |nr: usize| bytes[nr * BLOCK_SIZE as usize..][..BLOCK_SIZE as usize].iter().all(|&b| b == nr as u8 % 2 + 1);
+    assert!((0..40).all(block));
+}
+
 #[test]
 fn attributes_are_kept_and_replaced_and_go_with_the_file() {
     let sim = new_fs(512);

@@ -2,10 +2,12 @@
 
 mod world;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use fs::error::FsError;
 use fs::format::BLOCK_SIZE;
 use fs::handle::Synced;
+use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use fs::sim::{Limits, Recorder, SimPmem};
 use mm::addr::{PAGE_SIZE, Pfn};
@@ -162,4 +164,121 @@ fn a_page_that_is_pinned_stays_dirty() {
     assert_eq!(fs.fsync(&cx(), &file), Ok(ranges(1)));
     assert!(is_durable(&device.sim, &mut recorder, at), "stored by a transfer that has ended");
     assert_eq!(fs.fsync(&cx(), &file), Ok(NOTHING));
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// A memory of which one fence is not confirmed.
+struct Unconfirmed {
+    sim: Arc<SimPmem>,
+    /// Run by the fence that fails: the next one.
+    hook: Mutex<Option<Hook>>,
+}
+
+impl Unconfirmed {
+    fn fail_next(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap() = Some(Box::new(hook));
+    }
+}
+
+impl Pmem for Unconfirmed {
+    fn len_bytes(&self) -> u64 {
+        self.sim.len_bytes()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        self.sim.read(offset, buf)
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.sim.store(offset, bytes)
+    }
+    fn write_back(&self, offset: u64, len: u64) {
+        self.sim.write_back(offset, len);
+    }
+    fn fence(&self) -> Result<(), FsError> {
+        let hook = self.hook.lock().unwrap().take();
+        match hook {
+            Some(hook) => {
+                hook();
+                Err(FsError::NotDurable)
+            }
+            None => self.sim.fence(),
+        }
+    }
+}
+
+/// As [`file_of`], with the memory that may fail.
+fn failing(device: &Device, pages: u64) -> (Arc<Unconfirmed>, Arc<Fs>, Open) {
+    let pmem = Arc::new(Unconfirmed { sim: device.sim.clone(), hook: Mutex::default() });
+    let fs = Mounted::mount(&device.mm, Source { pmem: pmem.clone(), ..device.source() }).unwrap();
+    let file = fs.create(&cx(), "a", true).unwrap();
+    fs.write(&cx(), &file, 0, &vec![1; (pages * PAGE_SIZE) as usize]).unwrap();
+    (pmem, fs, file)
+}
+
+#[test]
+fn what_a_sync_could_not_make_durable_is_for_the_next_one() {
+    let (_emu, mm) = world(1);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let (pmem, fs, file) = failing(&device, 8);
+    let task = Task::with(&mm, 0, &file, 8);
+    let mut recorder = device.sim.record();
+    for nr in [2, 5] {
+        task.store(nr, 1).unwrap();
+        device.sim.store(place(&task, nr), &[9; 8]).unwrap();
+    }
+    // Between the failure and the next sync another page is stored to.
+    pmem.fail_next(|| ());
+    assert_eq!(fs.fsync(&cx(), &file), Err(FsError::NotDurable));
+    assert_eq!(fs.shutdown_reason(), None);
+    assert!(!is_durable(&device.sim, &mut recorder, place(&task, 2)));
+    task.store(7, 1).unwrap();
+    device.sim.store(place(&task, 7), &[9; 8]).unwrap();
+    assert_eq!(fs.fsync(&cx(), &file), Ok(ranges(3)));
+    [2, 5, 7].into_iter().for_each(|nr| assert!(is_durable(&device.sim, &mut recorder, place(&task, nr))));
+    assert_eq!(fs.fsync(&cx(), &file), Ok(NOTHING));
+}
+
+/// The last handle is dropped, what was stored is to be saved, and that fails; somebody opens the file at that moment. A
+/// sync that found nothing to do would tell him that it is durable.
+#[test]
+fn what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile() {
+    let (_emu, mm) = world(1);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let (pmem, fs, file) = failing(&device, 4);
+    let task = Task::with(&mm, 0, &file, 4);
+    let mut recorder = device.sim.record();
+    task.store(3, 1).unwrap();
+    let at = place(&task, 3);
+    device.sim.store(at, &[9; 8]).unwrap();
+    task.exit();
+    drop(file);
+    let (opener, opened) = (fs.clone(), Arc::new(Mutex::new(None)));
+    let place_for = opened.clone();
+    pmem.fail_next(move || *place_for.lock().unwrap() = Some(opener.open(&cx(), "a").unwrap()));
+    fs.reap(&cx());
+    assert!(device.kernel.said("cannot let go of inode"));
+    assert!(!is_durable(&device.sim, &mut recorder, at));
+    let file = opened.lock().unwrap().take().expect("the last close has saved something");
+    assert_eq!(fs.fsync(&cx(), &file), Ok(ranges(1)));
+    assert!(is_durable(&device.sim, &mut recorder, at));
+    drop(file);
+    fs.unmount(&cx()).unwrap();
+}
+
+/// covers: E6
+#[test]
+fn the_last_close_makes_durable_what_tasks_have_stored() {
+    let (_emu, mm) = world(1);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let (fs, file) = file_of(&device, 4);
+    let task = Task::with(&mm, 0, &file, 4);
+    let mut recorder = device.sim.record();
+    task.store(2, 1).unwrap();
+    let at = place(&task, 2);
+    device.sim.store(at, &[9; 8]).unwrap();
+    drop((task, file));
+    assert!(!is_durable(&device.sim, &mut recorder, at));
+    fs.reap(&cx());
+    assert!(is_durable(&device.sim, &mut recorder, at));
+    fs.unmount(&cx()).unwrap();
 }
