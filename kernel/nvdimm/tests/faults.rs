@@ -116,7 +116,7 @@ impl Bench {
         if SHORT.get() { Err((Step::Announce, AttachError::OutOfMemory)) } else { Ok(device) }
     }
 
-    /// Removes a device that two spaces map in many places.
+    /// Removes a device that two spaces map in many places, in both of its ranges.
     fn remove_under_load(&self, mut watch: Watch) -> RemovalReport {
         let device = self.attach(None).unwrap();
         let file = DevDax::new(&self.mm, device.dax().unwrap(), PageSize::Size4K).unwrap();
@@ -124,7 +124,7 @@ impl Bench {
         let spaces = ["one", "two"].map(|name| AddressSpace::new(&self.mm, name).unwrap());
         for space in &spaces {
             for vma in 0..VMAS {
-                space.map(va(vma), PAGE_SIZE, Prot::USER_WRITE, &ops, 3 * vma).unwrap();
+                space.map(va(vma), PAGE_SIZE, Prot::USER_WRITE, &ops, APART * vma).unwrap();
                 space.populate(va(vma), PAGE_SIZE, Access::Write).unwrap();
             }
         }
@@ -181,6 +181,8 @@ impl Walk {
 }
 
 const VMAS: u64 = 12;
+/// Pages from one VMA's page of the device to the next one's: half of them are in each range.
+const APART: u64 = 10;
 
 fn va(vma: u64) -> VirtAddr {
     VirtAddr::new(0x40_0000_0000 + vma * PageSize::Size2M.bytes())
@@ -231,7 +233,7 @@ fn every_allocation_of_attach() {
     }
 }
 
-/// covers: A6 R5
+/// covers: A6 R5 R8
 #[test]
 fn every_step_of_removal() {
     let (bench, mut walk) = (Bench::new(), Walk::default());
