@@ -26,13 +26,18 @@ const IDLE_PER_GIB: u64 = 120;
 /// Numbers of address spaces, with one extent each.
 const SPACES: [u64; 3] = [1, 10, 100];
 
+/// What attaching or removing an idle device of so many frames may cost, in instructions.
+pub fn idle_bound(nr_frames: u64) -> u64 {
+    IDLE + IDLE_PER_GIB * nr_frames.div_ceil(PageSize::Size1G.nr_pages())
+}
+
 /// Measures NVDIMM `slot`.
 pub fn run(figures: &mut Figures, slot: usize) -> Result<(), String> {
     let mib = devices::slots()[slot].frames.nr_pages() >> (20 - PAGE_SHIFT);
     let (attach, remove) = idle(slot)?;
     // Nothing grows with the size but the direct map, by one leaf a GiB. (An idle removal is a dozen allocations and
     // one shootdown of the kernel half.)
-    let bound = Bound::AtMost(IDLE + IDLE_PER_GIB * mib.div_ceil(1024));
+    let bound = Bound::AtMost(idle_bound(devices::slots()[slot].frames.nr_pages()));
     figures.cost(&format!("attach_idle_{mib}_mib"), Cost::of(attach, 1), bound, "");
     figures.cost(&format!("remove_idle_{mib}_mib"), Cost::of(remove, 1), bound, "");
     let mut per_extent = Vec::new();
@@ -111,7 +116,7 @@ fn remove(slot: usize, method: Method) -> Result<Arc<RemovalReport>, String> {
 }
 
 /// The cost of attaching and of removing a device that nobody uses; the console's work is not in it.
-fn idle(slot: usize) -> Result<(u64, u64), String> {
+pub fn idle(slot: usize) -> Result<(u64, u64), String> {
     let (cost, attached) = once(|| attach(slot));
     attached?;
     Ok((cost, remove(slot, Method::Ranged)?.instructions()))

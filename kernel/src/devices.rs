@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
@@ -39,7 +40,7 @@ pub struct Slot {
     pub frames: PfnRange,
     provider: Provider,
     bay: Bay<Attached>,
-    /// The report of the last removal. Nothing of it is in the reserve.
+    /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
     last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
 }
 
@@ -151,6 +152,11 @@ pub fn slots() -> &'static [Slot] {
     DEVICES.get().map_or(&[], |devices| &devices.slots)
 }
 
+/// The slot of the device that a word means: its name, or the slot's number.
+pub fn slot_of(word: &str) -> Option<usize> {
+    slots().iter().position(|slot| slot.name == word).or_else(|| word.parse().ok())
+}
+
 /// Why something could not be done with a device: one clear line.
 #[derive(Debug)]
 pub enum DeviceError {
@@ -242,6 +248,7 @@ pub fn attach_supervised(at: usize, supervisor: pmem::Supervisor<'_>) -> Result<
 fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>) -> Result<(u64, bool), DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
     let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[] };
+    settle();
     let section = Section::enter();
     let mut watched = |step: Step| {
         if section.shortages() > 0 {
@@ -327,6 +334,7 @@ fn remove_with(
 ) -> Result<Arc<RemovalReport>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
+    settle();
     let section = Section::enter();
     if !quiet {
         log::info!("{}: going away, {}", slot.name, removals::method_in_words(method));
@@ -343,13 +351,56 @@ fn remove_with(
     if shortages > 0 && !quiet {
         log::warn!("{}: memory ran out {shortages} times; the reserve has served", slot.name);
     }
-    let kept = if shortages == 0 { Some(Arc::clone(&report)) } else { removals::out_of_reserve(&slot.name, &report) };
-    slot.last.lock().clone_from(&kept);
-    Ok(kept.unwrap_or(report))
+    Ok(keep(at, slot, report, shortages > 0))
 }
 
-/// The report of the last removal from slot `at`; `None` where there was none, or where memory was short and stayed so
-/// when the device had gone.
+/// Keeps the report of a removal, which is the last one of its slot from now on. Where memory ran short, parts of it are
+/// in the reserve, which the next removal needs; by now the device's tables and metadata have gone, and there is mostly
+/// memory for a copy. Where there is none it stays there, until [`settle`]. Answers what is kept.
+fn keep(at: usize, slot: &Slot, report: Arc<RemovalReport>, was_short: bool) -> Arc<RemovalReport> {
+    let copy = if was_short { removals::out_of_reserve(&report) } else { Some(Arc::clone(&report)) };
+    let stays = copy.is_none();
+    let kept = copy.unwrap_or(report);
+    let before = slot.last.lock().replace(Arc::clone(&kept));
+    drop(before);
+    if stays {
+        log::info!("{}: memory is short still: the report is kept in the reserve", slot.name);
+        settle_one(IN_RESERVE.swap(at + 1, Ordering::AcqRel), Some(at));
+    }
+    kept
+}
+
+/// Number of the slot, plus one, whose report has parts in the reserve; 0 where none has.
+static IN_RESERVE: AtomicUsize = AtomicUsize::new(0);
+
+/// An attach or a removal is about to begin, and may need all of the reserve: a report that lies there is copied out of
+/// it or, where memory is short even now, forgotten.
+fn settle() {
+    settle_one(IN_RESERVE.swap(0, Ordering::AcqRel), None);
+}
+
+/// The same for the report of one slot, by its number plus one; not for that of slot `but`, which is a newer one.
+fn settle_one(number: usize, but: Option<usize>) {
+    let Some(at) = number.checked_sub(1).filter(|&at| Some(at) != but) else { return };
+    let slot = &slots()[at];
+    let Some(report) = slot.last.lock().clone() else { return };
+    let copy = removals::out_of_reserve(&report);
+    if copy.is_none() {
+        log::warn!("{}: memory is short still: the report of its removal is kept no longer", slot.name);
+    }
+    let mut last = slot.last.lock();
+    // Unless a removal has put a newer one there.
+    let before = if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &report)) {
+        core::mem::replace(&mut *last, copy)
+    } else {
+        None
+    };
+    drop(last);
+    drop(before);
+}
+
+/// The report of the last removal from slot `at`; `None` where there was none, or where memory was so short that it
+/// could not be kept when the next attach or removal began.
 ///
 /// # Errors
 /// [`DeviceError::NoSlot`].
@@ -371,14 +422,20 @@ pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
     })?
 }
 
-/// The DAX device of slot `at`.
+/// The DAX device of slot `at`, found as a file system finds it: by the name of the block device.
 ///
 /// # Errors
 /// As for [`remove`]; [`DaxError::NotSupported`] where it came up without DAX.
 pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
-    let dax = slot.bay.with(|attached| attached.device.dax().cloned())?;
-    dax.ok_or(DeviceError::Dax(DaxError::NotSupported))
+    let (devices, slot) = devices_and_slot(at)?;
+    slot.bay.with(|_| ())?;
+    let block = slot.driver(devices).find_block(&slot.name);
+    match slot.driver(devices).find_dax(&slot.name) {
+        Some(dax) => Ok(dax),
+        // Its places go in the first step of a removal, and those of the DAX device and of the block device together.
+        None if block.is_none() => Err(DeviceError::Bay(BayError::Removing)),
+        None => Err(DeviceError::Dax(DaxError::NotSupported)),
+    }
 }
 
 /// Has the device of slot `at` DAX?
@@ -386,17 +443,21 @@ pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
 /// # Errors
 /// As for [`remove`].
 pub fn has_dax(at: usize) -> Result<bool, DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
-    Ok(slot.bay.with(|attached| attached.device.dax().is_some())?)
+    match dax(at) {
+        Ok(_) => Ok(true),
+        Err(DeviceError::Dax(DaxError::NotSupported)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-/// The block path of slot `at`.
+/// The block path of slot `at`, found by its name.
 ///
 /// # Errors
 /// As for [`remove`].
 pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMachine>>, DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
-    Ok(slot.bay.with(|attached| Arc::clone(attached.device.block()))?)
+    let (devices, slot) = devices_and_slot(at)?;
+    slot.bay.with(|_| ())?;
+    slot.driver(devices).find_block(&slot.name).ok_or(DeviceError::Bay(BayError::Removing))
 }
 
 /// Reads `len` bytes at `offset_bytes` of slot `at` through the block path.

@@ -14,7 +14,7 @@ use fs::rank::Context;
 
 use crate::machine::KernelMachine;
 use crate::shell::Command;
-use crate::shell_devices::number;
+use crate::shell_devices::{device, number};
 use crate::task::Task;
 use crate::{mounts, percpu, sched};
 
@@ -31,7 +31,7 @@ const MAX_TASKS: u64 = 16;
 
 fn fsload(args: &[&str]) -> Result<(), String> {
     let [at, seed, tasks, steps] = args else { return Err("expected: fsload N SEED TASKS STEPS".into()) };
-    let (at, seed, nr_tasks, steps) = (number(at)? as usize, number(seed)?, number(tasks)?, number(steps)?);
+    let (at, seed, nr_tasks, steps) = (device(at)?, number(seed)?, number(tasks)?, number(steps)?);
     if !(1..=MAX_TASKS).contains(&nr_tasks) {
         return Err(format!("{nr_tasks} tasks; expected 1 to {MAX_TASKS}"));
     }

@@ -24,7 +24,7 @@ use crate::ktests_mm::{
 };
 use crate::machine::mm;
 use crate::task::Signal;
-use crate::{check, check_eq, devices, heap, memory, paging, sched, user};
+use crate::{bench_removal, check, check_eq, devices, heap, memory, paging, sched, time, user};
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 const GIB: u64 = PageSize::Size1G.bytes();
@@ -63,6 +63,7 @@ pub const TESTS: &[Test] = &[
         run: |ctx| Device::with(ctx, GIB, misaligned),
     },
     Test { name: "dax.idle.takes_almost_nothing", covers: "R4", run: idle_bytes },
+    Test { name: "dax.idle.costs_its_steps", covers: "R2 R4 R6", run: idle_cost },
     Test {
         name: "dax.idle.metadata_goes_with_its_last_user",
         covers: "R4 R10",
@@ -350,6 +351,25 @@ fn idle_bytes(ctx: &mut Ctx) -> Result<(), String> {
     check_eq!(metadata, 0, "page metadata of an idle device, in bytes");
     check!(total <= IDLE_BYTES, "an idle device of {mib} MiB takes {total} bytes");
     books.compare()
+}
+
+/// Instructions to attach and to remove the device, which nobody uses. They follow the steps, and a leaf a GiB of the
+/// kernel's own mapping: the same bound holds for 64 MiB and for 6 TiB.
+fn idle_cost(ctx: &mut Ctx) -> Result<(), String> {
+    let Some(slot) = devices::slots().first() else {
+        ctx.skip("there is no NVDIMM");
+        return Ok(());
+    };
+    if !paging::has_gib_leaves() || !time::is_deterministic() {
+        ctx.skip("instructions are not counted, or this CPU has no 1 GiB leaves");
+        return Ok(());
+    }
+    let bound = bench_removal::idle_bound(slot.frames.nr_pages());
+    let (attach, remove) = bench_removal::idle(0)?;
+    let gib = slot.frames.nr_pages().div_ceil(PageSize::Size1G.nr_pages());
+    ctx.note(format_args!("{attach} instructions to attach, {remove} to remove {gib} GiB; at most {bound}"));
+    check!(attach.max(remove) <= bound, "{attach} instructions to attach, {remove} to remove; at most {bound}");
+    Ok(())
 }
 
 fn metadata_goes(_: &mut Ctx, device: &Device) -> Result<(), String> {

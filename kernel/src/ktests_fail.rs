@@ -36,6 +36,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "fail.attach.every_allocation", covers: "A6", run: |ctx| on_free_device(ctx, attach_allocations) },
     Test { name: "fail.remove.every_step", covers: "A6 R5", run: |ctx| on_free_device(ctx, remove_steps) },
     Test { name: "fail.remove.every_allocation", covers: "A6 R5", run: |ctx| on_free_device(ctx, remove_allocations) },
+    Test {
+        name: "fail.remove.without_any_memory",
+        covers: "A6 R5",
+        run: |ctx| on_free_device(ctx, remove_without_memory),
+    },
     Test { name: "fail.attach.a_name_that_is_taken", covers: "", run: |ctx| Device::with(ctx, MIB2, twice) },
     Test { name: "fail.remove.what_is_not_attached", covers: "", run: not_attached },
     Test { name: "fail.badblocks.outlive_the_device", covers: "P1 P3", run: |ctx| on_free_device(ctx, kept) },
@@ -62,7 +67,7 @@ fn on_free_device(ctx: &mut Ctx, work: fn(&mut Ctx) -> Result<(), String>) -> Re
 }
 
 fn arm(place: Place, number: u64) {
-    FAULTS.arm(Fault { place, number });
+    FAULTS.arm(Fault::once(place, number));
 }
 
 fn attach() -> Result<(), String> {
@@ -74,38 +79,66 @@ fn remove() -> Result<(), String> {
     no_problems(&report)
 }
 
-/// After a failure: the books are as before, and the device can be attached and removed.
-fn comes_again(before: &Books, what: &str) -> Result<(), String> {
-    before.compare().map_err(|error| format!("{what}: {error}"))?;
-    attach().map_err(|error| format!("attach after {what}: {error}"))?;
-    remove().and(before.compare()).map_err(|error| format!("removal after {what}: {error}"))
+/// A walk through faults, and what it has met.
+struct Walk {
+    before: Books,
+    faults: u64,
+    /// What was left over, after which of them.
+    leaks: Vec<String>,
+}
+
+impl Walk {
+    fn new() -> Self {
+        Self { before: Books::now(), faults: 0, leaks: Vec::new() }
+    }
+
+    fn compare(&mut self, what: &str) {
+        self.leaks.extend(self.before.compare().err().map(|error| format!("{what}: {error}")));
+    }
+
+    /// After a fault: looks whether the books are as before, and whether the device can be attached and removed.
+    fn comes_again(&mut self, what: &str) -> Result<(), String> {
+        self.faults += 1;
+        self.compare(what);
+        attach().map_err(|error| format!("attach after {what}: {error}"))?;
+        remove().map_err(|error| format!("removal after {what}: {error}"))?;
+        self.compare(&format!("attach and removal after {what}"));
+        Ok(())
+    }
+
+    /// Says how many there were, and fails where anything was left.
+    fn end(self, ctx: &Ctx, what: &str) -> Result<(), String> {
+        let Self { faults, leaks, .. } = self;
+        ctx.note(format_args!("{what}: {faults} faults injected, {} leaks", leaks.len()));
+        crate::report!("inject what={} faults={faults} leaks={}", what.replace(' ', "_"), leaks.len());
+        check!(faults > 0, "{what}: nothing was injected");
+        leaks.into_iter().next().map_or(Ok(()), Err)
+    }
 }
 
 fn attach_steps(ctx: &mut Ctx) -> Result<(), String> {
-    let before = Books::now();
+    let mut walk = Walk::new();
     for step in 1..=ATTACH_STEPS as u64 {
         arm(Place::Attach, step);
         let error = attach().err().ok_or_else(|| format!("step {step} did not fail"))?;
         check!(error.ends_with("was made to fail"), "step {step}: {error}");
-        comes_again(&before, &format!("step {step} of attach"))?;
+        walk.comes_again(&format!("step {step} of attach"))?;
     }
-    said(ctx, "steps of attach", ATTACH_STEPS as u64);
-    Ok(())
+    walk.end(ctx, "steps of attach")
 }
 
 fn attach_allocations(ctx: &mut Ctx) -> Result<(), String> {
-    let before = Books::now();
+    let mut walk = Walk::new();
     for number in 1..TOO_MANY {
         arm(Place::Alloc, number);
         let result = attach();
         if FAULTS.disarm(Place::Alloc) {
             result?;
             remove()?;
-            said(ctx, "allocations of attach", number - 1);
-            return Ok(());
+            return walk.end(ctx, "allocations of attach");
         }
         check!(result.is_err(), "the attach went on without allocation {number}");
-        comes_again(&before, &format!("allocation {number} of attach"))?;
+        walk.comes_again(&format!("allocation {number} of attach"))?;
     }
     Err("the attach has no end".into())
 }
@@ -141,39 +174,70 @@ fn remove_under_load(place: Place, number: u64) -> Result<Vec<Step>, String> {
     }
     let kept = devices::last_removal(0).map_err(|error| format!("{error}"))?;
     check_eq!(kept.as_ref(), Some(&report), "the report that is kept");
-    check_eq!(reserve::used(), 0, "bytes of the reserve that the report holds");
     let problems = report.problems().map(|(step, _)| step).collect();
     Ok(problems)
 }
 
 fn remove_steps(ctx: &mut Ctx) -> Result<(), String> {
-    let before = Books::now();
+    let mut walk = Walk::new();
     for step in Step::ALL {
         let problems = remove_under_load(Place::Remove, step.number() as u64)?;
         check_eq!(problems, [step], "steps that met a problem");
-        comes_again(&before, &format!("step {step} of removal"))?;
+        walk.comes_again(&format!("step {step} of removal"))?;
     }
-    said(ctx, "steps of removal", Step::ALL.len() as u64);
-    Ok(())
+    walk.end(ctx, "steps of removal")
 }
 
 fn remove_allocations(ctx: &mut Ctx) -> Result<(), String> {
-    let before = Books::now();
+    let mut walk = Walk::new();
     for number in 1..TOO_MANY {
         let problems = remove_under_load(Place::Alloc, number)?;
         check_eq!(problems, [], "steps that met a problem without allocation {number}");
         if FAULTS.disarm(Place::Alloc) {
-            said(ctx, "allocations of removal", number - 1);
-            return Ok(());
+            return walk.end(ctx, "allocations of removal");
         }
-        comes_again(&before, &format!("allocation {number} of removal"))?;
+        check_eq!(reserve::used(), 0, "bytes of the reserve that the report holds");
+        walk.comes_again(&format!("allocation {number} of removal"))?;
     }
     Err("the removal has no end".into())
 }
 
-fn said(ctx: &Ctx, what: &str, faults: u64) {
-    ctx.note(format_args!("{what}: {faults} faults injected, 0 leaks"));
-    crate::report!("inject what={} faults={faults} leaks=0", what.replace(' ', "_"));
+/// No allocation of the removal finds memory, and none of the copy of its report: all of both is from the reserve. The
+/// report is kept there, and is whole but for names; it goes from there when there is memory, or is in the way.
+fn remove_without_memory(ctx: &mut Ctx) -> Result<(), String> {
+    let last = || devices::last_removal(0).map_err(|error| format!("{error}"));
+    let mut walk = Walk::new();
+    for memory_comes_back in [true, false] {
+        attach()?;
+        let spaces = load()?;
+        FAULTS.arm(Fault::from_on(Place::Alloc, 1));
+        let report = devices::remove_quietly(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
+        no_problems(&report)?;
+        check_eq!(report.steps.len(), Step::ALL.len(), "steps done");
+        check_eq!(report.users.len() as u64 + report.users_not_named, 2 * VMAS, "extents found");
+        check_eq!(last()?, Some(Arc::clone(&report)), "the report that is kept");
+        check!(reserve::used() > 0, "the report is kept elsewhere than in the reserve");
+        let text = format!("{report}");
+        check!(Step::ALL.iter().all(|step| text.contains(step.name())), "a step is not in the report: {text}");
+        let fault = spaces[1].handle_fault(at(0), Access::Read);
+        check!(matches!(fault, Err(FaultError::SigBus { .. })), "a fault was answered {fault:?}");
+        drop(spaces);
+        if memory_comes_back {
+            check!(FAULTS.disarm(Place::Alloc), "the fault was not armed any more");
+            attach()?;
+            check_eq!(last()?, Some(Arc::clone(&report)), "the report, once there is memory");
+        } else {
+            check!(attach().is_err(), "an attach went on without memory");
+            check!(FAULTS.disarm(Place::Alloc), "the fault was not armed any more");
+            check_eq!(last()?, None, "the report, once the reserve is needed for something else");
+            attach()?;
+        }
+        drop(report);
+        check_eq!(reserve::used(), 0, "bytes of the reserve that the report holds");
+        remove()?;
+        walk.comes_again("a removal without any memory")?;
+    }
+    walk.end(ctx, "removals without any memory")
 }
 
 fn twice(_: &mut Ctx, _: &Device) -> Result<(), String> {

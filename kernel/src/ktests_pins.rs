@@ -286,7 +286,9 @@ fn dies_first(_: &mut Ctx, device: &Device) -> Result<(), String> {
     drop(owner);
     // Its time is over the moment it is asked for. How long the removal takes says nothing: a host can stop us for longer.
     let mut deadline_ns = None;
-    check_eq!(mm().regions.ask(&[device.frames], &mut |info| deadline_ns = info.deadline_ns), 1, "asked for");
+    let map = mm().meta.find_map(device.frames.start()).ok_or("no page map")?;
+    let found = mm().regions.ask(&map, map.ranges(), &mut |info| deadline_ns = info.deadline_ns);
+    check_eq!(found.asked, 1, "asked for");
     let now_ns = mm().machine.now_ns();
     check!(deadline_ns.is_some_and(|at| at <= now_ns), "the dead have until {deadline_ns:?}; it is {now_ns}");
     let report = remove()?;

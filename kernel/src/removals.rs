@@ -16,7 +16,7 @@ use nvdimm::pmem::removal::RemovalWatch;
 use crate::machine::{KernelMachine, mm};
 use crate::reserve::{FAULTS, Section};
 use crate::shell::Command;
-use crate::shell_devices::number;
+use crate::shell_devices::device;
 use crate::{console, devices, mounts, shell_pins, task, time};
 
 /// The commands.
@@ -113,17 +113,13 @@ pub fn method_in_words(method: Method) -> String {
     }
 }
 
-/// A copy of the report of a removal that ran short of memory. Parts of the report are in the reserve, which the next
-/// removal needs; by now the device's tables and metadata have gone, and there is mostly memory for a copy. `None` where
-/// there is not.
-pub fn out_of_reserve(device: &str, report: &RemovalReport) -> Option<Arc<RemovalReport>> {
+/// A copy of the report of a removal that ran short of memory, of which nothing is in the reserve. `None` where there is
+/// no memory for it.
+pub fn out_of_reserve(report: &RemovalReport) -> Option<Arc<RemovalReport>> {
     // A section again: what cannot ask for memory first gets it from the reserve, and then goes back at once.
     let section = Section::enter();
     let copy = report.try_clone(&mm().machine).map(Arc::new).filter(|_| section.shortages() == 0);
     drop(section);
-    if copy.is_none() {
-        log::warn!(target: "devices", "{device}: memory is short still: the report is not kept");
-    }
     copy
 }
 
@@ -142,7 +138,7 @@ pub fn say_phase(device: &str, phase: Phase, kill: &KillReport) {
 
 fn removal(args: &[&str]) -> Result<(), String> {
     let [at] = args else { return Err("expected: removal N".into()) };
-    let last = devices::last_removal(number(at)? as usize).map_err(|error| format!("{error}"))?;
+    let last = devices::last_removal(device(at)?).map_err(|error| format!("{error}"))?;
     let report = last.ok_or("no report of a removal is kept")?;
     format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
     Ok(())

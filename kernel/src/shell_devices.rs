@@ -16,7 +16,12 @@ use crate::{console, demo, devices};
 pub const COMMANDS: &[Command] = &[
     Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
     Command { name: "nvdimm", args: "", help: "the persistent memory and its devices", run: nvdimm },
-    Command { name: "attach", args: "N [devdax|fsdax]", help: "attach device N, for such a use", run: attach },
+    Command {
+        name: "attach",
+        args: "N [devdax|fsdax]",
+        help: "attach device N (a number, or a name such as pmem0), for such a use",
+        run: attach,
+    },
     Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
     Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
     Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
@@ -54,14 +59,14 @@ fn attach(args: &[&str]) -> Result<(), String> {
         [at, "fsdax"] => (at, Some(MemoryKind::FsDax)),
         _ => return Err("expected: attach N, attach N devdax, or attach N fsdax".into()),
     };
-    let at = number(at)? as usize;
+    let at = device(at)?;
     let kind = kind.or_else(|| devices::slots().get(at).map(devices::Slot::kind)).unwrap_or(MemoryKind::DevDax);
     devices::attach_as(at, kind).map_err(|error| format!("{error}"))
 }
 
 fn remove(args: &[&str]) -> Result<(), String> {
     let [at] = args else { return Err("expected: remove N".into()) };
-    let report = devices::remove(number(at)? as usize, Method::Ranged).map_err(|error| format!("{error}"))?;
+    let report = devices::remove(device(at)?, Method::Ranged).map_err(|error| format!("{error}"))?;
     format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
     Ok(())
 }
@@ -69,17 +74,17 @@ fn remove(args: &[&str]) -> Result<(), String> {
 fn pmem(args: &[&str]) -> Result<(), String> {
     match args {
         ["write", at, offset, text] => {
-            devices::write_bytes(number(at)? as usize, number(offset)?, text.as_bytes())?;
+            devices::write_bytes(device(at)?, number(offset)?, text.as_bytes())?;
             console::line(format_args!("{} bytes written", text.len()));
             Ok(())
         }
         ["read", at, offset, len] => {
-            let bytes = devices::read_bytes(number(at)? as usize, number(offset)?, number(len)? as usize)?;
+            let bytes = devices::read_bytes(device(at)?, number(offset)?, number(len)? as usize)?;
             console::line(format_args!("{}", bytes.escape_ascii()));
             Ok(())
         }
         ["flush", at] => {
-            let block = devices::block(number(at)? as usize).map_err(|error| format!("{error}"))?;
+            let block = devices::block(device(at)?).map_err(|error| format!("{error}"))?;
             block.flush().map_err(|error| format!("{error}"))?;
             console::line(format_args!("flushed"));
             Ok(())
@@ -108,6 +113,11 @@ fn ledger(_: &[&str]) -> Result<(), String> {
         console::line(format_args!("and {more} more folios"));
     }
     Ok(())
+}
+
+/// The number of the slot of a device, by that number or by the device's name.
+pub fn device(word: &str) -> Result<usize, String> {
+    devices::slot_of(word).ok_or_else(|| format!("\"{word}\" is no number of a device, and no name of one"))
 }
 
 /// A number, in decimal or with `0x`.

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 
 use dax::devdax::OpenOptions;
-use dax::inject::Fault;
+use dax::inject::{Fault, Place};
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::space::VmOps;
@@ -15,7 +15,7 @@ use nvdimm::pmem::block::SECTOR_BYTES;
 use crate::machine::{KernelMachine, Space, mm};
 use crate::reserve::FAULTS;
 use crate::shell::Command;
-use crate::shell_devices::number;
+use crate::shell_devices::{device, number};
 use crate::{console, devices, memory_error, percpu, sched, user};
 
 /// The commands.
@@ -32,6 +32,8 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "poison", args: "N OFFSET", help: "fail one page, as a machine check does", run: poison },
     Command { name: "hold", args: "N OFFSET", help: "a task that maps a page and reads it until a signal", run: hold },
     Command { name: "inject", args: "attach|remove|alloc N", help: "let the Nth of them fail, once", run: inject },
+    Command { name: "inject", args: "attach|remove|alloc N+", help: "the Nth and all after it", run: inject },
+    Command { name: "inject", args: "off", help: "let nothing fail any more", run: inject },
 ];
 
 /// Where `hold` maps its page.
@@ -39,15 +41,11 @@ const HELD: VirtAddr = VirtAddr::new(0x40_0000_0000);
 /// How often its task reads, in nanoseconds.
 const READ_NS: u64 = 1_000_000;
 
-fn slot(word: &str) -> Result<usize, String> {
-    usize::try_from(number(word)?).map_err(|_| format!("\"{word}\" is not a number of an NVDIMM"))
-}
-
 fn badblocks(args: &[&str]) -> Result<(), String> {
     match args {
-        ["init", at] => devices::set_area(slot(at)?, true),
-        ["drop", at] => devices::set_area(slot(at)?, false),
-        [at] => list(slot(at)?),
+        ["init", at] => devices::set_area(device(at)?, true),
+        ["drop", at] => devices::set_area(device(at)?, false),
+        [at] => list(device(at)?),
         _ => Err("expected: badblocks N, badblocks init N, or badblocks drop N".into()),
     }
 }
@@ -74,7 +72,7 @@ fn list(at: usize) -> Result<(), String> {
 
 fn zero(args: &[&str]) -> Result<(), String> {
     let [at, offset, len] = args else { return Err("expected: zero N OFFSET LEN".into()) };
-    let (at, offset, len) = (slot(at)?, number(offset)?, number(len)?);
+    let (at, offset, len) = (device(at)?, number(offset)?, number(len)?);
     const MOST: u64 = 1 << 20;
     if offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0 || !(1..=MOST).contains(&len) {
         return Err(format!("offset and length are multiples of {SECTOR_BYTES}, and the length is 1 to {MOST}"));
@@ -85,7 +83,7 @@ fn zero(args: &[&str]) -> Result<(), String> {
 
 fn poison(args: &[&str]) -> Result<(), String> {
     let [at, offset] = args else { return Err("expected: poison N OFFSET".into()) };
-    let (at, offset) = (slot(at)?, number(offset)?);
+    let (at, offset) = (device(at)?, number(offset)?);
     devices::block(at).map_err(|error| format!("{error}"))?;
     let frames = devices::slots()[at].frames;
     if offset >> PAGE_SHIFT >= frames.nr_pages() {
@@ -97,7 +95,7 @@ fn poison(args: &[&str]) -> Result<(), String> {
 
 fn hold(args: &[&str]) -> Result<(), String> {
     let [at, offset] = args else { return Err("expected: hold N OFFSET".into()) };
-    let (at, offset) = (slot(at)?, number(offset)?);
+    let (at, offset) = (device(at)?, number(offset)?);
     if offset % PAGE_SIZE != 0 {
         return Err(format!("an offset is a multiple of {PAGE_SIZE}"));
     }
@@ -122,7 +120,14 @@ fn hold(args: &[&str]) -> Result<(), String> {
 }
 
 fn inject(args: &[&str]) -> Result<(), String> {
-    let [place, nth] = args else { return Err("expected: inject attach|remove|alloc N".into()) };
-    FAULTS.arm(Fault::new(place, nth).map_err(|error| format!("{error}"))?);
+    match args {
+        ["off"] => {
+            for place in Place::ALL {
+                FAULTS.disarm(place);
+            }
+        }
+        [place, nth] => FAULTS.arm(Fault::new(place, nth).map_err(|error| format!("{error}"))?),
+        _ => return Err("expected: inject attach|remove|alloc N, the same with N+, or inject off".into()),
+    }
     Ok(())
 }

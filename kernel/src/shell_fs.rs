@@ -1,4 +1,4 @@
-//! The shell's commands about file systems. `N` is the device's number.
+//! The shell's commands about file systems. `N` is the device's number, or its name.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -16,7 +16,7 @@ use mm::entry::Prot;
 use crate::machine::{Space, mm};
 use crate::mounts::{self, File, Fs};
 use crate::shell::Command;
-use crate::shell_devices::number;
+use crate::shell_devices::{device, number};
 use crate::task::Signal;
 use crate::{console, sched, user};
 
@@ -61,7 +61,7 @@ fn expected(usage: &str) -> String {
 }
 
 fn at(word: &str) -> Result<usize, String> {
-    Ok(number(word)? as usize)
+    device(word)
 }
 
 fn mounted_at(word: &str) -> Result<Arc<Fs>, String> {

@@ -21,7 +21,7 @@ use mm::space::{Access, VmOps};
 
 use crate::machine::{KernelMachine, Space, mm};
 use crate::shell::Command;
-use crate::shell_devices::number;
+use crate::shell_devices::{device, number};
 use crate::{console, devices, sched};
 
 /// The commands.
@@ -77,7 +77,7 @@ fn register(args: &[&str]) -> Result<(), String> {
         [at, pages, grace_us] => (at, pages, *grace_us),
         _ => return Err("expected: register N PAGES, or register N PAGES MICROSECONDS".into()),
     };
-    let (at, nr_pages, grace_us) = (number(at)? as usize, number(pages)?, number(grace_us)?);
+    let (at, nr_pages, grace_us) = (device(at)?, number(pages)?, number(grace_us)?);
     let file = devices::file(at).map_err(|error| format!("{error}"))?;
     let ops: Arc<dyn VmOps<KernelMachine>> =
         file.open(OpenOptions::default()).map_err(|error| format!("open: {error}"))?;

@@ -21,6 +21,21 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     let met: Vec<_> =
         removal.iter().filter(|line| line.starts_with("@removal") && line.contains("problem=1")).collect();
     assert!(met.len() == 1 && met[0].contains("step=drain"), "{removal:?}");
+    // A removal for which there is no memory at all goes on as well, and its report can be read afterwards.
+    assert!(!command(&mut guest, "attach pmem0").iter().any(|line| line.starts_with("error")));
+    assert!(command(&mut guest, "inject alloc 1+").is_empty());
+    let starved = command(&mut guest, "remove pmem0");
+    assert!(starved.iter().any(|line| line.contains("the report is kept in the reserve")), "{starved:?}");
+    let kept = command(&mut guest, "removal pmem0");
+    assert!(kept.iter().any(|line| line.contains("  8/8 release: ")), "{kept:?}");
+    let refused = command(&mut guest, "attach 0");
+    assert!(refused.iter().any(|line| line.contains("the report of its removal is kept no longer")), "{refused:?}");
+    assert!(refused.last().is_some_and(|line| line.ends_with("memory ran out")), "{refused:?}");
+    assert_eq!(command(&mut guest, "removal 0"), ["error: no report of a removal is kept"]);
+    assert!(command(&mut guest, "inject off").is_empty());
+    assert!(!command(&mut guest, "attach 0").iter().any(|line| line.starts_with("error")));
+    command(&mut guest, "inject remove 5");
+    command(&mut guest, "remove 0");
     // Every phase of the kill is on the console, before the step that it belongs to is done; and the report is kept.
     let phases: Vec<_> = removal.iter().filter(|line| line.starts_with("@kill")).collect();
     assert!(phases.len() == 5 && phases[1].contains("phase=holders_told told=0 failed=0"), "{removal:?}");
@@ -29,9 +44,10 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     assert!(words.iter().all(|words| kept.iter().any(|line| line.contains(words))), "{kept:?}");
     for (bad, line) in [
         ("removal 1", "no report of a removal is kept"),
+        ("remove pmem7", "\"pmem7\" is no number of a device, and no name of one"),
         ("removal 7", "there is no NVDIMM 7 (there are 2)"),
-        ("inject attach 0", "a fault is attach, remove or alloc, and a number from 1"),
-        ("inject detach 1", "a fault is attach, remove or alloc, and a number from 1"),
+        ("inject attach 0", "a fault is attach, remove or alloc, and a number from 1, perhaps with a +"),
+        ("inject detach 1", "a fault is attach, remove or alloc, and a number from 1, perhaps with a +"),
         ("remove 0", "no device is attached here"),
         ("remove 7", "there is no NVDIMM 7 (there are 2)"),
         ("badblocks 0", "no device is attached here"),

@@ -140,6 +140,7 @@ fn two_at_once_on_two_cpus_are_both_dealt_with() {
     assert_good(&exit(patient.guest));
 }
 
+/// covers: P2
 #[test]
 fn a_second_one_on_a_cpu_that_handles_the_first_shuts_the_machine_down() {
     let mut patient = Patient::new();
@@ -154,6 +155,7 @@ fn a_second_one_on_a_cpu_that_handles_the_first_shuts_the_machine_down() {
     assert_eq!(outcome.status.exit_code(), 5);
 }
 
+/// covers: P2
 #[test]
 fn one_in_ram_stops_the_kernel_and_says_why() {
     let mut patient = Patient::new();
@@ -161,6 +163,7 @@ fn one_in_ram_stops_the_kernel_and_says_why() {
     assert_stopped(&patient.finish(), "it is in RAM, which the kernel uses");
 }
 
+/// covers: P2
 #[test]
 fn one_that_is_not_recoverable_stops_the_kernel_and_says_why() {
     let mut patient = Patient::new();
@@ -169,7 +172,7 @@ fn one_that_is_not_recoverable_stops_the_kernel_and_says_why() {
     assert_stopped(&patient.finish(), "the processor's context is corrupt");
 }
 
-/// covers: P4
+/// covers: P2 P4
 #[test]
 fn a_nonsensical_address_is_one_line() {
     let mut patient = Patient::new();

@@ -81,7 +81,7 @@ fn a_flush_that_fails_is_an_error_of_the_write_and_does_not_go_away() {
     assert_good(&exit(guest));
 }
 
-/// covers: A1, A2, A3, A7
+/// covers: A1, A2, A3, A7, R11
 #[test]
 fn where_the_cache_aliases_both_kinds_come_up_without_dax() {
     let machine = Machine {

@@ -1,7 +1,8 @@
 //! Faults on demand: which step, or which allocation, of the next attach or removal is to fail.
 //!
 //! # Protocol
-//! A fault is armed by number and goes off once. A step of attach that fails makes the attach fail, and everything
+//! A fault is armed by number and goes off once; or, armed *from* a number *on*, at it and at every one after it, until
+//! it is disarmed. The latter is how memory is exhausted: each allocation fails. A step of attach that fails makes the attach fail, and everything
 //! before it is undone. A step of a removal that fails is recorded and **done again**, since what follows relies on it:
 //! a removal cannot fail. An allocation that fails makes an attach fail at the end of its step; a removal goes on with
 //! what is put by for that, or with less.
@@ -44,6 +45,8 @@ pub struct Fault {
     pub place: Place,
     /// Which one there, from 1.
     pub number: u64,
+    /// And all after it, until it is disarmed.
+    pub and_after: bool,
 }
 
 /// The words name no fault.
@@ -52,21 +55,37 @@ pub struct BadFault;
 
 impl fmt::Display for BadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a fault is attach, remove or alloc, and a number from 1")
+        f.write_str("a fault is attach, remove or alloc, and a number from 1, perhaps with a +")
     }
 }
 
 impl core::error::Error for BadFault {}
 
 impl Fault {
-    /// From two words, such as `attach` and `3`.
+    /// One that goes off once.
+    pub const fn once(place: Place, number: u64) -> Self {
+        Self { place, number, and_after: false }
+    }
+
+    /// One that goes off from a number on.
+    pub const fn from_on(place: Place, number: u64) -> Self {
+        Self { place, number, and_after: true }
+    }
+
+    /// From two words, such as `attach` and `3`, or `alloc` and `1+`.
     ///
     /// # Errors
     /// [`BadFault`].
     pub fn new(place: &str, number: &str) -> Result<Self, BadFault> {
         let place = Place::ALL.into_iter().find(|known| known.name() == place).ok_or(BadFault)?;
-        match number.parse() {
-            Ok(number) if number > 0 => Ok(Self { place, number }),
+        let (digits, and_after) = match number.strip_suffix('+') {
+            Some(digits) => (digits, true),
+            None => (number, false),
+        };
+        match digits.parse() {
+            Ok(number) if (1..ON).contains(&number) && digits.starts_with(|c: char| c.is_ascii_digit()) => {
+                Ok(Self { place, number, and_after })
+            }
             _ => Err(BadFault),
         }
     }
@@ -83,14 +102,17 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.place.name(), self.number)
+        write!(f, "{}:{}{}", self.place.name(), self.number, if self.and_after { "+" } else { "" })
     }
 }
+
+/// The bit of an armed number that says: and all after it.
+const ON: u64 = 1 << 63;
 
 /// The faults that are armed: at most one for each place.
 #[derive(Debug)]
 pub struct Faults {
-    /// By place: the number, or 0.
+    /// By place: the number, with [`ON`] where it is from it on; or 0.
     armed: [AtomicU64; Place::ALL.len()],
 }
 
@@ -114,16 +136,19 @@ impl Faults {
 
     /// Arms a fault, in the place of an earlier one for the same place.
     pub fn arm(&self, fault: Fault) {
-        self.armed[fault.place as usize].store(fault.number, Ordering::Release);
+        let on = if fault.and_after { ON } else { 0 };
+        self.armed[fault.place as usize].store(fault.number | on, Ordering::Release);
     }
 
-    /// Does a fault go off at this number? Then it is armed no more.
+    /// Does a fault go off at this number? One that goes off once is armed no more then.
     pub fn goes_off(&self, place: Place, number: u64) -> bool {
         let armed = &self.armed[place as usize];
         // A look first: this is asked at each allocation.
-        number != 0
-            && armed.load(Ordering::Relaxed) == number
-            && armed.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let found = armed.load(Ordering::Relaxed);
+        if found & ON != 0 {
+            return number >= found & !ON;
+        }
+        number != 0 && found == number && armed.compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Disarms a place. Says whether a fault was still armed there.
@@ -148,13 +173,38 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_from_a_number_on_goes_off_until_it_is_disarmed() {
+        let faults = Faults::new();
+        faults.arm(Fault::parse("alloc:2+").unwrap());
+        let off = [1, 2, 3, 2, 1].map(|number| faults.goes_off(Place::Alloc, number));
+        assert_eq!(off, [false, true, true, true, false]);
+        assert!(!faults.goes_off(Place::Attach, 2));
+        assert!(faults.disarm(Place::Alloc) && !faults.goes_off(Place::Alloc, 2));
+    }
+
+    #[test]
     fn what_names_no_fault_is_refused() {
-        for word in ["", "attach", "attach:", "attach:0", "attach:x", "attach:-1", "detach:1", ":1", "alloc:1:2"] {
+        for word in [
+            "",
+            "attach",
+            "attach:",
+            "attach:0",
+            "attach:x",
+            "attach:-1",
+            "detach:1",
+            ":1",
+            "alloc:1:2",
+            "alloc:+",
+            "alloc:+1",
+            "alloc:0+",
+            "alloc:1++",
+        ] {
             assert_eq!(Fault::parse(word), Err(BadFault), "{word}");
         }
         for place in Place::ALL {
-            let fault = Fault { place, number: 7 };
-            assert_eq!(Fault::parse(&alloc::format!("{fault}")), Ok(fault));
+            for fault in [Fault::once(place, 7), Fault::from_on(place, 7)] {
+                assert_eq!(Fault::parse(&alloc::format!("{fault}")), Ok(fault));
+            }
         }
     }
 }

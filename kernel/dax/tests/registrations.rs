@@ -9,8 +9,9 @@ use common::*;
 use dax::devdax::OpenOptions;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, remove};
 use mm::account::PinAccount;
-use mm::addr::PageSize;
+use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
+use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::ledger::Kind;
 use mm::machine::Machine;
@@ -180,6 +181,39 @@ fn many_owners_have_their_grace_at_the_same_time() {
     assert_eq!(fact(&report, Step::Drain, "registrations_revoked"), 20);
     assert_eq!(report.registrations.len(), 20);
     drop(regions);
+    rig.assert_clean();
+}
+
+/// However many another device has, a removal does not look at them, and not at one of a device that has gone.
+/// covers: L6 R2
+#[test]
+fn a_removal_looks_at_the_registrations_of_its_own_device_and_no_others() {
+    let mut rig = rig();
+    let other = attach(&rig.mm, &[frames(START + 4 * GIB, 512)], PageSize::Size4K).unwrap();
+    let elsewhere = Loaded::new(&rig.mm, 2, &other.file(OpenOptions::default()), 512);
+    let owner = idle();
+    let terms = Terms { flags: GupFlags::WRITE, grace_ns: GRACE_NS, account: &rig.account };
+    let register = |nr| MemoryRegion::register(elsewhere.space(), page(nr), 1, &terms, Arc::downgrade(&owner)).unwrap();
+    let stay: Vec<_> = (0..100).map(register).collect();
+    let go: Vec<_> = (0..3).map(|nr| rig.register(nr, 1, &owner).unwrap()).collect();
+    // One over two devices that a task maps side by side is on the list of both, and found by who looks at all once.
+    let bridge = space(&rig.mm, "bridge");
+    let mine = rig.attached.as_ref().unwrap().file(OpenOptions::exactly(PageSize::Size4K));
+    let theirs = other.file(OpenOptions::exactly(PageSize::Size4K));
+    bridge.map(page(0), PAGE_SIZE, Prot::USER_WRITE, &mine, 100).unwrap();
+    bridge.map(page(1), PAGE_SIZE, Prot::USER_WRITE, &theirs, 100).unwrap();
+    drop((mine, theirs));
+    let both = MemoryRegion::register(&bridge, page(0), 2, &terms, Arc::downgrade(&owner)).unwrap();
+    let mut listed = 0;
+    rig.mm.regions.for_each(&mut |_| listed += 1);
+    assert_eq!(listed, 104);
+    let (report, _, _) = rig.remove();
+    let looked_at = |report: &RemovalReport| fact(report, Step::KillDax, "registrations_looked_at");
+    assert_eq!((fact(&report, Step::KillDax, "registrations_asked"), looked_at(&report)), (4, 4));
+    drop((go, both, bridge));
+    drop((stay, elsewhere));
+    let report = rig.emu.on_cpu(0, || remove(&rig.mm, other.target(), Method::Ranged, &mut Env::default()));
+    assert_eq!(looked_at(&report), 0);
     rig.assert_clean();
 }
 

@@ -174,7 +174,7 @@ fn a_registration_against_a_removal() {
             })
         };
         mm.meta.kill(&map);
-        mm.regions.ask(&frames, &mut |_| ());
+        mm.regions.ask(&map, &frames, &mut |_| ());
         let region = registrar.join().unwrap();
         let mut unasked = 0;
         mm.regions.for_each(&mut |region| unasked += u64::from(region.deadline_ns.is_none()));
@@ -183,7 +183,7 @@ fn a_registration_against_a_removal() {
             std::mem::forget((region, space, account));
             panic!("a registration is left for which nobody has asked");
         }
-        mm.regions.take_back(&mm.machine, &frames, &mut |_| ());
+        mm.regions.take_back(&mm.machine, &map, &frames, &mut |_| ());
         let usable = region.as_ref().is_some_and(|region| region.reference().access(Access::Read).is_ok());
         assert!(!usable, "a registration outlives the removal");
         assert_eq!(mm.meta.totals().pins, 0);

@@ -69,13 +69,13 @@ impl Rig {
         [PfnRange::new(self.device.pfn(nr), nr_pages).unwrap()]
     }
     fn ask(&self, nr: u64, nr_pages: u64) -> u64 {
-        self.mm.regions.ask(&self.frames(nr, nr_pages), &mut |_| ())
+        self.mm.regions.ask(&self.device.pages, &self.frames(nr, nr_pages), &mut |_| ()).asked
     }
     /// Takes back; answers the keys of those that were revoked, and the uses that were waited for.
     fn take_back(&self, nr: u64, nr_pages: u64) -> Vec<(u64, u64)> {
         let mut revoked = Vec::new();
         let frames = self.frames(nr, nr_pages);
-        self.mm.regions.take_back(&self.emu, &frames, &mut |told| match told {
+        self.mm.regions.take_back(&self.emu, &self.device.pages, &frames, &mut |told| match told {
             TakeBack::Waits(_) => self.slow.store(true, Ordering::SeqCst),
             TakeBack::Revoked(one) => revoked.push((one.region.key, one.uses)),
         });

@@ -1,9 +1,10 @@
 //! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
-//! out frame by frame. What each cost is put side by side. At last it comes back with a file system, and is pulled out
-//! from under that.
+//! out frame by frame. What each cost is put side by side. Then it is used without a load: every step is made to fail
+//! once, sectors are written, a page is lost. At last it comes back with a file system, and is pulled out from under that.
 
 mod files;
 mod load;
+mod page;
 mod verdict;
 
 use alloc::format;
@@ -57,11 +58,21 @@ fn rounds() -> Result<Verdict, String> {
         slot.frames.nr_pages()
     );
     let per_frame = round(Method::PerFrame(frames))?;
+    let page = page::run()?;
     let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     }
-    Ok(Verdict::new(slot.frames, ranged, per_frame, &files, (&before, &Books::now())))
+    let lent = page::lent()?;
+    Ok(Verdict::new(slot.frames, ranged, per_frame, &Acts { page, files, lent }, (&before, &Books::now())))
+}
+
+/// What came of the acts after the two rounds.
+pub struct Acts {
+    page: page::PageAct,
+    files: files::FilesAct,
+    /// Each device of lent memory held what was written to it.
+    lent: bool,
 }
 
 /// One round: attach, load, remove under load, see who ended and who went on.
@@ -118,5 +129,11 @@ impl Books {
     /// What is held now. Kernel stacks are kept for the next tasks, and are not counted.
     pub fn now() -> Self {
         Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() - kstack::frames() }
+    }
+
+    /// Kinds of which there is not as much as there was, the frames of RAM among them.
+    pub fn left(&self) -> u64 {
+        let now = Self::now();
+        now.ledger.diff(&self.ledger).count() as u64 + u64::from(now.frames != self.frames)
     }
 }

@@ -8,8 +8,9 @@ use dax::removal::RemovalReport;
 use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
-use super::Books;
 use super::files::FilesAct;
+use super::page::PageAct;
+use super::{Acts, Books};
 use crate::{console, report, time};
 
 /// What came of one round.
@@ -46,7 +47,7 @@ impl Verdict {
         device: PfnRange,
         ranged: Round,
         per_frame: Round,
-        files: &FilesAct,
+        acts: &Acts,
         (before, after): (&Books, &Books),
     ) -> Self {
         let mut verdict = Self { faults: Vec::new() };
@@ -54,7 +55,9 @@ impl Verdict {
         verdict.judge_ledger(before, after);
         verdict.judge_round("ranged", &ranged);
         verdict.judge_round("per-frame", &per_frame);
-        verdict.judge_files(files);
+        verdict.judge_page(&acts.page);
+        verdict.judge_files(&acts.files);
+        verdict.expect(acts.lent, "lent memory did not hold what was written to it");
         verdict.expect(ranged.report.cost.zap.rounds == 1, "the ranged removal took more than one shootdown");
         verdict
     }
@@ -100,6 +103,30 @@ impl Verdict {
         self.expect(round.went_on == round.bystanders, "a task that did not use the device did not go on");
         self.expect(round.wrong_stamps == 0, "a page carried a wrong stamp");
         self.expect(round.report.problems().next().is_none(), "a step of a removal met a problem");
+    }
+
+    fn judge_page(&mut self, act: &PageAct) {
+        report!(
+            "page faults={} leaks={} same={} users={} sigbus={} told={} read_on={} io_error={} bad_sectors={} healed={}",
+            act.faults,
+            act.leaks,
+            u8::from(act.same),
+            act.users,
+            act.ended_by_sigbus,
+            u8::from(act.told),
+            u8::from(act.read_on),
+            u8::from(act.io_error),
+            act.bad_sectors,
+            u8::from(act.healed)
+        );
+        self.expect(act.leaks == 0, "a step that was made to fail left something over");
+        self.expect(act.same, "a sector did not hold what was written to it");
+        self.expect(act.told, "the task with the lost page was not told of it");
+        self.expect(act.read_on, "a task with another page did not go on");
+        self.expect(act.ended_by_sigbus == act.users, "a task that used the device did not end by SIGBUS");
+        self.expect(act.io_error && act.bad_sectors == 8, "a lost page is not on the list of bad blocks");
+        self.expect(act.healed, "a full write did not heal a page");
+        self.expect(act.report.problems().next().is_none(), "a step of a removal met a problem");
     }
 
     fn judge_files(&mut self, act: &FilesAct) {

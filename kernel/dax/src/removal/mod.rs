@@ -354,12 +354,13 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     /// Asks the owners of registrations for them; answers how many those were.
     fn ask(&mut self, facts: &mut Facts) -> u64 {
         let Self { mm, env, report, map, .. } = self;
-        let asked = mm.regions.ask(map.ranges(), &mut |region| {
+        let found = mm.regions.ask(map, map.ranges(), &mut |region| {
             report.note_registration(&mm.machine, region);
             env.asked(region);
         });
-        facts.note("registrations_asked", asked);
-        asked
+        facts.note("registrations_asked", found.asked);
+        facts.note("registrations_looked_at", found.looked_at);
+        found.asked
     }
 
     /// Revokes what has not been given back, once its owner has had its time.
@@ -368,7 +369,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let (mut nr, mut uses) = (0, 0);
         let began = mm.machine.now_ns();
         if !Mutant::PinsNotTakenBack.is_on() {
-            mm.regions.take_back(&mm.machine, map.ranges(), &mut |told| {
+            mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {
                 if let TakeBack::Revoked(revoked) = told {
                     nr += 1;
                     uses += revoked.uses;

@@ -136,6 +136,15 @@ impl fmt::Display for RegionInfo<'_> {
     }
 }
 
+/// What [`Regions::ask`](super::Regions::ask) did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Registrations that were asked for.
+    pub asked: u64,
+    /// Registrations that were looked at for that.
+    pub looked_at: u64,
+}
+
 /// What [`Regions::take_back`](super::Regions::take_back) has to say.
 #[derive(Clone, Debug)]
 pub enum TakeBack<'r> {

@@ -24,14 +24,15 @@
 //! ```text
 //!  register                                   removal
 //!  1 pin the pages                            a the page map is dying: no new folio
-//!  2 put the registration on the list         b ask: walk the list
+//!  2 put the registration on the lists        b ask: walk the list of this page map
 //!  3 is a page map of it dying? undo          c take back, once no walk can pin any more
 //! ```
-//! The list has a lock. If 2 comes before b, the registration is asked for. Otherwise a comes before 3, which sees it.
+//! The lists have a lock. If 2 comes before b, the registration is asked for. Otherwise a comes before 3, which sees it.
 //! So no registration stays that was not asked for.
 
 pub mod gate;
 mod info;
+mod list;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -39,13 +40,16 @@ use alloc::vec::Vec;
 use core::panic::Location;
 
 use self::gate::{By, Entered, Gate};
-pub use self::info::{MAX_GRACE_NS, Notice, RegionError, RegionInfo, RegionOwner, Revoked, TakeBack, Terms, UseError};
+pub use self::info::{
+    Asked, MAX_GRACE_NS, Notice, RegionError, RegionInfo, RegionOwner, Revoked, TakeBack, Terms, UseError,
+};
+use self::list::{Lists, maps_of};
 use crate::addr::{Pfn, PfnRange, VirtAddr};
 use crate::gup::{GupError, GupFlags};
 use crate::ledger::Kind;
-use crate::machine::{Machine, Point, has_room};
+use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
-use crate::pagemap::MapState;
+use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::pins::{How, PinnedPages};
 use crate::space::{Access, AddressSpace, SigBusCause};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
@@ -56,7 +60,7 @@ const SLOW_USE_NS: u64 = 10_000_000;
 /// The deadline of a registration for which nobody has asked.
 const NOT_ASKED: u64 = u64::MAX;
 
-/// One registration. On the list from its making until its pins are given back.
+/// One registration. On the lists from its making until its pins are given back.
 struct Region<M: Machine> {
     key: u64,
     name: String,
@@ -69,6 +73,8 @@ struct Region<M: Machine> {
     /// only while the gate is open.
     runs: Box<[PfnRange]>,
     starts: Box<[u64]>,
+    /// The page maps that have its pages.
+    maps: Box<[MapId]>,
     gate: Gate,
     /// When the owner's grace is over, or [`NOT_ASKED`]. Whoever sets it tells the owner.
     deadline_ns: AtomicU64,
@@ -118,9 +124,8 @@ impl<M: Machine> Region<M> {
         self.gate.wait_for_uses(relax);
         let pins = self.pins.lock().take();
         drop(pins);
-        let listed = self.mm.regions.take_off(self.key);
+        self.mm.regions.take_off(self);
         self.gate.set_released();
-        drop(listed);
         Some(uses)
     }
 
@@ -146,8 +151,7 @@ impl<M: Machine> Region<M> {
 /// The registrations of one machine.
 pub struct Regions<M: Machine> {
     next: AtomicU64,
-    /// By rising key.
-    list: Mutex<Vec<Arc<Region<M>>>>,
+    lists: Mutex<Lists<M>>,
 }
 
 /// What there is to do about the registrations of a range.
@@ -159,33 +163,33 @@ enum Next<M: Machine> {
 
 impl<M: Machine> Regions<M> {
     pub(crate) fn new() -> Self {
-        Self { next: AtomicU64::new(1), list: Mutex::new(Vec::new()) }
+        Self { next: AtomicU64::new(1), lists: Mutex::new(Lists::new()) }
     }
 
-    /// Calls `each` with every registration, oldest first, under the list's lock.
+    /// Calls `each` with every registration, those of a device together and oldest first, under the lists' lock.
     pub fn for_each(&self, each: &mut dyn FnMut(&RegionInfo<'_>)) {
-        self.list.lock().iter().for_each(|region| each(&region.info()));
+        self.lists.lock().iter().for_each(|region| each(&region.info()));
     }
 
-    /// Asks the owner of each registration that holds a frame of `ranges` to give it back, unless somebody has; `asked`
-    /// hears of each before its owner does. Answers how many that were. Work is proportional to the registrations that
-    /// there are, and their runs. Called with no lock held.
-    pub fn ask(&self, ranges: &[PfnRange], asked: &mut dyn FnMut(&RegionInfo<'_>)) -> u64 {
-        let (mut after, mut nr) = (0, 0);
-        while let Some(region) = self.first_after(after, ranges) {
+    /// Asks the owner of each registration that holds a frame of `ranges`, which are `map`'s, to give it back, unless
+    /// somebody has; `asked` hears of each before its owner does. Work is proportional to the registrations of `map`,
+    /// and their runs. Called with no lock held.
+    pub fn ask(&self, map: &DevPagemap, ranges: &[PfnRange], asked: &mut dyn FnMut(&RegionInfo<'_>)) -> Asked {
+        let (mut after, mut found) = (0, Asked::default());
+        while let Some(region) = self.first_after(after, map, ranges, &mut found.looked_at) {
             after = region.key;
-            nr += u64::from(region.ask(asked));
+            found.asked += u64::from(region.ask(asked));
         }
-        nr
+        found
     }
 
     /// Waits until no registration holds a frame of `ranges`, whose owners were asked for them: given back, or revoked
     /// once its deadline has passed, of which `told` hears. Bounded by the longest grace period and the uses in flight.
     ///
     /// Not with interrupts off, nor from inside a use.
-    pub fn take_back(&self, machine: &M, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
+    pub fn take_back(&self, machine: &M, map: &DevPagemap, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
         loop {
-            match self.next_of(ranges, machine.now_ns()) {
+            match self.next_of(map, ranges, machine.now_ns()) {
                 Next::Nothing => return,
                 Next::Wait => machine.relax(),
                 Next::Revoke(region) => {
@@ -199,16 +203,25 @@ impl<M: Machine> Regions<M> {
         }
     }
 
-    fn first_after(&self, key: u64, ranges: &[PfnRange]) -> Option<Arc<Region<M>>> {
-        let list = self.list.lock();
+    /// The next one that holds a frame of `ranges`, and how many were looked at to find it.
+    fn first_after(
+        &self,
+        key: u64,
+        map: &DevPagemap,
+        ranges: &[PfnRange],
+        looked_at: &mut u64,
+    ) -> Option<Arc<Region<M>>> {
+        let lists = self.lists.lock();
+        let list = lists.of(map.id());
         let behind = list.partition_point(|region| region.key <= key);
-        list[behind..].iter().find(|region| region.holds_any(ranges)).cloned()
+        let found = list[behind..].iter().inspect(|_| *looked_at += 1).find(|region| region.holds_any(ranges));
+        found.cloned()
     }
 
-    fn next_of(&self, ranges: &[PfnRange], now_ns: u64) -> Next<M> {
-        let list = self.list.lock();
+    fn next_of(&self, map: &DevPagemap, ranges: &[PfnRange], now_ns: u64) -> Next<M> {
+        let lists = self.lists.lock();
         let mut next = Next::Nothing;
-        for region in list.iter().filter(|region| region.holds_any(ranges)) {
+        for region in lists.of(map.id()).iter().filter(|region| region.holds_any(ranges)) {
             let deadline_ns = region.deadline_ns.load(Ordering::Relaxed);
             // One that nobody was asked for came too late, and is about to be undone.
             if deadline_ns != NOT_ASKED && now_ns >= deadline_ns {
@@ -220,22 +233,17 @@ impl<M: Machine> Regions<M> {
     }
 
     fn put_on(&self, machine: &M, region: &Arc<Region<M>>) -> Result<(), GupError> {
-        let mut list = self.list.lock();
-        if !has_room(machine, &mut list) {
+        if !self.lists.lock().put(machine, region) {
             return Err(GupError::OutOfMemory);
         }
-        let at = list.partition_point(|other| other.key < region.key);
-        list.insert(at, Arc::clone(region));
         region.mm.ledger.charge(Kind::Registrations, 1);
         Ok(())
     }
 
-    fn take_off(&self, key: u64) -> Option<Arc<Region<M>>> {
-        let mut list = self.list.lock();
-        let at = list.binary_search_by_key(&key, |region| region.key).ok()?;
-        let region = list.remove(at);
-        region.mm.ledger.charge(Kind::Registrations, -1);
-        Some(region)
+    fn take_off(&self, region: &Region<M>) {
+        if self.lists.lock().take(region) {
+            region.mm.ledger.charge(Kind::Registrations, -1);
+        }
     }
 }
 
@@ -271,6 +279,7 @@ impl<M: Machine> MemoryRegion<M> {
         let pins = PinnedPages::pin_as(space, start, nr_pages, &how)?;
         mm.machine.reached(Point::RegionPinned);
         let (runs, starts) = tables(&mm.machine, pins.frames()).ok_or(GupError::OutOfMemory)?;
+        let maps = maps_of(mm, &runs).ok_or(GupError::OutOfMemory)?;
         let region = Arc::new(Region {
             key,
             name: space.name().into(),
@@ -281,6 +290,7 @@ impl<M: Machine> MemoryRegion<M> {
             writable: terms.flags.contains(GupFlags::WRITE),
             runs,
             starts,
+            maps,
             gate: Gate::new(),
             deadline_ns: AtomicU64::new(NOT_ASKED),
             asked_ns: AtomicU64::new(0),
