@@ -46,6 +46,20 @@ fn every_page_of_a_range_is_flushed() {
 
 // covers: G3
 #[test]
+fn the_number_of_single_flushes_can_be_set() {
+    for (above, nr_pages) in [(0, 1), (2, 2), (2, 3), (100, 100), (100, 101)] {
+        let (emu, mm, space) = small_pages(2, nr_pages);
+        mm.shootdown.set_full_flush_above(above);
+        unmap(&space, 0, nr_pages);
+        let stats = emu.stats();
+        let expected = if nr_pages <= above { (2 * nr_pages, 0) } else { (0, 2) };
+        assert_eq!((stats.page_flushes, stats.full_flushes), expected, "{nr_pages} pages, full above {above}");
+        emu.assert_no_stale();
+    }
+}
+
+// covers: G3
+#[test]
 fn a_cpu_that_has_something_else_loaded_is_not_disturbed() {
     let (emu, mm, space) = small_pages(4, 2);
     let other = AddressSpace::new(&mm, "other").unwrap();
