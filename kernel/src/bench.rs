@@ -40,6 +40,16 @@ impl Cost {
         Self(self.0.div_ceil(parts.max(1)))
     }
 
+    /// With `other`.
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// How many times `other` is in it, in whole.
+    pub fn over(self, other: Self) -> Self {
+        Self((self.0 / other.0.max(1)).saturating_mul(100))
+    }
+
     /// A ratio, in percent.
     pub fn in_percent(self) -> Self {
         Self(self.0.saturating_mul(100))

@@ -9,14 +9,14 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mm::addr::{PAGE_SIZE, PageSize, VirtRange};
 use mm::failure::{FailureKind, memory_failure};
 use mm::gather::ZapStats;
-use mm::shootdown::{FULL_FLUSH_ABOVE, FlushRange, Round};
+use mm::shootdown::{FlushRange, Round};
 use mm::space::Access;
 
 use crate::bench::{Bound, Cost, Figures, once};
 use crate::ktests_mm::{BASE, Device, at, here, new_space, others, page, run_in, spawn_in, wait_until};
 use crate::machine::{Space, mm};
 use crate::task::Task;
-use crate::{memory, paging, sched, smp, time, user};
+use crate::{bench_flush, memory, paging, sched, smp, time, user};
 
 const GIB: u64 = PageSize::Size1G.bytes();
 const MIB2: u64 = PageSize::Size2M.bytes();
@@ -32,14 +32,14 @@ pub fn run(figures: &mut Figures, device: &Device) -> Result<(), String> {
         unmap_gib(figures, device, PageSize::Size1G)?;
     }
     unmap_one(figures, device)?;
-    flushes(figures, device)?;
+    bench_flush::run(figures, device)?;
     shootdown(figures, device)?;
     // Last: it leaves lost pages behind.
     failure(figures, device)
 }
 
 /// Does `work` in a task that has a new space loaded, which maps `len` bytes of the device with leaves of `size`.
-fn in_space<R: Send + 'static>(
+pub fn in_space<R: Send + 'static>(
     device: &Device,
     (len, size): (u64, PageSize),
     work: impl FnOnce(&Arc<Space>) -> Result<R, String> + Send + 'static,
@@ -50,7 +50,8 @@ fn in_space<R: Send + 'static>(
     run_in(here(), &space, move || work(&inner))
 }
 
-fn populate(space: &Space, first: u64, nr: u64) -> Result<(), String> {
+/// Lets `nr` pages from page `first` on be present.
+pub fn populate(space: &Space, first: u64, nr: u64) -> Result<(), String> {
     space.populate(at(page(first)), page(nr), Access::Write).map_err(|error| format!("populate: {error}"))
 }
 
@@ -121,22 +122,6 @@ fn failure(figures: &mut Figures, device: &Device) -> Result<(), String> {
         })?;
         let name = format!("memory_failure_{name}");
         figures.cost(&name, Cost::of(total, TURNS), Bound::AtMost(6560), "6,560 to 22,000");
-    }
-    Ok(())
-}
-
-/// Flushing this CPU alone: page by page up to the limit, and all.
-fn flushes(figures: &mut Figures, device: &Device) -> Result<(), String> {
-    let costs = in_space(device, (MIB2, PageSize::Size4K), |space| {
-        let one = |nr| {
-            let (cost, _) = sent(space, nr);
-            cost
-        };
-        Ok([1, FULL_FLUSH_ABOVE, FULL_FLUSH_ABOVE + 1].map(|nr| (nr, (0..TURNS).map(|_| one(nr)).sum::<u64>())))
-    })?;
-    for (nr, total) in costs {
-        let name = if nr > FULL_FLUSH_ABOVE { "flush_all".into() } else { format!("flush_{nr}_pages") };
-        figures.cost(&name, Cost::of(total, TURNS), Bound::None, "");
     }
     Ok(())
 }

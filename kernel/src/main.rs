@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod acpi;
 mod bench;
+mod bench_flush;
 mod bench_gup;
 mod bench_removal;
 mod bench_zap;

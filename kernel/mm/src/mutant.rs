@@ -93,7 +93,7 @@ mutants! {
     /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_loads_the_space`.
     SwitchStaysLazy = "switch_stays_lazy",
     /// Splitting a huge leaf to remove a part of it flushes nothing. Caught by
-    /// `stale::a_part_of_a_huge_leaf_goes_and_the_rest_stays` and `properties::the_same_with_smaller_leaves`.
+    /// `leaves::a_part_of_a_huge_leaf_goes_and_the_rest_stays` and `properties::the_same_with_smaller_leaves`.
     SplitNoFlush = "split_no_flush",
     /// A change of rights flushes nothing. Caught by `stale::a_right_that_was_taken_away_cannot_be_used` and
     /// `properties::page_tables_metadata_and_tlbs_agree_with_the_model`.
@@ -104,11 +104,12 @@ mutants! {
     /// `stale::a_cpu_that_missed_more_rounds_than_the_ring_remembers_forgets_everything` and
     /// `loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up`.
     RingOverflowIgnored = "ring_overflow_ignored",
-    /// An unpin takes off two pins. Caught by `gup::every_pin_is_given_back_once`.
+    /// An unpin takes off two pins. Caught by `gup_refused::every_pin_is_given_back_once`.
     UnpinTwice = "unpin_twice",
-    /// `start + len` is added without a check. Caught by `gup::bad_ranges_are_clear_errors_on_every_path`.
+    /// `start + len` is added without a check. Caught by `gup_refused::bad_ranges_are_clear_errors_on_every_path`.
     WrappedRange = "wrapped_range",
-    /// gup-fast pins for writing what may only be read. Caught by `gup::a_read_only_mapping_is_not_pinned_for_writing`.
+    /// gup-fast pins for writing what may only be read. Caught by
+    /// `gup_refused::a_read_only_mapping_is_not_pinned_for_writing`.
     WriteThroughReadOnly = "write_through_read_only",
     /// A failure after partial success is reported in place of the count. Caught by
     /// `gup::an_error_after_a_part_gives_the_part` and
@@ -118,7 +119,7 @@ mutants! {
     /// `stale::a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole`.
     CutAreaMissed = "cut_area_missed",
     /// Promoting a table to a huge leaf flushes one address of its span. Caught by
-    /// `stale::what_promotion_replaced_is_forgotten`.
+    /// `leaves::what_promotion_replaced_is_forgotten`.
     PromoteFlushesOnePage = "promote_flushes_one_page",
     /// A request for all pages or none that fails keeps those it had pinned. Caught by
     /// `region::a_long_term_request_gives_back_everything_where_it_meets_a_file_system` and

@@ -101,6 +101,8 @@ pub struct Shootdown {
     cpus: Box<[CpuTlb]>,
     /// The kernel half, which is in every address space: its CPU set holds every CPU that is online.
     kernel: TlbState,
+    /// Up to this many single flushes; more become one full flush.
+    full_flush_above: AtomicU64,
     rounds: AtomicU64,
     ipis: AtomicU64,
     page_flushes: AtomicU64,
@@ -119,11 +121,18 @@ impl Shootdown {
         Self {
             cpus: (0..nr_cpus).map(cpu).collect(),
             kernel: TlbState::new(u64::MAX, Pfn::new(0)),
+            full_flush_above: AtomicU64::new(FULL_FLUSH_ABOVE),
             rounds: AtomicU64::new(0),
             ipis: AtomicU64::new(0),
             page_flushes: AtomicU64::new(0),
             full_flushes: AtomicU64::new(0),
         }
+    }
+
+    /// From now on up to `nr` pages are flushed one by one, and more by one full flush; [`FULL_FLUSH_ABOVE`] at first.
+    /// Either is right at any time, so it may be changed at any time.
+    pub fn set_full_flush_above(&self, nr: u64) {
+        self.full_flush_above.store(nr, Ordering::Relaxed);
     }
 
     /// What shootdowns have cost so far.
@@ -278,7 +287,9 @@ impl Shootdown {
 
     fn flush<M: Machine>(&self, irq: &IrqOff<'_, M>, what: FlushRange) {
         match what {
-            FlushRange::Pages { range, stride } if what.nr_flushes() <= FULL_FLUSH_ABOVE => {
+            FlushRange::Pages { range, stride }
+                if what.nr_flushes() <= self.full_flush_above.load(Ordering::Relaxed) =>
+            {
                 let mut va = range.start().align_down(stride.bytes());
                 let mut left = what.nr_flushes();
                 self.page_flushes.fetch_add(left, Ordering::Relaxed);

@@ -10,8 +10,11 @@ use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, fence};
 /// How many generations a ring remembers.
 pub const RING: usize = if cfg!(loom) { 2 } else { 8 };
 
-/// Up to this many single flushes; more become one full flush. It is Linux's `tlb_single_page_flush_ceiling`:
-/// `./run-qemu.sh bench` prints what both execute, but not the misses after a full one, which only hardware has.
+/// Up to this many single flushes; more become one full flush, unless
+/// [`set_full_flush_above`](crate::shootdown::Shootdown::set_full_flush_above) says otherwise.
+///
+/// Measured (`docs/benchmarks.md`, `kernel/src/bench_flush.rs`): in the emulator both cost the same at 30 pages where
+/// nothing else is in use, and at 59 where 64 other pages have to be walked for again.
 pub const FULL_FLUSH_ABOVE: u64 = 33;
 
 /// What to flush: a value, so that it can be stored, merged and compared.

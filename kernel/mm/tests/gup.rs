@@ -1,74 +1,18 @@
-//! gup on the emulated machine: each race is forced at the step at which it matters, and every bad request is a
-//! clear error.
+//! gup on the emulated machine: each race is forced at the step at which it matters. What it refuses is in
+//! `gup_refused.rs`.
 #![cfg(not(loom))]
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-
-use common::{BASE, DEVICE_START, Device, Space, World, counts, load, page, pin, space_with, store_to, unpin, world};
-use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
-use mm::emu::{Background, EmuMachine, Event};
+use common::gup_rig::{FAST, Running, rig};
+use common::{Device, counts, load, page, pin, space_with, store_to, unpin, world};
+use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use mm::emu::Event;
 use mm::entry::Prot;
-use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
+use mm::gup::{self, GupError, GupFlags, PageArray};
 use mm::machine::{Machine, Point};
-use mm::pagemap::MemoryKind;
 use mm::space::{Access, SigBusCause};
 use mm::sync::Arc;
-
-const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
-
-struct Rig {
-    emu: EmuMachine,
-    mm: Arc<World>,
-    device: Arc<Device>,
-    space: Arc<Space>,
-}
-
-/// A space of `nr_pages` in leaves of at most `leaf`, loaded on CPUs 0 and 1, with every page present.
-fn rig(nr_pages: u64, leaf: PageSize) -> Rig {
-    let (emu, mm) = world(2);
-    let device = Device::dax_with(&mm, 4 << 18, leaf);
-    let space = space_with(&mm, &device, nr_pages, &[0, 1]);
-    (0..nr_pages).step_by(leaf.nr_pages() as usize).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
-    emu.reset_stats();
-    Rig { emu, mm, device, space }
-}
-
-type Running = Arc<Mutex<Option<Background<()>>>>;
-
-impl Rig {
-    /// While CPU 0 is at `point` inside gup-fast, CPU 1 starts `other`; answers where to find it.
-    fn race(&self, point: Point, other: impl FnOnce() + Send + 'static) -> Running {
-        let running = Running::default();
-        let (emu, started) = (self.emu.clone(), running.clone());
-        self.emu.at(0, Event::At(point), 1, move || *started.lock().unwrap() = Some(emu.start(1, other)));
-        running
-    }
-
-    fn unmap(&self, first: u64, nr_pages: u64) -> impl FnOnce() + Send + use<> {
-        let space = self.space.clone();
-        move || _ = space.unmap(page(first), nr_pages * PAGE_SIZE).unwrap()
-    }
-
-    fn finish(&self, running: &Running) {
-        self.emu.assert_hooks_ran();
-        self.emu.finish(running.lock().unwrap().take().unwrap());
-        self.emu.assert_no_stale();
-    }
-
-    fn pins(&self, nr: u64) -> u32 {
-        counts(&self.mm.meta, self.device.pfn(nr)).1
-    }
-}
-
-/// The message of the panic that `f` ends with.
-fn panic_of(f: impl FnOnce()) -> String {
-    let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("it was let pass");
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
-}
 
 // covers: G1
 #[test]
@@ -352,113 +296,6 @@ fn pages_and_ranges_say_the_same() {
     assert_eq!(gup::pin_user_pages_fast(&rig.space, page(0), 20, FAST, &mut array), Ok(5));
     gup::unpin(&rig.mm, rig.device.pfn(0), 5);
     assert_eq!(rig.pins(0), 0);
-}
-
-// covers: G7
-#[test]
-fn a_read_only_mapping_is_not_pinned_for_writing() {
-    for leaf in [PageSize::Size4K, PageSize::Size2M] {
-        let rig = rig(512, leaf);
-        rig.space.protect(page(0), 512 * PAGE_SIZE, Prot::USER_READ).unwrap();
-        assert_eq!(pin(&rig.space, page(3), 1, FAST), Err(GupError::NotPresent(page(3))));
-        assert_eq!(pin(&rig.space, page(3), 1, GupFlags::WRITE), Err(GupError::AccessDenied(page(3))));
-        let force = GupFlags::WRITE | GupFlags::FORCE;
-        assert_eq!(pin(&rig.space, page(3), 1, force), Err(GupError::AccessDenied(page(3))));
-        unpin(&rig.mm, &pin(&rig.space, page(3), 1, GupFlags::empty()).unwrap());
-    }
-}
-
-// covers: G7
-#[test]
-fn bad_ranges_are_clear_errors_on_every_path() {
-    let rig = rig(2, PageSize::Size4K);
-    let last = VirtAddr::new(u64::MAX - 0xfff);
-    let kernel = VirtAddr::new(0xffff_8000_0000_0000);
-    let end = rig.space.user_end();
-    let below = |pages: u64| VirtAddr::new(end.as_u64() - pages * PAGE_SIZE);
-    for flags in [FAST, GupFlags::WRITE, GupFlags::empty()] {
-        for (va, nr) in [(last, 2), (last, 1), (kernel, 1), (end, 1), (below(1), 2), (BASE, 1 << 52), (BASE, u64::MAX)]
-        {
-            assert_eq!(pin(&rig.space, va, nr, flags), Err(GupError::BadRange), "{va} + {nr} pages");
-        }
-        assert_eq!(pin(&rig.space, BASE, 0, flags), Err(GupError::NoPages));
-        let mut none = RangeArray::new(&mut []);
-        let result = gup::pin_user_pages_fast(&rig.space, BASE, 1, flags, &mut none);
-        assert_eq!(result, Err(GupError::NoRoom), "no room for a result");
-    }
-    assert_eq!(pin(&rig.space, page(2), 1, GupFlags::WRITE), Err(GupError::NotMapped(page(2))));
-    assert_eq!(pin(&rig.space, below(1), 1, GupFlags::WRITE), Err(GupError::NotMapped(below(1))));
-    let totals = rig.mm.meta.totals();
-    assert_eq!((totals.pins, totals.refs), (0, 2));
-}
-
-// covers: G7
-#[test]
-fn wrapped_ranges_are_refused_by_the_address_space_too() {
-    let rig = rig(1, PageSize::Size4K);
-    let last = VirtAddr::new(u64::MAX - 0xfff);
-    let bad = Err(mm::space::MapError::BadRange);
-    for (va, len) in [(last, 2 * PAGE_SIZE), (BASE, 0), (BASE, 100), (VirtAddr::new(1), PAGE_SIZE), (BASE, !0xfff)] {
-        assert_eq!(rig.space.unmap(va, len).map(|_| ()), bad, "{va} + {len:#x}");
-        assert_eq!(rig.space.protect(va, len, Prot::USER_READ).map(|_| ()), bad);
-        assert_eq!(rig.space.map(va, len, Prot::USER_READ, &rig.device.ops(), 0), bad);
-    }
-    let far = u64::MAX >> 12;
-    assert_eq!(rig.space.map(page(9), PAGE_SIZE, Prot::USER_READ, &rig.device.ops(), far), bad, "a wrapped offset");
-}
-
-// covers: G8
-#[test]
-fn every_pin_is_given_back_once() {
-    let rig = rig(2, PageSize::Size4K);
-    let runs = pin(&rig.space, page(0), 1, FAST).unwrap();
-    let again = pin(&rig.space, page(0), 1, FAST).unwrap();
-    assert_eq!(counts(&rig.mm.meta, rig.device.pfn(0)), (3, 2));
-    unpin(&rig.mm, &runs);
-    assert_eq!(counts(&rig.mm.meta, rig.device.pfn(0)), (2, 1), "one pin, one reference");
-    unpin(&rig.mm, &again);
-    let message = panic_of(|| unpin(&rig.mm, &again));
-    assert!(message.contains(&DEVICE_START.to_string()) && message.contains("unpin"), "{message}");
-}
-
-// covers: G8
-#[test]
-fn a_put_without_a_get_names_the_page() {
-    let (_emu, mm) = world(1);
-    let device = Device::dax_with(&mm, 64, PageSize::Size4K);
-    let message = panic_of(|| gup::put_page(&mm, device.pfn(3), 1));
-    assert!(message.contains(&device.pfn(3).to_string()), "{message}");
-}
-
-// covers: L2, L3, L6
-#[test]
-fn a_long_term_pin_that_could_not_be_taken_back_is_refused_on_every_path() {
-    let (emu, mm) = world(1);
-    let dax = Device::dax_with(&mm, 64, PageSize::Size4K);
-    let first = DEVICE_START.add(1 << 18);
-    let file = Device::new(&mm, first, 64, MemoryKind::FsDax, PageSize::Size4K);
-    let space = space_with(&mm, &dax, 2, &[0]);
-    space.map(page(2), 2 * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0).unwrap();
-    (0..4).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
-    let long = GupFlags::WRITE | GupFlags::LONGTERM;
-    assert_eq!(pin(&space, page(0), 1, long), Err(GupError::RevocableOnly(page(0))), "by a registration only");
-    assert_eq!(pin(&space, page(0), 4, long), Err(GupError::RevocableOnly(page(0))));
-    assert_eq!(pin(&space, page(2), 1, long), Err(GupError::NotSupported(page(2))), "not at all");
-    assert_eq!(pin(&space, page(0), 2, FAST | GupFlags::LONGTERM), Err(GupError::NotPresent(page(0))));
-    assert_eq!(mm.meta.totals().pins, 0);
-    assert_eq!(pin(&space, page(0), 4, GupFlags::WRITE).map(|runs| runs.len()), Ok(2), "a transient pin may");
-}
-
-// covers: L4
-#[test]
-fn no_room_for_a_result_is_an_invalid_argument_before_anything_else() {
-    let rig = rig(1, PageSize::Size4K);
-    for flags in [GupFlags::WRITE, GupFlags::WRITE | GupFlags::LONGTERM] {
-        let result = gup::pin_user_pages_fast(&rig.space, BASE, 1, flags, &mut PageArray::new(&mut []));
-        assert_eq!(result, Err(GupError::NoRoom));
-        assert!(GupError::NoRoom.to_string().starts_with("invalid argument"));
-    }
-    assert_eq!(rig.mm.meta.totals().pins, 0);
 }
 
 // covers: G1, G4

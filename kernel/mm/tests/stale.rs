@@ -7,9 +7,10 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
+use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
 use common::{Device, Space, World, go_idle, load, load_from, page, space_with, store_to, wake, world};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::{Config, EmuMachine, Event};
+use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
@@ -19,39 +20,6 @@ use mm::pagemap::MemoryKind;
 use mm::space::{AddressSpace, FaultError};
 use mm::sync::Arc;
 use mm::tlb::{FULL_FLUSH_ABOVE, RING};
-
-/// Pages that the device of these tests has.
-const DEVICE_PAGES: u64 = 4 << 18;
-
-/// A space of `nr_pages`, in 4 KiB leaves and loaded on every CPU, each of which has all pages in its TLB.
-fn small_pages(cpus: usize, nr_pages: u64) -> (EmuMachine, Arc<World>, Arc<Space>) {
-    mapped(cpus, nr_pages, PageSize::Size4K)
-}
-
-fn mapped(cpus: usize, nr_pages: u64, leaf: PageSize) -> (EmuMachine, Arc<World>, Arc<Space>) {
-    let (emu, mm) = world(cpus);
-    let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
-    let all: Vec<_> = (0..cpus).collect();
-    let space = space_with(&mm, &device, nr_pages, &all);
-    for cpu in all {
-        emu.on_cpu(cpu, || (0..nr_pages).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap()));
-    }
-    emu.reset_stats();
-    (emu, mm, space)
-}
-
-fn unmap(space: &Arc<Space>, first: u64, nr_pages: u64) {
-    space.unmap(page(first), nr_pages * PAGE_SIZE).unwrap();
-}
-
-/// Every CPU faults where nothing is mapped any more.
-fn assert_gone(emu: &EmuMachine, space: &Space, nr: u64) {
-    for cpu in 0..emu.cpu_count() {
-        let result = emu.on_cpu(cpu, || load_from(space, emu, page(nr)));
-        assert_eq!(result, Err(FaultError::NotMapped(page(nr))), "CPU {cpu}, page {nr}");
-    }
-    emu.assert_no_stale();
-}
 
 // covers: G3
 #[test]
@@ -78,6 +46,20 @@ fn every_page_of_a_range_is_flushed() {
 
 // covers: G3
 #[test]
+fn the_number_of_single_flushes_can_be_set() {
+    for (above, nr_pages) in [(0, 1), (2, 2), (2, 3), (100, 100), (100, 101)] {
+        let (emu, mm, space) = small_pages(2, nr_pages);
+        mm.shootdown.set_full_flush_above(above);
+        unmap(&space, 0, nr_pages);
+        let stats = emu.stats();
+        let expected = if nr_pages <= above { (2 * nr_pages, 0) } else { (0, 2) };
+        assert_eq!((stats.page_flushes, stats.full_flushes), expected, "{nr_pages} pages, full above {above}");
+        emu.assert_no_stale();
+    }
+}
+
+// covers: G3
+#[test]
 fn a_cpu_that_has_something_else_loaded_is_not_disturbed() {
     let (emu, mm, space) = small_pages(4, 2);
     let other = AddressSpace::new(&mm, "other").unwrap();
@@ -88,29 +70,6 @@ fn a_cpu_that_has_something_else_loaded_is_not_disturbed() {
     assert_eq!(emu.stats().ipis_sent, 1, "CPU 3 alone");
     assert_eq!(emu.stats().page_flushes, 2, "CPUs 0 and 3");
     emu.assert_no_stale();
-}
-
-// covers: G3
-#[test]
-fn a_part_of_a_huge_leaf_goes_and_the_rest_stays() {
-    for (leaf, nr_pages, hole) in [(PageSize::Size2M, 512, 5), (PageSize::Size1G, 1 << 18, 70_000)] {
-        let (emu, mm) = world(3);
-        let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
-        let space = space_with(&mm, &device, nr_pages, &[0, 1, 2]);
-        for cpu in 0..3 {
-            emu.on_cpu(cpu, || store_to(&space, &emu, page(hole), 17).unwrap());
-        }
-        assert_eq!(space.translate(page(hole)).unwrap().size, leaf);
-        unmap(&space, hole, 1);
-        assert_gone(&emu, &space, hole);
-        for neighbour in [hole - 1, hole + 1, 0, nr_pages - 1] {
-            let found = space.translate(page(neighbour)).expect("the rest stays mapped");
-            assert_eq!(found.pfn_at(page(neighbour)), device.pfn(neighbour));
-        }
-        let refs = mm.meta.inspect(device.first).unwrap().counts.refs;
-        let leaves = emu.leaves(space.tlb().root()).len();
-        assert_eq!(refs as usize, leaves, "one reference for each leaf");
-    }
 }
 
 // covers: G7
@@ -421,55 +380,6 @@ fn a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole() {
 
 // covers: G3
 #[test]
-fn what_promotion_replaced_is_forgotten() {
-    let (emu, mm) = world(2);
-    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
-    let space = space_with(&mm, &device, 1024, &[0, 1]);
-    // The second huge leaf keeps the table above, so that the first is cleared by itself.
-    [0, 512].into_iter().for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
-    // A page that is taken away from outside and faults in again leaves 512 small leaves over one folio.
-    let mut gather = Gather::new(&mm);
-    unmap_mapping_range(&device.mapping, 5, 1, &mut gather);
-    gather.finish();
-    for cpu in 0..2 {
-        emu.on_cpu(cpu, || (0..9).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap()));
-    }
-    assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size4K);
-    assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(1));
-    assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size2M);
-    // What is cached of the old table would be right for as long as the huge leaf lasts; but when that goes, one
-    // flush is all that it gets.
-    unmap(&space, 0, 512);
-    for nr in 0..9 {
-        assert_gone(&emu, &space, nr);
-    }
-    assert_eq!(device.pages.live_folios(), 1);
-}
-
-// covers: G7
-#[test]
-fn promotion_stays_inside_an_area() {
-    let (_emu, _mm, space) = mapped(2, 512, PageSize::Size2M);
-    space.protect(page(9), PAGE_SIZE, Prot::USER_READ).unwrap();
-    space.protect(page(9), PAGE_SIZE, Prot::USER_WRITE).unwrap();
-    assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(0), "there are three areas now");
-}
-
-// covers: G3
-#[test]
-fn a_split_without_memory_takes_the_whole_leaf() {
-    let (emu, mm, space) = mapped(2, 512, PageSize::Size2M);
-    emu.limit_tables(emu.live_tables());
-    unmap(&space, 5, 1);
-    assert!(emu.leaves(space.tlb().root()).is_empty());
-    assert_gone(&emu, &space, 5);
-    emu.limit_tables(64);
-    assert_eq!(load_from(&space, &emu, page(6)), Ok(6), "what was not to go faults in again");
-    assert_eq!(mm.ledger.count(Kind::Mappings), 2);
-}
-
-// covers: G3
-#[test]
 fn a_round_with_interrupts_off_is_refused() {
     let (emu, mm, space) = small_pages(2, 2);
     let refused = catch_unwind(AssertUnwindSafe(|| {
@@ -479,23 +389,4 @@ fn a_round_with_interrupts_off_is_refused() {
     let message = refused.unwrap_err().downcast_ref::<&str>().copied().unwrap_or_default();
     assert!(message.contains("interrupts off"), "{message}");
     assert_eq!(emu.stats().ipis_sent, 0);
-}
-
-// covers: G3
-#[test]
-fn five_levels_and_machines_without_huge_leaves_work_alike() {
-    for (levels, has_1g_leaves) in [(4, false), (5, true), (5, false)] {
-        let (emu, mm) = common::world_on(Config { cpus: 2, levels, has_1g_leaves, ..Config::default() });
-        let device = Device::dax(&mm, DEVICE_PAGES);
-        let space = space_with(&mm, &device, 1 << 18, &[0, 1]);
-        for cpu in 0..2 {
-            emu.on_cpu(cpu, || store_to(&space, &emu, page(700), 7).unwrap());
-        }
-        let size = space.translate(page(700)).unwrap().size;
-        assert_eq!(size, if has_1g_leaves { PageSize::Size1G } else { PageSize::Size2M });
-        unmap(&space, 700, 1);
-        assert_gone(&emu, &space, 700);
-        unmap(&space, 0, 1 << 18);
-        assert_eq!(emu.live_tables(), 1);
-    }
 }

@@ -96,9 +96,20 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     #[inline(always)]
     pub(super) fn page(&self, at: u64) -> Quick {
         let irq = self.enter();
-        match self.walk(&irq, at) {
+        let quick = match self.walk(&irq, at) {
             Some(leaf) if leaf.level == 1 => self.take_checked(leaf.entry.pfn(), 1, &leaf),
             _ => Quick::No,
+        };
+        // Interrupts come back on in each way by itself, so that nobody need remember meanwhile which one it was.
+        match quick {
+            Quick::Pinned(pfn) => {
+                drop(irq);
+                Quick::Pinned(pfn)
+            }
+            other => {
+                drop(irq);
+                other
+            }
         }
     }
 

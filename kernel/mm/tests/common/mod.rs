@@ -1,6 +1,9 @@
 //! A small world for host tests: an emulated machine, a device whose frames carry stamps, address spaces.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod cached;
+pub mod gup_rig;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -1,0 +1,43 @@
+//! What the tests of shootdowns share: spaces that every CPU has in its TLB.
+
+use mm::addr::{PAGE_SIZE, PageSize};
+use mm::emu::EmuMachine;
+use mm::space::FaultError;
+use mm::sync::Arc;
+
+use super::{Device, Space, World, load_from, page, space_with, store_to, world};
+
+/// Pages that the device of these tests has.
+pub const DEVICE_PAGES: u64 = 4 << 18;
+
+/// A space of `nr_pages`, in 4 KiB leaves and loaded on every CPU, each of which has all pages in its TLB.
+pub fn small_pages(cpus: usize, nr_pages: u64) -> (EmuMachine, Arc<World>, Arc<Space>) {
+    mapped(cpus, nr_pages, PageSize::Size4K)
+}
+
+/// The same in leaves of at most `leaf`.
+pub fn mapped(cpus: usize, nr_pages: u64, leaf: PageSize) -> (EmuMachine, Arc<World>, Arc<Space>) {
+    let (emu, mm) = world(cpus);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
+    let all: Vec<_> = (0..cpus).collect();
+    let space = space_with(&mm, &device, nr_pages, &all);
+    for cpu in all {
+        emu.on_cpu(cpu, || (0..nr_pages).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap()));
+    }
+    emu.reset_stats();
+    (emu, mm, space)
+}
+
+/// Ends the mapping of `nr_pages` from page `first` on.
+pub fn unmap(space: &Arc<Space>, first: u64, nr_pages: u64) {
+    space.unmap(page(first), nr_pages * PAGE_SIZE).unwrap();
+}
+
+/// Every CPU faults where nothing is mapped any more.
+pub fn assert_gone(emu: &EmuMachine, space: &Space, nr: u64) {
+    for cpu in 0..emu.cpu_count() {
+        let result = emu.on_cpu(cpu, || load_from(space, emu, page(nr)));
+        assert_eq!(result, Err(FaultError::NotMapped(page(nr))), "CPU {cpu}, page {nr}");
+    }
+    emu.assert_no_stale();
+}

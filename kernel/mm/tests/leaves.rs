@@ -1,0 +1,104 @@
+//! Leaves that split, join or are of other sizes, on the emulated machine: no CPU keeps what they were.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::cached::{DEVICE_PAGES, assert_gone, mapped, unmap};
+use common::{Device, load_from, page, space_with, store_to, world};
+use mm::addr::{PAGE_SIZE, PageSize};
+use mm::emu::Config;
+use mm::entry::Prot;
+use mm::gather::Gather;
+use mm::ledger::Kind;
+use mm::mapping::unmap_mapping_range;
+
+// covers: G3
+#[test]
+fn a_part_of_a_huge_leaf_goes_and_the_rest_stays() {
+    for (leaf, nr_pages, hole) in [(PageSize::Size2M, 512, 5), (PageSize::Size1G, 1 << 18, 70_000)] {
+        let (emu, mm) = world(3);
+        let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
+        let space = space_with(&mm, &device, nr_pages, &[0, 1, 2]);
+        for cpu in 0..3 {
+            emu.on_cpu(cpu, || store_to(&space, &emu, page(hole), 17).unwrap());
+        }
+        assert_eq!(space.translate(page(hole)).unwrap().size, leaf);
+        unmap(&space, hole, 1);
+        assert_gone(&emu, &space, hole);
+        for neighbour in [hole - 1, hole + 1, 0, nr_pages - 1] {
+            let found = space.translate(page(neighbour)).expect("the rest stays mapped");
+            assert_eq!(found.pfn_at(page(neighbour)), device.pfn(neighbour));
+        }
+        let refs = mm.meta.inspect(device.first).unwrap().counts.refs;
+        let leaves = emu.leaves(space.tlb().root()).len();
+        assert_eq!(refs as usize, leaves, "one reference for each leaf");
+    }
+}
+
+// covers: G3
+#[test]
+fn what_promotion_replaced_is_forgotten() {
+    let (emu, mm) = world(2);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
+    let space = space_with(&mm, &device, 1024, &[0, 1]);
+    // The second huge leaf keeps the table above, so that the first is cleared by itself.
+    [0, 512].into_iter().for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
+    // A page that is taken away from outside and faults in again leaves 512 small leaves over one folio.
+    let mut gather = Gather::new(&mm);
+    unmap_mapping_range(&device.mapping, 5, 1, &mut gather);
+    gather.finish();
+    for cpu in 0..2 {
+        emu.on_cpu(cpu, || (0..9).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap()));
+    }
+    assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size4K);
+    assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(1));
+    assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size2M);
+    // What is cached of the old table would be right for as long as the huge leaf lasts; but when that goes, one
+    // flush is all that it gets.
+    unmap(&space, 0, 512);
+    for nr in 0..9 {
+        assert_gone(&emu, &space, nr);
+    }
+    assert_eq!(device.pages.live_folios(), 1);
+}
+
+// covers: G7
+#[test]
+fn promotion_stays_inside_an_area() {
+    let (_emu, _mm, space) = mapped(2, 512, PageSize::Size2M);
+    space.protect(page(9), PAGE_SIZE, Prot::USER_READ).unwrap();
+    space.protect(page(9), PAGE_SIZE, Prot::USER_WRITE).unwrap();
+    assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(0), "there are three areas now");
+}
+
+// covers: G3
+#[test]
+fn a_split_without_memory_takes_the_whole_leaf() {
+    let (emu, mm, space) = mapped(2, 512, PageSize::Size2M);
+    emu.limit_tables(emu.live_tables());
+    unmap(&space, 5, 1);
+    assert!(emu.leaves(space.tlb().root()).is_empty());
+    assert_gone(&emu, &space, 5);
+    emu.limit_tables(64);
+    assert_eq!(load_from(&space, &emu, page(6)), Ok(6), "what was not to go faults in again");
+    assert_eq!(mm.ledger.count(Kind::Mappings), 2);
+}
+
+// covers: G3
+#[test]
+fn five_levels_and_machines_without_huge_leaves_work_alike() {
+    for (levels, has_1g_leaves) in [(4, false), (5, true), (5, false)] {
+        let (emu, mm) = common::world_on(Config { cpus: 2, levels, has_1g_leaves, ..Config::default() });
+        let device = Device::dax(&mm, DEVICE_PAGES);
+        let space = space_with(&mm, &device, 1 << 18, &[0, 1]);
+        for cpu in 0..2 {
+            emu.on_cpu(cpu, || store_to(&space, &emu, page(700), 7).unwrap());
+        }
+        let size = space.translate(page(700)).unwrap().size;
+        assert_eq!(size, if has_1g_leaves { PageSize::Size1G } else { PageSize::Size2M });
+        unmap(&space, 700, 1);
+        assert_gone(&emu, &space, 700);
+        unmap(&space, 0, 1 << 18);
+        assert_eq!(emu.live_tables(), 1);
+    }
+}
