@@ -435,6 +435,7 @@ fn end(exit: Exit) -> ! {
         drop(space);
     }
     if let Err(signal) = exit {
+        log::info!(target: "tasks", "{} on CPU {} is ended by {}", me.name, me.cpu, signal.in_words());
         crate::report!("task id={} name={} cpu={} exit={signal}", me.id, me.name, me.cpu);
     }
     me.set_exit(exit);

@@ -65,6 +65,32 @@ impl fmt::Display for Signal {
     }
 }
 
+impl Signal {
+    /// The same for people.
+    pub fn in_words(&self) -> impl fmt::Display {
+        struct Words(Signal);
+        impl fmt::Display for Words {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self.0 {
+                    Signal::SigBus { addr, len_bytes, cause } => {
+                        let why = match cause {
+                            SigBusCause::DeviceGone => "its device is gone",
+                            SigBusCause::Poisoned => "the page is lost",
+                            SigBusCause::BeyondEnd => "it lies beyond the end",
+                            SigBusCause::ShutDown => "its file system is shut down",
+                        };
+                        write!(f, "SIGBUS at {addr}, {len_bytes} bytes: {why}")
+                    }
+                    Signal::SigSegv { addr } => write!(f, "SIGSEGV: nothing that it may use at {addr}"),
+                    Signal::OutOfMemory => f.write_str("a lack of memory for its page tables"),
+                    Signal::Killed => f.write_str("a request to end"),
+                }
+            }
+        }
+        Words(*self)
+    }
+}
+
 /// What a SIGBUS tells: which memory is lost, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SigBus {

@@ -25,7 +25,9 @@ fn ask(task: &Task, mut handler: SigBusHandler, lost: SigBus) -> Choice {
     let choice = handler(&lost);
     match choice {
         Choice::GoOn => {
-            crate::report!("task id={} name={} cpu={} caught={}", task.id, task.name, task.cpu, Signal::from(lost));
+            let signal = Signal::from(lost);
+            log::info!(target: "tasks", "{} on CPU {} catches {}", task.name, task.cpu, signal.in_words());
+            crate::report!("task id={} name={} cpu={} caught={signal}", task.id, task.name, task.cpu);
             let replaced = task.set_sigbus_handler(handler);
             if let Some(newer) = replaced {
                 // It has chosen another handler for the next time.

@@ -90,6 +90,15 @@ impl Verdict {
     }
 
     fn judge_round(&mut self, name: &str, round: &Round) {
+        log::info!(
+            "{name}: {} of {} tasks that used the device ended by SIGBUS, {} of {} others went on; {} pins, {} wrong stamps",
+            round.ended_by_sigbus,
+            round.users,
+            round.went_on,
+            round.bystanders,
+            round.pins,
+            round.wrong_stamps
+        );
         report!(
             "round method={name} users={} sigbus={} bystanders={} went_on={} pins={} wrong_stamps={}",
             round.users,
@@ -106,6 +115,13 @@ impl Verdict {
     }
 
     fn judge_page(&mut self, act: &PageAct) {
+        log::info!(
+            "one by one: {} faults injected, {} leaks; a lost page was on the list as {} sectors, and healed by a write: {}",
+            act.faults,
+            act.leaks,
+            act.bad_sectors,
+            act.healed
+        );
         report!(
             "page faults={} leaks={} same={} users={} sigbus={} told={} read_on={} io_error={} bad_sectors={} healed={}",
             act.faults,
@@ -131,6 +147,20 @@ impl Verdict {
 
     fn judge_files(&mut self, act: &FilesAct) {
         let FilesAct { programs, databases, callers, bystanders, notified, .. } = act;
+        log::info!(
+            "files: {} of {} programs ended by SIGBUS, {} of {} databases caught it, {} of {} callers were refused, {} of \
+             {} others went on; {} synced records lost, {} faults found by the checker",
+            programs.rightly,
+            programs.tasks,
+            databases.rightly,
+            databases.tasks,
+            callers.rightly,
+            callers.tasks,
+            bystanders.rightly,
+            bystanders.tasks,
+            act.lost,
+            act.problems
+        );
         report!(
             "files programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
              calls={} pins={} wrong={} damage={} lost={}",
@@ -168,6 +198,11 @@ impl Verdict {
             let delta = after.ledger.count(kind) - before.ledger.count(kind);
             report!("ledger kind={kind} count={} delta={delta}", after.ledger.count(kind));
             self.expect(delta == 0, "the ledger is not what it was before the device came");
+        }
+        let held = |kind: &&Kind| after.ledger.count(**kind) != 0;
+        match Kind::ALL.iter().filter(held).count() {
+            0 => log::info!("ledger: zero in all {} kinds", Kind::ALL.len()),
+            nr => log::info!("ledger: something is held in {nr} of {} kinds", Kind::ALL.len()),
         }
         let leaked = after.frames as i64 - before.frames as i64;
         report!("ledger kind=ram_frames count={} delta={leaked}", after.frames);
