@@ -56,6 +56,9 @@ pub fn of_topic<'a>(console: &'a [String], topic: &'a str) -> impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths;
+    use std::collections::BTreeSet;
+    use std::path::Path;
 
     #[test]
     fn a_record_comes_apart_and_goes_together_again() {
@@ -88,5 +91,45 @@ mod tests {
         let console: Vec<_> = ["@cpu id=0", "noise", "@cpux id=7", "@cpu id=1"].map(String::from).into();
         let ids: Vec<_> = of_topic(&console, "cpu").filter_map(|record| record.number("id")).collect();
         assert_eq!(ids, [0, 1]);
+    }
+
+    /// The topics that a source file prints: what follows `report!(` and an opening quote.
+    fn topics(source: &str) -> impl Iterator<Item = String> + '_ {
+        let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = code.collect::<Vec<_>>().join(" ");
+        let prints: Vec<_> = code.split("report!(").skip(1).map(String::from).collect();
+        prints.into_iter().filter_map(|print| {
+            let word: String = print
+                .trim_start()
+                .strip_prefix('"')?
+                .chars()
+                .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                .collect();
+            (!word.is_empty()).then_some(word)
+        })
+    }
+
+    fn sources(directory: &Path, into: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push(std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn every_topic_that_the_kernel_prints_is_in_the_docs_and_no_other() {
+        let mut all = Vec::new();
+        sources(&paths::root().join("kernel/src"), &mut all);
+        let printed: BTreeSet<_> = all.iter().flat_map(|source| topics(source)).collect();
+        let docs = std::fs::read_to_string(paths::root().join("docs/console.md")).unwrap();
+        let rows = docs.lines().filter_map(|line| line.strip_prefix("| `@")?.split_once('`'));
+        let described: BTreeSet<_> =
+            rows.map(|(topic, _)| topic.to_string()).filter(|topic| !topic.is_empty()).collect();
+        assert!(printed.len() > 20, "{printed:?}");
+        assert_eq!(printed, described);
     }
 }

@@ -95,6 +95,13 @@ pub fn line(args: fmt::Arguments<'_>) {
     send(line.text.as_bytes(), true);
 }
 
+/// Prints one line of words that are not the log's: a row of a table, say. Not where only warnings are wanted.
+pub fn words(args: fmt::Arguments<'_>) {
+    if log::max_level() >= LevelFilter::Info {
+        line(args);
+    }
+}
+
 /// Sends text as it is, without a newline: the prompt and the echo of what is typed.
 pub fn raw(text: &str) {
     send(text.as_bytes(), false);

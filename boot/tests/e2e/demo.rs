@@ -145,6 +145,16 @@ fn one_cpu() {
     with_cpus(1);
 }
 
+/// Only lines for programs are left, and warnings: the demonstration has one, of the page that it loses.
+#[test]
+fn quiet() {
+    let outcome = run(&Machine { smp: 1, append: vec!["quiet=1".into()], ..machine() });
+    assert_whole_story(&outcome, 1);
+    for line in &outcome.console {
+        assert!(line.starts_with('@') || line.contains("warning: frame "), "{line:?}");
+    }
+}
+
 #[test]
 fn two_cpus() {
     with_cpus(2);

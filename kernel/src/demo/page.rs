@@ -90,7 +90,7 @@ pub fn run() -> Result<PageAct, String> {
     let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
     let ends = [sched::join(&victim), sched::join(&neighbour)];
     let kept = devices::last_removal(0).map_err(said("report"))?.ok_or("one page: no report is kept")?;
-    format!("{kept}").lines().for_each(|line| console::line(format_args!("{line}")));
+    format!("{kept}").lines().for_each(|line| console::words(format_args!("{line}")));
     let ended_by_sigbus = ends.iter().filter(|end| matches!(end, Err(Signal::SigBus { .. }))).count();
     let users = ends.len();
     Ok(PageAct { faults, leaks, same, users, ended_by_sigbus, told, read_on, io_error, bad_sectors, healed, report })

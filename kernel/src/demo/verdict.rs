@@ -214,7 +214,7 @@ impl Verdict {
 fn print_table(device: PfnRange, ranged: &Round, per_frame: &Round) {
     let covered = per_frame.report.step(dax::removal::Step::Invalidate);
     let frames = covered.and_then(|record| record.facts.get("frames_failed")).unwrap_or(0);
-    console::line(format_args!("{:<18} {:>14} {:>14}", "", "ranged", "per frame"));
+    console::words(format_args!("{:<18} {:>14} {:>14}", "", "ranged", "per frame"));
     print_row("frames_covered", device.nr_pages(), frames);
     let (ranged_rows, per_frame_rows) = (ranged.report.cost.rows(), per_frame.report.cost.rows());
     for ((name, range), (_, frame)) in ranged_rows.into_iter().zip(per_frame_rows) {
@@ -225,7 +225,7 @@ fn print_table(device: PfnRange, ranged: &Round, per_frame: &Round) {
     let (range, frame) = (ranged.report.cost, per_frame.report.cost);
     print_row("ns_per_frame", per(range.ns, device.nr_pages()), per(frame.ns, frames));
     let whole = u128::from(frame.ns) * u128::from(device.nr_pages()) / u128::from(frames.max(1));
-    console::line(format_args!(
+    console::words(format_args!(
         "The range took {} microseconds for all {} frames. At the rate measured over {frames} frames, one by one would \
          take {} milliseconds (extrapolated).",
         range.ns / 1000,
@@ -235,6 +235,6 @@ fn print_table(device: PfnRange, ranged: &Round, per_frame: &Round) {
 }
 
 fn print_row(name: &str, ranged: u64, per_frame: u64) {
-    console::line(format_args!("{name:<18} {ranged:>14} {per_frame:>14}"));
+    console::words(format_args!("{name:<18} {ranged:>14} {per_frame:>14}"));
     report!("table row={name} ranged={ranged} perframe={per_frame}");
 }
