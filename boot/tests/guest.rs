@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Guests that run at the same time.
-const AT_ONCE: usize = 5;
+const AT_ONCE: usize = 6;
 
 /// The machines on which the in-kernel tests run, each with a name that its tests carry.
 fn configurations() -> Vec<(&'static str, Machine)> {
@@ -33,8 +33,9 @@ fn configurations() -> Vec<(&'static str, Machine)> {
         ),
     ];
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
+    all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
     if std::env::var_os("UNPLUG_FULL").is_some() {
-        all.push(("deterministic", Machine { deterministic: true, ..base.clone() }));
+        all.push(("deterministic-4cpu", Machine { deterministic: true, ..base.clone() }));
         all.push(("8cpu", Machine { smp: 8, ..base.clone() }));
         all.extend(long_stress(&base));
     }
