@@ -240,6 +240,25 @@ mod tests {
         }
     }
 
+    /// One row for each fault, which says what the list says; and no row of a fault that is no more.
+    #[test]
+    fn the_table_in_the_docs_is_that_of_the_lists() {
+        let text = std::fs::read_to_string(paths::root().join("docs/proofs.md")).unwrap();
+        let (_, text) = text.split_once("| fault | what is wrong | caught by |\n|---|---|---|\n").unwrap();
+        let row = |fault: &Fault| {
+            let tests: Vec<String> = fault.tests.iter().map(|test| format!("`{test}`")).collect();
+            format!("| `{}` | {} | {} |", fault.name, fault.what, tests.join(", "))
+        };
+        let mut listed: Vec<String> = faults().unwrap().iter().map(row).collect();
+        let mut rows: Vec<&str> = text.lines().take_while(|line| line.starts_with('|')).collect();
+        listed.sort_unstable();
+        rows.sort_unstable();
+        for (listed, row) in listed.iter().zip(&rows) {
+            assert_eq!(listed, row, "kernel/*/src/mutant.rs (left) and docs/proofs.md (right) do not agree");
+        }
+        assert_eq!(listed.len(), rows.len());
+    }
+
     #[test]
     fn a_program_is_found_in_what_cargo_says() {
         let line = r#"{"executable":"/t/stale-1","manifest_path":"/p/kernel/mm/Cargo.toml","target":{"name":"stale"}}"#;

@@ -33,7 +33,8 @@ mutants! {
     /// The device dies before its holders are told. Caught by
     /// `device::kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets`.
     KillClearsFirst = "kill_clears_first",
-    /// Nobody waits for the readers. Caught by the same test and by
+    /// Nobody waits for the readers. Caught by
+    /// `device::kill_tells_the_holder_while_alive_then_clears_then_waits_then_forgets` and
     /// `removal::a_fault_in_flight_is_waited_for_and_what_it_installs_is_found`.
     KillDoesNotWait = "kill_does_not_wait",
     /// A new user is let in while the holders are told. Caught by

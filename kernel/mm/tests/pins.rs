@@ -68,6 +68,37 @@ fn the_ledger_names_owner_place_and_age_while_it_is_on() {
     });
 }
 
+/// Off, the ledger takes no memory, which it does where it is on; and gup-fast looks at nothing more with it.
+// covers: L7
+#[test]
+fn the_ledger_costs_nothing_while_it_is_off() {
+    let (emu, mm) = world(1);
+    let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
+    let space = space_with(&mm, &device, 4, &[0]);
+    let pin = || PinnedPages::pin(&space, page(0), 4, GupFlags::WRITE);
+    let bare = || {
+        emu.reset_stats();
+        let runs = common::pin(&space, page(0), 4, GupFlags::WRITE).unwrap();
+        common::unpin(&mm, &runs);
+        emu.stats()
+    };
+    emu.on_cpu(0, || {
+        drop(pin().unwrap());
+        let off = bare();
+        // The list of the frames grows once, and nothing else does.
+        emu.limit_growth(1);
+        assert!(pin().is_ok());
+        mm.pins.for_each(&mut |record| panic!("{} is listed", record.owner));
+        mm.pins.switch(true);
+        emu.limit_growth(1);
+        assert_eq!(pin().err(), Some(GupError::OutOfMemory), "a record takes memory");
+        emu.limit_growth(u64::MAX);
+        assert_eq!(bare(), off);
+        assert!(off.entry_looks > 0, "nothing was counted");
+        assert_eq!(mm.meta.totals().pins, 0);
+    });
+}
+
 // covers: L4
 #[test]
 fn memory_that_runs_out_for_the_list_leaves_nothing_pinned() {

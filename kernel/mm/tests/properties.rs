@@ -377,8 +377,11 @@ fn run(largest: PageSize, ops: &[Op]) {
 /// Where failures are kept, as seeds that are run first from then on; not those of a deliberate fault.
 fn persistence() -> Option<Box<dyn FailurePersistence>> {
     let deliberate = std::env::var_os("MM_MUTANT").is_some();
-    (!deliberate).then(|| Box::new(FileFailurePersistence::Direct("tests/properties.regressions")) as _)
+    (!deliberate).then(|| Box::new(FileFailurePersistence::Direct(REGRESSIONS)) as _)
 }
+
+/// From the package's directory, in which its tests run.
+const REGRESSIONS: &str = "tests/properties.regressions";
 
 proptest! {
     #![proptest_config(ProptestConfig {
@@ -414,4 +417,28 @@ proptest! {
 #[test]
 fn positions_lie_in_the_user_half() {
     assert!(page(LANDMARKS[7] + 3 + (1 << 18)) < VirtAddr::new(1 << 47));
+}
+
+/// A failure is kept in a file that the tree has, and is there for the next run.
+#[test]
+fn failures_are_kept() {
+    let kept = std::fs::read_to_string(REGRESSIONS).expect("the tree has the file, and tests run beside it");
+    assert!(kept.starts_with("# Seeds of failures"), "{kept}");
+    let file = std::env::temp_dir().join(format!("{}-{}", std::process::id(), "properties.regressions"));
+    std::fs::write(&file, &kept).unwrap();
+    let name: &'static str = file.to_str().unwrap().to_string().leak();
+    let mut persistence: Box<dyn FailurePersistence> = Box::new(FileFailurePersistence::Direct(name));
+    let before = persistence.load_persisted_failures2(None).len();
+    let fail = |persistence| {
+        let config = ProptestConfig { failure_persistence: Some(persistence), ..ProptestConfig::default() };
+        proptest::test_runner::TestRunner::new(config).run(&(0..1000_u64), |nr| {
+            prop_assert!(nr > 1000, "never so");
+            Ok(())
+        })
+    };
+    assert!(fail(persistence).is_err());
+    persistence = Box::new(FileFailurePersistence::Direct(name));
+    let after = persistence.load_persisted_failures2(None).len();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(after, before + 1);
 }
