@@ -81,6 +81,9 @@ impl Machine {
     /// One line about a file that was named and cannot be used.
     pub fn from_options(options: &Options) -> Result<Self> {
         let mut sizes = options.pmem.clone();
+        // Before a file is made for them.
+        let asked = sizes.iter().copied().map(Nvdimm::temporary).collect();
+        Self { pmem: asked, ..Self::default() }.check_window()?;
         let mut pmem = Vec::new();
         if let Some(file) = &options.pmem_file {
             let first = (!sizes.is_empty()).then(|| sizes.remove(0));
@@ -109,13 +112,15 @@ impl Machine {
             gdb: options.debug.then(|| "tcp::1234".into()),
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         };
-        let fits = machine.window_end().is_some_and(|end| end <= DIRECT_MAP_BYTES);
-        ensure!(
-            fits,
-            "--pmem: that much ends above {}, the end of the kernel's direct map",
-            size::show(DIRECT_MAP_BYTES)
-        );
+        machine.check_window()?;
         Ok(machine)
+    }
+
+    fn check_window(&self) -> Result<()> {
+        let fits = self.window_end().is_some_and(|end| end <= DIRECT_MAP_BYTES);
+        let end = size::show(DIRECT_MAP_BYTES);
+        ensure!(fits, "--pmem: that much ends above {end}, the end of the kernel's direct map");
+        Ok(())
     }
 
     /// The kernel's boot options, in the form in which they go through fw_cfg.
@@ -306,6 +311,10 @@ mod tests {
             let error = asked(sizes).expect_err("it cannot be mapped");
             assert!(error.to_string().contains("above 64T"), "{error}");
         }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("kept");
+        let args = ["run-qemu.sh", "--pmem", "64T", "--pmem-file", file.to_str().expect("UTF-8")];
+        assert!(Machine::from_options(&Cli::parse_from(args).options).is_err() && !file.exists());
     }
 
     #[test]

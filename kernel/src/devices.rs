@@ -152,9 +152,9 @@ pub fn slots() -> &'static [Slot] {
     DEVICES.get().map_or(&[], |devices| &devices.slots)
 }
 
-/// The slot of the device that a word means: its name, or the slot's number.
-pub fn slot_of(word: &str) -> Option<usize> {
-    slots().iter().position(|slot| slot.name == word).or_else(|| word.parse().ok())
+/// The slot of the device of this name.
+pub fn slot_named(name: &str) -> Option<usize> {
+    slots().iter().position(|slot| slot.name == name)
 }
 
 /// Why something could not be done with a device: one clear line.

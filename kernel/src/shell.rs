@@ -11,7 +11,7 @@ use crate::{console, exit, heap, ktest, memory, paging, percpu, ring, sched};
 
 /// What a harness waits for.
 pub const PROMPT: &str = "unplug> ";
-/// Longest line that is read, in bytes; what is beyond is ignored.
+/// Longest line that is taken, in bytes; a longer one is refused.
 const MAX_INPUT: usize = 512;
 /// How often the serial line is looked at, in nanoseconds.
 const POLL_NS: u64 = 2_000_000;

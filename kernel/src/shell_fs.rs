@@ -60,12 +60,8 @@ fn expected(usage: &str) -> String {
     format!("expected: {usage}")
 }
 
-fn at(word: &str) -> Result<usize, String> {
-    device(word)
-}
-
 fn mounted_at(word: &str) -> Result<Arc<Fs>, String> {
-    mounts::get(at(word)?)
+    mounts::get(device(word)?)
 }
 
 /// The same, for a change: one that is frozen would let the shell, which alone can thaw it, wait for ever.
@@ -106,14 +102,14 @@ fn mkfs(args: &[&str]) -> Result<(), String> {
         [nr, label] => (nr, *label),
         _ => return Err(expected("mkfs N [LABEL]")),
     };
-    let layout = mounts::mkfs(at(nr)?, label)?;
+    let layout = mounts::mkfs(device(nr)?, label)?;
     console::line(format_args!("{} blocks of 4096 bytes", layout.nr_blocks));
     Ok(())
 }
 
 fn mount(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("mount N")) };
-    let fs = mounts::mount(at(nr)?)?;
+    let fs = mounts::mount(device(nr)?)?;
     let sizes = fs.statfs().map_err(|error| error.to_string())?;
     crate::report!("mounted fs={} blocks={} free={}", fs.name(), sizes.nr_blocks, sizes.free_blocks);
     Ok(())
@@ -121,7 +117,7 @@ fn mount(args: &[&str]) -> Result<(), String> {
 
 fn umount(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("umount N")) };
-    mounts::unmount(at(nr)?)?;
+    mounts::unmount(device(nr)?)?;
     crate::report!("unmounted device={nr}");
     Ok(())
 }
@@ -143,7 +139,7 @@ fn mounted(_: &[&str]) -> Result<(), String> {
 
 fn fsck(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("fsck N")) };
-    let report = mounts::fsck(at(nr)?)?;
+    let report = mounts::fsck(device(nr)?)?;
     report.problems.iter().for_each(|problem| console::line(format_args!("{problem}")));
     let (files, directories) = (report.files, report.directories);
     crate::report!(

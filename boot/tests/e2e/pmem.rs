@@ -91,5 +91,10 @@ fn the_shell_answers_bad_input_with_one_line_and_goes_on() {
         let answer = command(&mut guest, bad);
         assert!(answer.len() == 1 && answer[0].starts_with("error: "), "{bad:?}: {answer:?}");
     }
+    // A device by its number, also in hexadecimal, and by its name.
+    for good in ["attach 0x0", "pmem read 0 0 5", "pmem read pmem0 0 5", "remove 0x0"] {
+        let answer = command(&mut guest, good);
+        assert!(!answer.iter().any(|line| line.starts_with("error")), "{good:?}: {answer:?}");
+    }
     assert_good(&exit(guest));
 }

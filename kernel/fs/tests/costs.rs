@@ -5,17 +5,15 @@ mod world;
 
 use std::sync::Arc;
 
-use dax::device::{DataCache, Live, alloc_dax};
+use dax::device::Live;
 use dax::holder::NotifyFlags;
 use dax::range::WHOLE;
 use fs::format::ROOT_INO;
 use fs::mount::{MakeOptions, MountOptions, make, mount};
-use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use fs::sim::Stats;
-use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use mm::addr::PAGE_SIZE;
 use mm::gup::GupFlags;
-use mm::pagemap::{DevPagemap, MemoryKind};
 use sparse::{Done, Sparse};
 use world::*;
 
@@ -107,24 +105,7 @@ impl Holes {
         }
         assert_eq!(volume.runs(ino, 0, u64::MAX).unwrap().len() as u64, extents);
         volume.unmount().unwrap();
-        let range = PfnRange::new(Pfn::new(START), sparse.len_bytes() / PAGE_SIZE).unwrap();
-        let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
-        let live = alloc_dax("pmem0", &map, DataCache::Coherent, &mm.ledger).unwrap();
-        mm.meta.register(&map).unwrap();
-        let fs = Mounted::mount(
-            mm,
-            Source {
-                name: "pmem0".into(),
-                device: live.device().clone(),
-                part: None,
-                pmem,
-                log: None,
-                host: Arc::new(Kernel::default()),
-                freeze_timeout_ns: 10_000,
-                first_complaint_ns: 1_000,
-            },
-        );
-        let fs = fs.unwrap();
+        let (live, fs) = mount_over(mm, pmem);
         let file = fs.open(&cx(), "holes").unwrap();
         Self { _live: live, sparse, fs, file }
     }

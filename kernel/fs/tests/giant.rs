@@ -5,16 +5,13 @@ mod world;
 
 use std::sync::Arc;
 
-use dax::device::{DataCache, Live, alloc_dax};
 use dax::holder::NotifyFlags;
 use fs::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
-use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use fs::sim::Random;
 use fs::volume::Volume;
-use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
-use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::addr::{PAGE_SIZE, PageSize};
 use mm::space::SigBusCause;
 use sparse::Sparse;
 use world::*;
@@ -44,25 +41,6 @@ fn is_giant(volume: &mut Volume, ino: u64, first: u64) -> bool {
         && runs.windows(2).all(|pair| pair[0].physical.unwrap() + pair[0].len == pair[1].physical.unwrap())
 }
 
-fn attach(mm: &Arc<World>, pmem: Arc<dyn Pmem>) -> (Live, Arc<Fs>) {
-    let range = PfnRange::new(Pfn::new(START), pmem.len_bytes() / PAGE_SIZE).unwrap();
-    let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
-    let live = alloc_dax("pmem0", &map, DataCache::Coherent, &mm.ledger).unwrap();
-    mm.meta.register(&map).unwrap();
-    let source = Source {
-        name: "pmem0".into(),
-        device: live.device().clone(),
-        part: None,
-        pmem,
-        log: None,
-        host: Arc::new(Kernel::default()),
-        freeze_timeout_ns: 10_000,
-        first_complaint_ns: 1_000,
-    };
-    let fs = Mounted::mount(mm, source).unwrap();
-    (live, fs)
-}
-
 #[test]
 fn a_preallocated_file_is_mapped_by_a_leaf_of_a_gibibyte() {
     let (_emu, mm) = world(1);
@@ -80,7 +58,7 @@ fn a_preallocated_file_is_mapped_by_a_leaf_of_a_gibibyte() {
     }
     assert!(is_giant(&mut volume, ino, 0), "{:?}", volume.runs(ino, 0, GIANT_BLOCKS));
     volume.unmount().unwrap();
-    let (_live, fs) = attach(&mm, pmem);
+    let (_live, fs) = mount_over(&mm, pmem);
     let file = fs.open(&cx(), "pool").unwrap();
     let task = Task::with(&mm, 0, &file, GIANT_BLOCKS);
     task.store(77, 7).unwrap();

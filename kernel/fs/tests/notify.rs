@@ -10,7 +10,7 @@ use dax::range::{ByteSpan, WHOLE};
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
 use fs::mount::{MakeOptions, MountOptions, make, mount};
-use fs::mounted::{FreezeError, Mounted};
+use fs::mounted::{FreezeError, Mounted, Source};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
 use fs::sim::SimPmem;
@@ -330,45 +330,18 @@ fn the_journals_device_may_leave_but_not_fail() {
     assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::Corrupt));
 }
 
-/// Tells the holder as soon as the mount begins to read.
-struct Early {
-    sim: Arc<SimPmem>,
-    device: OnceLock<Arc<DaxDevice>>,
-    answer: OnceLock<Result<(), NotifyError>>,
-}
-
-impl Pmem for Early {
-    fn len_bytes(&self) -> u64 {
-        self.sim.len_bytes()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        if let Some(device) = self.device.get() {
-            self.answer.get_or_init(|| tell(device, 0, WHOLE, NotifyFlags::PRE_REMOVE));
-        }
-        self.sim.read(offset, buf)
-    }
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        self.sim.store(offset, bytes)
-    }
-    fn write_back(&self, offset: u64, len: u64) {
-        self.sim.write_back(offset, len);
-    }
-    fn fence(&self) -> Result<(), FsError> {
-        self.sim.fence()
-    }
-}
-
 /// covers: N14
 #[test]
 fn not_fully_mounted_is_an_io_error_and_no_reverse_map_is_not_supported() {
     let (_emu, mm) = world(1);
     let device = Device::new(&mm, "pmem0", START, 512);
-    let early = Arc::new(Early { sim: device.sim.clone(), device: OnceLock::new(), answer: OnceLock::new() });
-    early.device.set(device.live.device().clone()).unwrap();
-    let mut source = device.source();
-    source.pmem = early.clone();
-    let fs = Mounted::mount(&mm, source).unwrap();
-    assert_eq!(early.answer.get(), Some(&Err(NotifyError::Io)));
+    // The holder is told as soon as the mount begins to read.
+    let early = Hooked::new(&device.sim);
+    let (dax, answer) = (device.live.device().clone(), Arc::new(OnceLock::new()));
+    let answer_to = answer.clone();
+    early.at_next_read(move || answer_to.set(tell(&dax, 0, WHOLE, NotifyFlags::PRE_REMOVE)).unwrap());
+    let fs = Mounted::mount(&mm, Source { pmem: early, ..device.source() }).unwrap();
+    assert_eq!(answer.get(), Some(&Err(NotifyError::Io)));
     assert_eq!(fs.shutdown_reason(), None);
 
     let (_emu, mm) = world(1);
@@ -396,7 +369,7 @@ fn a_range_outside_the_file_systems_part_is_no_such_address() {
     let part = ByteSpan::from_len(512 * PAGE_SIZE, 512 * PAGE_SIZE).unwrap();
     let checked = Checked::new(&sim);
     let device = Device { name: "pmem0".into(), mm: mm.clone(), live, map, sim, kernel: Arc::default(), checked };
-    let source = fs::mounted::Source { part: Some(part), ..device.source() };
+    let source = Source { part: Some(part), ..device.source() };
     let fs = Mounted::mount(&mm, source).unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
     fs.write(&cx(), &file, 0, b"x").unwrap();

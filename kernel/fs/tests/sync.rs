@@ -166,49 +166,9 @@ fn a_page_that_is_pinned_stays_dirty() {
     assert_eq!(fs.fsync(&cx(), &file), Ok(NOTHING));
 }
 
-type Hook = Box<dyn FnOnce() + Send>;
-
-/// A memory of which one fence is not confirmed.
-struct Unconfirmed {
-    sim: Arc<SimPmem>,
-    /// Run by the fence that fails: the next one.
-    hook: Mutex<Option<Hook>>,
-}
-
-impl Unconfirmed {
-    fn fail_next(&self, hook: impl FnOnce() + Send + 'static) {
-        *self.hook.lock().unwrap() = Some(Box::new(hook));
-    }
-}
-
-impl Pmem for Unconfirmed {
-    fn len_bytes(&self) -> u64 {
-        self.sim.len_bytes()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        self.sim.read(offset, buf)
-    }
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        self.sim.store(offset, bytes)
-    }
-    fn write_back(&self, offset: u64, len: u64) {
-        self.sim.write_back(offset, len);
-    }
-    fn fence(&self) -> Result<(), FsError> {
-        let hook = self.hook.lock().unwrap().take();
-        match hook {
-            Some(hook) => {
-                hook();
-                Err(FsError::NotDurable)
-            }
-            None => self.sim.fence(),
-        }
-    }
-}
-
 /// As [`file_of`], with the memory that may fail.
-fn failing(device: &Device, pages: u64) -> (Arc<Unconfirmed>, Arc<Fs>, Open) {
-    let pmem = Arc::new(Unconfirmed { sim: device.sim.clone(), hook: Mutex::default() });
+fn failing(device: &Device, pages: u64) -> (Arc<Hooked>, Arc<Fs>, Open) {
+    let pmem = Hooked::new(&device.sim);
     let fs = Mounted::mount(&device.mm, Source { pmem: pmem.clone(), ..device.source() }).unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
     fs.write(&cx(), &file, 0, &vec![1; (pages * PAGE_SIZE) as usize]).unwrap();
@@ -227,7 +187,7 @@ fn what_a_sync_could_not_make_durable_is_for_the_next_one() {
         device.sim.store(place(&task, nr), &[9; 8]).unwrap();
     }
     // Between the failure and the next sync another page is stored to.
-    pmem.fail_next(|| ());
+    pmem.fail_next_fence(|| ());
     assert_eq!(fs.fsync(&cx(), &file), Err(FsError::NotDurable));
     assert_eq!(fs.shutdown_reason(), None);
     assert!(!is_durable(&device.sim, &mut recorder, place(&task, 2)));
@@ -254,7 +214,7 @@ fn what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile() {
     drop(file);
     let (opener, opened) = (fs.clone(), Arc::new(Mutex::new(None)));
     let place_for = opened.clone();
-    pmem.fail_next(move || *place_for.lock().unwrap() = Some(opener.open(&cx(), "a").unwrap()));
+    pmem.fail_next_fence(move || *place_for.lock().unwrap() = Some(opener.open(&cx(), "a").unwrap()));
     fs.reap(&cx());
     assert!(device.kernel.said("cannot let go of inode"));
     assert!(!is_durable(&device.sim, &mut recorder, at));

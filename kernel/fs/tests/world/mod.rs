@@ -121,13 +121,40 @@ impl Drop for Checked {
     }
 }
 
+/// A DAX device of `len_bytes` from frame `start` on.
+fn dax_of(mm: &World, name: &str, start: u64, len_bytes: u64) -> (Arc<DevPagemap>, Live) {
+    let range = PfnRange::new(Pfn::new(start), len_bytes / PAGE_SIZE).unwrap();
+    let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
+    let live = alloc_dax(name, &map, DataCache::Coherent, &mm.ledger).unwrap();
+    mm.meta.register(&map).unwrap();
+    (map, live)
+}
+
+fn source_of(name: &str, live: &Live, pmem: Arc<dyn Pmem>, kernel: Arc<Kernel>) -> Source<EmuMachine> {
+    Source {
+        name: name.into(),
+        device: live.device().clone(),
+        part: None,
+        pmem,
+        log: None,
+        host: kernel,
+        freeze_timeout_ns: 10_000,
+        first_complaint_ns: 1_000,
+    }
+}
+
+/// Mounts what is on a memory of whatever kind, from [`START`] on.
+#[allow(dead_code, reason = "not every test program needs it")]
+pub fn mount_over(mm: &Arc<World>, pmem: Arc<dyn Pmem>) -> (Live, Arc<Fs>) {
+    let (_map, live) = dax_of(mm, "pmem0", START, pmem.len_bytes());
+    let fs = Mounted::mount(mm, source_of("pmem0", &live, pmem, Arc::default())).unwrap();
+    (live, fs)
+}
+
 impl Device {
     /// `blocks` frames from `start` on, over what `sim` holds.
     pub fn attach(mm: &Arc<World>, name: &str, start: u64, sim: Arc<SimPmem>) -> Self {
-        let range = PfnRange::new(Pfn::new(start), sim.len_bytes() / PAGE_SIZE).unwrap();
-        let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
-        let live = alloc_dax(name, &map, DataCache::Coherent, &mm.ledger).unwrap();
-        mm.meta.register(&map).unwrap();
+        let (map, live) = dax_of(mm, name, start, sim.len_bytes());
         let checked = Checked::new(&sim);
         Self { name: name.into(), mm: mm.clone(), live, map, sim, kernel: Arc::default(), checked }
     }
@@ -145,16 +172,7 @@ impl Device {
     }
 
     pub fn source(&self) -> Source<EmuMachine> {
-        Source {
-            name: self.name.clone(),
-            device: self.live.device().clone(),
-            part: None,
-            pmem: self.sim.clone(),
-            log: None,
-            host: self.kernel.clone(),
-            freeze_timeout_ns: 10_000,
-            first_complaint_ns: 1_000,
-        }
+        source_of(&self.name, &self.live, self.sim.clone(), self.kernel.clone())
     }
 
     pub fn mount(&self) -> Result<Arc<Fs>, FsError> {
@@ -172,6 +190,58 @@ impl Device {
 
     pub fn assert_clean(&self) {
         assert_clean(&self.sim);
+    }
+}
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// A memory in which something happens at the next read, or at the next fence, which is not confirmed then.
+#[allow(dead_code, reason = "not every test program needs it")]
+pub struct Hooked {
+    pub sim: Arc<SimPmem>,
+    at_read: Mutex<Option<Hook>>,
+    at_fence: Mutex<Option<Hook>>,
+}
+
+#[allow(dead_code, reason = "not every test program needs all")]
+impl Hooked {
+    pub fn new(sim: &Arc<SimPmem>) -> Arc<Self> {
+        Arc::new(Self { sim: sim.clone(), at_read: Mutex::default(), at_fence: Mutex::default() })
+    }
+
+    pub fn at_next_read(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.at_read.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    pub fn fail_next_fence(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.at_fence.lock().unwrap() = Some(Box::new(hook));
+    }
+}
+
+impl Pmem for Hooked {
+    fn len_bytes(&self) -> u64 {
+        self.sim.len_bytes()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        let hook = self.at_read.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
+        self.sim.read(offset, buf)
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.sim.store(offset, bytes)
+    }
+    fn write_back(&self, offset: u64, len: u64) {
+        self.sim.write_back(offset, len);
+    }
+    fn fence(&self) -> Result<(), FsError> {
+        let hook = self.at_fence.lock().unwrap().take();
+        match hook {
+            Some(hook) => {
+                hook();
+                Err(FsError::NotDurable)
+            }
+            None => self.sim.fence(),
+        }
     }
 }
 
