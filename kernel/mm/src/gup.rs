@@ -289,16 +289,18 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     flags: GupFlags,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    let start = start.align_down(PAGE_SIZE).as_u64();
     let want = Want::new(flags);
     if nr_pages == 1 {
-        if sink.room() != 0
-            && let Some(pfn) = fast_one::<M, PIN>(space, start, want).pinned(space, PIN, 1)
-        {
-            sink.push_one(pfn);
-            return Ok(1);
-        }
-    } else if nr_pages <= sink.room()
+        // The walk does not ask where in the page the address is: who goes slow rounds it down.
+        return match fast_one::<M, PIN>(space, start, want) {
+            // Whether there is room is asked when the page is there: who asks for a page has room for it.
+            Quick::Pinned(pfn) if sink.push_one(pfn) => Ok(1),
+            Quick::Pinned(pfn) | Quick::GiveBack(pfn) => otherwise::<M, S, PIN>(space, pfn, start, flags, sink),
+            Quick::No => slowly::<M, S, PIN>(space, start, flags, sink),
+        };
+    }
+    let start = start.align_down(PAGE_SIZE).as_u64();
+    if nr_pages <= sink.room()
         && let Some(pfn) = fast_leaf::<M, PIN>(space, start, nr_pages, want).pinned(space, PIN, nr_pages)
     {
         sink.push(pfn, nr_pages);
@@ -307,14 +309,41 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
 }
 
-/// The page at `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
+/// The page around `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
 /// without what many pages need.
 #[inline(always)]
-fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: u64, want: Want) -> Quick {
-    if start >= space.user_end().as_u64() {
+fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: VirtAddr, want: Want) -> Quick {
+    if start >= space.user_end() {
         return Quick::No;
     }
-    Walk::<M, PIN> { space, want }.page(start)
+    Walk::<M, PIN> { space, want }.page(start.as_u64())
+}
+
+/// One page that [`fast_one`] could not have. Apart, and marked as rare, so that what it needs is put aside only here.
+#[cold]
+#[inline(never)]
+fn slowly<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: VirtAddr,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    gup_many::<M, S, PIN>(space, start.align_down(PAGE_SIZE).as_u64(), 1, flags, sink)
+}
+
+/// The same after [`fast_one`] took a reference on `pfn` that is not to be kept: the entry has changed, or there is no
+/// room for the answer.
+#[cold]
+#[inline(never)]
+fn otherwise<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    pfn: Pfn,
+    start: VirtAddr,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    give_back(space.mm(), PIN, pfn, 1);
+    slowly::<M, S, PIN>(space, start, flags, sink)
 }
 
 /// All of `nr_pages` pages from `start` on without a lock, where one huge leaf maps them.
@@ -345,7 +374,8 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
     if nr_pages == 1
         && let Some(pfn) = walk.huge_leaf(start, 1).pinned(space, PIN, 1)
     {
-        sink.push_one(pfn);
+        // There is room: that was asked above.
+        sink.push(pfn, 1);
         return Ok(1);
     }
     let at = walk.pages(start, end, sink);
