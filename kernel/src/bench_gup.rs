@@ -101,7 +101,7 @@ fn small_pages(space: &Arc<Space>, figures: &mut Figures) -> Result<Cost, String
     let (pin, unpin) = loaded(space, |space| pin_one(space, pin_fast))?;
     figures.cost("gup_fast_4k", pin, Bound::AtMost(120), "748");
     let (called, _) = loaded(space, |space| pin_one(space, pin_called))?;
-    figures.cost("gup_fast_4k_called", called, Bound::None, "");
+    figures.cost("gup_fast_4k_called", called, Bound::AtMost(120), "");
     figures.cost("unpin", unpin, Bound::AtMost(40), "118");
     let (get, put) = loaded(space, |space| {
         let mut frames = [Pfn::new(0); 1];

@@ -91,6 +91,10 @@ impl Machine for KernelMachine {
         paging::entry(table, index)
     }
     #[inline(always)]
+    fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
+        paging::entry_at(table, index)
+    }
+    #[inline(always)]
     fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
         paging::entries(table, group)
     }

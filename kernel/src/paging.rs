@@ -63,6 +63,18 @@ pub fn entry(table: Pfn, index: usize) -> &'static AtomicU64 {
     &entries[index % ENTRIES]
 }
 
+/// As [`entry`], by the table's address. A sum in place of the bits put together: whoever comes from the entry above has
+/// a sum already, and it stays one addition. It cannot wrap, for table pages are RAM in the direct map.
+#[inline(always)]
+#[expect(clippy::transmute_ptr_to_ref, reason = "`&*` asks at run time whether the pointer is null, at every level")]
+pub fn entry_at(table: PhysAddr, index: usize) -> &'static AtomicU64 {
+    let at = layout::DIRECT_MAP.wrapping_add(table.as_u64()) as *const [AtomicU64; ENTRIES];
+    // SAFETY: as in `entry`. A table's address is a page's, below the end of the direct map, which is in the upper half:
+    // the sum is aligned and not null.
+    let entries = unsafe { core::mem::transmute::<*const [AtomicU64; ENTRIES], &'static [AtomicU64; ENTRIES]>(at) };
+    &entries[index % ENTRIES]
+}
+
 /// The live entries of group `group` of the table page `table`.
 #[inline(always)]
 pub fn entries(table: Pfn, group: usize) -> [&'static AtomicU64; GROUP] {

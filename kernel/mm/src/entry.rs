@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::addr::{PageSize, Pfn};
+use crate::addr::{PageSize, Pfn, PhysAddr};
 
 /// Present.
 const P: u64 = 1 << 0;
@@ -45,6 +45,27 @@ impl Prot {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Entry(u64);
+
+/// An entry that leads to a table page of the user half: what [`Entry::table`] makes, frame and
+/// [`USER_TABLE`](Entry::USER_TABLE) and not a bit more. The CPU adds none: the accessed bit is set from the start, and
+/// the dirty bit is for leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct UserTable(Entry);
+
+impl UserTable {
+    /// The entry.
+    #[inline(always)]
+    pub const fn entry(self) -> Entry {
+        self.0
+    }
+    /// Where the table is. By subtraction, which melts into the sum with the base of the direct map, and a mask would
+    /// not.
+    #[inline(always)]
+    pub const fn addr(self) -> PhysAddr {
+        PhysAddr::new(self.0.0.wrapping_sub(Entry::USER_TABLE))
+    }
+}
 
 impl Entry {
     /// Nothing is mapped.
@@ -112,6 +133,11 @@ impl Entry {
     #[inline]
     pub const fn is_user_table(self) -> bool {
         self.0 as u8 == Self::USER_TABLE as u8
+    }
+    /// The table page that this entry of the user half leads to, if it [does](Self::is_user_table).
+    #[inline(always)]
+    pub const fn user_table(self) -> Option<UserTable> {
+        if self.is_user_table() { Some(UserTable(self)) } else { None }
     }
     /// The frame: of the leaf's first page, or of the table page.
     #[inline]
@@ -235,6 +261,7 @@ mod tests {
         for pfn in [Pfn::new(0), Pfn::new(0x1234), last] {
             assert!(Entry::table(pfn, true).is_user_table(), "{pfn}");
             assert!(!Entry::table(pfn, false).is_user_table(), "{pfn}");
+            assert_eq!(Entry::table(pfn, true).user_table().map(UserTable::addr), Some(pfn.addr()));
         }
         assert!(!Entry::EMPTY.is_user_table());
         for size in [PageSize::Size2M, PageSize::Size1G] {

@@ -30,15 +30,14 @@
 //!
 //! Linux: `mm/gup.c`.
 
+mod error;
 mod fast;
 mod sink;
 
-use core::fmt;
-
 use bitflags::bitflags;
 
+pub use self::error::GupError;
 pub use self::sink::{PageArray, PinSink, RangeArray};
-use crate::account::OverLimit;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::Machine;
@@ -47,7 +46,7 @@ use crate::mutant::Mutant;
 use crate::pagemap::LongTermPin;
 use crate::space::AddressSpace;
 use crate::table::Found;
-use crate::vma::{Access, FaultError, SigBusCause, Vmas};
+use crate::vma::{Access, FaultError, Vmas};
 use crate::world::Mm;
 
 bitflags! {
@@ -75,61 +74,6 @@ impl GupFlags {
     const REVOCABLE: Self = Self::from_bits_retain(1 << 23);
     /// A long-term pin that can be taken back.
     const LONGTERM_REVOCABLE: Self = Self::LONGTERM.union(Self::REVOCABLE);
-}
-
-/// Why nothing was pinned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GupError {
-    /// Invalid argument: zero pages were asked for.
-    NoPages,
-    /// Invalid argument: there is no room for a single result (what a null result array is to Linux).
-    NoRoom,
-    /// `start + len` wraps, or leaves the user half.
-    BadRange,
-    /// Nothing is mapped here.
-    NotMapped(VirtAddr),
-    /// The mapping here does not allow the access.
-    AccessDenied(VirtAddr),
-    /// The memory behind the mapping is gone.
-    SigBus(VirtAddr, SigBusCause),
-    /// The page is not present, and faulting was not allowed.
-    NotPresent(VirtAddr),
-    /// A long-term pin on memory that does not tolerate one.
-    NotSupported(VirtAddr),
-    /// A long-term pin that could not be taken back, on memory that tolerates only those that can.
-    RevocableOnly(VirtAddr),
-    /// The owner's account does not allow it.
-    OverLimit(OverLimit),
-    /// No memory for what a fault needs, or for the list of what was pinned.
-    OutOfMemory,
-}
-
-impl From<OverLimit> for GupError {
-    fn from(over: OverLimit) -> Self {
-        Self::OverLimit(over)
-    }
-}
-
-impl fmt::Display for GupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoPages => f.write_str("invalid argument: no pages are asked for"),
-            Self::NoRoom => f.write_str("invalid argument: there is no room for a result"),
-            Self::BadRange => f.write_str("the range wraps or leaves the user half"),
-            Self::NotMapped(va) => write!(f, "nothing is mapped at {va}"),
-            Self::AccessDenied(va) => write!(f, "the mapping at {va} does not allow this access"),
-            Self::SigBus(va, cause) => write!(f, "the memory at {va} is gone: {cause}"),
-            Self::NotPresent(va) => write!(f, "the page at {va} is not present and may not be faulted in"),
-            Self::NotSupported(va) => {
-                write!(f, "not supported: the memory at {va} does not tolerate a long-term pin")
-            }
-            Self::RevocableOnly(va) => {
-                write!(f, "a long-term pin of the memory at {va} must be a registration, which can be taken back")
-            }
-            Self::OverLimit(over) => over.fmt(f),
-            Self::OutOfMemory => f.write_str("out of memory"),
-        }
-    }
 }
 
 /// What the lockless walk needs to know.
@@ -289,16 +233,18 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     flags: GupFlags,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    let start = start.align_down(PAGE_SIZE).as_u64();
     let want = Want::new(flags);
     if nr_pages == 1 {
-        if sink.room() != 0
-            && let Some(pfn) = fast_one::<M, PIN>(space, start, want).pinned(space, PIN, 1)
-        {
-            sink.push_one(pfn);
-            return Ok(1);
-        }
-    } else if nr_pages <= sink.room()
+        // The walk does not ask where in the page the address is: who goes slow rounds it down.
+        return match fast_one::<M, PIN>(space, start, want) {
+            // Whether there is room is asked when the page is there: who asks for a page has room for it.
+            Quick::Pinned(pfn) if sink.push_one(pfn) => Ok(1),
+            Quick::Pinned(pfn) | Quick::GiveBack(pfn) => otherwise::<M, S, PIN>(space, pfn, start, flags, sink),
+            Quick::No => slowly::<M, S, PIN>(space, start, flags, sink),
+        };
+    }
+    let start = start.align_down(PAGE_SIZE).as_u64();
+    if nr_pages <= sink.room()
         && let Some(pfn) = fast_leaf::<M, PIN>(space, start, nr_pages, want).pinned(space, PIN, nr_pages)
     {
         sink.push(pfn, nr_pages);
@@ -307,14 +253,41 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
 }
 
-/// The page at `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
+/// The page around `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
 /// without what many pages need.
 #[inline(always)]
-fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: u64, want: Want) -> Quick {
-    if start >= space.user_end().as_u64() {
+fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: VirtAddr, want: Want) -> Quick {
+    if start >= space.user_end() {
         return Quick::No;
     }
-    Walk::<M, PIN> { space, want }.page(start)
+    Walk::<M, PIN> { space, want }.page(start.as_u64())
+}
+
+/// One page that [`fast_one`] could not have. Apart, and marked as rare, so that what it needs is put aside only here.
+#[cold]
+#[inline(never)]
+fn slowly<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: VirtAddr,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    gup_many::<M, S, PIN>(space, start.align_down(PAGE_SIZE).as_u64(), 1, flags, sink)
+}
+
+/// The same after [`fast_one`] took a reference on `pfn` that is not to be kept: the entry has changed, or there is no
+/// room for the answer.
+#[cold]
+#[inline(never)]
+fn otherwise<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    pfn: Pfn,
+    start: VirtAddr,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    give_back(space.mm(), PIN, pfn, 1);
+    slowly::<M, S, PIN>(space, start, flags, sink)
 }
 
 /// All of `nr_pages` pages from `start` on without a lock, where one huge leaf maps them.
@@ -345,7 +318,8 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
     if nr_pages == 1
         && let Some(pfn) = walk.huge_leaf(start, 1).pinned(space, PIN, 1)
     {
-        sink.push_one(pfn);
+        // There is room: that was asked above.
+        sink.push(pfn, 1);
         return Ok(1);
     }
     let at = walk.pages(start, end, sink);

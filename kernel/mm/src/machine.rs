@@ -183,6 +183,11 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn free_table(&self, table: Pfn);
     /// The live entry `index` (< 512) of the table page `table`.
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64;
+    /// As [`entry`](Self::entry), by the table's address; a machine may know a shorter way.
+    #[inline(always)]
+    fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
+        self.entry(table.pfn(), index)
+    }
     /// The live entries of group `group` (< 512 / [`GROUP`]) of the table page `table`. As [`entry`](Self::entry) for
     /// each; a machine may know a shorter way.
     #[inline(always)]

@@ -84,6 +84,13 @@ fn is_unchanged(slot: &AtomicU64, was: Entry) -> bool {
     now == was || now.same_translation(was)
 }
 
+/// The same where the entry is not what it was to the bit. It looks again, which sees no less.
+#[cold]
+#[inline(never)]
+fn is_unchanged_but_for_use(slot: &AtomicU64, was: Entry) -> bool {
+    is_unchanged(slot, was)
+}
+
 impl Above<'_> {
     #[inline(always)]
     fn is_unchanged(self) -> bool {
@@ -96,9 +103,9 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     #[inline(always)]
     pub(super) fn page(&self, at: u64) -> Quick {
         let irq = self.enter();
-        let quick = match self.walk(&irq, at) {
-            Some(leaf) if leaf.level == 1 => self.take_checked(leaf.entry.pfn(), 1, &leaf),
-            _ => Quick::No,
+        let quick = match self.walk_down(&irq, at) {
+            Some(leaf) => self.take_one(&leaf),
+            None => Quick::No,
         };
         // Interrupts come back on in each way by itself, so that nobody need remember meanwhile which one it was.
         match quick {
@@ -190,6 +197,30 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         }
     }
 
+    /// The same where page tables lead down to the last level; `None` where they do not. By their addresses, and without
+    /// a level to remember: each instruction here is one of every pin.
+    #[inline(always)]
+    fn walk_down<'m>(&self, irq: &IrqOff<'m, M>, at: u64) -> Option<Leaf<'m>> {
+        let (machine, va) = (irq.machine(), VirtAddr::new(at));
+        let root = machine.loaded();
+        if root != self.space.root() {
+            return None;
+        }
+        let mut level = machine.levels();
+        let mut slot = machine.entry_at(root, va.index(level));
+        loop {
+            // Acquire; pairs with the Release half of the install.
+            let table = Entry::from_bits(slot.load(Ordering::Acquire)).user_table()?;
+            let above = Above { slot, entry: table.entry() };
+            level -= 1;
+            slot = machine.entry_at(table.addr(), va.index(level));
+            if level == 1 {
+                let entry = Entry::from_bits(slot.load(Ordering::Acquire));
+                return Some(Leaf { slot, entry, level, above });
+            }
+        }
+    }
+
     /// Does the entry allow what is wanted? Not so an empty one.
     #[inline(always)]
     fn allows(&self, entry: Entry) -> bool {
@@ -213,6 +244,34 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         }
         sink.push(pfn, nr_pages);
         Step { next: at + (nr_pages << PAGE_SHIFT), go_on: true }
+    }
+
+    /// As [`take_checked`](Self::take_checked), for the page of a leaf of the last level. It gives up where a closer look
+    /// would be needed: at a count that another CPU changes meanwhile, or that refuses. The walk for many pages comes
+    /// next, without a lock too, and looks closer.
+    #[inline(always)]
+    fn take_one(&self, leaf: &Leaf<'_>) -> Quick {
+        if !self.allows(leaf.entry) {
+            return Quick::No;
+        }
+        let (mm, pfn) = (self.mm(), leaf.entry.pfn());
+        // SAFETY: interrupts are off, and the frame was read from a present entry in this walk.
+        let Some(page) = (unsafe { mm.meta.lookup_page(pfn) }) else { return Quick::No };
+        if !self.tolerates(page) {
+            return Quick::No;
+        }
+        mm.machine.reached(Point::GupLeafRead);
+        if !page.try_take_one::<PIN>() {
+            return Quick::No;
+        }
+        mm.machine.reached(Point::GupPinned);
+        // SeqCst: as in `is_unchanged`.
+        let is_same = |slot: &AtomicU64, was: Entry| {
+            slot.load(Ordering::SeqCst) == was.bits() || is_unchanged_but_for_use(slot, was)
+        };
+        let leaf_is = is_same(leaf.slot, leaf.entry) || Mutant::NoEntryRecheck.is_on();
+        let above_is = || is_same(leaf.above.slot, leaf.above.entry) || Mutant::NoUpperRecheck.is_on();
+        if leaf_is && above_is() { Quick::Pinned(pfn) } else { Quick::GiveBack(pfn) }
     }
 
     /// Takes references on the folio of `pfn`, which the leaf maps with the rights that are wanted, and looks again at

@@ -8,10 +8,14 @@ pub trait PinSink {
     fn room(&self) -> u64;
     /// Stores a run of pinned frames; the caller has asked for the room.
     fn push(&mut self, first: Pfn, nr_pages: u64);
-    /// Stores one pinned frame.
+    /// Stores one pinned frame if there is room for it, and says whether there was: one look for both.
     #[inline]
-    fn push_one(&mut self, pfn: Pfn) {
-        self.push(pfn, 1);
+    fn push_one(&mut self, pfn: Pfn) -> bool {
+        let room = self.room() != 0;
+        if room {
+            self.push(pfn, 1);
+        }
+        room
     }
 }
 
@@ -61,9 +65,12 @@ impl PinSink for PageArray<'_> {
         self.len += nr_pages as usize;
     }
     #[inline(always)]
-    fn push_one(&mut self, pfn: Pfn) {
-        self.pages[self.len] = pfn;
+    fn push_one(&mut self, pfn: Pfn) -> bool {
+        let Some(page) = self.pages.get_mut(self.len) else { return false };
+        *page = pfn;
+        // Not past the number of pages, which was just seen to be greater.
         self.len = self.len.wrapping_add(1);
+        true
     }
 }
 

@@ -182,6 +182,23 @@ impl Page {
         }
     }
 
+    /// Takes one reference, or where `PINS` one pin, as [`try_get`](Self::try_get) and [`try_pin`](Self::try_pin) do, if
+    /// that goes at the first attempt; for one who will otherwise come again by those, and does not ask why. No loop and
+    /// no call, so nothing is put aside for them.
+    #[inline(always)]
+    pub(crate) fn try_take_one<const PINS: bool>(&self) -> bool {
+        self.life.check();
+        let old = self.word.load(Ordering::Relaxed);
+        let new = old.wrapping_add(if PINS { REF + PIN } else { REF });
+        // One comparison for both: it was not zero, so there are two at least now; and there are no more than MAX_REFS,
+        // so the number is not negative.
+        if (new as u32 as i32) < 2 && !(old as u32 == 0 && Mutant::ReferenceFromZero.is_on()) {
+            return false;
+        }
+        // Orders: as in `try_add`.
+        self.word.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
     /// Drops `nr` references; where `PINS`, they are pins. An error says that somebody must look closer: that was
     /// the last reference, or one too many (see [`assert_last`](Self::assert_last)).
     #[inline(always)]
