@@ -190,6 +190,7 @@ impl Page {
         self.life.check();
         let old = self.word.load(Ordering::Relaxed);
         let new = old.wrapping_add(if PINS { REF + PIN } else { REF });
+        const { assert!(MAX_REFS == i32::MAX as u32) };
         // One comparison for both: it was not zero, so there are two at least now; and there are no more than MAX_REFS,
         // so the number is not negative.
         if (new as u32 as i32) < 2 && !(old as u32 == 0 && Mutant::ReferenceFromZero.is_on()) {
