@@ -53,6 +53,11 @@ fn frame_order(layout: &Layout) -> Option<u32> {
     Some(pages.next_power_of_two().trailing_zeros())
 }
 
+/// Frames that serve `layout`; 0 where the small heap does.
+pub fn frames_of(layout: &Layout) -> u64 {
+    frame_order(layout).map_or(0, |order| 1 << order)
+}
+
 // SAFETY: both allocators give out memory that nobody else has, large and aligned enough (frames are naturally
 // aligned to their order).
 unsafe impl GlobalAlloc for KernelHeap {

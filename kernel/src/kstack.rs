@@ -5,11 +5,13 @@
 //! again: no kernel translation needs to be shot down.
 
 use alloc::vec::Vec;
+use core::alloc::Layout;
+
 use arrayvec::ArrayVec;
 use mm::addr::{PAGE_SIZE, VirtAddr};
 
 use crate::lock::IrqLock;
-use crate::{layout, memory, paging};
+use crate::{heap, layout, memory, paging};
 
 /// Bytes that can be used in a stack.
 pub const STACK_BYTES: u64 = 32 << 10;
@@ -39,12 +41,16 @@ impl Pool {
 
 static POOL: IrqLock<Pool> = IrqLock::new(Pool { next: 0, free: Vec::new() });
 
-/// Frames in all stacks that were ever made, and in the page tables that map them: a stack that is given back keeps
-/// its frames for the next task.
+/// Frames in all stacks that were ever made, in the page tables that map them, and in the list of those that are free: a
+/// stack that is given back keeps its frames for the next task.
 pub fn frames() -> u64 {
     const TABLE_SPAN: u64 = 2 << 20;
-    let stacks = POOL.lock().next;
-    stacks * STACK_PAGES as u64 + (stacks * SLOT_BYTES).div_ceil(TABLE_SPAN)
+    let (stacks, room) = {
+        let pool = POOL.lock();
+        (pool.next, pool.free.capacity())
+    };
+    let list = Layout::array::<u64>(room).map_or(0, |layout| heap::frames_of(&layout));
+    stacks * STACK_PAGES as u64 + (stacks * SLOT_BYTES).div_ceil(TABLE_SPAN) + list
 }
 
 /// A kernel stack. Dropping it gives it back: not while anything runs on it.
