@@ -98,7 +98,7 @@ impl Machine {
             ensure!(meta.is_file(), "--acpitable {}: not a regular file", table.display());
         }
         let patient = options.debug || options.mode == Mode::Shell;
-        let seconds = options.timeout.unwrap_or(if patient { 0 } else { 300 });
+        let seconds = options.timeout.unwrap_or(if patient { 0 } else { 300.max(15 * u64::from(options.smp)) });
         let machine = Self {
             smp: options.smp,
             mem_bytes: options.mem,
@@ -298,6 +298,16 @@ mod tests {
         assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
         let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
         assert_eq!(larger.phys_bits(), 45);
+    }
+
+    #[test]
+    fn many_cpus_have_more_time_before_they_count_as_hung() {
+        let timeout = |args: &[&str]| {
+            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
+            Machine::from_options(&options).expect("a good machine").timeout.map(|timeout| timeout.as_secs())
+        };
+        assert_eq!([timeout(&[]), timeout(&["--smp", "64"])], [Some(300), Some(960)]);
+        assert_eq!([timeout(&["--smp", "64", "--timeout", "5"]), timeout(&["--mode", "shell"])], [Some(5), None]);
     }
 
     #[test]

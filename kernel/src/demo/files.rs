@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dax::removal::{Method, RemovalReport};
+use dax::removal::Method;
 use fs::error::FsError;
 use fs::notify::NotifyReport;
 use fs::rank::Context;
@@ -25,6 +25,7 @@ use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
 use super::load::{give_way, read_pinned, signal_of, wait_until};
+use super::verdict::Removed;
 use crate::machine::{Space, mm};
 use crate::mounts::{self, File, Fs};
 use crate::random::Random;
@@ -94,7 +95,7 @@ impl Ended {
 /// What came of the act.
 pub struct FilesAct {
     /// The removal.
-    pub report: Arc<RemovalReport>,
+    pub removed: Removed,
     /// What the file system met when it was told.
     pub notified: NotifyReport,
     /// Programs that map the shared file: by SIGBUS.
@@ -395,7 +396,7 @@ pub fn run() -> Result<FilesAct, String> {
     let (problems, lost) = come_back(&load)?;
     let counters = &load.counters;
     Ok(FilesAct {
-        report,
+        removed: Removed::from(&*report),
         notified,
         programs,
         databases,

@@ -16,7 +16,7 @@ use mm::addr::{PAGE_SHIFT, PfnRange};
 use mm::ledger::Snapshot;
 
 use self::load::Load;
-use self::verdict::{Round, Verdict};
+use self::verdict::{Removed, Round, Verdict};
 use crate::machine::mm;
 use crate::{devices, kstack, memory, percpu};
 
@@ -95,7 +95,7 @@ fn round(method: Method) -> Result<Round, String> {
     let went_on = load.stop();
     print_users(&report);
     Ok(Round {
-        report,
+        removed: Removed::from(&*report),
         users: load.users.len(),
         ended_by_sigbus,
         bystanders: load.bystanders.len(),

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use dax::devdax::OpenOptions;
 use dax::inject::{Fault, Place};
-use dax::removal::{Method, RemovalReport, Step};
+use dax::removal::{Method, Step};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::space::{SigBusCause, VmOps};
@@ -18,6 +18,7 @@ use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use super::Books;
 use super::load::{give_way, wait_until};
+use super::verdict::Removed;
 use crate::machine::{KernelMachine, Space, mm};
 use crate::reserve::FAULTS;
 use crate::task::{Signal, Task};
@@ -57,7 +58,7 @@ pub struct PageAct {
     /// After a write of the whole page nothing was lost any more.
     pub healed: bool,
     /// The removal, with the other task's mapping.
-    pub report: Arc<RemovalReport>,
+    pub removed: Removed,
 }
 
 fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
@@ -88,20 +89,24 @@ pub fn run() -> Result<PageAct, String> {
     drop(block);
     let read_on = neighbour.exit().is_none();
     let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
+    let removed = Removed::from(&*report);
     let ends = [sched::join(&victim), sched::join(&neighbour)];
     let kept = devices::last_removal(0).map_err(said("report"))?.ok_or("one page: no report is kept")?;
     format!("{kept}").lines().for_each(|line| console::words(format_args!("{line}")));
     let ended_by_sigbus = ends.iter().filter(|end| matches!(end, Err(Signal::SigBus { .. }))).count();
     let users = ends.len();
-    Ok(PageAct { faults, leaks, same, users, ended_by_sigbus, told, read_on, io_error, bad_sectors, healed, report })
+    Ok(PageAct { faults, leaks, same, users, ended_by_sigbus, told, read_on, io_error, bad_sectors, healed, removed })
 }
 
 /// Lets every step of attach and of removal fail once. Answers how many those were, and how many kinds of things were
 /// left over, each time together.
 fn faults() -> Result<(u64, u64), String> {
-    let before = Books::now();
     let (mut faults, mut leaks) = (0, 0);
     let attach = || devices::attach_supervised(0, &mut |_| Ok(()));
+    // The report of the last removal is kept, and takes what it lists: that of an idle device comes in its place.
+    attach().map_err(said("attach"))?;
+    devices::remove_quietly(0, Method::Ranged).map_err(said("removal"))?;
+    let before = Books::now();
     for step in 1..=devices::ATTACH_STEPS as u64 {
         FAULTS.arm(Fault::once(Place::Attach, step));
         if attach().is_ok() {

@@ -1,10 +1,9 @@
 //! What the two rounds cost, side by side; the ledger; the verdict.
 
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use dax::removal::RemovalReport;
+use dax::removal::{Cost, RemovalReport, Step};
 use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
@@ -13,10 +12,31 @@ use super::page::PageAct;
 use super::{Acts, Books};
 use crate::{console, report, time};
 
+/// What is judged of a removal. `Copy`, so that it holds no memory when the books are compared: the report itself has
+/// lists, which are whole pages where many tasks used the device.
+#[derive(Clone, Copy)]
+pub struct Removed {
+    cost: Cost,
+    /// Frames that were failed one by one.
+    frames_failed: u64,
+    has_problem: bool,
+}
+
+impl From<&RemovalReport> for Removed {
+    fn from(report: &RemovalReport) -> Self {
+        let invalidated = report.step(Step::Invalidate);
+        Self {
+            cost: report.cost,
+            frames_failed: invalidated.and_then(|record| record.facts.get("frames_failed")).unwrap_or(0),
+            has_problem: report.problems().next().is_some(),
+        }
+    }
+}
+
 /// What came of one round.
 pub struct Round {
     /// The removal.
-    pub report: Arc<RemovalReport>,
+    pub removed: Removed,
     /// Tasks that used the device.
     pub users: usize,
     /// Those of them that SIGBUS ended.
@@ -58,7 +78,7 @@ impl Verdict {
         verdict.judge_page(&acts.page);
         verdict.judge_files(&acts.files);
         verdict.expect(acts.lent, "lent memory did not hold what was written to it");
-        verdict.expect(ranged.report.cost.zap.rounds == 1, "the ranged removal took more than one shootdown");
+        verdict.expect(ranged.removed.cost.zap.rounds == 1, "the ranged removal took more than one shootdown");
         verdict
     }
 
@@ -111,7 +131,7 @@ impl Verdict {
         self.expect(round.ended_by_sigbus == round.users, "a task that used the device did not end by SIGBUS");
         self.expect(round.went_on == round.bystanders, "a task that did not use the device did not go on");
         self.expect(round.wrong_stamps == 0, "a page carried a wrong stamp");
-        self.expect(round.report.problems().next().is_none(), "a step of a removal met a problem");
+        self.expect(!round.removed.has_problem, "a step of a removal met a problem");
     }
 
     fn judge_page(&mut self, act: &PageAct) {
@@ -142,7 +162,7 @@ impl Verdict {
         self.expect(act.ended_by_sigbus == act.users, "a task that used the device did not end by SIGBUS");
         self.expect(act.io_error && act.bad_sectors == 8, "a lost page is not on the list of bad blocks");
         self.expect(act.healed, "a full write did not heal a page");
-        self.expect(act.report.problems().next().is_none(), "a step of a removal met a problem");
+        self.expect(!act.removed.has_problem, "a step of a removal met a problem");
     }
 
     fn judge_files(&mut self, act: &FilesAct) {
@@ -190,7 +210,7 @@ impl Verdict {
         self.expect(notified.told == notified.mappings, "a task that had mapped a file was not told");
         self.expect(notified.rounds == 1, "the file system took more than one shootdown");
         self.expect(notified.errors.is_empty(), "a step of the file system's notification met an error");
-        self.expect(act.report.problems().next().is_none(), "a step of a removal met a problem");
+        self.expect(!act.removed.has_problem, "a step of a removal met a problem");
     }
 
     fn judge_ledger(&mut self, before: &Books, after: &Books) {
@@ -212,17 +232,16 @@ impl Verdict {
 
 /// One line for each figure: what the range cost, what the frames cost.
 fn print_table(device: PfnRange, ranged: &Round, per_frame: &Round) {
-    let covered = per_frame.report.step(dax::removal::Step::Invalidate);
-    let frames = covered.and_then(|record| record.facts.get("frames_failed")).unwrap_or(0);
+    let frames = per_frame.removed.frames_failed;
     console::words(format_args!("{:<18} {:>14} {:>14}", "", "ranged", "per frame"));
     print_row("frames_covered", device.nr_pages(), frames);
-    let (ranged_rows, per_frame_rows) = (ranged.report.cost.rows(), per_frame.report.cost.rows());
+    let (ranged_rows, per_frame_rows) = (ranged.removed.cost.rows(), per_frame.removed.cost.rows());
     for ((name, range), (_, frame)) in ranged_rows.into_iter().zip(per_frame_rows) {
         let name = if name == "instructions" { time::cost_unit() } else { name };
         print_row(name, range, frame);
     }
     let per = |cost: u64, frames: u64| cost.checked_div(frames).unwrap_or(0);
-    let (range, frame) = (ranged.report.cost, per_frame.report.cost);
+    let (range, frame) = (ranged.removed.cost, per_frame.removed.cost);
     print_row("ns_per_frame", per(range.ns, device.nr_pages()), per(frame.ns, frames));
     let whole = u128::from(frame.ns) * u128::from(device.nr_pages()) / u128::from(frames.max(1));
     console::words(format_args!(
