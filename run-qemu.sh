@@ -49,6 +49,9 @@ missing() {
     choose_toolchain
     [[ -n $toolchain ]] || printf 'a Rust %s toolchain with its source, ' "$wanted"
     [[ -z $toolchain || -x $toolchain/cargo-fmt || -n $(command -v cargo-fmt) ]] || printf 'rustfmt, '
+    # Debian only recommends the package of the linker that its rust-lld points to.
+    [[ -z $toolchain || -e $toolchain/rust-lld || -n $(command -v rust-lld) ||
+        -n $(compgen -G "$toolchain/../lib/rustlib/*/bin/rust-lld") ]] || printf 'rust-lld, '
     command -v cc >/dev/null || printf 'a C linker (cc), '
     command -v qemu-system-x86_64 >/dev/null || printf 'qemu-system-x86_64, '
     [[ -n ${OVMF_CODE:-} || -e /usr/share/OVMF/OVMF_CODE_4M.fd || -e /usr/share/OVMF/OVMF_CODE.fd ||

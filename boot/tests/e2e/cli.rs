@@ -100,6 +100,7 @@ impl Bare {
         self.put(&format!("{root}/bin/rustc"), &rustc);
         self.put(&format!("{root}/bin/cargo"), &format!("echo \"cargo of {name}: $*\" >&2; exit 1"));
         self.put(&format!("{root}/bin/cargo-fmt"), "exit 1");
+        self.put(&format!("{root}/lib/rustlib/some-host/bin/rust-lld"), "exit 1");
         if has_source {
             let library = sysroot.join("lib/rustlib/src/rust/library/core");
             std::fs::create_dir_all(&library).expect("made");
@@ -155,6 +156,11 @@ fn the_script_takes_a_rustup_toolchain_that_has_the_source() {
     let (status, message) = bare.run();
     assert_eq!(status, Some(1), "{message}");
     assert!(message.contains("cargo of c-wanted: build") && !message.contains("cargo of b-other"), "{message}");
+    // Without the linker it is of no use, and that is said.
+    let linker = bare.path(".rustup/toolchains/c-wanted/lib/rustlib/some-host/bin/rust-lld");
+    std::fs::rename(&linker, linker.with_extension("away")).expect("renamed");
+    let (status, without) = bare.run();
+    assert!(status == Some(1) && without.contains("missing: rust-lld"), "{without}");
     // A toolchain that cannot build it: which compiler and which loader it was.
     assert!(message.contains("rustc 1.96.0") && message.contains("bootloader 0.11.15"), "{message}");
 }
