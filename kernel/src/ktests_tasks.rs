@@ -7,8 +7,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mm::addr::VirtAddr;
 
 use crate::ktest::{Ctx, Test};
+use crate::lock::IrqLock;
 use crate::machine::{self, Space};
-use crate::task::Signal;
+use crate::task::{Signal, State};
 use crate::wait::WaitQueue;
 use crate::{check, check_eq, percpu, sched, user};
 
@@ -18,6 +19,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "tasks.sched.every_cpu_runs_tasks", covers: "", run: every_cpu_runs },
     Test { name: "tasks.sched.no_preempt_keeps_the_cpu", covers: "", run: no_preempt },
     Test { name: "tasks.wait.waking_is_never_lost", covers: "", run: waking },
+    Test { name: "tasks.wait.woken_before_it_has_gone", covers: "", run: woken_early },
     Test { name: "tasks.user.unmapped_address_is_an_error", covers: "G7", run: unmapped_is_an_error },
     Test { name: "tasks.user.kernel_address_is_an_error", covers: "G7", run: kernel_address_is_an_error },
     Test { name: "tasks.user.signal_ends_the_task_alone", covers: "", run: signal_ends_the_task },
@@ -117,6 +119,33 @@ fn waking(_: &mut Ctx) -> Result<(), String> {
     }
     check_eq!(sched::join(&partner), Ok(()), "end of the partner");
     check_eq!(shared.turn.load(Ordering::Relaxed), 2 * ROUNDS, "turns taken");
+    Ok(())
+}
+
+/// A task that is woken when it has said that it parks, and has not yet left its CPU, never leaves it. It must be a
+/// running task afterwards: one that is only ready, and in no queue, is lost when it next yields.
+fn woken_early(_: &mut Ctx) -> Result<(), String> {
+    let states = Arc::new(IrqLock::new(alloc::vec::Vec::new()));
+    let there = Arc::clone(&states);
+    let parker = sched::spawn("parker", arch::percpu::cpu(), None, move || {
+        for _ in 0..3 {
+            let Some(me) = sched::current() else { return Err(Signal::Killed) };
+            sched::park_with(|| {
+                there.lock().push(me.state());
+                sched::unpark(&me);
+            });
+            let state = me.state();
+            there.lock().push(state);
+            if state != State::Running {
+                return Ok(());
+            }
+            sched::yield_now();
+        }
+        Ok(())
+    });
+    check_eq!(sched::join(&parker), Ok(()), "end of the task that was woken early");
+    let expected = [State::Parked, State::Running].repeat(3);
+    check_eq!(*states.lock(), expected, "the task's states before it was woken, and after");
     Ok(())
 }
 

@@ -223,6 +223,12 @@ pub fn yield_if_allowed() {
 /// # Panics
 /// With interrupts off: whoever would unpark us may need this CPU.
 pub fn park() {
+    park_with(|| {});
+}
+
+/// [`park`], with `between` run once everybody sees that the task is parked, and before it is: there, with interrupts
+/// off, another CPU may already wake it.
+pub(crate) fn park_with(between: impl FnOnce()) {
     assert!(cpu::irqs_on(), "a task parked with interrupts off");
     let _irq = IrqSave::new();
     {
@@ -233,9 +239,11 @@ pub fn park() {
         }
         me.set_state(State::Parked);
     }
+    between();
     schedule();
     if let Some(me) = &percpu::this().queue.lock().current {
-        me.unparked.store(false, Ordering::Release);
+        // Acquire: what its waker did before is seen, for the token of this waking goes.
+        me.unparked.swap(false, Ordering::AcqRel);
     }
 }
 
@@ -364,6 +372,8 @@ fn schedule() {
         };
         queue.slice_start = time::since_first_line_ns();
         if next.id == previous.id {
+            // It may have been woken before it had gone, and is ready; left so, it would be in no queue when it yields.
+            previous.set_state(State::Running);
             queue.current = Some(previous);
             queue.arm();
             return;
