@@ -5,6 +5,8 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::addr::VirtAddr;
+use mm::held;
+use mm::sync::Mutex;
 
 use crate::ktest::{Ctx, Test};
 use crate::lock::IrqLock;
@@ -20,6 +22,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "tasks.sched.no_preempt_keeps_the_cpu", covers: "", run: no_preempt },
     Test { name: "tasks.wait.waking_is_never_lost", covers: "", run: waking },
     Test { name: "tasks.wait.woken_before_it_has_gone", covers: "", run: woken_early },
+    Test { name: "tasks.wait.locks_are_counted_for_each_task", covers: "G2", run: locks_are_counted },
     Test { name: "tasks.user.unmapped_address_is_an_error", covers: "G7", run: unmapped_is_an_error },
     Test { name: "tasks.user.kernel_address_is_an_error", covers: "G7", run: kernel_address_is_an_error },
     Test { name: "tasks.user.signal_ends_the_task_alone", covers: "", run: signal_ends_the_task },
@@ -146,6 +149,32 @@ fn woken_early(_: &mut Ctx) -> Result<(), String> {
     check_eq!(sched::join(&parker), Ok(()), "end of the task that was woken early");
     let expected = [State::Parked, State::Running].repeat(3);
     check_eq!(*states.lock(), expected, "the task's states before it was woken, and after");
+    Ok(())
+}
+
+/// A task that waits with a lock held stops a debug build; so what is held is known for each task, and goes with it.
+fn locks_are_counted(ctx: &mut Ctx) -> Result<(), String> {
+    if !cfg!(debug_assertions) {
+        ctx.skip("a release build counts no locks");
+        return Ok(());
+    }
+    check_eq!(held::locks(), 0, "locks held at first");
+    let elsewhere = Arc::new(AtomicU64::new(u64::MAX));
+    let there = Arc::clone(&elsewhere);
+    let (one, two) = (Mutex::new(()), Mutex::new(()));
+    let guards = (one.lock(), two.lock());
+    // Of this CPU: it runs while this task, which holds two, does not.
+    let other = sched::spawn("other", arch::percpu::cpu(), None, move || {
+        there.store(held::locks() as u64, Ordering::Release);
+        Ok(())
+    });
+    while elsewhere.load(Ordering::Acquire) == u64::MAX {
+        sched::yield_now();
+    }
+    let here = held::locks();
+    drop(guards);
+    check_eq!(sched::join(&other), Ok(()), "end of the other task");
+    check_eq!((here, elsewhere.load(Ordering::Relaxed), held::locks()), (2, 0, 0), "locks here, of the other, at last");
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use arch::{cpu, percpu as area, tlb};
 use mm::addr::{Pfn, PhysAddr, VirtAddr};
 use mm::entry::Entry;
+use mm::held;
 use mm::machine::{CpuId, CpuMask, GROUP, Machine};
 use mm::world::Mm;
 use spin::Once;
@@ -28,6 +29,18 @@ static WORLD: Once<Arc<Mm<KernelMachine>>> = Once::new();
 /// Makes the world for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
 pub fn init(nr_cpus: usize) {
     WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus)).pins.switch(true);
+    held::count_by(count_locks);
+}
+
+/// Adds to the number of locks that the running task holds. An interrupt handler counts on the task that it
+/// interrupted, and has none left when it ends.
+fn count_locks(change: i64) -> i64 {
+    sched::with_current(|task| {
+        let held = task.locks_held.load(Ordering::Relaxed) + change;
+        task.locks_held.store(held, Ordering::Relaxed);
+        held
+    })
+    .unwrap_or(0)
 }
 
 /// The world.
@@ -69,6 +82,7 @@ impl Machine for KernelMachine {
         area::set_loaded(root.as_u64());
     }
     fn relax(&self) {
+        held::assert_none("something");
         cpu::pause();
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
         if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD) {

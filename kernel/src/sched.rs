@@ -14,6 +14,7 @@ use core::sync::atomic::Ordering;
 
 use arch::cpu::{self, IrqSave};
 use arch::{apic, context, percpu as area};
+use mm::held;
 use mm::machine::{CpuId, IrqOff};
 
 use crate::kstack::Stack;
@@ -230,6 +231,7 @@ pub fn park() {
 /// off, another CPU may already wake it.
 pub(crate) fn park_with(between: impl FnOnce()) {
     assert!(cpu::irqs_on(), "a task parked with interrupts off");
+    held::assert_none("a wake-up");
     let _irq = IrqSave::new();
     {
         let queue = percpu::this().queue.lock();
@@ -256,6 +258,7 @@ pub fn unpark(task: &Arc<Task>) {
 /// Sleeps for `ns` nanoseconds or a little more.
 pub fn sleep_ns(ns: u64) {
     assert!(cpu::irqs_on(), "a task slept with interrupts off");
+    held::assert_none("a time");
     let _irq = IrqSave::new();
     {
         let mut queue = percpu::this().queue.lock();

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 
 use mm::addr::VirtAddr;
 use mm::machine::CpuId;
@@ -169,6 +169,8 @@ pub struct Task {
     /// A signal that somebody else has sent.
     pending: IrqLock<Option<Signal>>,
     has_pending: AtomicBool,
+    /// Locks that it holds; counted in debug builds ([`mm::held`]).
+    pub(crate) locks_held: AtomicI64,
     /// What it does about a SIGBUS; not here while it runs.
     sigbus_handler: IrqLock<Option<SigBusHandler>>,
     /// The signal of the last user access that failed.
@@ -217,6 +219,7 @@ impl Task {
             space: IrqLock::new(space),
             pending: IrqLock::new(None),
             has_pending: AtomicBool::new(false),
+            locks_held: AtomicI64::new(0),
             sigbus_handler: IrqLock::new(None),
             fault: IrqLock::new(None),
             exit: Once::new(),

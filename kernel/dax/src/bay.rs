@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use mm::held;
 use mm::sync::Mutex;
 
 use crate::mutant::Mutant;
@@ -99,6 +100,7 @@ impl<T> Bay<T> {
 
     /// Waits until no removal is under way. `relax` is called in every round.
     pub fn wait(&self, mut relax: impl FnMut()) {
+        held::assert_none("a removal");
         while matches!(*self.state.lock(), State::Removing) && !Mutant::SecondDoesNotWait.is_on() {
             relax();
         }

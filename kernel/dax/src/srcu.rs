@@ -25,7 +25,7 @@
 //!
 //! Model: `tests/loom_srcu.rs`, with one mutant for each of S1, S2, R3 and R5.
 
-use mm::sync::{AtomicU64, Mutex, Ordering};
+use mm::sync::{AtomicU64, Ordering, Turn};
 
 use crate::mutant::Mutant;
 
@@ -37,7 +37,7 @@ pub struct Srcu {
     /// Readers inside, by the index that they read.
     readers: [AtomicU64; 2],
     /// One synchronizer at a time: a flip while another waits would send readers to the counter waited for.
-    turn: Mutex<()>,
+    turn: Turn<()>,
 }
 
 impl Default for Srcu {
@@ -49,7 +49,7 @@ impl Default for Srcu {
 impl Srcu {
     /// No reader inside.
     pub fn new() -> Self {
-        Self { index: AtomicU64::new(0), readers: core::array::from_fn(|_| AtomicU64::new(0)), turn: Mutex::new(()) }
+        Self { index: AtomicU64::new(0), readers: core::array::from_fn(|_| AtomicU64::new(0)), turn: Turn::new(()) }
     }
 
     /// Enters. Never waits: it starts again only when a synchronizer flipped the index in that very moment.
@@ -73,18 +73,15 @@ impl Srcu {
     /// often it had to wait. `relax` is called in every round of waiting and may let another task run.
     ///
     /// Must not be called with interrupts off, nor from inside a reader of the same domain.
+    ///
+    /// # Panics
+    /// In debug builds, when the task holds a lock.
     pub fn synchronize(&self, mut relax: impl FnMut()) -> GracePeriod {
         let mut waits = 0;
-        // `try_lock` and not `lock`: the wait for another synchronizer has to let other tasks run too.
-        let _turn = loop {
-            match self.turn.try_lock() {
-                Some(turn) => break turn,
-                None => {
-                    waits += 1;
-                    relax();
-                }
-            }
-        };
+        let _turn = self.turn.take(|| {
+            waits += 1;
+            relax();
+        });
         let old = self.index.load(Ordering::Relaxed) as usize;
         if !Mutant::SrcuNoFlip.is_on() {
             self.index.store(1 - old as u64, Ordering::Release);

@@ -11,7 +11,7 @@
 //! Linux: `fs/super.c`, `freeze_super` with `enum freeze_holder`.
 
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering};
+use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering, Turn, TurnGuard};
 
 use crate::error::{FsError, ShutdownReason};
 use crate::rank::Context;
@@ -42,7 +42,7 @@ pub(crate) struct Freeze {
     shutdown: AtomicU32,
     /// Held from the first step of a freeze or a thaw to its last, so that who finds the file system frozen finds the
     /// medium at rest, and of two thaws at once one is the last.
-    turn: Mutex<()>,
+    turn: Turn<()>,
 }
 
 /// A change is under way: no freeze completes.
@@ -103,13 +103,8 @@ impl Freeze {
     }
 
     /// The right to freeze or to thaw. Waits for who has it, who waits for changes under way at most.
-    pub(crate) fn turn<M: Machine>(&self, machine: &M) -> MutexGuard<'_, ()> {
-        loop {
-            if let Some(turn) = self.turn.try_lock() {
-                return turn;
-            }
-            machine.relax();
-        }
+    pub(crate) fn turn<M: Machine>(&self, machine: &M) -> TurnGuard<'_, ()> {
+        self.turn.take(|| machine.relax())
     }
 
     /// Freezes: when it returns no change is under way. Says whether this was the first of the freezes that hold.

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use mm::held;
 use mm::machine::Machine;
 use mm::space::Mapping;
 use mm::sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering};
@@ -89,6 +90,7 @@ impl<M: Machine> Inode<M> {
 
     /// Closes `first..end` to faults; when it returns none is inside.
     pub(crate) fn close(&self, machine: &M, first: u64, end: u64) -> Closed<'_, M> {
+        held::assert_none("faults");
         self.gate.lock().closed.push((first, end));
         let closed = Closed { inode: self, first, end };
         while self.gate.lock().inside != 0 {

@@ -16,8 +16,9 @@
 use core::cell::Cell;
 use core::ops::{Deref, DerefMut};
 
+use mm::held;
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
+use mm::sync::{AtomicU32, Ordering, Turn, TurnGuard};
 
 /// Rank of a lock; taken in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +45,7 @@ pub enum Rank {
 /// time, and so most likely also when their time slice ends.
 #[derive(Debug, Default)]
 pub struct RankedLock<T> {
-    lock: Mutex<T>,
+    lock: Turn<T>,
     /// How many have tried for long.
     starving: AtomicU32,
 }
@@ -55,20 +56,20 @@ const LONG: u32 = 8;
 impl<T> RankedLock<T> {
     /// A lock that nobody holds.
     pub fn new(value: T) -> Self {
-        Self { lock: Mutex::new(value), starving: AtomicU32::new(0) }
+        Self { lock: Turn::new(value), starving: AtomicU32::new(0) }
     }
 
     /// The value, without a context, where it is nobody else's yet.
     pub(crate) fn set(&self, value: T) {
-        *self.lock.lock() = value;
+        *self.lock.try_take().expect("nobody else has it yet") = value;
     }
 
-    fn take<M: Machine>(&self, machine: &M) -> MutexGuard<'_, T> {
+    fn take<M: Machine>(&self, machine: &M) -> TurnGuard<'_, T> {
         let (mut tries, mut starves) = (0, false);
         loop {
             // Relaxed: this only says who tries, and who tries takes the lock or does not.
             if (starves || self.starving.load(Ordering::Relaxed) == 0)
-                && let Some(guard) = self.lock.try_lock()
+                && let Some(guard) = self.lock.try_take()
             {
                 if starves {
                     self.starving.fetch_sub(1, Ordering::Relaxed);
@@ -117,6 +118,7 @@ impl Context {
     /// In debug builds, while memory is being reclaimed or with a lock held.
     #[track_caller]
     pub fn may_wait(&self, what: &str) {
+        held::assert_none(what);
         debug_assert!(!self.reclaim, "waits for {what} while memory is being reclaimed");
         debug_assert!(self.held.get() == 0, "waits for {what} with locks of ranks {:#b} held", self.held.get());
     }
@@ -128,6 +130,7 @@ impl Context {
     #[track_caller]
     pub fn lock<'l, T, M: Machine>(&'l self, machine: &M, rank: Rank, lock: &'l RankedLock<T>) -> Ranked<'l, T> {
         let bit = 1 << rank as u8;
+        held::assert_none("a lock of a file system");
         debug_assert!(self.held.get() < bit, "takes a lock of rank {rank:?} while it holds {:#b}", self.held.get());
         let guard = lock.take(machine);
         self.held.set(self.held.get() | bit);
@@ -137,7 +140,7 @@ impl Context {
 
 /// A lock that is held.
 pub struct Ranked<'l, T> {
-    guard: MutexGuard<'l, T>,
+    guard: TurnGuard<'l, T>,
     context: &'l Context,
     bit: u8,
 }

@@ -23,6 +23,7 @@ pub mod fault;
 pub mod frame;
 pub mod gather;
 pub mod gup;
+pub mod held;
 pub mod ledger;
 pub mod machine;
 pub mod mapping;

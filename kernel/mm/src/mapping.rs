@@ -13,7 +13,7 @@ use crate::machine::{self, Machine, Point};
 use crate::mutant::Mutant;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
-use crate::sync::{Arc, Mutex, Weak};
+use crate::sync::{Arc, Mutex, Turn, Weak};
 use crate::vma::Vmas;
 use crate::world::Mm;
 
@@ -40,7 +40,7 @@ pub struct Mapping<M: Machine> {
     id: u64,
     rmap: Mutex<IntervalTree<Mapped<M>>>,
     /// Listings in batches so far. Held by the one that goes on.
-    listings: Mutex<u64>,
+    listings: Turn<u64>,
 }
 
 impl<M: Machine> Mapping<M> {
@@ -48,7 +48,7 @@ impl<M: Machine> Mapping<M> {
     pub fn new(mm: &Arc<Mm<M>>) -> Arc<Self> {
         let id = mm.new_id();
         let rmap = Mutex::new(IntervalTree::new());
-        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap, listings: Mutex::new(0) });
+        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap, listings: Turn::new(0) });
         mm.add_mapping(&mapping);
         mapping
     }
@@ -121,12 +121,7 @@ impl<M: Machine> Mapping<M> {
     /// to end is in one of them. Work grows with the number of VMAs times the number of batches.
     fn list_in_batches(&self, first: u64, nr_pages: u64, each: &mut dyn FnMut(Found<M>)) {
         // One at a time, so that a mark says whose it is.
-        let mut listings = loop {
-            match self.listings.try_lock() {
-                Some(listings) => break listings,
-                None => self.mm.machine.relax(),
-            }
-        };
+        let mut listings = self.listings.take(|| self.mm.machine.relax());
         *listings += 1;
         loop {
             let mut batch = ArrayVec::<_, BATCH>::new();

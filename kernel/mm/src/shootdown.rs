@@ -41,9 +41,10 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
+use crate::held;
 use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
 use crate::mutant::Mutant;
-use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, RawMutex, fence};
 pub use crate::tlb::{FULL_FLUSH_ABOVE, FlushRange, RING, TlbState};
 
 /// What one CPU knows about its own TLB. Written by that CPU alone, but for `request`.
@@ -57,7 +58,7 @@ struct CpuTlb {
     /// 1 while the CPU idles with a space still loaded that it does not use.
     lazy: AtomicU32,
     /// Only ever locked by this CPU with interrupts off: never contended.
-    loaded: Mutex<Loaded>,
+    loaded: RawMutex<Loaded>,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +117,7 @@ impl Shootdown {
             request: AtomicU64::new(0),
             ack: AtomicU64::new(0),
             lazy: AtomicU32::new(0),
-            loaded: Mutex::new(Loaded::default()),
+            loaded: RawMutex::new(Loaded::default()),
         };
         Self {
             cpus: (0..nr_cpus).map(cpu).collect(),
@@ -442,6 +443,7 @@ impl<M: Machine> Dispatched<'_, M> {
     #[inline(always)]
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
+        held::assert_none("a shootdown");
         for cpu in self.waiting.iter() {
             let cpu = &self.shootdown.cpus[cpu];
             // Our own request, or a later one: a number that has stopped growing for us, since it is read once.

@@ -27,6 +27,7 @@ use alloc::vec::Vec;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
+use crate::held;
 use crate::ledger::Kind;
 use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
@@ -105,7 +106,9 @@ impl<M: Machine> AddressSpace<M> {
     }
 
     /// Shared access: faults and gup. Spins with `relax`, so that a holder on this CPU can run.
+    #[track_caller]
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Vmas<M>> {
+        self.assert_may_wait();
         #[cfg(not(loom))]
         loop {
             if let Some(guard) = self.vmas.try_read() {
@@ -118,7 +121,9 @@ impl<M: Machine> AddressSpace<M> {
     }
 
     /// Exclusive access: map, unmap, protect, zap.
+    #[track_caller]
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Vmas<M>> {
+        self.assert_may_wait();
         #[cfg(not(loom))]
         loop {
             if let Some(guard) = self.vmas.try_write() {
@@ -128,6 +133,14 @@ impl<M: Machine> AddressSpace<M> {
         }
         #[cfg(loom)]
         self.vmas.write()
+    }
+
+    /// Whoever has the space locked may be waiting for a shootdown, and so for this CPU.
+    #[inline]
+    #[track_caller]
+    fn assert_may_wait(&self) {
+        debug_assert!(self.mm.machine.irqs_on(), "an address space was locked with interrupts off");
+        held::assert_none("an address space");
     }
 
     fn user_range(&self, va: VirtAddr, len_bytes: u64) -> Result<VirtRange, MapError> {

@@ -5,7 +5,7 @@
 use crate::addr::{PageSize, Pfn, VirtAddr, VirtRange};
 use crate::machine::CpuMask;
 use crate::mutant::Mutant;
-use crate::sync::{AtomicU32, AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, RawMutex, fence};
 
 /// How many generations a ring remembers.
 pub const RING: usize = if cfg!(loom) { 2 } else { 8 };
@@ -136,7 +136,7 @@ pub struct TlbState {
     pub(crate) pending: AtomicU64,
     ring: [RingSlot; RING],
     /// One writer of the ring at a time.
-    publishing: Mutex<()>,
+    publishing: RawMutex<()>,
 }
 
 impl TlbState {
@@ -149,7 +149,7 @@ impl TlbState {
             generation: AtomicU64::new(1),
             pending: AtomicU64::new(0),
             ring: core::array::from_fn(|_| RingSlot::new()),
-            publishing: Mutex::new(()),
+            publishing: RawMutex::new(()),
         }
     }
     /// Number of the address space.

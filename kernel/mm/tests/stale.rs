@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
@@ -14,7 +13,7 @@ use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
-use mm::machine::{IrqOff, Machine, Point};
+use mm::machine::{Machine, Point};
 use mm::mapping::unmap_mapping_range;
 use mm::pagemap::MemoryKind;
 use mm::space::{AddressSpace, FaultError};
@@ -376,17 +375,4 @@ fn a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole() {
         assert_eq!(device.pages.live_folios(), 0);
         emu.assert_no_stale();
     }
-}
-
-// covers: G3
-#[test]
-fn a_round_with_interrupts_off_is_refused() {
-    let (emu, mm, space) = small_pages(2, 2);
-    let refused = catch_unwind(AssertUnwindSafe(|| {
-        let _irq = IrqOff::new(&mm.machine);
-        unmap(&space, 0, 1);
-    }));
-    let message = refused.unwrap_err().downcast_ref::<&str>().copied().unwrap_or_default();
-    assert!(message.contains("interrupts off"), "{message}");
-    assert_eq!(emu.stats().ipis_sent, 0);
 }

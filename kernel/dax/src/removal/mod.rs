@@ -32,6 +32,7 @@ use alloc::vec::Vec;
 use mm::addr::VirtRange;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
+use mm::held;
 use mm::machine::{Machine, has_room};
 use mm::mapping::{Unmapped, unmap_each};
 use mm::pagemap::DevPagemap;
@@ -385,6 +386,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
 
     /// Waits until nobody holds a page of the device. Final, because its page map is dying.
     fn wait_for_pins(&mut self) {
+        held::assert_none("pins");
         if self.map.is_drained() || Mutant::DrainDoesNotWait.is_on() {
             return;
         }

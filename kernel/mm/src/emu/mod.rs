@@ -44,6 +44,7 @@ use self::memory::Memory;
 pub use self::run::Background;
 pub use self::walk::{Cached, Fault};
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
+use crate::held;
 use crate::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
 use crate::sync::AtomicU64 as LiveEntry;
 
@@ -268,6 +269,7 @@ impl Machine for EmuMachine {
     }
 
     fn relax(&self) {
+        held::assert_none("something");
         self.wait_a_little();
     }
 

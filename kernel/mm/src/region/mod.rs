@@ -46,6 +46,7 @@ pub use self::info::{
 use self::list::{Lists, maps_of};
 use crate::addr::{Pfn, PfnRange, VirtAddr};
 use crate::gup::{GupError, GupFlags};
+use crate::held;
 use crate::ledger::Kind;
 use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
@@ -108,6 +109,7 @@ impl<M: Machine> Region<M> {
     /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
     /// in flight when it was closed, all of which have been waited for. `slow` is called, ever more seldom, while that takes long.
     fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
+        held::assert_none("the uses of a registration");
         let machine = &self.mm.machine;
         let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
         let relax = || {
@@ -188,6 +190,7 @@ impl<M: Machine> Regions<M> {
     ///
     /// Not with interrupts off, nor from inside a use.
     pub fn take_back(&self, machine: &M, map: &DevPagemap, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
+        held::assert_none("registrations");
         loop {
             match self.next_of(map, ranges, machine.now_ns()) {
                 Next::Nothing => return,
