@@ -126,6 +126,12 @@ impl Console {
         }
     }
 
+    /// Takes text as from the serial port.
+    #[cfg(test)]
+    pub(crate) fn say(&self, text: &str) {
+        self.feed(text.as_bytes(), Echo::Off);
+    }
+
     /// Every complete line of the kernel so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {

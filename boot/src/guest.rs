@@ -6,6 +6,7 @@ use crate::hang;
 use crate::machine::{Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
+use crate::wish;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::io::Write;
@@ -120,6 +121,9 @@ impl Guest {
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
         let reader = console.clone().read_from(stdout, stderr, echo);
+        if machine.grants_wishes {
+            wish::grant_all(console.clone(), qmp_socket.clone());
+        }
         Ok(Self {
             stdin: child.stdin.take(),
             child,

@@ -26,3 +26,4 @@ pub mod suite;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
+mod wish;

@@ -37,6 +37,8 @@ pub struct Machine {
     pub acpitables: Vec<PathBuf>,
     /// Start with the CPUs stopped, and listen for gdb here: a character device in QEMU's words.
     pub gdb: Option<String>,
+    /// Raise the machine check that the kernel wishes for, where it does.
+    pub grants_wishes: bool,
     /// How long the guest may take before it counts as hung.
     pub timeout: Option<Duration>,
 }
@@ -54,6 +56,7 @@ impl Default for Machine {
             append: Vec::new(),
             acpitables: Vec::new(),
             gdb: None,
+            grants_wishes: true,
             timeout: Some(Duration::from_secs(300)),
         }
     }
@@ -110,6 +113,7 @@ impl Machine {
             append: options.append.clone(),
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
+            grants_wishes: true,
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         };
         machine.check_window()?;

@@ -4,25 +4,26 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::mce::BankError;
 use dax::inject::{Fault, Place};
 use dax::removal::{Method, Step};
-use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
 use mm::failure::{FailureKind, memory_failure};
 use mm::ledger::Kind;
 use mm::space::{Access, FaultError, SigBusCause};
 use nvdimm::pmem::area::AREA_PAGES;
 use nvdimm::pmem::badblocks::SectorRun;
-use nvdimm::pmem::block::BlockError;
+use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use crate::devices::{self, ATTACH_STEPS};
 use crate::ktest::{Ctx, Test};
 use crate::ktests_mm::{BASE, Books, Device, at, new_space, no_problems, page};
 use crate::machine::{Space, mm};
-use crate::memory_error::{Verdict, judge};
+use crate::memory_error::{self, Loss, RaisedBy, Verdict, judge};
 use crate::reserve::{self, FAULTS};
-use crate::{check, check_eq, memory};
+use crate::{check, check_eq, memory, percpu, sched};
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// VMAs in each of the two spaces that a removal meets: more than it lists at a time where memory is short.
@@ -46,6 +47,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "fail.badblocks.outlive_the_device", covers: "P1 P3", run: |ctx| on_free_device(ctx, kept) },
     Test { name: "fail.poison.outside_every_device", covers: "P4", run: outside },
     Test { name: "fail.mce.verdicts", covers: "P2", run: verdicts },
+    Test { name: "fail.mce.every_handler", covers: "P1 P2 P3", run: |ctx| on_free_device(ctx, every_handler) },
 ];
 
 /// Does `work` where NVDIMM 0 is not in use, and compares the books.
@@ -341,4 +343,38 @@ fn verdicts(_: &mut Ctx) -> Result<(), String> {
     fatal(judged(|e| e.is_restartable = false), "continued")?;
     fatal(judged(|e| e.addr = None), "no address")?;
     fatal(judged(|e| e.addr = Some(32 << 20)), "RAM")
+}
+
+/// The kernel raises a machine check on each CPU, each for two pages of its own: the handler there notes just that.
+fn every_handler(_: &mut Ctx) -> Result<(), String> {
+    let first = devices::slots()[0].frames.start().add(LOST_PAGE);
+    attach()?;
+    memory_error::take_dealt_with();
+    for cpu in percpu::online().iter() {
+        let pfn = first.add(2 * cpu as u64);
+        let raised = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&raised);
+        let raise = sched::spawn("raise", cpu, None, move || {
+            let has_raised = arch::mce::raise(pfn.addr().as_u64(), PAGE_SHIFT + 1);
+            done.store(has_raised && arch::cpu::irqs_on(), Ordering::Relaxed);
+            Ok(())
+        });
+        check_eq!(sched::join(&raise), Ok(()), "the task that raises it");
+        check!(raised.load(Ordering::Relaxed), "CPU {cpu} did not raise a machine check, or has interrupts off");
+        let loss = loop {
+            match memory_error::take_dealt_with() {
+                Some(loss) => break loss,
+                None => sched::yield_now(),
+            }
+        };
+        check_eq!(loss, Loss { first: pfn, order: 1, cpu, by: RaisedBy::Kernel }, "what the handler noted");
+    }
+    let block = devices::block(0).map_err(|error| format!("{error}"))?;
+    let lost = SectorRun { first: LOST_PAGE * 8, nr_sectors: 16 * percpu::online().len() as u64 };
+    check_eq!(block.bad_blocks(), [lost], "what is lost");
+    let zeroes = alloc::vec![0; (lost.nr_sectors * SECTOR_BYTES) as usize];
+    block.write(lost.first, &zeroes).map_err(|error| format!("a full write: {error}"))?;
+    check_eq!(block.bad_blocks(), [], "what is lost after a full write");
+    drop(block);
+    remove()
 }

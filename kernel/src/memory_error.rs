@@ -5,11 +5,13 @@
 //! Tasks that touch it afterwards get SIGBUS.
 
 use alloc::sync::Arc;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::mce::BankError;
-use mm::addr::{PAGE_SHIFT, Pfn};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use mm::failure::{FailureKind, memory_failure};
+use mm::machine::{CpuId, MAX_CPUS};
 use spin::Once;
 
 use crate::task::{Exit, Task};
@@ -20,9 +22,10 @@ const SLOTS: usize = 16;
 /// Larger losses than this (log2 of bytes) are no single page's: the bank's word for "I do not know".
 const MAX_LOST_SHIFT: u32 = 21;
 
-/// Noted errors: frame number of the first lost frame, plus 1 so that 0 is free, with log2 of the number of frames in
-/// the top byte.
+/// Noted losses, as [`Loss::word`] has them; 0 is a free slot.
 static NOTED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
+/// The last one that was dealt with, until somebody takes it.
+static DEALT_WITH: AtomicU64 = AtomicU64::new(0);
 static WORKER: Once<Arc<Task>> = Once::new();
 
 /// What an error means for the kernel.
@@ -35,6 +38,74 @@ pub enum Verdict {
     /// The kernel cannot go on, for this reason.
     Fatal(&'static str),
 }
+
+/// Who has raised a machine check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RaisedBy {
+    /// Whoever runs this machine: the hardware, or QEMU's monitor.
+    Host,
+    /// The kernel itself: see [`raise`].
+    Kernel,
+}
+
+impl fmt::Display for RaisedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
+/// What the machine-check handler has noted: frames that are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The first lost frame.
+    pub first: Pfn,
+    /// log2 of how many.
+    pub order: u32,
+    /// Whose handler it was.
+    pub cpu: CpuId,
+    /// Who has raised the machine check.
+    pub by: RaisedBy,
+}
+
+impl Loss {
+    /// A frame number has 52 bits.
+    const ORDER_AT: u32 = 52;
+    const CPU_AT: u32 = 56;
+    const BY_KERNEL: u64 = 1 << 62;
+    const IS_NOTED: u64 = 1 << 63;
+    /// What is lost, without who says so.
+    const WHAT: u64 = (1 << Self::CPU_AT) - 1;
+
+    /// In one word, which is never 0:
+    ///
+    /// | bits | value |
+    /// |---|---|
+    /// | 0 to 51 | first frame |
+    /// | 52 to 55 | log2 of the number of frames |
+    /// | 56 to 61 | CPU |
+    /// | 62 | by the kernel |
+    /// | 63 | 1: something is noted |
+    fn word(self) -> u64 {
+        let by = if self.by == RaisedBy::Kernel { Self::BY_KERNEL } else { 0 };
+        let (order, cpu) = (u64::from(self.order) << Self::ORDER_AT, (self.cpu as u64) << Self::CPU_AT);
+        self.first.as_u64() | order | cpu | by | Self::IS_NOTED
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        (word & Self::IS_NOTED != 0).then(|| Self {
+            first: Pfn::new(word & ((1 << Self::ORDER_AT) - 1)),
+            order: ((word & Self::WHAT) >> Self::ORDER_AT) as u32,
+            cpu: (word >> Self::CPU_AT) as usize % MAX_CPUS,
+            by: if word & Self::BY_KERNEL != 0 { RaisedBy::Kernel } else { RaisedBy::Host },
+        })
+    }
+}
+
+const _: () = assert!(MAX_CPUS == 1 << 6, "bits 56 to 61 are a CPU's number");
+const _: () = assert!(MAX_LOST_SHIFT - PAGE_SHIFT < 1 << 4, "bits 52 to 55 are log2 of a number of frames");
 
 /// What an error means (SDM vol. 3B §16.6). Asks nothing that needs a lock.
 pub fn judge(error: &BankError) -> Verdict {
@@ -63,21 +134,21 @@ pub fn judge(error: &BankError) -> Verdict {
 ///
 /// # Errors
 /// Why the kernel cannot go on.
-pub fn note(error: &BankError) -> Result<(), &'static str> {
-    let (first, shift) = match judge(error) {
+pub fn note(error: &BankError, by: RaisedBy) -> Result<(), &'static str> {
+    let (first, order) = match judge(error) {
         Verdict::Corrected => return Ok(()),
         Verdict::Fatal(reason) => return Err(reason),
-        Verdict::Lost(first, shift) => (first, shift),
+        Verdict::Lost(first, order) => (first, order),
     };
     if !WORKER.is_completed() {
         return Err("it came before the kernel could deal with it");
     }
-    let word = u64::from(shift) << 56 | (first.as_u64() + 1);
+    let word = Loss { first, order, cpu: arch::percpu::cpu(), by }.word();
     // A task that goes on touching what is lost may report it again and again until it is taken away: one note will do.
     // AcqRel; pairs with the swap in `work`.
     let noted = |slot: &AtomicU64| match slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => true,
-        Err(other) => other == word,
+        Err(other) => (other ^ word) & Loss::WHAT == 0,
     };
     if !NOTED.iter().any(noted) {
         return Err("too many came at once");
@@ -101,14 +172,37 @@ pub fn start() {
 fn work() -> Exit {
     loop {
         for slot in &NOTED {
-            let word = slot.swap(0, Ordering::AcqRel);
-            if word != 0 {
-                let first = (word & ((1 << 56) - 1)) - 1;
-                (first..first + (1 << (word >> 56))).for_each(|pfn| fail(Pfn::new(pfn)));
-            }
+            // AcqRel; pairs with the exchange in `note`.
+            let Some(loss) = Loss::from_word(slot.swap(0, Ordering::AcqRel)) else { continue };
+            say(&loss);
+            (0..1 << loss.order).for_each(|frame| fail(loss.first.add(frame)));
+            // Release; pairs with the Acquire in `take_dealt_with`.
+            DEALT_WITH.store(loss.word(), Ordering::Release);
         }
         sched::park();
     }
+}
+
+fn say(loss: &Loss) {
+    let Loss { first, order, cpu, by } = loss;
+    let (addr, len_bytes) = (first.as_u64() << PAGE_SHIFT, PAGE_SIZE << order);
+    log::info!("a machine check on CPU {cpu}, raised by the {by}: {len_bytes} bytes from {addr:#x} are lost");
+    report!("machine_check by={by} cpu={cpu} addr={addr:#x} len={len_bytes}");
+}
+
+/// The last loss that a machine-check handler has noted and that was dealt with since this was last asked.
+pub fn take_dealt_with() -> Option<Loss> {
+    // Acquire; pairs with the Release in `work`.
+    Loss::from_word(DEALT_WITH.swap(0, Ordering::Acquire))
+}
+
+/// Raises a machine check for one frame, on this CPU. Its handler notes the loss, and the task takes the page away.
+///
+/// # Errors
+/// Where the machine does not let its registers be written.
+pub fn raise(pfn: Pfn) -> Result<(), &'static str> {
+    let raised = arch::mce::raise(pfn.as_u64() << PAGE_SHIFT, PAGE_SHIFT);
+    raised.then_some(()).ok_or("this machine keeps its machine-check registers to itself")
 }
 
 /// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.

@@ -7,6 +7,7 @@ use arch::{apic, cpu, mce, probe};
 use mm::addr::VirtAddr;
 use mm::machine::IrqOff;
 
+use crate::memory_error::RaisedBy;
 use crate::panic::{self, Cause};
 use crate::percpu::{self, InInterrupt};
 use crate::ring::Note;
@@ -128,11 +129,12 @@ fn nmi(frame: &TrapFrame) {
 }
 
 fn machine_check(frame: &TrapFrame) {
+    let by = if mce::is_raised_here(frame) { RaisedBy::Kernel } else { RaisedBy::Host };
     let mut fatal = None;
     // SAFETY: a machine check arrives only where CR4.MCE is on, which `Features::enable` does by CPUID.
     unsafe {
         mce::drain(|error| {
-            if let Err(reason) = memory_error::note(&error) {
+            if let Err(reason) = memory_error::note(&error, by) {
                 fatal = Some((error, reason));
             }
         });

@@ -28,7 +28,8 @@ struct Patient {
 
 /// What a command answers, without what the kernel says of failures meanwhile: that comes when it comes.
 fn answer(guest: &mut Guest, words: &str) -> Vec<String> {
-    let meanwhile = |line: &String| ["[", "@memory_failure", "@task"].iter().any(|start| line.starts_with(start));
+    let meanwhile =
+        |line: &String| ["[", "@machine_check", "@memory_failure", "@task"].iter().any(|start| line.starts_with(start));
     command(guest, words).into_iter().filter(|line| !meanwhile(line)).collect()
 }
 
@@ -137,6 +138,11 @@ fn two_at_once_on_two_cpus_are_both_dealt_with() {
     patient.settle();
     let listed = patient.run("badblocks 0");
     assert_eq!(listed, ["sectors 8..16", "sectors 24..32", "16 sectors are lost; not kept on the device"]);
+    let console = patient.guest.console().lines();
+    for (cpu, addr) in [(0, base + 0x1000), (1, base + 0x3000)] {
+        let noted = format!("@machine_check by=host cpu={cpu} addr={addr:#x} len=4096");
+        assert_eq!(console.iter().filter(|line| **line == noted).count(), 1, "{noted}");
+    }
     assert_good(&exit(patient.guest));
 }
 

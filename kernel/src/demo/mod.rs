@@ -6,6 +6,7 @@ mod files;
 mod load;
 mod page;
 mod verdict;
+mod wish;
 
 use alloc::format;
 use alloc::string::String;

@@ -19,10 +19,12 @@ use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 use super::Books;
 use super::load::{give_way, wait_until};
 use super::verdict::Removed;
+use super::wish;
 use crate::machine::{KernelMachine, Space, mm};
+use crate::memory_error::Loss;
 use crate::reserve::FAULTS;
 use crate::task::{Signal, Task};
-use crate::{console, devices, memory_error, percpu, report, sched, user};
+use crate::{console, devices, percpu, report, sched, user};
 
 /// Where each of the two tasks maps its page.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -47,6 +49,8 @@ pub struct PageAct {
     pub users: usize,
     /// Those of them that SIGBUS ended.
     pub ended_by_sigbus: usize,
+    /// What the machine-check handler has noted of the lost page.
+    pub lost: Loss,
     /// The one with the lost page heard of it, with its address and 4096 bytes.
     pub told: bool,
     /// The other one read on until the device went.
@@ -76,7 +80,7 @@ pub fn run() -> Result<PageAct, String> {
     block.write(first, &[0; PAGE_SIZE as usize]).map_err(said("write"))?;
     let (victim, _) = reader("victim", LOST_PAGE)?;
     let (neighbour, reads) = reader("neighbour", LOST_PAGE + 1)?;
-    memory_error::fail(devices::slots()[0].frames.start().add(LOST_PAGE));
+    let lost = wish::lose(devices::slots()[0].frames.start().add(LOST_PAGE)).map_err(said("machine check"))?;
     let poisoned = Signal::SigBus { addr: BASE, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
     let told = sched::join(&victim) == Err(poisoned);
     let goal = reads.load(Ordering::Relaxed) + WARM_READS;
@@ -95,7 +99,20 @@ pub fn run() -> Result<PageAct, String> {
     format!("{kept}").lines().for_each(|line| console::words(format_args!("{line}")));
     let ended_by_sigbus = ends.iter().filter(|end| matches!(end, Err(Signal::SigBus { .. }))).count();
     let users = ends.len();
-    Ok(PageAct { faults, leaks, same, users, ended_by_sigbus, told, read_on, io_error, bad_sectors, healed, removed })
+    Ok(PageAct {
+        faults,
+        leaks,
+        same,
+        users,
+        ended_by_sigbus,
+        lost,
+        told,
+        read_on,
+        io_error,
+        bad_sectors,
+        healed,
+        removed,
+    })
 }
 
 /// Lets every step of attach and of removal fail once. Answers how many those were, and how many kinds of things were

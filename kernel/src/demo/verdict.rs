@@ -136,9 +136,11 @@ impl Verdict {
 
     fn judge_page(&mut self, act: &PageAct) {
         log::info!(
-            "one by one: {} faults injected, {} leaks; a lost page was on the list as {} sectors, and healed by a write: {}",
+            "one by one: {} faults injected, {} leaks; a page was lost by a machine check from the {}, was on the list as {} \
+             sectors, and healed by a write: {}",
             act.faults,
             act.leaks,
+            act.lost.by,
             act.bad_sectors,
             act.healed
         );
