@@ -121,7 +121,7 @@ impl Guest {
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
         let reader = console.clone().read_from(stdout, stderr, echo);
-        if machine.grants_wishes {
+        if machine.promises_wishes() {
             wish::grant_all(console.clone(), qmp_socket.clone());
         }
         Ok(Self {

@@ -4,6 +4,7 @@ use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options};
 use crate::paths::Firmware;
 use crate::size::{self, GIB, MIB, TIB};
+use crate::wish;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,7 +38,8 @@ pub struct Machine {
     pub acpitables: Vec<PathBuf>,
     /// Start with the CPUs stopped, and listen for gdb here: a character device in QEMU's words.
     pub gdb: Option<String>,
-    /// Raise the machine check that the kernel wishes for, where it does.
+    /// Raise the machine check that the demonstration wishes for. Not in deterministic mode, in which it would come at
+    /// another instruction each time.
     pub grants_wishes: bool,
     /// How long the guest may take before it counts as hung.
     pub timeout: Option<Duration>,
@@ -127,12 +129,20 @@ impl Machine {
         Ok(())
     }
 
+    /// Is the kernel told that its wishes are granted?
+    pub(crate) fn promises_wishes(&self) -> bool {
+        self.grants_wishes && self.mode == Mode::Demo && !self.deterministic
+    }
+
     /// The kernel's boot options, in the form in which they go through fw_cfg.
     #[must_use]
     pub fn boot_options(&self) -> String {
         let mut words = vec![format!("mode={}", self.mode.word())];
         if self.deterministic {
             words.push("deterministic=1".into());
+        }
+        if self.promises_wishes() {
+            words.push(format!("wishes={}", wish::PATIENCE_S));
         }
         words.extend(self.append.iter().filter(|word| !word.is_empty()).cloned());
         words.join(" ")
@@ -287,7 +297,7 @@ mod tests {
             "-m size=512M,slots=1,maxmem=3072M",
             "size=1073872896,id=pmem0",
             "label-size=131072",
-            "string=mode=demo",
+            "string=mode=demo wishes=60",
             "file=a,,b",
         ] {
             assert!(line.contains(part), "{part:?} is not in {line}");

@@ -1,7 +1,7 @@
 //! What the guest wishes of its host: a machine check, which nobody but QEMU can raise as the hardware does.
 //!
 //! The kernel says what it wishes for in a line of its console, `@wish what=machine_check addr=… len=… within_ns=…`, and
-//! waits for a while. A thread of its own reads the console with everybody else and grants such a wish through QEMU's
+//! waits for a while, if the boot option `wishes=` has promised that somebody grants it. A thread of its own reads the console with everybody else and grants such a wish through QEMU's
 //! monitor. The monitor serves one connection at a time, so each wish has its own, which ends at once.
 
 use crate::console::Console;
@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long the kernel waits for a wish, in seconds: for a host that has very much else to do.
+pub(crate) const PATIENCE_S: u64 = 60;
 /// The CPU that QEMU raises it on: every machine has this one.
 const CPU: u32 = 0;
 /// The bank: the last of the ten that QEMU's CPUs have.

@@ -308,7 +308,7 @@ fn main_task() -> task::Exit {
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }
         Mode::Shell => shell::run(),
-        Mode::Demo => exit::now(if demo::run() { exit::SUCCESS } else { exit::FAILURE }),
+        Mode::Demo => exit::now(if demo::run(options.wishes_s) { exit::SUCCESS } else { exit::FAILURE }),
         Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

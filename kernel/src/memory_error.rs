@@ -44,7 +44,7 @@ pub enum Verdict {
 pub enum RaisedBy {
     /// Whoever runs this machine: the hardware, or QEMU's monitor.
     Host,
-    /// The kernel itself: see [`raise`].
+    /// The kernel itself: see [`arch::mce::raise`].
     Kernel,
 }
 
@@ -194,15 +194,6 @@ fn say(loss: &Loss) {
 pub fn take_dealt_with() -> Option<Loss> {
     // Acquire; pairs with the Release in `work`.
     Loss::from_word(DEALT_WITH.swap(0, Ordering::Acquire))
-}
-
-/// Raises a machine check for one frame, on this CPU. Its handler notes the loss, and the task takes the page away.
-///
-/// # Errors
-/// Where the machine does not let its registers be written.
-pub fn raise(pfn: Pfn) -> Result<(), &'static str> {
-    let raised = arch::mce::raise(pfn.as_u64() << PAGE_SHIFT, PAGE_SHIFT);
-    raised.then_some(()).ok_or("this machine keeps its machine-check registers to itself")
 }
 
 /// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.

@@ -48,6 +48,8 @@ pub struct Options {
     pub inject: Option<Fault>,
     /// `dax.aliasing=1`: the CPU's data cache counts as one that aliases.
     pub dax_aliasing: bool,
+    /// `wishes=`: somebody reads the console and grants what the kernel wishes for, within so many seconds; 0: nobody.
+    pub wishes_s: u64,
 }
 
 impl Default for Options {
@@ -62,11 +64,13 @@ impl Default for Options {
             stress: Stress::Short,
             inject: None,
             dax_aliasing: false,
+            wishes_s: 0,
         }
     }
 }
 
-const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing";
+const MAX_WISHES_S: u64 = 3600;
+const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, wishes";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
@@ -114,6 +118,10 @@ impl Options {
             "inject" => match Fault::parse(value) {
                 Ok(fault) => self.inject = Some(fault),
                 Err(_) => return Err(Bad::Value("attach:N, remove:N, alloc:N, with N from 1")),
+            },
+            "wishes" => match value.parse() {
+                Ok(seconds) if seconds <= MAX_WISHES_S => self.wishes_s = seconds,
+                _ => return Err(Bad::Value("seconds, from 0 to 3600")),
             },
             "stress" => {
                 self.stress = match value {

@@ -117,6 +117,15 @@ unsafe extern "C" {
     static arch_mce_raised: u8;
 }
 
+/// Can [`raise`] do what it says on this machine?
+pub fn can_raise() -> bool {
+    let cpuid = CpuId::new();
+    let has_mca = cpuid.get_feature_info().is_some_and(|basic| basic.has_mca());
+    let is_emulated = cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU);
+    // The handler is there where machine checks are on: see `Features::enable`.
+    has_mca && is_emulated && Cr4::read().contains(Cr4Flags::MACHINE_CHECK_EXCEPTION)
+}
+
 /// Raises a machine check on this CPU: the memory from `addr` on, 2^`lost_shift` bytes, is lost. Its handler has run when
 /// this returns. Answers whether it could be done.
 ///
@@ -127,11 +136,7 @@ unsafe extern "C" {
 /// Where somebody else raises one on this CPU between the last write and the handler's end, the machine shuts down, as
 /// it does whenever two come at once.
 pub fn raise(addr: u64, lost_shift: u32) -> bool {
-    let cpuid = CpuId::new();
-    let has_mca = cpuid.get_feature_info().is_some_and(|basic| basic.has_mca());
-    let is_emulated = cpuid.get_hypervisor_info().is_some_and(|info| info.identify() == Hypervisor::QEMU);
-    // The handler is there where machine checks are on: see `Features::enable`.
-    if !has_mca || !is_emulated || !Cr4::read().contains(Cr4Flags::MACHINE_CHECK_EXCEPTION) {
+    if !can_raise() {
         return false;
     }
     let Some(bank) = nr_banks().checked_sub(1) else { return false };

@@ -27,9 +27,9 @@ use crate::{devices, kstack, memory, percpu};
 const BASELINE_FRAMES: u64 = 64;
 const _: () = assert!(BASELINE_FRAMES << PAGE_SHIFT <= load::SMALL_BYTES);
 
-/// Runs the demonstration; answers whether the verdict is good.
-pub fn run() -> bool {
-    let verdict = match rounds() {
+/// Runs the demonstration; answers whether the verdict is good. `wishes_s`: see [`wish`].
+pub fn run(wishes_s: u64) -> bool {
+    let verdict = match rounds(wishes_s) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::bad(reason),
     };
@@ -37,7 +37,7 @@ pub fn run() -> bool {
     verdict.is_good()
 }
 
-fn rounds() -> Result<Verdict, String> {
+fn rounds(wishes_s: u64) -> Result<Verdict, String> {
     let slots = devices::slots();
     let Some(slot) = slots.first() else {
         log::info!("no NVDIMM was found: there is nothing to pull out (start with --pmem 1G)");
@@ -59,7 +59,7 @@ fn rounds() -> Result<Verdict, String> {
         slot.frames.nr_pages()
     );
     let per_frame = round(Method::PerFrame(frames))?;
-    let page = page::run()?;
+    let page = page::run(wishes_s)?;
     let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;

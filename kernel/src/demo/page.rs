@@ -49,8 +49,8 @@ pub struct PageAct {
     pub users: usize,
     /// Those of them that SIGBUS ended.
     pub ended_by_sigbus: usize,
-    /// What the machine-check handler has noted of the lost page.
-    pub lost: Loss,
+    /// What the machine-check handler has noted of the lost page; `None` where nobody could raise a machine check.
+    pub lost: Option<Loss>,
     /// The one with the lost page heard of it, with its address and 4096 bytes.
     pub told: bool,
     /// The other one read on until the device went.
@@ -69,8 +69,8 @@ fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("one page: {what}: {error}")
 }
 
-/// The act, on device 0.
-pub fn run() -> Result<PageAct, String> {
+/// The act, on device 0. `wishes_s`: see [`wish`].
+pub fn run(wishes_s: u64) -> Result<PageAct, String> {
     let (faults, leaks) = faults()?;
     log::info!("{faults} steps of attach and removal were made to fail, one by one; {leaks} leaks");
     devices::attach(0).map_err(said("attach"))?;
@@ -80,7 +80,7 @@ pub fn run() -> Result<PageAct, String> {
     block.write(first, &[0; PAGE_SIZE as usize]).map_err(said("write"))?;
     let (victim, _) = reader("victim", LOST_PAGE)?;
     let (neighbour, reads) = reader("neighbour", LOST_PAGE + 1)?;
-    let lost = wish::lose(devices::slots()[0].frames.start().add(LOST_PAGE)).map_err(said("machine check"))?;
+    let lost = wish::lose(devices::slots()[0].frames.start().add(LOST_PAGE), wishes_s);
     let poisoned = Signal::SigBus { addr: BASE, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
     let told = sched::join(&victim) == Err(poisoned);
     let goal = reads.load(Ordering::Relaxed) + WARM_READS;

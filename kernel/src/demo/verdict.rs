@@ -1,5 +1,6 @@
 //! What the two rounds cost, side by side; the ledger; the verdict.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -135,12 +136,15 @@ impl Verdict {
     }
 
     fn judge_page(&mut self, act: &PageAct) {
+        let lost_by = match act.lost {
+            Some(loss) => format!("a machine check from the {}", loss.by),
+            None => "no machine check".into(),
+        };
         log::info!(
-            "one by one: {} faults injected, {} leaks; a page was lost by a machine check from the {}, was on the list as {} \
-             sectors, and healed by a write: {}",
+            "one by one: {} faults injected, {} leaks; a page was lost by {lost_by}, was on the list as {} sectors, and \
+             healed by a write: {}",
             act.faults,
             act.leaks,
-            act.lost.by,
             act.bad_sectors,
             act.healed
         );
