@@ -10,14 +10,14 @@ use boot::guest::Guest;
 use boot::ktap::{self, Test, Verdict};
 use boot::machine::Machine;
 use boot::outcome::{Outcome, Status};
-use boot::size::{GIB, MIB};
+use boot::size::{GIB, MIB, TIB};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 /// Guests that run at the same time.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 7;
 
 /// The machines on which the in-kernel tests run, each with a name that its tests carry.
 fn configurations() -> Vec<(&'static str, Machine)> {
@@ -34,6 +34,10 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     ];
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
     all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
+    // What an idle device takes, where it would show if it grew with the device.
+    let idle =
+        Machine { pmem: vec![Nvdimm::temporary(6 * TIB)], append: vec!["tests=dax.idle.*".into()], ..base.clone() };
+    all.push(("6-tib", idle));
     if std::env::var_os("UNPLUG_FULL").is_some() {
         all.push(("deterministic-4cpu", Machine { deterministic: true, ..base.clone() }));
         all.push(("8cpu", Machine { smp: 8, ..base.clone() }));

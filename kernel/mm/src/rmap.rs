@@ -45,6 +45,9 @@ pub struct IntervalTree<V> {
     /// Places in `nodes` that are free.
     free: Vec<u32>,
     root: u32,
+    /// Nodes that were looked at or changed.
+    #[cfg(test)]
+    looks: core::cell::Cell<usize>,
 }
 
 impl<V> Default for IntervalTree<V> {
@@ -56,7 +59,13 @@ impl<V> Default for IntervalTree<V> {
 impl<V> IntervalTree<V> {
     /// No interval; allocates nothing.
     pub const fn new() -> Self {
-        Self { nodes: Vec::new(), free: Vec::new(), root: NIL }
+        Self {
+            nodes: Vec::new(),
+            free: Vec::new(),
+            root: NIL,
+            #[cfg(test)]
+            looks: core::cell::Cell::new(0),
+        }
     }
     /// How many intervals.
     pub fn len(&self) -> usize {
@@ -112,10 +121,17 @@ impl<V> IntervalTree<V> {
 
     // ---- nodes ----
 
+    #[inline(always)]
+    fn count_look(&self) {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
+    }
     fn at(&self, index: u32) -> &Node<V> {
+        self.count_look();
         &self.nodes[index as usize]
     }
     fn at_mut(&mut self, index: u32) -> &mut Node<V> {
+        self.count_look();
         &mut self.nodes[index as usize]
     }
     /// A leaf node, in a free place if there is one.

@@ -11,6 +11,7 @@ use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::mapping::unmap_mapping_range;
+use mm::space::Access;
 
 // covers: G3
 #[test]
@@ -35,6 +36,43 @@ fn a_part_of_a_huge_leaf_goes_and_the_rest_stays() {
     }
 }
 
+/// Accessed and dirty bits, which the CPU sets, are never lost by what the kernel does to a leaf that stays.
+#[test]
+fn what_the_cpu_has_noted_stays_with_the_page() {
+    let (emu, mm) = world(1);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
+    let space = space_with(&mm, &device, 3 * 512, &[0]);
+    space.populate(page(0), 3 * 512 * PAGE_SIZE, Access::Read).unwrap();
+    emu.on_cpu(0, || store_to(&space, &emu, page(7), 1).unwrap());
+    emu.on_cpu(0, || load_from(&space, &emu, page(512)).unwrap());
+    let noted = |nr: u64| {
+        let found = space.translate(page(nr)).unwrap();
+        (found.size, found.entry.is_accessed(), found.entry.is_dirty())
+    };
+    let all = |size, wanted: [(bool, bool); 3]| {
+        for (block, (accessed, dirty)) in wanted.into_iter().enumerate() {
+            for nr in [0, 6, 511] {
+                assert_eq!(noted(512 * block as u64 + nr), (size, accessed, dirty), "page {nr} of block {block}");
+            }
+        }
+    };
+    let noted_by_cpu = [(true, true), (true, false), (false, false)];
+    all(PageSize::Size2M, noted_by_cpu);
+    // Fewer rights, and all of them again.
+    for prot in [Prot::USER_READ, Prot::USER_WRITE] {
+        space.protect(page(0), 3 * 512 * PAGE_SIZE, prot).unwrap();
+        all(PageSize::Size2M, noted_by_cpu);
+    }
+    // Split: nobody knows any more which of the pages it was, so it was each of them.
+    [5, 512 + 5, 1024 + 5].into_iter().for_each(|nr| unmap(&space, nr, 1));
+    all(PageSize::Size4K, noted_by_cpu);
+    emu.on_cpu(0, || store_to(&space, &emu, page(1024), 1).unwrap());
+    assert_eq!(
+        [noted(1024), noted(1025)].map(|(_, accessed, dirty)| (accessed, dirty)),
+        [(true, true), (false, false)]
+    );
+}
+
 // covers: G3
 #[test]
 fn what_promotion_replaced_is_forgotten() {
@@ -52,7 +90,9 @@ fn what_promotion_replaced_is_forgotten() {
     }
     assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size4K);
     assert_eq!(space.promote(page(0), 512 * PAGE_SIZE), Ok(1));
-    assert_eq!(space.translate(page(0)).unwrap().size, PageSize::Size2M);
+    let promoted = space.translate(page(0)).unwrap();
+    // One of the pages was stored to, and so all of it may have been.
+    assert_eq!((promoted.size, promoted.entry.is_dirty()), (PageSize::Size2M, true));
     // What is cached of the old table would be right for as long as the huge leaf lasts; but when that goes, one
     // flush is all that it gets.
     unmap(&space, 0, 512);

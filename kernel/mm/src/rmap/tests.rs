@@ -125,6 +125,42 @@ fn a_query_looks_at_few_nodes() {
     assert_eq!(tree.for_each_overlap(N * 10, u64::MAX, |_, _, _| panic!("nothing is there")), 1);
 }
 
+/// A tree of 100,000 changes by one interval at a time: each time a path of it is looked at, whatever the order in which
+/// they come and go. covers: R2
+#[test]
+fn a_change_looks_at_few_nodes() {
+    const N: u64 = 100_000;
+    // Odd, so that it meets every number once.
+    const STRIDE: u64 = 61_803;
+    let orders: [fn(u64) -> u64; 3] = [|i| i, |i| N - 1 - i, |i| i * STRIDE % N];
+    // The way down and up again, at each level some looks to compare, to bring up to date and to rotate.
+    let most_allowed = 24 * (3 * log2(N as usize) / 2);
+    for (nr, order) in orders.into_iter().enumerate() {
+        let mut tree = IntervalTree::new();
+        let (mut inserting, mut removing) = (0, 0);
+        let looks_of = |tree: &mut IntervalTree<u64>, change: &mut dyn FnMut(&mut IntervalTree<u64>)| {
+            tree.looks.set(0);
+            change(tree);
+            tree.looks.get()
+        };
+        let mut ids = Vec::new();
+        for start in (0..N).map(order) {
+            let looks = looks_of(&mut tree, &mut |tree| ids.push(tree.insert(start, start + 5, start)));
+            inserting = inserting.max(looks);
+        }
+        // In another order than they came: every third first.
+        for id in (0..3).flat_map(|first| ids.iter().skip(first).step_by(3)) {
+            let looks = looks_of(&mut tree, &mut |tree| assert!(tree.remove(*id).is_some()));
+            removing = removing.max(looks);
+        }
+        assert!(tree.is_empty());
+        let most = inserting.max(removing);
+        assert!(most <= most_allowed, "order {nr}: {inserting} looks to insert, {removing} to remove, of {N}");
+        // And not of none: what is counted is the tree's own steps.
+        assert!(inserting.min(removing) > log2(N as usize), "order {nr}: {inserting} and {removing} looks");
+    }
+}
+
 /// One interval over everything must not make the others' queries slow.
 #[test]
 fn a_long_interval_does_not_spoil_the_queries() {
