@@ -102,7 +102,7 @@ fn host_cargo(verb: &str) -> Command {
 /// The model checker's tests: those in files whose name begins with `loom`.
 fn loom() -> Command {
     let mut command = host_cargo("test");
-    command.args(["--release", "-pmm", "-pdax", "--test", "loom*", "--no-fail-fast"]);
+    command.args(["--release", "-pmm", "-pdax", "-pfs", "--test", "loom*", "--no-fail-fast"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
     command
 }

@@ -1,19 +1,34 @@
 //! Freezing: no change begins until the thaw.
 //!
 //! # Protocol
-//! A change adds itself to the writers and then looks whether the file system is frozen; a freeze says so first and
-//! then waits until there is no writer. Both are sequentially consistent, so that one sees the other. There are two
-//! kinds of holders, the kernel and the user, each with a count: the file system is frozen while either is not zero.
+//! ```text
+//!  a change                                  a freeze that ends in a shutdown
+//!  W1 adds itself to the writers             F1 says that the file system is frozen
+//!     full fence                                full fence
+//!  W2 looks whether it is frozen             F2 waits until there is no writer; the medium is at rest
+//!  W3 looks whether it is shut down          F3 shuts it down
+//!  W4 changes it                             F4 thaws it
+//!  W5 is no writer any more
+//! ```
+//! The fences see to it that W2 finds F1, or F2 finds W1. A change that finds it thawed by F4 finds F3 too, because it
+//! looks in this order: were it to look for the shutdown first, both could come between its looks, and it would change a
+//! medium that was left at rest for good.
+//!
+//! There are two kinds of holders, the kernel and the user, each with a count: the file system is frozen while either is
+//! not zero.
 //!
 //! A fault does not wait for a thaw, for it holds its address space: it is turned away and comes again. So nobody
 //! who waits here holds anything, and a freeze waits only for changes that are under way.
 //!
+//! Model: `tests/loom_freeze.rs`.
+//!
 //! Linux: `fs/super.c`, `freeze_super` with `enum freeze_holder`.
 
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering, Turn, TurnGuard};
+use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering, Turn, TurnGuard, fence};
 
 use crate::error::{FsError, ShutdownReason};
+use crate::mutant::{Faults, Mutant};
 use crate::rank::Context;
 
 /// Who freezes.
@@ -32,8 +47,8 @@ struct Counts {
 }
 
 /// The gate of changes, and the shutdown.
-#[derive(Default)]
-pub(crate) struct Freeze {
+pub struct Freeze {
+    faults: Faults,
     counts: Mutex<Counts>,
     /// 1 while frozen.
     frozen: AtomicU32,
@@ -58,6 +73,18 @@ impl Drop for WriteGuard<'_> {
 }
 
 impl Freeze {
+    /// Open; with these deliberate faults.
+    pub fn new(faults: Faults) -> Self {
+        Self {
+            faults,
+            counts: Mutex::new(Counts::default()),
+            frozen: AtomicU32::new(0),
+            writers: AtomicU64::new(0),
+            shutdown: AtomicU32::new(0),
+            turn: Turn::new(()),
+        }
+    }
+
     /// Has the file system been shut down?
     pub(crate) fn shutdown(&self) -> Option<ShutdownReason> {
         match self.shutdown.load(Ordering::SeqCst) {
@@ -69,7 +96,7 @@ impl Freeze {
     }
 
     /// Shuts it down; the first reason stays. Says whether it was this one.
-    pub(crate) fn shut_down(&self, reason: ShutdownReason) -> bool {
+    pub fn shut_down(&self, reason: ShutdownReason) -> bool {
         let value = match reason {
             ShutdownReason::ForcedUnmount => 1,
             ShutdownReason::Corrupt => 2,
@@ -83,12 +110,31 @@ impl Freeze {
         self.shutdown().map_or(Ok(()), |reason| Err(FsError::ShutDown(reason)))
     }
 
-    /// Begins a change, if the file system is not frozen now.
-    pub(crate) fn try_write(&self) -> Result<Option<WriteGuard<'_>>, FsError> {
+    /// Begins a change, if the file system is not frozen now; `None` where it is.
+    ///
+    /// # Errors
+    /// [`FsError::ShutDown`].
+    pub fn try_write(&self) -> Result<Option<WriteGuard<'_>>, FsError> {
+        let looked = self.faults.has(Mutant::WriterCountedLate).then(|| self.is_frozen());
+        // W1.
         self.writers.fetch_add(1, Ordering::SeqCst);
         let guard = WriteGuard { freeze: self };
-        self.check()?;
-        Ok((self.frozen.load(Ordering::SeqCst) == 0).then_some(guard))
+        // Pairs with the fence in `begin`.
+        fence(Ordering::SeqCst);
+        let early = self.faults.has(Mutant::ShutdownAskedFirst);
+        if early {
+            self.check()?;
+        }
+        // W2, and only then W3.
+        let frozen = looked.unwrap_or_else(|| self.is_frozen());
+        if !early {
+            self.check()?;
+        }
+        Ok((!frozen).then_some(guard))
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::SeqCst) != 0
     }
 
     /// Begins a change; waits for a thaw.
@@ -114,15 +160,9 @@ impl Freeze {
         machine: &M,
         timeout_ns: u64,
     ) -> Result<bool, FsError> {
-        let first = {
-            let mut counts = self.counts.lock();
-            let first = counts.kernel + counts.user == 0;
-            *counts.of(holder) += 1;
-            self.frozen.store(1, Ordering::SeqCst);
-            first
-        };
+        let first = self.begin(holder);
         let began = machine.now_ns();
-        while self.writers.load(Ordering::SeqCst) != 0 {
+        while self.has_writers() {
             if machine.now_ns() - began > timeout_ns {
                 let _ = self.thaw(holder);
                 return Err(FsError::Busy);
@@ -132,8 +172,28 @@ impl Freeze {
         Ok(first)
     }
 
+    /// The first step of a freeze: no change begins from now on. Says whether this is the first of the freezes that hold.
+    pub fn begin(&self, holder: FreezeHolder) -> bool {
+        let mut counts = self.counts.lock();
+        let first = counts.kernel + counts.user == 0;
+        *counts.of(holder) += 1;
+        // F1.
+        self.frozen.store(1, Ordering::SeqCst);
+        // Pairs with the fence in `try_write`.
+        fence(Ordering::SeqCst);
+        first
+    }
+
+    /// The second step waits for this: is a change under way that had begun before the first?
+    pub fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) != 0
+    }
+
     /// Takes one freeze of `holder` back. Says whether none is left, in which case changes go on.
-    pub(crate) fn thaw(&self, holder: FreezeHolder) -> Result<bool, FsError> {
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] where `holder` has not frozen it.
+    pub fn thaw(&self, holder: FreezeHolder) -> Result<bool, FsError> {
         let mut counts = self.counts.lock();
         let count = counts.of(holder);
         *count = count.checked_sub(1).ok_or(FsError::Invalid)?;

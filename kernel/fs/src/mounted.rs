@@ -123,7 +123,7 @@ impl<M: Machine> Mounted<M> {
         let mounted = Arc::new(Self {
             mm: Arc::clone(mm),
             part,
-            freeze: Freeze::default(),
+            freeze: Freeze::new(Faults::default()),
             volume: RankedLock::new(None),
             born: AtomicU32::new(0),
             inodes: RankedLock::new(BTreeMap::new()),

@@ -92,9 +92,11 @@ pub fn assert_none(what: &str) {
 }
 
 /// A lock that the running task holds.
+#[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct Held(());
 
+#[cfg(not(loom))]
 impl Held {
     #[inline(always)]
     pub(crate) fn new() -> Self {
@@ -103,6 +105,7 @@ impl Held {
     }
 }
 
+#[cfg(not(loom))]
 impl Drop for Held {
     #[inline(always)]
     fn drop(&mut self) {

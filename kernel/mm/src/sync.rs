@@ -158,11 +158,17 @@ mod modelled {
         }
     }
 
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+
     /// Here a lock like any other.
     pub(crate) type RawMutex<T> = Mutex<T>;
 
     /// A [`Mutex`] that its holder may keep while it waits.
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     pub struct Turn<T>(Mutex<T>);
     /// Guard of a [`Turn`].
     pub type TurnGuard<'a, T> = MutexGuard<'a, T>;
