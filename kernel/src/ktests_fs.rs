@@ -288,6 +288,9 @@ fn orphan(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     let pinned =
         run_in(a_cpu(), &space, move || PinnedPages::pin(&inner, BASE, 8, GupFlags::WRITE).map_err(said("pin")))?;
     drop((file, space));
+    // Now, while the file has a name: what is left of it later is the unlinker's. Who holds pins must not be the one who
+    // waits for them.
+    fs.reap(&cx());
     check!(gone.upgrade().is_none(), "somebody keeps the address space");
     let unlinking = Arc::clone(fs);
     let done = Arc::new(AtomicBool::new(false));

@@ -234,8 +234,8 @@ impl<M: Machine> Mounted<M> {
 
     /// Sees to the inodes whose last handle was dropped since the last call: an unlinked one is freed, now, after
     /// waiting for those who have pinned pages of it; any other is forgotten. One that another CPU is letting go of is
-    /// left to that one. Whoever drops handles calls this when it holds no lock. What goes wrong is said on the console;
-    /// the next mount tries again.
+    /// left to that one. Whoever drops handles calls this as soon as it holds no lock, and no pin, for which it might wait
+    /// itself. What goes wrong is said on the console; the next mount tries again.
     pub fn reap(&self, context: &Context) {
         loop {
             let Some(ino) = self.let_go.lock().pop() else { return };
