@@ -192,6 +192,25 @@ fn waits_for_pins_before_the_metadata_goes() {
     assert_no_device_left(&mm);
 }
 
+/// Whoever hears that his pins are waited for gives them back there and then: no round of waiting is needed, and the report
+/// speaks of them all the same.
+/// covers: R5
+#[test]
+fn pins_that_are_given_back_at_the_first_word_are_in_the_report() {
+    let (emu, mm) = world(1);
+    let attached = attach_one(&mm, 512);
+    let task = Loaded::new(&mm, 0, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 512);
+    let runs = task.pin(page(4), 3, GupFlags::WRITE).unwrap();
+    drop(task);
+    let held = RefCell::new(Some(runs));
+    let mut env = Env { on_wait: Some(Box::new(|_| unpin(&mm, &held.borrow_mut().take().unwrap()))), ..Env::default() };
+    let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut env));
+    assert_eq!((report.problems().count(), report.drained.rounds), (0, 0), "{report}");
+    assert!(format!("{report}").contains("3 of them pins"), "{report}");
+    drop(env);
+    assert_no_device_left(&mm);
+}
+
 /// covers: N1 R9 R10
 #[test]
 fn holders_are_told_before_the_device_dies_and_their_answers_are_kept() {

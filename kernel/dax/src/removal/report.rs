@@ -383,7 +383,7 @@ impl fmt::Display for RemovalReport {
         for registration in &self.registrations {
             writeln!(f, "  {registration}")?;
         }
-        if self.drained.rounds > 0 {
+        if self.drained.found.folios > 0 {
             writeln!(f, "  pins: {} {} ms in all", self.drained.found, self.drained.ns / 1_000_000)?;
         }
         Ok(())
