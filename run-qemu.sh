@@ -5,19 +5,29 @@ set -euo pipefail
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 wanted='1.96'   # the compiler that the pinned `bootloader` crate (see Cargo.toml) is known to build with
-packages=(rustc-web cargo-web rust-web-src rust-web-llvm lld-22 rustfmt-web rust-web-clippy gcc libc6-dev qemu-system-x86 ovmf gdb)
+# Without what Debian merely recommends; so what cargo needs for its downloads is named, and a linker without the whole
+# of LLVM's tools (rust-web-llvm).
+packages=(rustc-web cargo-web rust-web-src lld-22 gcc libc6-dev ca-certificates qemu-system-x86 ovmf)
 
 say() { printf 'run-qemu: %s\n' "$*" >&2; }
 
-# `fs` has options and a help text of its own, which the program prints, and output that others read.
-verbosity=()
+# `fs` has options and a help text of its own, which the program prints, and output that others read. What only some
+# jobs need is installed for those.
+program=boot verbosity=() tests='' debugs='' before=''
+[[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
 for arg in "$@"; do
-    case $arg in
-        fs) verbosity=(--quiet) && break ;;
-        --quiet) verbosity=(--quiet) ;;
-        -h | --help) exec cat -- "$root/boot/help.txt" ;;
+    [[ $program = boot ]] || break
+    case $before:$arg in
+        --mode:* | --append:* | --pmem-file:* | --acpitable:*) ;; # an option's value, whatever word it is
+        *:--quiet) verbosity=(--quiet) ;;
+        *:test) tests=1 debugs=1 ;;
+        *:--debug) debugs=1 ;;
+        *:-h | *:--help) exec cat -- "$root/boot/help.txt" ;;
     esac
+    before=$arg
 done
+[[ -z $tests ]] || packages+=(rustfmt-web rust-web-clippy)
+[[ -z $debugs ]] || packages+=(gdb)
 
 # Prints the bin directory of every toolchain on this machine that has the standard library's source,
 # the one that is active in this directory first.
@@ -44,14 +54,22 @@ choose_toolchain() {
     done < <(toolchains)
 }
 
+# rustup puts it into the toolchain; Debian's link to it is in a package that is only recommended.
+has_rust_lld() { has rust-lld || [[ -n $(compgen -G "$toolchain/../lib/rustlib/*/bin/rust-lld") ]]; }
+
+# Is there a program of the toolchain, or on the path?
+has() { [[ -x $toolchain/$1 || -n $(command -v "$1") ]]; }
+
 # What is missing, in words; empty when nothing is.
 missing() {
     choose_toolchain
     [[ -n $toolchain ]] || printf 'a Rust %s toolchain with its source, ' "$wanted"
-    [[ -z $toolchain || -x $toolchain/cargo-fmt || -n $(command -v cargo-fmt) ]] || printf 'rustfmt, '
-    # Debian only recommends the package of the linker that its rust-lld points to.
-    [[ -z $toolchain || -e $toolchain/rust-lld || -n $(command -v rust-lld) ||
-        -n $(compgen -G "$toolchain/../lib/rustlib/*/bin/rust-lld") ]] || printf 'rust-lld, '
+    [[ -z $tests || -z $toolchain ]] || has cargo-fmt || printf 'rustfmt, '
+    [[ -z $tests || -z $toolchain ]] || has cargo-clippy || printf 'clippy, '
+    [[ -z $debugs ]] || command -v gdb >/dev/null || printf 'gdb, '
+    [[ -z $toolchain ]] || has_rust_lld || has lld-22 || printf 'a linker (rust-lld or lld-22), '
+    [[ $toolchain != /usr/bin || -e /etc/ssl/certs/ca-certificates.crt ||
+        -n ${SSL_CERT_FILE:-}${CARGO_HTTP_CAINFO:-} ]] || printf 'certificates for downloads (ca-certificates), '
     command -v cc >/dev/null || printf 'a C linker (cc), '
     command -v qemu-system-x86_64 >/dev/null || printf 'qemu-system-x86_64, '
     [[ -n ${OVMF_CODE:-} || -e /usr/share/OVMF/OVMF_CODE_4M.fd || -e /usr/share/OVMF/OVMF_CODE.fd ||
@@ -61,14 +79,14 @@ missing() {
 explain_and_stop() {
     say "missing: ${lack%, }"
     say 'On Debian 12, as root:'
-    say "    apt-get update && apt-get install -y ${packages[*]}"
+    say "    apt-get update && apt-get install -y --no-install-recommends ${packages[*]}"
     say "Elsewhere: QEMU 7.2 or later, OVMF, and a Rust $wanted toolchain with its source:"
     say "    rustup toolchain install $wanted --component rust-src,rustfmt,clippy"
     exit 1
 }
 
 install_missing() {
-    local as_root=()
+    local as_root=() options=(-y --no-install-recommends)
     command -v apt-get >/dev/null || explain_and_stop
     if [[ $EUID -ne 0 ]]; then
         sudo -n true 2>/dev/null || explain_and_stop
@@ -76,8 +94,11 @@ install_missing() {
     fi
     say "missing: ${lack%, }"
     say "installing Debian packages: ${packages[*]}"
+    # On a terminal apt-get shows percentages, first of the download and then of the installation.
+    if [[ -t 2 ]]; then options+=(-o Dpkg::Progress-Fancy=1); else options+=(-q); fi
     "${as_root[@]}" apt-get update -q >&2 &&
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y "${packages[@]}" >&2 || explain_and_stop
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install "${options[@]}" "${packages[@]}" >&2 ||
+        explain_and_stop
     hash -r
     lack=$(missing)
     [[ -z $lack ]] || explain_and_stop
@@ -92,12 +113,18 @@ target=$(realpath -m -- "${CARGO_TARGET_DIR:-$root/target}")
 export CARGO_TARGET_DIR=$target PATH="$toolchain:$PATH" UNPLUG_ROOT=$root
 unset RUSTC RUSTC_WRAPPER RUSTFLAGS RUSTUP_TOOLCHAIN
 
-# The UEFI loader that `boot` embeds is built for its own target from the library's source, which stable Rust must be
-# told to allow. Host tests and lints never see this variable.
-if ! RUSTC_BOOTSTRAP=1 "$toolchain/cargo" build "${verbosity[@]}" --manifest-path "$root/Cargo.toml" -p boot --features image --bin boot; then
-    say "the host side did not build with $("$toolchain/rustc" --version) ($toolchain) and" \
-        "bootloader $(sed -n 's/^bootloader = .*"=\([0-9.]*\)".*/\1/p' "$root/Cargo.toml")."
-    say "Known to work: Rust $wanted with the loader pinned in Cargo.toml; another compiler may want another loader."
+# Debian's lld without Debian's link to it: it is told by its first argument which linker it is.
+if ! has_rust_lld; then
+    export CARGO_TARGET_X86_64_TARGET_LINKER=lld-22 CARGO_TARGET_X86_64_UNKNOWN_UEFI_LINKER=lld-22
+fi
+
+# `boot` builds the kernel and the loader; without the file system's commands it needs nothing of the kernel's itself.
+features=()
+[[ $program = fsimage ]] || features=(--no-default-features)
+[[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
+if ! "$toolchain/cargo" build "${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool \
+    -p boot --bin "$program" "${features[@]}"; then
+    say "the host side did not build with $("$toolchain/rustc" --version) ($toolchain); known to work: Rust $wanted."
     exit 1
 fi
-exec "$target/debug/boot" "$@"
+exec "$target/tool/$program" "$@"

@@ -1,17 +1,20 @@
-//! The disk image: the UEFI loader of the `bootloader` crate and the kernel, in a FAT partition.
+//! The disk image: the UEFI loader of the `bootloader` crate and the kernel, in a FAT partition. The package
+//! `diskimage` makes it; here is decided when.
 
-use anyhow::{Context, Result};
+use crate::paths;
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
 
 /// Brings the disk image for `kernel` up to date and says where it is. Nothing is written when the image is of this
-/// very kernel and was made by this very program.
+/// very kernel and was made by this very image maker.
 ///
 /// # Errors
-/// When a file cannot be read or written, or when this program was built without the feature `image`.
+/// When a file cannot be read or written, or where [`crate::build`] has not built the image maker.
 pub fn make(kernel: &Path) -> Result<PathBuf> {
-    make_at(kernel, crate::paths::target().join("unplug.img"))
+    make_at(kernel, paths::target().join("unplug.img"))
 }
 
 /// As [`make`], in the file `image`.
@@ -20,7 +23,7 @@ pub fn make(kernel: &Path) -> Result<PathBuf> {
 /// As [`make`].
 pub fn make_at(kernel: &Path, image: PathBuf) -> Result<PathBuf> {
     let stamp = image.with_extension("stamp");
-    let made_of = format!("{}\n{}\n", identity(kernel)?, identity(&std::env::current_exe()?)?);
+    let made_of = format!("{}\n{}\n", identity(kernel)?, identity(&paths::image_maker())?);
     if !image.exists() || fs::read_to_string(&stamp).ok().as_ref() != Some(&made_of) {
         write(kernel, &image)?;
         fs::write(&stamp, made_of).with_context(|| stamp.display().to_string())?;
@@ -44,24 +47,10 @@ fn identity(file: &Path) -> Result<String> {
     Ok(format!("{} {} {}", file.display(), meta.len(), age.as_nanos()))
 }
 
-#[cfg(feature = "image")]
 fn write(kernel: &Path, image: &Path) -> Result<()> {
-    let mut config = bootloader::BootConfig::default();
-    // The console belongs to the kernel from its first line on.
-    config.serial_logging = false;
-    config.frame_buffer_logging = false;
-    let mut builder = bootloader::DiskImageBuilder::new(kernel.to_path_buf());
-    // Written beside its place and renamed, so that a guest which is running keeps the image that it has, and an
-    // interrupted build leaves no half image with a new date.
-    let part = image.with_extension("part");
-    builder
-        .set_boot_config(&config)
-        .create_uefi_image(&part)
-        .and_then(|()| Ok(fs::rename(&part, image)?))
-        .with_context(|| format!("the disk image {} cannot be made", image.display()))
-}
-
-#[cfg(not(feature = "image"))]
-fn write(_kernel: &Path, _image: &Path) -> Result<()> {
-    anyhow::bail!("this program was built without the feature `image`: use run-qemu.sh")
+    let maker = paths::image_maker();
+    let made = Command::new(&maker).arg(kernel).arg(image).stdin(Stdio::null()).status();
+    let made = made.with_context(|| format!("{} cannot be started: run-qemu.sh builds it", maker.display()))?;
+    ensure!(made.success(), "the disk image {} was not made", image.display());
+    Ok(())
 }

@@ -9,6 +9,7 @@ pub mod backing;
 pub mod build;
 pub mod cli;
 pub mod console;
+#[cfg(feature = "fs")]
 pub mod fsimage;
 pub mod guest;
 pub mod hang;
@@ -27,3 +28,17 @@ pub mod symbols;
 pub mod tally;
 pub mod terminal;
 mod wish;
+
+use std::process::ExitCode;
+
+/// The status that `done` says, or `failed` with a line of why.
+#[must_use]
+pub fn exit(done: anyhow::Result<u8>, failed: u8) -> ExitCode {
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("run-qemu: {error:#}");
+            ExitCode::from(failed)
+        }
+    }
+}

@@ -53,6 +53,12 @@ pub fn built_kernel(profile: Profile) -> PathBuf {
     target().join(KERNEL_TARGET).join(directory).join("kernel")
 }
 
+/// Where cargo puts the program that makes disk images.
+#[must_use]
+pub fn image_maker() -> PathBuf {
+    target().join(crate::build::TOOL_PROFILE).join("diskimage")
+}
+
 /// The ELF file, with its symbols, of the kernel in the image: `UNPLUG_KERNEL`, else what the image was made of, else
 /// where cargo puts it.
 #[must_use]

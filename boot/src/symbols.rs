@@ -1,13 +1,30 @@
 //! Addresses of the running kernel as names and source lines.
 
 use crate::records;
-use anyhow::{Result, anyhow};
+use addr2line::gimli::{self, EndianArcSlice};
+use anyhow::{Context, Result, anyhow};
+use elf::endian::LittleEndian;
+use elf::{ElfBytes, abi};
 use std::path::Path;
+use std::sync::Arc;
+
+/// One section of the file. The reader keeps it, the file does not.
+type Section = EndianArcSlice<gimli::LittleEndian>;
 
 /// The kernel's symbols, and where the loader put it.
 pub struct Symbols {
-    loader: addr2line::Loader,
+    lines: addr2line::Context<Section>,
+    /// By address.
+    functions: Vec<Function>,
     base: u64,
+}
+
+/// A symbol of the kernel's code, as its ELF file has it.
+struct Function {
+    start: u64,
+    /// In bytes; 0 where assembly does not say.
+    size: u64,
+    name: String,
 }
 
 impl Symbols {
@@ -18,8 +35,14 @@ impl Symbols {
     pub fn load(kernel: &Path, console: &[String]) -> Result<Self> {
         let base = records::of_topic(console, "kernel").find_map(|record| record.number("base"));
         let base = base.ok_or_else(|| anyhow!("the kernel did not say where it was loaded"))?;
-        let loader = addr2line::Loader::new(kernel).map_err(|error| anyhow!("{}: {error}", kernel.display()))?;
-        Ok(Self { loader, base })
+        Self::read(kernel, base).with_context(|| kernel.display().to_string())
+    }
+
+    fn read(kernel: &Path, base: u64) -> Result<Self> {
+        let file = std::fs::read(kernel)?;
+        let elf = ElfBytes::<LittleEndian>::minimal_parse(&file)?;
+        let dwarf = gimli::Dwarf::load(|id| section(&elf, id.name()))?;
+        Ok(Self { lines: addr2line::Context::from_dwarf(dwarf)?, functions: functions(&elf)?, base })
     }
 
     /// The function at an address of the running kernel, with its source line where that is known; `None` outside the
@@ -27,8 +50,12 @@ impl Symbols {
     #[must_use]
     pub fn name(&self, address: u64) -> Option<String> {
         let offset = address.checked_sub(self.base)?;
-        let name = self.loader.find_symbol(offset)?;
-        let name = addr2line::demangle_auto(name.into(), None);
+        let next = self.functions.partition_point(|function| function.start <= offset);
+        let function = &self.functions[next.checked_sub(1)?];
+        if function.size != 0 && offset - function.start >= function.size {
+            return None;
+        }
+        let name = addr2line::demangle_auto(function.name.as_str().into(), None);
         Some(match self.place(offset) {
             Some(place) => format!("{name} ({place})"),
             None => name.into_owned(),
@@ -37,13 +64,39 @@ impl Symbols {
 
     /// The line of the function itself, and not of what was inlined into it: `wait_for_ack` says more than `spin_loop`.
     fn place(&self, offset: u64) -> Option<String> {
-        let mut frames = self.loader.find_frames(offset).ok()?;
+        let mut frames = self.lines.find_frames(offset).skip_all_loads().ok()?;
         let mut place = None;
         while let Ok(Some(frame)) = frames.next() {
             place = frame.location.and_then(|at| Some(format!("{}:{}", at.file?, at.line?)));
         }
         place
     }
+}
+
+/// A section's contents; nothing where the file does not have it, or has it compressed.
+fn section(elf: &ElfBytes<'_, LittleEndian>, name: &str) -> Result<Section> {
+    let data = match elf.section_header_by_name(name)? {
+        Some(header) if header.sh_flags & u64::from(abi::SHF_COMPRESSED) == 0 => elf.section_data(&header)?.0,
+        _ => &[],
+    };
+    Ok(Section::new(Arc::from(data), gimli::LittleEndian))
+}
+
+/// The symbols in sections of code, by address.
+fn functions(elf: &ElfBytes<'_, LittleEndian>) -> Result<Vec<Function>> {
+    let (symbols, names) = elf.symbol_table()?.context("it has no symbols")?;
+    let headers = elf.section_headers().context("it has no sections")?;
+    let is_code = |index| headers.get(index).is_ok_and(|header| header.sh_flags & u64::from(abi::SHF_EXECINSTR) != 0);
+    let mut functions = Vec::new();
+    for symbol in symbols.iter().filter(|symbol| matches!(symbol.st_symtype(), abi::STT_FUNC | abi::STT_NOTYPE)) {
+        // Index 0 is the section of what is undefined, and has no flags.
+        if is_code(symbol.st_shndx.into()) {
+            let name = names.get(symbol.st_name as usize)?.to_string();
+            functions.push(Function { start: symbol.st_value, size: symbol.st_size, name });
+        }
+    }
+    functions.sort_by_key(|function| function.start);
+    Ok(functions)
 }
 
 #[cfg(test)]
@@ -72,6 +125,14 @@ mod tests {
     #[test]
     fn an_address_outside_the_kernel_has_no_name() {
         assert_eq!(at(0x1000_0000_0000).expect("symbols").name(0x1000), None);
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_refused_by_name() {
+        let console = [String::from("@kernel base=0x0")];
+        let refused = |path: &str| Symbols::load(Path::new(path), &console).err().expect("refused");
+        assert!(format!("{:#}", refused("/proc/self/maps")).starts_with("/proc/self/maps: "));
+        assert!(format!("{:#}", refused("/no/such/kernel")).starts_with("/no/such/kernel: "));
     }
 
     #[test]

@@ -14,7 +14,12 @@ fn boot(args: &[&str]) -> Output {
 
 /// Expects status 2 and one line on standard error with the word, and nothing on standard output.
 fn refused(args: &[&str], word: &str) {
-    let output = boot(args);
+    refused_by(env!("CARGO_BIN_EXE_boot"), args, word);
+}
+
+/// As [`refused`], of the program.
+fn refused_by(program: &str, args: &[&str], word: &str) {
+    let output = Command::new(program).args(args).env_remove("ACCEL").output().expect("it starts");
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
     assert_eq!(message.lines().count(), 1, "{args:?}: {message}");
@@ -31,8 +36,8 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["--mem", "64M"], "between 72M and 512G");
     refused(&["--pmem", "100T"], "above 64T");
     refused(&["test", "--smp", "8"], "--smp has no use in test");
-    refused(&["fs", "dance"], "dance");
-    refused(&["fs", "check"], "<IMAGE>");
+    refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "dance"], "dance");
+    refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "check"], "<IMAGE>");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
     refused(&["--timeout", "-1"], "-1");
 }
@@ -127,7 +132,8 @@ impl Bare {
 fn the_script_says_what_is_missing_and_stops() {
     let (status, message) = Bare::new().run();
     assert_eq!(status, Some(1), "{message}");
-    assert!(message.contains("qemu-system-x86_64") && message.contains("apt-get install -y rustc-web"), "{message}");
+    let command = "apt-get install -y --no-install-recommends rustc-web";
+    assert!(message.contains("qemu-system-x86_64") && message.contains(command), "{message}");
 }
 
 /// Where it can install, it says what, and does; where that fails, it says what is needed.
@@ -160,7 +166,7 @@ fn the_script_takes_a_rustup_toolchain_that_has_the_source() {
     let linker = bare.path(".rustup/toolchains/c-wanted/lib/rustlib/some-host/bin/rust-lld");
     std::fs::rename(&linker, linker.with_extension("away")).expect("renamed");
     let (status, without) = bare.run();
-    assert!(status == Some(1) && without.contains("missing: rust-lld"), "{without}");
-    // A toolchain that cannot build it: which compiler and which loader it was.
-    assert!(message.contains("rustc 1.96.0") && message.contains("bootloader 0.11.15"), "{message}");
+    assert!(status == Some(1) && without.contains("missing: a linker"), "{without}");
+    // A toolchain that cannot build it: which compiler it was.
+    assert!(message.contains("rustc 1.96.0"), "{message}");
 }
