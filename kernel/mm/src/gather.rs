@@ -5,9 +5,9 @@
 //! touched, waits for it, and only then gives back table pages and references. A gather that is dropped
 //! finishes itself, so that no path can forget.
 //!
-//! **Without memory.** Its lists grow with what is removed. Where they cannot ([`Gather::has_room`]), the few places
-//! inside the gather itself serve: a zap shoots down and frees whenever they are full, and goes on. So a removal needs
-//! no memory to succeed, only more rounds.
+//! **Without memory.** A few places are inside the gather itself; the lists behind them grow with what is removed. Where
+//! they cannot ([`Gather::has_room`]), a zap shoots down and frees whenever those places are full, and goes on. So a
+//! removal needs no memory to succeed, only more rounds.
 //!
 //! Linux: `mm/mmu_gather.c`.
 
@@ -80,12 +80,13 @@ const SPARE: usize = 4;
 pub struct Gather<M: Machine> {
     mm: Arc<Mm<M>>,
     round: Round,
-    /// Detached sub-trees: a table page and its level.
+    /// Detached sub-trees, a table page and its level: the first few, for which there is always room.
+    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
+    /// Leaves: the first few.
+    spare_runs: ArrayVec<Run, SPARE>,
+    /// The rest of both.
     tables: Vec<(Pfn, u8)>,
     runs: Vec<Run>,
-    /// The same, where memory is short.
-    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
-    spare_runs: ArrayVec<Run, SPARE>,
     stats: ZapStats,
 }
 
@@ -98,10 +99,10 @@ impl<M: Machine> Gather<M> {
         Self {
             mm: Arc::clone(mm),
             round: Round::new(),
-            tables: Vec::new(),
-            runs: Vec::new(),
             spare_tables: ArrayVec::new(),
             spare_runs: ArrayVec::new(),
+            tables: Vec::new(),
+            runs: Vec::new(),
             stats: ZapStats::default(),
         }
     }
@@ -123,24 +124,20 @@ impl<M: Machine> Gather<M> {
     pub(crate) fn leaf(&mut self, entry: Entry, size: PageSize) {
         self.stats.leaves += 1;
         self.stats.nr_pages += size.nr_pages();
-        let last = self.spare_runs.last_mut().or(self.runs.last_mut());
+        let last = self.runs.last_mut().or(self.spare_runs.last_mut());
         if last.is_some_and(|run| run.extend(entry.pfn(), size)) {
             return;
         }
         let run = Run { first: entry.pfn(), nr_leaves: 1, size };
-        if self.spare_runs.is_full() || machine::has_room(&self.mm.machine, &mut self.runs) {
-            self.runs.push(run);
-        } else {
-            self.spare_runs.push(run);
+        if let Err(full) = self.spare_runs.try_push(run) {
+            self.runs.push(full.element());
         }
     }
 
     /// The table page `table` of `level` has been unlinked with everything below it.
     pub(crate) fn subtree(&mut self, table: Pfn, level: u8) {
-        if self.spare_tables.is_full() || machine::has_room(&self.mm.machine, &mut self.tables) {
-            self.tables.push((table, level));
-        } else {
-            self.spare_tables.push((table, level));
+        if let Err(full) = self.spare_tables.try_push((table, level)) {
+            self.tables.push(full.element());
         }
     }
 
@@ -216,13 +213,13 @@ impl<M: Machine> Gather<M> {
     }
 
     fn put_pages(&mut self) {
-        for run in core::mem::take(&mut self.runs).into_iter().chain(core::mem::take(&mut self.spare_runs)) {
+        for run in core::mem::take(&mut self.spare_runs).into_iter().chain(core::mem::take(&mut self.runs)) {
             self.put(run);
         }
     }
 
     fn free_tables(&mut self) {
-        let tables = core::mem::take(&mut self.tables).into_iter().chain(core::mem::take(&mut self.spare_tables));
+        let tables = core::mem::take(&mut self.spare_tables).into_iter().chain(core::mem::take(&mut self.tables));
         for (table, level) in tables {
             let mut run = None;
             self.free_subtree(table, level, &mut run);
