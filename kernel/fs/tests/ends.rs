@@ -5,6 +5,7 @@
 //! that waits for ever is found by the number of its rounds of waiting after all that it may wait for has been given back.
 //! Some thousands of steps; `UNPLUG_FULL=1`: a million.
 
+mod strays;
 mod world;
 
 use std::collections::VecDeque;
@@ -20,124 +21,23 @@ use fs::freeze::FreezeHolder;
 use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use fs::sim::SimPmem;
-use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
+use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::emu::{Background, EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
-use mm::machine::{Machine, Point};
-use mm::pagemap::{DevPagemap, MapState, MemoryKind};
+use mm::machine::Point;
+use mm::pagemap::{DevPagemap, MapState};
 use mm::reach::find_leaf;
-use mm::space::{Access, FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
+use mm::space::{Access, VmOps};
 use proptest::prelude::*;
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence, TestRunner};
+use strays::*;
 use world::*;
 
-/// Pages of the device, and of its one file.
-const DEVICE_PAGES: u64 = 128;
-const FILE_PAGES: u64 = 16;
-/// Tasks; each has its own CPU, after that of the removal.
-const TASKS: usize = 2;
 /// The CPU of a mount that takes its time.
 const MOUNTER: usize = 3;
 /// Rounds of waiting that a removal may need once nobody holds anything that it waits for.
 const ROUNDS: u64 = 2_000;
-
-/// What somebody does.
-#[derive(Clone, Debug)]
-enum Op {
-    Mount,
-    /// A mount that waits in its first read, with the device held alive.
-    MountSlowly,
-    /// That mount goes on to its end.
-    GoOn,
-    Unmount,
-    /// Opens the file and maps it; the handle goes with the mapping.
-    Map {
-        task: usize,
-        at: u64,
-    },
-    /// The same with a file of a holder that asks nobody whether the device lives.
-    MapStray {
-        task: usize,
-        at: u64,
-        careful: bool,
-    },
-    Unmap {
-        task: usize,
-        at: u64,
-    },
-    Fault {
-        task: usize,
-        page: u64,
-        write: bool,
-    },
-    Pin {
-        task: usize,
-        page: u64,
-        nr: u64,
-    },
-    Unpin {
-        which: usize,
-    },
-    Freeze,
-    Thaw,
-    /// A holder that answers this, ready at once or later.
-    Register {
-        answer: usize,
-        ready: bool,
-    },
-    GetReady {
-        which: usize,
-    },
-    LetGo {
-        which: usize,
-    },
-    /// The device is told of a failure that is none, by somebody else.
-    Told,
-}
-
-const SLOTS: u64 = 4;
-
-fn op() -> impl Strategy<Value = Op> {
-    let (task, at) = (0..TASKS, 0..SLOTS);
-    let touched = 0..SLOTS * FILE_PAGES;
-    prop_oneof![
-        2 => Just(Op::Mount),
-        1 => Just(Op::MountSlowly),
-        3 => Just(Op::GoOn),
-        1 => Just(Op::Unmount),
-        4 => (task.clone(), at.clone()).prop_map(|(task, at)| Op::Map { task, at }),
-        2 => (task.clone(), at.clone(), any::<bool>()).prop_map(|(task, at, careful)| Op::MapStray { task, at, careful }),
-        1 => (task.clone(), at).prop_map(|(task, at)| Op::Unmap { task, at }),
-        8 => (task.clone(), touched.clone(), any::<bool>()).prop_map(|(task, page, write)| Op::Fault { task, page, write }),
-        3 => (task, touched, 1..4_u64).prop_map(|(task, page, nr)| Op::Pin { task, page, nr }),
-        2 => any::<usize>().prop_map(|which| Op::Unpin { which }),
-        1 => Just(Op::Freeze),
-        1 => Just(Op::Thaw),
-        1 => (0..5_usize, any::<bool>()).prop_map(|(answer, ready)| Op::Register { answer, ready }),
-        1 => any::<usize>().prop_map(|which| Op::GetReady { which }),
-        1 => any::<usize>().prop_map(|which| Op::LetGo { which }),
-        1 => Just(Op::Told),
-    ]
-}
-
-/// A case: what is done before the removal, what during it and at which point (so many after the last), and whether a
-/// change of the file system does not end.
-#[derive(Clone, Debug)]
-struct Case {
-    before: Vec<Op>,
-    during: Vec<(u8, Op)>,
-    stuck: bool,
-}
-
-fn case() -> impl Strategy<Value = Case> {
-    let during = prop::collection::vec((0..4_u8, op()), 0..40);
-    (prop::collection::vec(op(), 4..24), during, any::<bool>()).prop_map(|(before, during, stuck)| Case {
-        before,
-        during,
-        stuck,
-    })
-}
 
 /// A holder of which nothing is to be expected.
 struct Stray {
@@ -167,67 +67,6 @@ impl Holder for Stray {
             3 => Err(NotifyError::NoSuchAddress),
             _ => Err(NotifyError::Corrupted),
         }
-    }
-}
-
-/// A file over the device that no file system knows of.
-struct StrayFile {
-    mapping: Arc<Mapping<EmuMachine>>,
-    device: Arc<DaxDevice>,
-    careful: bool,
-}
-
-impl VmOps<EmuMachine> for StrayFile {
-    fn fault(
-        &self,
-        request: &FaultRequest,
-        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
-    ) -> Result<(), FaultError> {
-        let live = self.device.read_lock();
-        if self.careful && live.is_err() {
-            let (addr, cause) = (request.addr, SigBusCause::DeviceGone);
-            return Err(FaultError::SigBus { addr, len_bytes: PAGE_SIZE, cause });
-        }
-        let pfn = self.device.pagemap().ranges()[0].start().add(request.offset_pages);
-        install(FaultTarget { pfn, size: PageSize::Size4K })
-    }
-    fn mmap(&self, _: u64, _: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
-        insert();
-        Ok(())
-    }
-    fn mapping(&self) -> &Arc<Mapping<EmuMachine>> {
-        &self.mapping
-    }
-    fn kind(&self) -> MemoryKind {
-        MemoryKind::FsDax
-    }
-}
-
-/// A memory whose first read waits until it may go on.
-struct Slow {
-    sim: Arc<SimPmem>,
-    emu: EmuMachine,
-    go_on: Arc<AtomicBool>,
-}
-
-impl Pmem for Slow {
-    fn len_bytes(&self) -> u64 {
-        self.sim.len_bytes()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        while !self.go_on.load(Ordering::SeqCst) {
-            self.emu.relax();
-        }
-        self.sim.read(offset, buf)
-    }
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        self.sim.store(offset, bytes)
-    }
-    fn write_back(&self, offset: u64, len: u64) {
-        self.sim.write_back(offset, len);
-    }
-    fn fence(&self) -> Result<(), FsError> {
-        self.sim.fence()
     }
 }
 
@@ -275,9 +114,6 @@ fn image() -> Arc<SimPmem> {
 impl Rig {
     fn new(emu: &EmuMachine, mm: &Arc<World>, device: &Device, schedule: &[(u8, Op)]) -> Arc<Self> {
         let dax = device.live.device().clone();
-        let file = |careful| -> Arc<dyn VmOps<EmuMachine>> {
-            Arc::new(StrayFile { mapping: Mapping::new(mm, &device.map), device: dax.clone(), careful })
-        };
         Arc::new(Self {
             emu: emu.clone(),
             mm: mm.clone(),
@@ -285,7 +121,7 @@ impl Rig {
             sim: device.sim.clone(),
             kernel: device.kernel.clone(),
             tasks: (0..TASKS).map(|nr| Task::new(mm, nr + 1)).collect(),
-            files: [file(false), file(true)],
+            files: [false, true].map(|careful| StrayFile::new(mm, &dax, careful)),
             dax,
             mounts: Mutex::default(),
             mounting: Mutex::default(),

@@ -159,34 +159,6 @@ fn a_mount_that_is_under_way_when_the_device_is_told_to_leave_comes_to_nothing()
     assert_no_leak(&mm, before);
 }
 
-/// A memory whose reads wait until they may go on.
-struct Slow {
-    sim: Arc<SimPmem>,
-    emu: EmuMachine,
-    go_on: Arc<AtomicBool>,
-}
-
-impl Pmem for Slow {
-    fn len_bytes(&self) -> u64 {
-        self.sim.len_bytes()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        while !self.go_on.load(Ordering::SeqCst) {
-            self.emu.relax();
-        }
-        self.sim.read(offset, buf)
-    }
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        self.sim.store(offset, bytes)
-    }
-    fn write_back(&self, offset: u64, len: u64) {
-        self.sim.write_back(offset, len);
-    }
-    fn fence(&self) -> Result<(), FsError> {
-        self.sim.fence()
-    }
-}
-
 /// The same for the journal's device: the file system would be without it from its first change on.
 /// covers: N13 N14
 #[test]
