@@ -10,7 +10,8 @@ use mm::space::{AddressSpace, MapError};
 use mm::sync::{Arc, Ordering};
 
 use crate::error::FsError;
-use crate::format::{BLOCK_SIZE, Kind};
+use crate::file::WRITE_BLOCKS;
+use crate::format::{BLOCK_SIZE, Kind, MAX_FILE};
 use crate::handle::File;
 use crate::inode::Inode;
 use crate::mounted::Mounted;
@@ -18,6 +19,15 @@ use crate::mutant::Mutant;
 use crate::names::{DirEntry, Stat};
 use crate::rank::{Context, Rank};
 use crate::volume::Volume;
+
+/// Most bytes that a call reads or writes before it lets go of what a freeze and a removal wait for: as much as one
+/// operation of [`Volume::write`] takes.
+pub const CHUNK_BYTES: u64 = WRITE_BLOCKS * BLOCK_SIZE;
+
+/// How many of `len` bytes from `at` on are done next.
+fn chunk(at: u64, len: usize) -> usize {
+    len.min((CHUNK_BYTES - at % BLOCK_SIZE) as usize)
+}
 
 impl<M: Machine> Mounted<M> {
     /// Makes an empty file and opens it. `dax`: it can be mapped.
@@ -47,7 +57,7 @@ impl<M: Machine> Mounted<M> {
             let node = volume.file(ino)?;
             (ino, node.is_dax())
         };
-        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(&self.mm, ino, dax));
+        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(&self.mm, self.source.device.pagemap(), ino, dax));
         Ok(File::new(self, inode))
     }
 
@@ -149,23 +159,59 @@ impl<M: Machine> Mounted<M> {
         })
     }
 
-    /// Reads; see [`Volume::read`].
+    /// Reads; see [`Volume::read`]. No more than [`CHUNK_BYTES`] at a time keep the device from leaving. Other calls on
+    /// the file come before it or after it.
     ///
     /// # Errors
     /// As [`Volume::read`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn read(&self, context: &Context, file: &File<M>, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
-        self.read_with(context, |volume| volume.read(file.inode.ino, offset, buf))
+        let mut done = 0;
+        loop {
+            let at = offset.saturating_add(done as u64);
+            let len = if self.faults.has(Mutant::ReadAtOneGo) { buf.len() } else { chunk(at, buf.len() - done) };
+            let part = &mut buf[done..done + len];
+            let nr = self.read_with(context, |volume| volume.read(file.inode.ino, at, part))?;
+            done += nr;
+            if nr < len || done == buf.len() {
+                return Ok(done);
+            }
+        }
     }
 
-    /// Writes, durably; see [`Volume::write`].
+    /// Writes, durably; see [`Volume::write`]. A freeze, and so a removal, waits for no more than [`CHUNK_BYTES`] of it.
+    /// Other calls on the file come before it or after it, unless it is longer than that and a freeze comes in between:
+    /// then also where it waits for the thaw.
     ///
     /// # Errors
     /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let _write = self.begin_write(context)?;
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
-        self.change_with(context, |volume| volume.write(file.inode.ino, offset, bytes))
+        let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_FILE);
+        let lock = || context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
+        let (mut at, mut rest) = (offset, bytes);
+        let mut write = self.begin_write(context)?;
+        let mut inode = lock();
+        loop {
+            let whole = !fits || self.faults.has(Mutant::WriteAtOneGo);
+            let (part, later) = rest.split_at(if whole { rest.len() } else { chunk(at, rest.len()) });
+            // One that is too long is refused as a whole.
+            self.change_with(context, |volume| volume.write(file.inode.ino, at, part))?;
+            if later.is_empty() {
+                return Ok(());
+            }
+            (at, rest) = (at + part.len() as u64, later);
+            drop(write);
+            write = match self.freeze.try_write()? {
+                Some(write) => write,
+                None => {
+                    // Nobody waits for a thaw with the inode locked: reading goes on meanwhile.
+                    drop(inode);
+                    let write = self.begin_write(context)?;
+                    inode = lock();
+                    write
+                }
+            };
+        }
     }
 
     /// Makes the file `size` bytes long. When it returns nobody reaches what was cut off, by whatever way: it waits for
@@ -279,7 +325,7 @@ impl<M: Machine> Mounted<M> {
         let mut volume = self.volume(context)?;
         match volume.node(ino) {
             Ok(node) if node.raw.nlink.get() == 0 => {
-                let inode = Inode::new(&self.mm, ino, node.is_dax());
+                let inode = Inode::new(&self.mm, self.source.device.pagemap(), ino, node.is_dax());
                 inode.begin_leaving();
                 inodes.insert(ino, Arc::clone(&inode));
                 Ok(Turn::Ours(inode))

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use mm::held;
 use mm::machine::Machine;
+use mm::pagemap::DevPagemap;
 use mm::space::Mapping;
 use mm::sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering};
 use mm::world::Mm;
@@ -43,11 +44,12 @@ struct Gate {
 }
 
 impl<M: Machine> Inode<M> {
-    pub(crate) fn new(mm: &Arc<Mm<M>>, ino: u64, dax: bool) -> Arc<Self> {
+    /// `map`: the page map of the device that has its blocks.
+    pub(crate) fn new(mm: &Arc<Mm<M>>, map: &Arc<DevPagemap>, ino: u64, dax: bool) -> Arc<Self> {
         Arc::new(Self {
             ino,
             dax,
-            mapping: Mapping::new(mm),
+            mapping: Mapping::new(mm, map),
             lock: RankedLock::new(()),
             syncing: RankedLock::new(()),
             users: AtomicUsize::new(0),

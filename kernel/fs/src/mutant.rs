@@ -98,6 +98,21 @@ mutants! {
     /// After a removal the file system goes on. Caught by
     /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
     RemovalNotShutDown = "removal_not_shut_down",
+    /// A mount is done without asking whether the device leaves. Caught by
+    /// `leaving::a_mount_that_is_under_way_when_the_device_is_told_to_leave_comes_to_nothing`.
+    BornUnasked = "born_unasked",
+    /// An unmount lets files be opened between its look and its end. Caught by
+    /// `leaving::a_file_is_open_when_an_unmount_looks_or_cannot_be_opened`.
+    UnmountLetsIn = "unmount_lets_in",
+    /// After a freeze that failed the file system is shut down at the end of the walk only. Caught by
+    /// `leaving::after_a_freeze_that_failed_no_fault_comes_in_behind_the_walk`.
+    UnfrozenWalk = "unfrozen_walk",
+    /// A write keeps the right to change the file system, and so keeps a freeze out, until all of it is done. Caught by
+    /// `leaving::a_freeze_waits_for_a_part_of_a_long_write`.
+    WriteAtOneGo = "write_at_one_go",
+    /// A read keeps the device alive until all of it is done. Caught by
+    /// `leaving::a_removal_waits_for_a_part_of_a_long_read`.
+    ReadAtOneGo = "read_at_one_go",
     /// Metadata in the range makes a removal a failure. Caught by
     /// `notify::metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure`.
     MetadataEndsRemoval = "metadata_ends_removal",

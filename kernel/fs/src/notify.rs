@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  PRE_REMOVE                                   a real failure
-//!  1 freeze (an error is recorded)              -
+//!  1 freeze (an error is recorded, and 6        -
+//!    is done before 2 then)
 //!  2 walk the reverse map over the range        load every inode, then walk
 //!      metadata: skipped                          metadata: asks for a shutdown
 //!      a file: unmap everywhere                   a file: mark the pages, unmap everywhere
@@ -169,6 +170,16 @@ impl<M: Machine> Mounted<M> {
             report.frozen = guard.is_some();
             report.errors.extend(error.map(|error| ("freeze", error)));
             frozen = guard;
+        }
+        if pre_remove
+            && frozen.is_none()
+            && !self.faults.has(Mutant::RemovalNotShutDown)
+            && !self.faults.has(Mutant::UnfrozenWalk)
+        {
+            // Nothing holds faults back: one that came in behind the walk would leave a mapping that nobody takes away.
+            // Shut down, they are refused; those under way have their address space locked, and the walk waits for them.
+            // What tasks have stored is written back all the same: calls are refused, and not this.
+            self.shut_down(ShutdownReason::ForcedUnmount);
         }
         self.walk(&context, span, &mut report);
         let hit = report.metadata > 0 && (!pre_remove || self.faults.has(Mutant::MetadataEndsRemoval));

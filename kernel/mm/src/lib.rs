@@ -32,6 +32,7 @@ pub mod mutant;
 pub mod pagemap;
 pub mod pins;
 mod promote;
+pub mod reach;
 pub mod region;
 pub mod rmap;
 pub mod shootdown;

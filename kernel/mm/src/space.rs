@@ -58,13 +58,16 @@ impl<M: Machine> AddressSpace<M> {
         let root = mm.alloc_table().ok_or(FaultError::OutOfMemory)?;
         mm.machine.init_root(root);
         mm.ledger.charge(Kind::AddressSpaces, 1);
-        Ok(Arc::new(Self {
+        let space = Arc::new(Self {
             mm: Arc::clone(mm),
             tlb: Arc::new(TlbState::new(mm.new_id(), root)),
             root: root.addr(),
             name: String::from(name),
             vmas: RwLock::new(Vmas(BTreeMap::new())),
-        }))
+        });
+        #[cfg(all(debug_assertions, not(loom)))]
+        mm.add_space(&space);
+        Ok(space)
     }
 
     /// Number of the space; not 0.
@@ -342,6 +345,8 @@ impl<M: Machine> AddressSpace<M> {
 
 impl<M: Machine> Drop for AddressSpace<M> {
     fn drop(&mut self) {
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.mm.remove_space(self.id());
         // No CPU has it loaded: whoever loads a space owns a reference to it. So nothing is sent, and the gather
         // frees at once; but for a round that somebody else has open, which keeps its own references.
         let mut gather = Gather::new(&self.mm);

@@ -236,6 +236,22 @@ impl<'a, M: Machine> Table<'a, M> {
         self.issue(zap);
     }
 
+    /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
+    pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
+        self.leaf_below(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap)
+    }
+
+    fn leaf_below(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) -> bool {
+        let span = span_bytes(level);
+        zap.visit(base, span).any(|index| {
+            let entry = Entry::from_bits(self.entry(table, index as usize).load(Ordering::Acquire));
+            let below = entry.is_table(level);
+            entry.is_leaf(level) || (below && self.leaf_below(entry.pfn(), level - 1, base + index * span, zap))
+        })
+    }
+
     fn issue(&self, mut zap: Zap<'_, M>) {
         if let Some(what) = zap.what() {
             zap.gather.issue(self.tlb, what, zap.frees_tables);

@@ -85,8 +85,9 @@ impl World {
             }
         });
         let frames = PfnRange::new(Pfn::new(0), 1024).unwrap();
-        mm.meta.register(&DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap()).unwrap();
-        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm), leaf });
+        let map = DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap();
+        mm.meta.register(&map).unwrap();
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm, &map), leaf });
         let space = AddressSpace::new(&mm, "model").unwrap();
         space.map(va(0, 0), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
         for page in 0..nr_pages.min(2) {

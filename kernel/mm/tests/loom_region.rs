@@ -154,7 +154,7 @@ fn a_registration_against_a_removal() {
         let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
         let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
         mm.meta.register(&map).unwrap();
-        let file: mm::sync::Arc<dyn VmOps<LoomMachine>> = mm::sync::Arc::new(Identity(Mapping::new(&mm)));
+        let file: mm::sync::Arc<dyn VmOps<LoomMachine>> = mm::sync::Arc::new(Identity(Mapping::new(&mm, &map)));
         let space = AddressSpace::new(&mm, "model").unwrap();
         space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
         space.handle_fault(va(0, 0), Access::Write).unwrap();
