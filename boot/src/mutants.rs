@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The packages that have such a list.
-const PACKAGES: [&str; 3] = ["mm", "dax", "fs"];
+const PACKAGES: [&str; 4] = ["mm", "dax", "fs", "sched"];
 /// What turns the faults of all packages on, as far as a variable can choose them.
 const FEATURES: &str = "-Fmm/emu,dax/mutants";
 /// A test that takes longer hangs.
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_lists_of_the_packages_can_be_read() {
         let faults = faults().unwrap();
-        for (package, nr) in [("mm", 12), ("dax", 1), ("fs", 20)] {
+        for (package, nr) in [("mm", 12), ("dax", 1), ("fs", 20), ("sched", 10)] {
             assert!(faults.iter().filter(|fault| fault.package == package).count() >= nr, "{package}");
         }
     }

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Instant;
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 4] = ["-pmm", "-pdax", "-pnvdimm", "-pfs"];
+const PORTABLE: [&str; 5] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-psched"];
 
 /// Runs all of it and says with which status this program ends.
 ///
@@ -26,7 +26,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     lint(&mut tally);
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-Fmm/emu", "--no-fail-fast"]);
-    tally.stage("unit tests: mm, dax, nvdimm, fs", Kind::Tests, full(&mut portable, options.full));
+    tally.stage("unit tests: mm, dax, nvdimm, fs, sched", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
     tally.stage("loom models", Kind::Tests, full(&mut loom(), options.full));
     if options.full {
@@ -102,7 +102,7 @@ fn host_cargo(verb: &str) -> Command {
 /// The model checker's tests: those in files whose name begins with `loom`.
 fn loom() -> Command {
     let mut command = host_cargo("test");
-    command.args(["--release", "-pmm", "-pdax", "-pfs", "--test", "loom*", "--no-fail-fast"]);
+    command.args(["--release", "-pmm", "-pdax", "-pfs", "-psched", "--test", "loom*", "--no-fail-fast"]);
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
     command
 }

@@ -12,7 +12,7 @@ use dax::device::{DaxDevice, State};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::Phase;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
-use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;

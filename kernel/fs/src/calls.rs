@@ -7,11 +7,12 @@ use mm::addr::VirtAddr;
 use mm::gather::ZapStats;
 use mm::machine::Machine;
 use mm::space::{AddressSpace, MapError};
-use mm::sync::{Arc, Ordering};
+use mm::sync::Arc;
 
 use crate::error::FsError;
 use crate::file::WRITE_BLOCKS;
 use crate::format::{BLOCK_SIZE, Kind, MAX_FILE};
+use crate::gate;
 use crate::handle::File;
 use crate::inode::Inode;
 use crate::mounted::Mounted;
@@ -57,8 +58,13 @@ impl<M: Machine> Mounted<M> {
             let node = volume.file(ino)?;
             (ino, node.is_dax())
         };
-        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(&self.mm, self.source.device.pagemap(), ino, dax));
+        let inode = inodes.entry(ino).or_insert_with(|| self.new_inode(ino, dax));
         Ok(File::new(self, inode))
+    }
+
+    /// An inode that comes into memory.
+    fn new_inode(&self, ino: u64, dax: bool) -> Arc<Inode<M>> {
+        Inode::new(&self.mm, self.source.device.pagemap(), self.faults, ino, dax)
     }
 
     /// Makes an empty directory.
@@ -235,9 +241,14 @@ impl<M: Machine> Mounted<M> {
         inode.set_limit(first);
         let result = self.break_layouts(context, inode, first, u64::MAX).and_then(|_broken| {
             let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
-            self.change_with(context, cut)
+            let cut = self.change_with(context, cut);
+            // Under the lock: the pages of who makes the file longer again are not those that were cut off.
+            inode.set_limit(u64::MAX);
+            cut
         });
-        inode.set_limit(u64::MAX);
+        if result.is_err() {
+            inode.set_limit(u64::MAX);
+        }
         result
     }
 
@@ -301,7 +312,7 @@ impl<M: Machine> Mounted<M> {
             Turn::Nothing => Ok(()),
             Turn::Ours(inode) => self.let_go_in_turn(context, &inode),
             Turn::Theirs(inode) => {
-                while wait && inode.is_leaving() {
+                while wait && inode.handles.is_leaving() {
                     context.may_wait("another CPU that frees the file");
                     self.mm.machine.relax();
                 }
@@ -314,10 +325,10 @@ impl<M: Machine> Mounted<M> {
     fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Turn<M>, FsError> {
         let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
         if let Some(inode) = inodes.get(&ino) {
-            return Ok(match inode.users.load(Ordering::SeqCst) {
-                0 if self.faults.has(Mutant::LetGoTwice) || inode.begin_leaving() => Turn::Ours(Arc::clone(inode)),
-                0 => Turn::Theirs(Arc::clone(inode)),
-                _ => Turn::Nothing,
+            return Ok(match inode.handles.ask() {
+                gate::Turn::InUse => Turn::Nothing,
+                gate::Turn::Ours => Turn::Ours(Arc::clone(inode)),
+                gate::Turn::Theirs => Turn::Theirs(Arc::clone(inode)),
             });
         }
         self.freeze.check()?;
@@ -325,8 +336,8 @@ impl<M: Machine> Mounted<M> {
         let mut volume = self.volume(context)?;
         match volume.node(ino) {
             Ok(node) if node.raw.nlink.get() == 0 => {
-                let inode = Inode::new(&self.mm, self.source.device.pagemap(), ino, node.is_dax());
-                inode.begin_leaving();
+                let inode = self.new_inode(ino, node.is_dax());
+                inode.handles.ask();
                 inodes.insert(ino, Arc::clone(&inode));
                 Ok(Turn::Ours(inode))
             }
@@ -345,9 +356,8 @@ impl<M: Machine> Mounted<M> {
         loop {
             let saved = self.save(context, inode);
             let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
-            if inode.users.load(Ordering::SeqCst) != 0 {
+            if !inode.handles.may_go() {
                 // Somebody has opened it, and lets go of it in turn.
-                inode.end_leaving();
                 return saved;
             }
             if saved.is_ok() && inode.is_touched() {
@@ -391,7 +401,7 @@ impl<M: Machine> Mounted<M> {
     /// The inode is no longer in memory.
     fn leave(&self, inodes: &mut BTreeMap<u64, Arc<Inode<M>>>, inode: &Inode<M>) {
         inodes.remove(&inode.ino);
-        inode.end_leaving();
+        inode.handles.end();
     }
 
     /// The end of an inode without link and without handle: break layouts, cut to nothing, free. Its number may have a

@@ -23,6 +23,7 @@ pub mod error;
 mod file;
 pub mod format;
 pub mod freeze;
+pub mod gate;
 pub mod handle;
 mod inode;
 mod journal;

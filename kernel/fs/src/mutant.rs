@@ -73,8 +73,21 @@ mutants! {
     /// `sync::what_a_sync_could_not_make_durable_is_for_the_next_one` and
     /// `sync::what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile`.
     NotesLost = "notes_lost",
-    /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it`.
+    /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it` and
+    /// `loom_gate::two_who_let_go`.
     LetGoTwice = "let_go_twice",
+    /// Who lets go of an inode does not look again whether somebody has opened it. Caught by
+    /// `loom_gate::one_who_lets_go_against_one_who_opens`.
+    OpenedNotLookedFor = "opened_not_looked_for",
+    /// Who finds that somebody has opened the inode keeps the turn to let go of it. Caught by
+    /// `loom_gate::one_who_lets_go_against_one_who_opens`.
+    TurnKept = "turn_kept",
+    /// A fault looks whether its page is closed, and counts itself in a second step. Caught by
+    /// `loom_gate::a_fault_against_who_breaks_the_layout`.
+    EnteredInTwoSteps = "entered_in_two_steps",
+    /// Who breaks a layout does not wait for the faults that are inside. Caught by
+    /// `loom_gate::a_fault_against_who_breaks_the_layout`.
+    InsideNotWaitedFor = "inside_not_waited_for",
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.
     ThawsOverlap = "thaws_overlap",
     /// A change asks first whether the file system is shut down, and then whether it is frozen. Caught by

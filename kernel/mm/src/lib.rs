@@ -8,7 +8,7 @@
 //! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
 //! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
 //! space; [`gup`] pins pages without a lock; [`pins`], [`account`] and [`region`] are pins that somebody keeps;
-//! [`failure`] takes pages away.
+//! [`losses`] is how lost frames come to [`failure`], which takes pages away.
 #![cfg_attr(not(any(test, feature = "emu", loom)), no_std)]
 
 extern crate alloc;
@@ -25,6 +25,7 @@ pub mod gather;
 pub mod gup;
 pub mod held;
 pub mod ledger;
+pub mod losses;
 pub mod machine;
 pub mod mapping;
 pub mod meta;

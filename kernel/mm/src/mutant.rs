@@ -147,6 +147,31 @@ mutants! {
     /// A registration is revoked at once, without a grace period. Caught by
     /// `region::an_owner_that_does_nothing_has_its_grace_period_and_no_more`.
     NoGrace = "no_grace",
+    /// A lost frame for which there is no slot is dropped. Caught by
+    /// `losses::what_is_taken_covers_what_was_noted_and_no_more_than_it_must` and
+    /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
+    LossDropped = "loss_dropped",
+    /// Of lost frames in two blocks only the first block is marked. Caught by
+    /// `losses::what_is_taken_covers_what_was_noted_and_no_more_than_it_must`.
+    LossFirstBlockOnly = "loss_first_block_only",
+    /// A handler makes a row of lost frames longer by a plain store. Caught by
+    /// `loom_losses::two_handlers_make_one_row_longer_against_the_taker`.
+    LossGrownByStore = "loss_grown_by_store",
+    /// A handler looks whether a slot is free and stores then. Caught by
+    /// `loom_losses::two_handlers_and_two_slots_against_the_taker`.
+    LossClaimedByStore = "loss_claimed_by_store",
+    /// A slot is read, and emptied by a store. Caught by
+    /// `loom_losses::two_handlers_make_one_row_longer_against_the_taker` and
+    /// `loom_losses::a_handler_notes_twice_against_the_taker`.
+    LossTakenByStore = "loss_taken_by_store",
+    /// A note of lost frames orders nothing. Caught by `loom_losses::a_handler_notes_twice_against_the_taker`.
+    LossRelaxed = "loss_relaxed",
+    /// A handler says that some block is marked before it marks one. Caught by
+    /// `loom_losses::a_handler_without_a_slot_against_the_taker`.
+    LossFlagBeforeBlock = "loss_flag_before_block",
+    /// A handler says that some block is marked by a plain store. Caught by
+    /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
+    LossFlagStored = "loss_flag_stored",
 }
 
 impl Mutant {
