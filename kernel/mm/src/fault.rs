@@ -78,6 +78,7 @@ impl<M: Machine> AddressSpace<M> {
         let gone = |cause| FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause };
         let (_, folio) = meta.get_or_create(target.pfn, want, owner, 1).map_err(|error| match error {
             MetaError::OutOfMemory => FaultError::OutOfMemory,
+            MetaError::Overflow => FaultError::TooManyRefs(request.addr),
             _ => gone(SigBusCause::DeviceGone),
         })?;
         // The reference is on the folio, so it serves any leaf within it: go down until one fits.
