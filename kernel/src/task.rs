@@ -48,7 +48,8 @@ impl From<FaultError> for Signal {
         match error {
             FaultError::NotMapped(addr) | FaultError::AccessDenied(addr) => Self::SigSegv { addr },
             FaultError::SigBus { addr, len_bytes, cause } => Self::SigBus { addr, len_bytes, cause },
-            FaultError::OutOfMemory => Self::OutOfMemory,
+            // As Linux answers it.
+            FaultError::TooManyRefs(_) | FaultError::OutOfMemory => Self::OutOfMemory,
         }
     }
 }

@@ -61,7 +61,7 @@ impl<M: Machine> Mounted<M> {
                     held.push(folio);
                 }
             });
-            self.folio_looks.fetch_add(looks, Ordering::Relaxed);
+            self.folio_looks.fetch_add(looks.total, Ordering::Relaxed);
         }
         held
     }

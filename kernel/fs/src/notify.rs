@@ -313,10 +313,7 @@ impl<M: Machine> Mounted<M> {
                 let row = self.frames(&live, at, first + nr - at)?;
                 for pfn in (row.start().as_u64()..row.end().as_u64()).map(Pfn::new) {
                     marked += u64::from(self.source.device.pagemap().poison(pfn));
-                    if let Some(folio) = self.mm.meta.get_live(pfn) {
-                        folio.page.set_poisoned(true);
-                        self.mm.meta.put(pfn, 1);
-                    }
+                    self.mm.meta.with_page(pfn, |page| page.set_poisoned(true));
                 }
                 at += row.nr_pages();
             }

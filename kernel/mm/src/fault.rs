@@ -88,6 +88,7 @@ impl<M: Machine> AddressSpace<M> {
         let meta = &self.mm().meta;
         let (_, folio) = meta.get_or_create(target.pfn, want, owner, 1).map_err(|error| match error {
             MetaError::OutOfMemory => FaultError::OutOfMemory,
+            MetaError::Overflow => FaultError::TooManyRefs(request.addr),
             _ => gone(SigBusCause::DeviceGone),
         })?;
         // The reference is on the folio, so it serves any leaf within it: go down until one fits.

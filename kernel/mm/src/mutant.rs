@@ -51,12 +51,22 @@ mutants! {
     NoUpperRecheck = "no_upper_recheck",
     /// gup-fast walks with interrupts on. Caught by `gup::nothing_that_a_walk_may_touch_is_freed_during_it`.
     GupIrqsOn = "gup_irqs_on",
+    /// gup-fast keeps interrupts off for all of a request. Caught by
+    /// `gup_bounds::interrupts_are_off_for_a_bounded_number_of_steps` and
+    /// `gup_bounds::a_shootdown_in_the_middle_of_a_large_request_is_answered_before_its_end`.
+    IrqsOffForAll = "irqs_off_for_all",
+    /// A listing of live folios holds the store's lock for all of a range. Caught by
+    /// `mm::meta::tests::a_listing_holds_the_lock_for_a_bounded_number_of_looks`.
+    ListedAtOnce = "listed_at_once",
     /// A speculative reference may be the first one. Caught by `loom_meta::speculative_get_against_last_put` and
     /// `loom_gup::gup_fast_against_zap`.
     ReferenceFromZero = "reference_from_zero",
     /// Dropping a reference orders nothing. Caught by `loom_meta::pin_against_drain` and
     /// `loom_gup::gup_fast_against_zap`.
     RelaxedPut = "relaxed_put",
+    /// Who has dropped a reference of a page looks at its count again. Caught by
+    /// `loom_meta::a_put_looks_at_nothing_behind_it` and `loom_meta::two_leave_and_one_comes`.
+    PutLookedAtAgain = "put_looked_at_again",
     /// The one who drops the last reference frees the metadata without looking again under the lock. Caught by
     /// `loom_meta::last_put_against_making_a_large_folio_anew`.
     RetireNoRecheck = "retire_no_recheck",

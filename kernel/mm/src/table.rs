@@ -316,14 +316,19 @@ impl<'a, M: Machine> Table<'a, M> {
         zap.flush(start, end, size);
     }
 
-    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted.
+    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted, or the count of the
+    /// folio behind it.
     fn split(&self, slot: &AtomicU64, size: PageSize) -> Option<Pfn> {
         let smaller = size.smaller()?;
         let below = self.mm.alloc_table()?;
         let mut old = slot.load(Ordering::Acquire);
         let huge = Entry::from_bits(old);
-        // One reference for each new leaf; the old leaf's own serves the first.
-        self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1);
+        // One reference for each new leaf; the old leaf's own serves the first. Where the count has no room for them it
+        // is as if there were no memory for the table, which nobody has seen yet.
+        if self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1).is_err() {
+            self.mm.free_table(below);
+            return None;
+        }
         debug_assert!(smaller < size);
         loop {
             let huge = Entry::from_bits(old);

@@ -9,7 +9,8 @@
 //! | `last_put_against_making_a_large_folio_anew` | a folio is freed once, by whoever finds it dead under the lock; the next life begins after all use of the last | `retire_no_recheck`, `relaxed_put` |
 //! | `last_put_against_making_a_page_anew` | the same for an order-0 page; its chunk stays while a life is on its way out | `relaxed_put` |
 //! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
-//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put` |
+//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put`, `put_looked_at_again` |
+//! | `a_put_looks_at_nothing_behind_it` | who has given up a reference uses nothing behind it: the other may have freed it | `put_looked_at_again`, `relaxed_put` |
 //! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
 //! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
 //! | `killing_against_making` | once a page map is killed its counter only falls | — |
@@ -162,6 +163,29 @@ fn two_leave_and_one_comes() {
             other.join().unwrap();
             world.assert_idle();
         });
+    }
+}
+
+/// Two holders of one page, and nobody else of its chunk: it is freed between the other's subtraction and whatever that
+/// one does next. By the run, as an unmap does, and by the page. covers: G8, R10
+#[test]
+fn a_put_looks_at_nothing_behind_it() {
+    type Put = fn(&World);
+    let puts: [Put; 2] =
+        [|world| world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K), |world| world.put(BLOCK[0])];
+    for (one, other) in [(puts[0], puts[0]), (puts[0], puts[1]), (puts[1], puts[1])] {
+        for size in [PageSize::Size4K, PageSize::Size2M] {
+            loom::model(move || {
+                let world = World::new();
+                world.get(BLOCK[0], size, OLD);
+                world.get(BLOCK[0], size, OLD);
+                let theirs = Arc::clone(&world);
+                let thread = thread::spawn(move || one(&theirs));
+                other(&world);
+                thread.join().unwrap();
+                world.assert_idle();
+            });
+        }
     }
 }
 

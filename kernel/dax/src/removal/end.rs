@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use mm::held;
 use mm::machine::{Machine, has_room};
+use mm::meta::LiveFolio;
 use mm::pagemap::MapState;
 use mm::reach::find_leaf;
 
@@ -81,21 +82,20 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         });
     }
 
-    /// Who is waited for. Work is proportional to the live metadata.
+    /// Who is waited for. Work is proportional to the live metadata of this device.
     fn waiting(&self, ns: u64) -> Waiting {
         let mut waiting = Waiting { ns, ..Waiting::default() };
-        let id = self.map.id();
-        self.mm.meta.for_each_live(&mut |folio| {
-            if Some(folio.map) != id {
-                return;
-            }
+        let mut add = |folio: LiveFolio| {
             waiting.folios += 1;
             waiting.refs += u64::from(folio.counts.refs);
             waiting.pins += u64::from(folio.counts.pins);
             if waiting.some.len() < NAMED_FOLIOS {
                 waiting.some.push(folio);
             }
-        });
+        };
+        for &range in self.map.ranges() {
+            self.mm.meta.for_each_live_in(range, &mut add);
+        }
         waiting
     }
 }

@@ -3,7 +3,9 @@
 //! What loom watches: the flag, the entries of the tables (all of them loom's atomics), and two kinds of cells that
 //! stand for memory. Each data page has one that every access through a translation reads and that the next owner
 //! writes; each table page has one that every walk reads (again at the end of the time for which the CPU may use
-//! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model.
+//! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model. Besides, freeing
+//! takes each entry of the page for itself alone, so that every load and store of one is a use, whoever still has a
+//! reference to the entry and however he came by it.
 //!
 //! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax`, and
 //! where a model says so by `poll`: anywhere else it has not arrived yet.
@@ -38,10 +40,29 @@ pub const fn va(high: u64, low: u64) -> VirtAddr {
 }
 
 struct Table {
-    entries: [AtomicU64; ENTRIES],
+    entries: [EntryCell; ENTRIES],
     /// Read by who may walk through the page, written by who frees it.
     memory: UnsafeCell<()>,
     live: Mutex<bool>,
+}
+
+/// One entry.
+struct EntryCell(core::cell::UnsafeCell<AtomicU64>);
+
+// SAFETY: the atomic is shared; it is taken alone in `end` only, where loom ends the model if anybody uses it meanwhile.
+unsafe impl Sync for EntryCell {}
+
+impl EntryCell {
+    fn atomic(&self) -> &AtomicU64 {
+        // SAFETY: as said above.
+        unsafe { &*self.0.get() }
+    }
+    /// Its page is freed: all loads and stores so far come before this, and what comes later is ordered after it.
+    fn end(&self) {
+        // SAFETY: loom's threads take turns, and this one does not let go within; that nobody else has a right to the
+        // entry is what loom checks here.
+        unsafe { &mut *self.0.get() }.with_mut(|_| ());
+    }
 }
 
 /// What belongs to one CPU alone; the lock is not loom's and never contended.
@@ -83,7 +104,7 @@ impl LoomMachine {
     /// A machine whose page tables have `levels` levels.
     pub fn new(cpus: usize, levels: u8) -> Self {
         let table = |_| Table {
-            entries: std::array::from_fn(|_| AtomicU64::new(0)),
+            entries: std::array::from_fn(|_| EntryCell(core::cell::UnsafeCell::new(AtomicU64::new(0)))),
             memory: UnsafeCell::new(()),
             live: Mutex::new(false),
         };
@@ -178,7 +199,7 @@ impl LoomMachine {
     pub fn fill(&self, va: VirtAddr) -> Option<Entry> {
         let mut table = self.own(|own| own.root)?;
         for level in (1..=self.levels).rev() {
-            let entry = &self.table(table).entries[va.index(level)];
+            let entry = self.table(table).entries[va.index(level)].atomic();
             let seen = Entry::from_bits(entry.load(Ordering::Acquire));
             if seen.is_leaf(level) {
                 self.own(|own| own.tlb.insert(va.as_u64(), seen));
@@ -238,11 +259,12 @@ impl Machine for LoomMachine {
         let index = self.tables.iter().position(|table| !*table.live.lock().unwrap())?;
         *self.tables[index].live.lock().unwrap() = true;
         self.tables[index].memory.with_mut(|_| ());
-        self.tables[index].entries.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+        self.tables[index].entries.iter().for_each(|entry| entry.atomic().store(0, Ordering::Relaxed));
         Some(Pfn::new(FIRST_TABLE + index as u64))
     }
     fn free_table(&self, table: Pfn) {
         self.table(table).memory.with_mut(|_| ());
+        self.table(table).entries.iter().for_each(EntryCell::end);
         *self.table(table).live.lock().unwrap() = false;
     }
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
@@ -252,7 +274,7 @@ impl Machine for LoomMachine {
                 own.walked.push(table);
             }
         });
-        &self.table(table).entries[index]
+        self.table(table).entries[index].atomic()
     }
     fn init_root(&self, _root: Pfn) {}
     fn levels(&self) -> u8 {
