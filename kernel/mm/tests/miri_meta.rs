@@ -15,7 +15,7 @@ const FIRST: u64 = 1 << 18;
 /// Pages of the run that both hold: few, for Miri makes a chunk of 512 of them in any case.
 const NR_PAGES: u64 = 4;
 /// Times that the race is run.
-const ROUNDS: usize = if cfg!(miri) { 8 } else { 500 };
+const ROUNDS: usize = if cfg!(miri) { 3 } else { 500 };
 
 /// Both threads hold each folio of a run, and each gives it up in its own way.
 fn two_leave(leaf: PageSize, nr_pages: u64, leave: [fn(&MetaStore, u64); 2]) {

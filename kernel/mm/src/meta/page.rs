@@ -243,28 +243,23 @@ impl Page {
     /// it, and that is judged. Nobody looks behind either: the page may be gone by then.
     #[inline]
     pub(super) fn put_each(pages: &[Self], first: Pfn) -> usize {
-        // Release: as in `sub`.
-        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
-        let (mut alive, mut last) = (0, REF);
-        let mut put = |page: &Self| match page.0.word.compare_exchange(last, 0, order, Ordering::Relaxed) {
-            Ok(found) => last = found,
-            Err(_) => {
-                last = REF;
-                alive += 1;
-                let old = page.0.word.fetch_sub(REF, order);
-                // One comparison for what is common: others hold it, and nobody has it pinned.
-                if old.wrapping_sub(2 * REF) > u64::from(MAX_REFS) - 2 {
-                    alive -= usize::from(was_last(old, pfn_in(pages, page, first)));
-                }
-                if Mutant::PutLookedAtAgain.is_on() && !page.counts().is_sane() {
-                    page.stop("put without a get", 0);
-                }
-            }
-        };
-        let (groups, rest) = pages.as_chunks::<16>();
-        groups.iter().for_each(|group| group.iter().for_each(&mut put));
-        rest.iter().for_each(put);
-        pages.len() - alive
+        let mut puts = Puts { pages, first, last: REF, alive: 0 };
+        let (groups, rest) = pages.as_chunks::<8>();
+        for [a, b, c, d, e, f, g, h] in groups {
+            // One after the other without a loop, which the compiler does not do by itself.
+            puts.put(a);
+            puts.put(b);
+            puts.put(c);
+            puts.put(d);
+            puts.put(e);
+            puts.put(f);
+            puts.put(g);
+            puts.put(h);
+        }
+        for page in rest {
+            puts.put(page);
+        }
+        pages.len() - puts.alive
     }
     /// Has none of them more than one reference, and none a pin? Two instructions a page.
     pub(super) fn have_one_at_most<const N: usize>(pages: &[Self; N]) -> bool {
@@ -383,22 +378,52 @@ fn stop(head: Pfn, size: PageSize, what: &str, word: u64) -> ! {
     panic!("page {head} ({size}): {what} (references {refs}, pins {pins})");
 }
 
-/// One reference was dropped of the order-0 page of `pfn`, whose word was `old`: was it the last?
+/// The drops of one reference of each of some pages: see [`Page::put_each`].
+struct Puts<'a> {
+    pages: &'a [Page],
+    /// The frame of the first.
+    first: Pfn,
+    /// The word of a page that nobody else holds: what is expected of the next.
+    last: u64,
+    /// How many pages somebody else holds.
+    alive: usize,
+}
+
+impl Puts<'_> {
+    #[inline(always)]
+    fn put(&mut self, page: &Page) {
+        // Release: as in `sub`.
+        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
+        match page.0.word.compare_exchange(self.last, 0, order, Ordering::Relaxed) {
+            Ok(found) => self.last = found,
+            Err(_) => {
+                self.last = REF;
+                let old = page.0.word.fetch_sub(REF, order);
+                // One comparison for what is common: others hold it, and nobody has it pinned.
+                let lives =
+                    old.wrapping_sub(2 * REF) <= u64::from(MAX_REFS) - 2 || lives(old, page, self.pages, self.first);
+                // Nothing can wrap: there are no more of them than pages.
+                self.alive = self.alive.wrapping_add(usize::from(lives));
+                if Mutant::PutLookedAtAgain.is_on() && !page.counts().is_sane() {
+                    page.stop("put without a get", 0);
+                }
+            }
+        }
+    }
+}
+
+/// One reference was dropped of `page`, whose word was `old`: does somebody else hold it? It is one of `pages`, the first
+/// of which is that of frame `first`, and it is not looked at.
 #[cold]
 #[inline(never)]
-fn was_last(old: u64, pfn: Pfn) -> bool {
+fn lives(old: u64, page: &Page, pages: &[Page], first: Pfn) -> bool {
     let Counts { refs, pins } = Counts::of(old);
     // The reference must have been there, and must not have been a pin's.
     if refs > MAX_REFS || refs <= pins {
-        stop(pfn, PageSize::Size4K, "put without a get", old);
+        let bytes = core::ptr::from_ref(page).addr() - pages.as_ptr().addr();
+        stop(first.add((bytes / size_of::<Page>()) as u64), PageSize::Size4K, "put without a get", old);
     }
-    old == REF
-}
-
-/// The frame of `page`, which is one of `pages`, which begin with that of `first`. It is not looked at.
-fn pfn_in(pages: &[Page], page: &Page, first: Pfn) -> Pfn {
-    let bytes = core::ptr::from_ref(page).addr() - pages.as_ptr().addr();
-    first.add((bytes / size_of::<Page>()) as u64)
+    old != REF
 }
 
 /// Why a reference is refused.

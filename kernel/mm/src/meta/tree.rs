@@ -301,11 +301,18 @@ impl Tree {
                 Spot::Folio(page) if live(page) => page.size(),
                 Spot::Folio(_) => return (at, looks),
                 Spot::Chunk(chunk) => {
-                    for page in chunk.pages_from(at, (end.as_u64() - at.as_u64()).min(most - looks)) {
+                    let next = at.align_down(PageSize::Size2M).add(PageSize::Size2M.nr_pages());
+                    let rest = chunk.pages_from(at, u64::MAX).len() as u64;
+                    let nr = rest.min(end.as_u64() - at.as_u64()).min(most - looks);
+                    for page in chunk.pages_from(at, nr) {
                         if !live(page) {
                             return (at, looks);
                         }
                         (at, looks) = (at.add(1), looks + 1);
+                    }
+                    // In a model there are fewer pages than frames.
+                    if nr == rest {
+                        at = next;
                     }
                     continue;
                 }
