@@ -3,14 +3,11 @@
 //!
 //! Property: while a file system is frozen nobody changes it, and what a change did before comes before what is done while it
 //! is frozen; and where it is shut down before it is thawed, nobody changes it ever after.
-#![cfg(loom)]
-
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::{Freeze, FreezeHolder};
 use fs::mutant::Faults;
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
+use mm::sync::Arc;
+use mm::sync::model::{Bound, UnsafeCell, explore, thread};
 
 /// What is on the medium, seen from the gate of changes alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl Frozen {
 /// covers: N5
 #[test]
 fn a_change_against_a_freeze_that_ends_in_a_shutdown() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let frozen = Frozen::new();
         let writer = {
             let frozen = frozen.clone();
@@ -93,7 +90,7 @@ fn a_change_against_a_freeze_that_ends_in_a_shutdown() {
 /// covers: N5
 #[test]
 fn a_change_against_a_freeze_and_a_thaw() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let frozen = Frozen::new();
         let writer = {
             let frozen = frozen.clone();

@@ -1,5 +1,5 @@
-//! Registrations with two threads, small enough for Miri: see `miri_store.rs`. The pages of a registration are plain memory
-//! here: Miri reports a use that is not ordered before they are given back.
+//! Registrations with two threads, small enough for Miri: see `miri_store.rs`. The pages of a registration are plain
+//! memory here: Miri reports a use that is not ordered before they are given back.
 #![cfg(not(any(loom, shuttle)))]
 
 mod common;

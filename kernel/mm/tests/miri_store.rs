@@ -1,6 +1,6 @@
-//! The page metadata with two threads, small enough for Miri: it sees each access to memory that was freed, each race on
-//! plain memory, and old values of atomics. `cargo +nightly miri test -p mm --test miri_store`; see `docs/testing.md`. On
-//! stable Rust the same tests run at full speed, and see what the assertions see.
+//! The page metadata with two threads, small enough for Miri: it sees each access to memory that was freed, each race
+//! on plain memory, and old values of atomics. `cargo +nightly miri test -p mm --test miri_store`; see
+//! `docs/testing.md`. On stable Rust the same tests run at full speed, and see what the assertions see.
 #![cfg(not(any(loom, shuttle)))]
 
 use std::sync::{Arc, Barrier};

@@ -137,7 +137,7 @@ impl Counts {
 
 impl Page {
     /// All zero: no holder, no nature. The kernel gets the same from zeroed memory.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(super) fn blank() -> Self {
         let zero = || AtomicU64::new(0);
         Self { word: zero(), info: zero(), mapping: zero(), offset: zero(), life: Life::begin() }

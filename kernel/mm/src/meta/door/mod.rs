@@ -36,16 +36,16 @@ pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
 
 /// Slots of a table, pages of a chunk.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(super) const FAN_OUT: usize = 512;
 /// Small enough for the model checker; frame numbers then use the lowest bit of each level alone.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(super) const FAN_OUT: usize = 2;
 
 /// Slots of the top table: 52-bit physical addresses in steps of 512 GiB.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const TOP_SLOTS: usize = 1 << (52 - 39);
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const TOP_SLOTS: usize = 2;
 
 const NODE: usize = 1;
@@ -79,7 +79,7 @@ pub(super) type MibTable = Table<Chunk>;
 /// 1 GiB blocks of 512 GiB.
 pub(super) type GibTable = Table<MibTable>;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && size_of::<MibTable>() == 4096);
 
 /// What a slot can lead to.
@@ -92,7 +92,7 @@ pub(super) unsafe trait Node: Sized {
     /// For the models: every look checks that the node exists.
     fn life(&self) -> &Life;
     /// For the models: the node is freed.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self);
 }
 
@@ -100,7 +100,7 @@ pub(super) unsafe trait Node: Sized {
 ///
 /// # Safety
 /// All-zero bytes are a valid `T`, and `T` is not of size zero.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
     #[cfg(test)]
     if !tests::may_allocate() {
@@ -118,21 +118,21 @@ unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
 /// Metadata of one large folio, or `None` when memory is exhausted.
 pub(super) fn allocate_page() -> Option<Box<Page>> {
     // SAFETY: a `Page` is four atomic integers, for which zero is valid.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     let page = unsafe { allocate_zeroed() };
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     let page = Some(Box::new(Page::blank()));
     page
 }
 
 // SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
 unsafe impl<C: Node> Node for Table<C> {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
         Some(Box::new(Self { slots: core::array::from_fn(|_| Slot::empty()), life: Life::begin() }))
     }
@@ -140,7 +140,7 @@ unsafe impl<C: Node> Node for Table<C> {
     fn life(&self) -> &Life {
         &self.life
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
         self.life.end();
     }
@@ -148,12 +148,12 @@ unsafe impl<C: Node> Node for Table<C> {
 
 // SAFETY: a chunk is pages, and a page is four atomic integers, for which zero is valid; `align(4096)`.
 unsafe impl Node for Chunk {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
         Some(Box::new(Self { pages: core::array::from_fn(|_| Page::blank()), life: Life::begin() }))
     }
@@ -161,7 +161,7 @@ unsafe impl Node for Chunk {
     fn life(&self) -> &Life {
         &self.life
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
         self.life.end();
         self.pages.iter().for_each(|page| page.life.end());
@@ -319,13 +319,13 @@ trait Mortal {
 }
 impl Mortal for Page {
     fn life_end(&self) {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         self.life.end();
     }
 }
 impl<C: Node> Mortal for C {
     fn life_end(&self) {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         self.end();
     }
 }
@@ -333,7 +333,7 @@ impl<C: Node> Mortal for C {
 /// Frees a node. The models keep the memory, so that a late look is found and not undefined.
 fn free<T>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
     end(&node);
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     Box::leak(node);
     size_of::<T>()
 }
