@@ -23,7 +23,8 @@ macro_rules! mutants {
 mutants! {
     /// A synchronizer reads the counter with a plain load. Caught by `loom_srcu`, all tests.
     SrcuPlainRead = "srcu_plain_read",
-    /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for`.
+    /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for` and
+    /// `shuttle:loom_srcu::a_reader_that_read_an_old_index_is_waited_for`.
     SrcuNoRecheck = "srcu_no_recheck",
     /// Leaving orders nothing. Caught by `loom_srcu`, all tests.
     SrcuRelaxedUnlock = "srcu_relaxed_unlock",

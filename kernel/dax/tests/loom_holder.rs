@@ -5,17 +5,16 @@
 //! never ready.
 //!
 //! With `--features mutants` and one of `DAX_MUTANT=ready_not_rechecked` or `ready_unlocked` the tests fail.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::kill_dax;
-use loom::sync::atomic::{AtomicBool, Ordering};
-use loom::thread;
 use mm::addr::{Pfn, PfnRange};
 use mm::ledger::Ledger;
 use mm::pagemap::{DevPagemap, MemoryKind};
-use std::sync::Arc;
+use mm::sync::model::{AtomicBool, Bound, explore, thread};
+use mm::sync::{Arc, Ordering};
 
 /// Relaxed everywhere: the device's lock alone must order it.
 #[derive(Default)]
@@ -41,7 +40,7 @@ fn device() -> Live {
 /// covers: N1 N14
 #[test]
 fn a_holder_that_gets_ready_against_a_kill() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let live = device();
         let mount = Arc::new(Mount::default());
         let registration = live.device().register_holder(Role::Owner, mount.clone()).unwrap();
@@ -67,9 +66,7 @@ fn a_holder_that_gets_ready_against_a_kill() {
 /// covers: N1 N14
 #[test]
 fn a_holder_that_registers_and_gets_ready_against_a_kill() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(|| {
+    explore(Bound::Preemptions(3), || {
         let live = device();
         let mount = Arc::new(Mount::default());
         let mounter = {

@@ -91,10 +91,12 @@ mutants! {
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.
     ThawsOverlap = "thaws_overlap",
     /// A change asks first whether the file system is shut down, and then whether it is frozen. Caught by
-    /// `loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown`.
+    /// `loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown` and
+    /// `shuttle:loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown`.
     ShutdownAskedFirst = "shutdown_asked_first",
     /// A change looks whether the file system is frozen before it counts itself. Caught by
-    /// `loom_freeze::a_change_against_a_freeze_and_a_thaw`.
+    /// `loom_freeze::a_change_against_a_freeze_and_a_thaw` and
+    /// `shuttle:loom_freeze::a_change_against_a_freeze_and_a_thaw`.
     WriterCountedLate = "writer_counted_late",
     /// Nothing is frozen before a removal. Caught by
     /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.

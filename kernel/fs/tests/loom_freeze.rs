@@ -3,14 +3,11 @@
 //!
 //! Property: while a file system is frozen nobody changes it, and what a change did before comes before what is done while it
 //! is frozen; and where it is shut down before it is thawed, nobody changes it ever after.
-#![cfg(loom)]
-
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::{Freeze, FreezeHolder};
 use fs::mutant::Faults;
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
+use mm::sync::Arc;
+use mm::sync::model::{Bound, UnsafeCell, explore, thread};
 
 /// What is on the medium, seen from the gate of changes alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +65,7 @@ impl Frozen {
 
 /// A change against a freeze; `end` is what follows, with the number of changes that came before.
 fn against_a_freeze(end: fn(&Frozen, u32, thread::JoinHandle<Result<bool, FsError>>)) {
-    loom::model(move || {
+    explore(Bound::None, move || {
         let frozen = Frozen::new();
         let changing = frozen.clone();
         let writer = thread::spawn(move || changing.change());

@@ -6,14 +6,12 @@
 //! | `a_fault_against_who_breaks_the_layout` | Once blocks are freed no fault has them installed, nor installs them ever after; a fault for other pages is not turned away |
 //! | `two_who_let_go` | An inode that nobody has open is freed, once |
 //! | `one_who_lets_go_against_one_who_opens` | … and never while somebody has it open |
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 use fs::gate::{Gate, Handles, Turn};
 use fs::mutant::Faults;
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
-use mm::sync::Mutex;
+use mm::sync::model::{Bound, UnsafeCell, explore, thread};
+use mm::sync::{Arc, Mutex};
 
 /// A page of a file, as faults and who frees its block see it: the gate alone orders who reaches these.
 struct Page {
@@ -22,14 +20,14 @@ struct Page {
     freed: UnsafeCell<bool>,
 }
 
-// SAFETY: the cells are what the model checks: loom fails the test where two threads reach one without order.
+// SAFETY: the cells are what the model checks: the checker fails the test where two threads reach one without order.
 unsafe impl Sync for Page {}
 
 impl Page {
     /// One fault for the page: F1 to F3.
     fn fault(&self) {
         let Some(_inside) = self.gate.enter(4, 5) else { return };
-        // SAFETY: there is one task that faults, and who frees the block waits until it has left; loom checks exactly that.
+        // SAFETY: there is one task that faults, and who frees the block waits until it has left; the checker checks exactly that.
         let freed = self.freed.with(|freed| unsafe { *freed });
         // SAFETY: as above.
         self.installed.with_mut(|installed| unsafe { *installed = !freed });
@@ -51,7 +49,7 @@ impl Page {
 /// covers: E2
 #[test]
 fn a_fault_against_who_breaks_the_layout() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let gate = Gate::new(Faults::default());
         let page = Arc::new(Page { gate, installed: UnsafeCell::new(false), freed: UnsafeCell::new(false) });
         let task = {
@@ -100,7 +98,7 @@ impl Inode {
             }
             self.handles.open();
         }
-        // SAFETY: it is not freed while it is open; loom checks exactly that.
+        // SAFETY: it is not freed while it is open; the checker checks exactly that.
         self.freed.with(|freed| assert_eq!(unsafe { *freed }, 0, "used after it was freed"));
         self.close();
     }
@@ -143,7 +141,7 @@ impl Inode {
 /// covers: E8
 #[test]
 fn two_who_let_go() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let inode = Inode::new();
         let other = {
             let inode = inode.clone();
@@ -160,9 +158,7 @@ fn two_who_let_go() {
 /// covers: E8
 #[test]
 fn one_who_lets_go_against_one_who_opens() {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(4);
-    model.check(|| {
+    explore(Bound::Preemptions(4), || {
         let inode = Inode::new();
         let opener = {
             let inode = inode.clone();

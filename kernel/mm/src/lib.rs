@@ -9,13 +9,13 @@
 //! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
 //! space; [`gup`] pins pages without a lock; [`pins`], [`account`] and [`region`] are pins that somebody keeps;
 //! [`losses`] is how lost frames come to [`failure`], which takes pages away.
-#![cfg_attr(not(any(test, feature = "emu", loom)), no_std)]
+#![cfg_attr(not(any(test, feature = "emu", loom, shuttle)), no_std)]
 
 extern crate alloc;
 
 pub mod account;
 pub mod addr;
-#[cfg(all(any(test, feature = "emu"), not(loom)))]
+#[cfg(all(any(test, feature = "emu"), not(any(loom, shuttle))))]
 pub mod emu;
 pub mod entry;
 pub mod failure;

@@ -11,13 +11,12 @@
 //! | `two_handlers_make_one_row_longer_against_the_taker` | … where two CPUs make it longer at once |
 //! | `two_handlers_and_two_slots_against_the_taker` | … where two CPUs want the same free slot |
 //! | `a_handler_without_a_slot_against_the_taker`, `two_handlers_…` | … where whole blocks are marked |
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::losses::{Loss, Losses, Taken};
+use mm::sync::Arc;
+use mm::sync::model::{Bound, UnsafeCell, explore_as, thread};
 
 const BLOCK: u64 = PageSize::Size2M.nr_pages();
 /// The one device: three blocks.
@@ -27,12 +26,12 @@ const NR_FRAMES: usize = 3;
 
 struct Machine<const N: usize> {
     losses: Losses<N>,
-    /// Written by the handler of a frame before it notes it, read by who takes it; loom reports a race between the two.
+    /// Written by the handler of a frame before it notes it, read by who takes it; the checker reports a race between the two.
     before: [UnsafeCell<bool>; NR_FRAMES],
     frames: [u64; NR_FRAMES],
 }
 
-// SAFETY: `before` is what the models check: loom ends a model where two threads reach a cell without order.
+// SAFETY: `before` is what the models check: the checker ends a model where two threads reach a cell without order.
 unsafe impl<const N: usize> Sync for Machine<N> {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Send for Machine<N> {}
@@ -50,7 +49,7 @@ impl<const N: usize> Machine<N> {
     /// The handler of CPU `cpu`: notes these of the frames, one after the other.
     fn handle(&self, cpu: usize, which: &[usize]) {
         for &nr in which {
-            // SAFETY: one handler writes each, and who takes the frame reads it afterwards; loom checks exactly that.
+            // SAFETY: one handler writes each, and who takes the frame reads it afterwards; the checker checks exactly that.
             self.before[nr].with_mut(|before| unsafe { *before = true });
             let first = Pfn::new(self.frames[nr]);
             self.losses.note(Loss { first, nr_pages: 1, cpu, by_kernel: false, joined: false });
@@ -80,15 +79,14 @@ impl<const N: usize> Machine<N> {
 /// Handlers on threads of their own, each noting these frames, against a taker that comes at any time and once more after
 /// all of them.
 fn explore<const N: usize>(
+    name: &str,
     frames: [u64; NR_FRAMES],
     full: &[usize],
     handlers: &'static [&'static [usize]],
     alone: bool,
 ) {
     let full = full.to_vec();
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(move || {
+    explore_as(&format!("loom_losses::{name}"), Bound::Preemptions(3), move || {
         let machine = Machine::<N>::new(frames);
         machine.handle(0, &full);
         let running: Vec<_> = handlers
@@ -119,35 +117,35 @@ const BLOCKS: [u64; NR_FRAMES] = [DEVICE, DEVICE + BLOCK, DEVICE + 2 * BLOCK];
 /// covers: P2
 #[test]
 fn a_handler_notes_twice_against_the_taker() {
-    explore::<1>(ROW, &[], &[&[0, 1]], false);
+    explore::<1>("a_handler_notes_twice_against_the_taker", ROW, &[], &[&[0, 1]], false);
 }
 
 /// Stores to the slot: initial value, 3 notes, 2 takes; to the word of the bitmap, and to its flag: initial value, 1 mark, 2 takes.
 /// covers: P2
 #[test]
 fn two_handlers_make_one_row_longer_against_the_taker() {
-    explore::<1>(ROW, &[1], &[&[0], &[2]], false);
+    explore::<1>("two_handlers_make_one_row_longer_against_the_taker", ROW, &[1], &[&[0], &[2]], false);
 }
 
 /// Stores to a slot: initial value, 2 notes, 2 takes.
 /// covers: P2
 #[test]
 fn two_handlers_and_two_slots_against_the_taker() {
-    explore::<2>(APART, &[], &[&[0], &[1]], false);
+    explore::<2>("two_handlers_and_two_slots_against_the_taker", APART, &[], &[&[0], &[1]], false);
 }
 
 /// Stores to the word of the bitmap, and to its flag: initial value, 1 mark, 2 takes.
 /// covers: P2
 #[test]
 fn a_handler_without_a_slot_against_the_taker() {
-    explore::<0>(BLOCKS, &[], &[&[0]], true);
+    explore::<0>("a_handler_without_a_slot_against_the_taker", BLOCKS, &[], &[&[0]], true);
 }
 
 /// Stores to the word of the bitmap, and to its flag: initial value, 2 marks, 2 takes.
 /// covers: P2
 #[test]
 fn two_handlers_without_a_slot_against_the_taker() {
-    explore::<0>(BLOCKS, &[], &[&[0], &[1]], true);
+    explore::<0>("two_handlers_without_a_slot_against_the_taker", BLOCKS, &[], &[&[0], &[1]], true);
 }
 
 /// One finds the slot free, or taken. Stores to the slot: initial value, 2 notes, 2 takes; to the word of the bitmap, and to its
@@ -155,5 +153,5 @@ fn two_handlers_without_a_slot_against_the_taker() {
 /// covers: P2
 #[test]
 fn two_handlers_and_one_slot_against_the_taker() {
-    explore::<1>(BLOCKS, &[2], &[&[0], &[1]], true);
+    explore::<1>("two_handlers_and_one_slot_against_the_taker", BLOCKS, &[2], &[&[0], &[1]], true);
 }

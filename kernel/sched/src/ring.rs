@@ -41,13 +41,13 @@ pub struct Ring<const N: usize = SLOTS> {
 
 impl<const N: usize> Ring<N> {
     /// An empty ring.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     pub const fn new() -> Self {
         let slots = [const { Slot { turn: AtomicUsize::new(0), note: [const { AtomicU64::new(0) }; 2] } }; N];
         Self { slots, written: AtomicUsize::new(0), read: AtomicUsize::new(0), lost: AtomicUsize::new(0) }
     }
     /// An empty ring.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub fn new() -> Self {
         let slot = |_| Slot { turn: AtomicUsize::new(0), note: [AtomicU64::new(0), AtomicU64::new(0)] };
         let slots = core::array::from_fn(slot);

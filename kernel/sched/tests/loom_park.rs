@@ -5,15 +5,13 @@
 //! The model's main thread is a CPU: it runs a task's code while the queue says so, and idles else, until the interrupt of a
 //! waker comes. Property: a task that is woken, or is about to park when its waker comes, runs again, and sees what its waker
 //! did before; it is in one place of its queue at a time, also when it next gives its turn away.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 use std::sync::Arc as Counted;
 
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::thread::{self, JoinHandle};
-use mm::sync::Mutex;
+use mm::sync::model::thread::{self, JoinHandle};
+use mm::sync::model::{Bound, UnsafeCell, explore};
+use mm::sync::{Arc, AtomicUsize, Mutex, Ordering};
 use sched::queue::{Chosen, Life, RunQueue, State, Task, unpark};
 use sched::wait::{wait_until, wake_all};
 
@@ -38,7 +36,7 @@ struct Cpu {
     before: UnsafeCell<u64>,
 }
 
-// SAFETY: `before` is what the models check: loom ends a model where two threads reach it without order.
+// SAFETY: `before` is what the models check: the checker ends a model where two threads reach it without order.
 unsafe impl Sync for Cpu {}
 // SAFETY: as above.
 unsafe impl Send for Cpu {}
@@ -89,22 +87,16 @@ impl Cpu {
     }
 }
 
-fn explore(model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(4);
-    builder.check(model);
-}
-
 /// Stores to the task's state: initial value, ready, running; parked, ready, running; running. To its token: initial value, 1
 /// left, 2 taken.
 #[test]
 fn a_waker_against_a_task_that_parks() {
-    explore(|| {
+    explore(Bound::Preemptions(4), || {
         let cpu = Cpu::new();
         let waker = {
             let cpu = cpu.clone();
             thread::spawn(move || {
-                // SAFETY: the task reads it when it has been woken; loom checks exactly that.
+                // SAFETY: the task reads it when it has been woken; the checker checks exactly that.
                 cpu.before.with_mut(|before| unsafe { *before = 1 });
                 cpu.unpark(&cpu.task);
             })
@@ -121,7 +113,7 @@ fn a_waker_against_a_task_that_parks() {
 /// left, 2 taken.
 #[test]
 fn two_wakers_of_one_task() {
-    explore(|| {
+    explore(Bound::Preemptions(4), || {
         let cpu = Cpu::new();
         let waker = |_| {
             let cpu = cpu.clone();
@@ -136,7 +128,7 @@ fn two_wakers_of_one_task() {
 /// Stores to the task's state: as above. To the condition: initial value, 1.
 #[test]
 fn a_change_against_a_task_that_waits_for_it() {
-    explore(|| {
+    explore(Bound::Preemptions(4), || {
         let cpu = Cpu::new();
         let changer = {
             let cpu = cpu.clone();

@@ -5,17 +5,11 @@
 //! Property: what is read is what was written, each note once and whole, those of one writer in their order; what is not read was
 //! counted as lost. Two writers are two CPUs here; in the kernel they are a handler and the NMI that interrupts it, which is
 //! less.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::thread;
+use mm::sync::model::{Bound, explore_as, thread};
+use mm::sync::{Arc, AtomicUsize, Ordering};
 use sched::ring::Ring;
-
-/// The second word tells whether the first belongs to it.
-fn note(nr: u64) -> [u64; 2] {
-    [nr, !nr]
-}
 
 struct Model<const N: usize> {
     ring: Ring<N>,
@@ -44,10 +38,8 @@ impl<const N: usize> Model<N> {
 }
 
 /// Each writer writes its notes; a reader tries so often at any time, and takes the rest at the end.
-fn explore<const N: usize>(writers: &'static [&'static [u64]], tries: usize) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(4);
-    builder.check(move || {
+fn explore<const N: usize>(name: &str, writers: &'static [&'static [u64]], tries: usize) {
+    explore_as(&format!("loom_ring::{name}"), Bound::Preemptions(4), move || {
         let model = Arc::new(Model { ring: Ring::<N>::new(), begun: AtomicUsize::new(0) });
         let start = |notes: &'static [u64]| {
             let model = model.clone();
@@ -72,25 +64,25 @@ fn explore<const N: usize>(writers: &'static [&'static [u64]], tries: usize) {
 /// Stores to a slot's turn: initial value, 1 full, 1 free; to `begun`: initial value, 2 pushes, 4 pops.
 #[test]
 fn a_writer_and_a_reader() {
-    explore::<2>(&[&[1, 2]], 2);
+    explore::<2>("a_writer_and_a_reader", &[&[1, 2]], 2);
 }
 
 /// Stores to a slot's turn: initial value, 1 full, 1 free; to `written`: initial value, 2; to `begun`: initial value, 2 pushes,
 /// 3 pops.
 #[test]
 fn two_writers_and_a_reader() {
-    explore::<2>(&[&[1], &[2]], 1);
+    explore::<2>("two_writers_and_a_reader", &[&[1], &[2]], 1);
 }
 
 /// Stores to the slot's turn: initial value, 3 full, 3 free; to a word of its note: initial value, 3; to `begun`: initial value,
 /// 3 pushes, 3 pops.
 #[test]
 fn a_ring_that_is_full_and_read() {
-    explore::<1>(&[&[1, 2, 3]], 2);
+    explore::<1>("a_ring_that_is_full_and_read", &[&[1, 2, 3]], 2);
 }
 
 /// Stores to the slot's turn: initial value, 2 full, 2 free; to `begun`: initial value, 2 pushes, 2 pops.
 #[test]
 fn two_writers_and_no_room_for_both() {
-    explore::<1>(&[&[1], &[2]], 1);
+    explore::<1>("two_writers_and_no_room_for_both", &[&[1], &[2]], 1);
 }

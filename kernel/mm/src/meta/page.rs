@@ -150,13 +150,13 @@ impl Counts {
 
 impl Page {
     /// All zero: no holder, no nature. The kernel gets the same from zeroed memory.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(super) fn blank() -> Self {
         let zero = || AtomicU64::new(0);
         Self(Watched::new(Cells { word: zero(), info: zero(), mapping: zero(), offset: zero() }))
     }
     /// For the models: it is freed.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(super) fn end(&self) {
         self.0.end();
     }

@@ -1,11 +1,11 @@
 //! The machine of the loom models: a few table pages, CPUs with a TLB, and an interrupt that is a flag.
 //!
-//! What loom watches: the flag, the entries of the tables (all of them loom's atomics), and two kinds of cells that
+//! What the checker watches: the flag, the entries of the tables (all of them its atomics), and two kinds of cells that
 //! stand for memory. Each data page has one that every access through a translation reads and that the next owner
 //! writes; each table page has one that every walk reads (again at the end of the time for which the CPU may use
-//! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model. Besides, freeing
-//! takes each entry of the page for itself alone, so that every load and store of one is a use, whoever still has a
-//! reference to the entry and however he came by it.
+//! it) and that freeing writes. Where a use is not ordered before the next owner (shuttle: where they overlap), the
+//! model ends. Besides, under loom freeing takes each entry of the page for itself alone, so that every load and store of
+//! one is a use, whoever still has a reference to the entry and however he came by it.
 //!
 //! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax`, and
 //! where a model says so by `poll`: anywhere else it has not arrived yet.
@@ -15,13 +15,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mm::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
 use mm::entry::Entry;
 use mm::machine::{CpuId, CpuMask, IrqOff, Machine, Point};
 use mm::shootdown::Shootdown;
-use mm::sync::Arc;
+use mm::sync::model::{self, AtomicBool, Bound, UnsafeCell, thread};
+use mm::sync::{Arc, AtomicU64, Ordering};
 use mm::tlb::TlbState;
 
 /// Table pages that there are; frame numbers from [`FIRST_TABLE`] on.
@@ -30,7 +29,7 @@ const FIRST_TABLE: u64 = 0x1000;
 /// Data pages that are watched: frames 0 and 1 of a chunk, and those of the next 2 MiB.
 pub const DATA: [u64; 4] = [0, 1, 512, 513];
 
-loom::thread_local! {
+model::thread_local! {
     static CPU: Cell<CpuId> = Cell::new(0);
 }
 
@@ -61,11 +60,12 @@ impl EntryCell {
     fn end(&self) {
         // SAFETY: loom's threads take turns, and this one does not let go within; that nobody else has a right to the
         // entry is what loom checks here.
-        unsafe { &mut *self.0.get() }.with_mut(|_| ());
+        #[cfg(loom)]
+        unsafe { &mut *self.0.get() }.assert_alone();
     }
 }
 
-/// What belongs to one CPU alone; the lock is not loom's and never contended.
+/// What belongs to one CPU alone; the lock is not the checker's and never contended.
 #[derive(Default)]
 struct Own {
     irqs_off: bool,
@@ -86,7 +86,7 @@ pub struct LoomMachine {
     levels: u8,
     tables: Vec<Table>,
     data: Vec<UnsafeCell<()>>,
-    /// Not loom's, for it must not order anything: the page belongs to somebody else now.
+    /// Not the checker's, for it must not order anything: the page belongs to somebody else now.
     reused: Vec<std::sync::atomic::AtomicBool>,
     pending: Vec<AtomicBool>,
     own: Vec<Mutex<Own>>,
@@ -94,7 +94,7 @@ pub struct LoomMachine {
     watcher: OnceLock<Watcher>,
 }
 
-// SAFETY: the cells are loom's, which ends the model where two threads use one without order between them; all
+// SAFETY: the cells are the checker's, which ends the model where two threads use one without order between them; all
 // other fields are made for sharing.
 unsafe impl Sync for LoomMachine {}
 // SAFETY: as above.
@@ -184,15 +184,15 @@ impl LoomMachine {
     /// Uses a data page: by a translation, or by a pin.
     pub fn use_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
-        assert!(!self.reused[index].load(Ordering::Relaxed), "frame {pfn} is used, but it belongs to another owner");
-        self.data[index].with(|_| ());
+        let mine = || !self.reused[index].load(Ordering::Relaxed);
+        // Inside, where it counts: others may run before a use begins.
+        self.data[index].with(|_| assert!(mine(), "frame {pfn} is used, but it belongs to another owner"));
     }
 
     /// The next owner of a data page writes to it.
     pub fn reuse_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
-        self.reused[index].store(true, Ordering::Relaxed);
-        self.data[index].with_mut(|_| ());
+        self.data[index].with_mut(|_| self.reused[index].store(true, Ordering::Relaxed));
     }
 
     /// The walker, with two levels or more and leaves in the lowest.
@@ -247,7 +247,7 @@ impl Machine for LoomMachine {
     fn relax(&self) {
         assert!(self.irqs_on(), "waits with its interrupts off");
         self.poll();
-        loom::thread::yield_now();
+        thread::yield_now();
     }
     fn loaded(&self) -> PhysAddr {
         self.own(|own| own.loaded)
@@ -308,12 +308,10 @@ impl Machine for LoomMachine {
     }
 }
 
-/// Explores every interleaving with at most `preemptions` preemptions.
-pub fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 20_000;
-    builder.check(model);
+/// Explores interleavings: loom all of those with at most `preemptions` preemptions.
+#[track_caller]
+pub fn explore<F: Fn() + Sync + Send + 'static>(preemptions: usize, model: F) {
+    model::explore(Bound::Preemptions(preemptions), model);
 }
 
 /// The rest of the thread runs on `cpu`.

@@ -36,16 +36,16 @@ pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
 
 /// Slots of a table, pages of a chunk.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(super) const FAN_OUT: usize = 512;
 /// Small enough for the model checker; frame numbers then use the lowest bit of each level alone.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(super) const FAN_OUT: usize = 2;
 
 /// Slots of the top table: 52-bit physical addresses in steps of 512 GiB.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const TOP_SLOTS: usize = 1 << (52 - 39);
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const TOP_SLOTS: usize = 2;
 
 /// log2 of the frames of one of them.
@@ -80,7 +80,7 @@ pub(super) type MibTable = Table<Chunk>;
 /// 1 GiB blocks of 512 GiB.
 pub(super) type GibTable = Table<MibTable>;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && size_of::<MibTable>() == 4096);
 
 /// What a slot can lead to.
@@ -91,7 +91,7 @@ pub(super) unsafe trait Node: Sized {
     /// An empty node, or `None` when memory is exhausted.
     fn allocate() -> Option<Box<Self>>;
     /// For the models: the node is freed.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self);
 }
 
@@ -99,7 +99,7 @@ pub(super) unsafe trait Node: Sized {
 ///
 /// # Safety
 /// All-zero bytes are a valid `T`, and `T` is not of size zero.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
     #[cfg(test)]
     if !tests::may_allocate() {
@@ -117,25 +117,25 @@ unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
 /// Metadata of one large folio, or `None` when memory is exhausted.
 pub(super) fn allocate_page() -> Option<Box<Page>> {
     // SAFETY: a `Page` is four atomic integers, for which zero is valid.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     let page = unsafe { allocate_zeroed() };
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     let page = Some(Box::new(Page::blank()));
     page
 }
 
 // SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
 unsafe impl<C: Node> Node for Table<C> {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
         Some(Box::new(Self { slots: Watched::new(core::array::from_fn(|_| Slot::empty())) }))
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
         self.slots.iter().for_each(|slot| slot.0.end());
         self.slots.end();
@@ -144,16 +144,16 @@ unsafe impl<C: Node> Node for Table<C> {
 
 // SAFETY: a chunk is pages, and a page is four atomic integers, for which zero is valid; `align(4096)`.
 unsafe impl Node for Chunk {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
         Some(Box::new(Self { pages: Watched::new(core::array::from_fn(|_| Page::blank())) }))
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
         self.pages.iter().for_each(Page::end);
         self.pages.end();
@@ -304,13 +304,13 @@ trait Mortal {
 }
 impl Mortal for Page {
     fn life_end(&self) {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         self.end();
     }
 }
 impl<C: Node> Mortal for C {
     fn life_end(&self) {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         self.end();
     }
 }
@@ -318,7 +318,7 @@ impl<C: Node> Mortal for C {
 /// Frees a node. The models keep the memory, so that a late look is found and not undefined.
 fn free<T>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
     end(&node);
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     Box::leak(node);
     size_of::<T>()
 }
