@@ -137,6 +137,8 @@ pub enum Point {
     GupPinned,
     /// A CPU that changes its address space has loaded the new root, and has not yet said so.
     SwitchLoaded,
+    /// The tables on the way to a leaf are there, and the leaf is not installed yet.
+    InstallReady,
     /// Who maps a range has been listed, and no address space is locked yet.
     UsersListed,
     /// The pages of a registration are pinned, and it is on no list yet.

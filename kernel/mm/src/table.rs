@@ -27,7 +27,7 @@
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::entry::{Entry, Prot};
 use crate::gather::Gather;
-use crate::machine::Machine;
+use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -170,6 +170,7 @@ impl<'a, M: Machine> Table<'a, M> {
         let level = size.level();
         let table = self.table_at(va, level)?;
         let slot = self.entry(table, va.index(level));
+        self.mm.machine.reached(Point::InstallReady);
         match slot.compare_exchange(0, Entry::leaf(pfn, size, prot).bits(), Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
             Err(bits) if Entry::from_bits(bits).is_table(level) => Err(InstallError::TableInTheWay),
