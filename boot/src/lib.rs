@@ -15,6 +15,7 @@ pub mod hang;
 pub mod image;
 pub mod ktap;
 pub mod machine;
+pub mod miri;
 pub mod mutants;
 pub mod outcome;
 pub mod paths;

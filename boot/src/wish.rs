@@ -1,8 +1,9 @@
 //! What the guest wishes of its host: a machine check, which nobody but QEMU can raise as the hardware does.
 //!
-//! The kernel says what it wishes for in a line of its console, `@wish what=machine_check addr=… len=… within_ns=…`, and
-//! waits for a while, if the boot option `wishes=` has promised that somebody grants it. A thread of its own reads the console with everybody else and grants such a wish through QEMU's
-//! monitor. The monitor serves one connection at a time, so each wish has its own, which ends at once.
+//! Where the boot option `wishes=` has promised that somebody grants it, the kernel says what it wishes for in a line of its
+//! console, `@wish what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of its own reads the
+//! console with everybody else and grants such a wish through QEMU's monitor. The monitor serves one connection at a time,
+//! so each wish has its own, which ends at once.
 
 use crate::console::Console;
 use crate::qmp::Qmp;
@@ -88,11 +89,11 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
 
-    const LINE: &str = "@wish what=machine_check addr=0x100005000 len=4096 within_ns=4000000000";
+    const LINE: &str = "@wish what=machine_check addr=0x100005000 len=4096 within_ns=60000000000";
 
     #[test]
     fn a_wish_is_read() {
-        let wish = Wish { addr: 0x1_0000_5000, len_bytes: 4096, within: Duration::from_secs(4) };
+        let wish = Wish { addr: 0x1_0000_5000, len_bytes: 4096, within: Duration::from_secs(60) };
         assert_eq!(Wish::parse(LINE), Some(wish));
     }
 
@@ -113,8 +114,8 @@ mod tests {
             ("len=4096", "len=12288"),
             ("len=4096", "len=0x100000"),
             ("len=4096", ""),
-            ("within_ns=4000000000", "within_ns=soon"),
-            ("within_ns=4000000000", ""),
+            ("within_ns=60000000000", "within_ns=soon"),
+            ("within_ns=60000000000", ""),
         ] {
             let line = LINE.replace(from, to);
             assert!(line != LINE && Wish::parse(&line).is_none(), "{line:?}");
@@ -159,7 +160,7 @@ mod tests {
     fn what_stands_in_the_way_is_said() {
         let (refused, _) = grant(LINE, "invalid CPU index");
         assert!(refused.expect_err("refused").to_string().contains("invalid CPU index"));
-        let (late, requests) = grant(&LINE.replace("within_ns=4000000000", "within_ns=0"), "");
+        let (late, requests) = grant(&LINE.replace("within_ns=60000000000", "within_ns=0"), "");
         assert!(late.expect_err("late").to_string().contains("waits no more"));
         assert_eq!(requests.len(), 1, "nothing is raised: {requests:?}");
         let wish = Wish::parse(LINE).expect("a wish");

@@ -7,7 +7,10 @@ use alloc::vec;
 use core::hint::black_box;
 
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
-use mm::gup::{GupError, GupFlags, PageArray, RangeArray, get_user_pages_fast, pin_user_pages_fast, put_page, unpin};
+use mm::gup::{
+    GupError, GupFlags, IRQS_OFF_STEPS, PageArray, RangeArray, get_user_pages_fast, pin_user_pages_fast, put_page,
+    unpin,
+};
 use mm::space::Access;
 
 use crate::bench::{Bound, Cost, Figures, TURNS, each, each_call, once};
@@ -29,6 +32,7 @@ pub fn run(figures: &mut Figures, device: &Device) -> Result<(), String> {
     let small = space_of(device, MANY, PageSize::Size4K)?;
     let single = small_pages(&small, figures)?;
     many(&small, figures, "4k", (Bound::AtMost(25), Bound::None, "244"))?;
+    irqs_off(device, figures)?;
     slow(&small, device, single, figures)?;
     drop(small);
     let large = space_of(device, MANY, PageSize::Size2M)?;
@@ -159,6 +163,27 @@ fn many(
     figures.cost(&format!("gup_fast_512_{leaf}_range"), range, range_bound, "");
     figures.cost(&format!("unpin_512_{leaf}_one_by_one_per_page"), per_page(unpin_array), Bound::None, "");
     figures.cost(&format!("unpin_512_{leaf}_as_range"), unpin_range, Bound::None, "");
+    Ok(())
+}
+
+/// The dearest stretch with interrupts off: as many small pages as a walk takes at once, over two page tables, frame by
+/// frame. All of the call is in it.
+fn irqs_off(device: &Device, figures: &mut Figures) -> Result<(), String> {
+    let space = space_of(device, 2 * MANY, PageSize::Size4K)?;
+    let start = at(page(MANY / 2));
+    let cost = loaded(&space, move |space| {
+        let mut frames = vec![Pfn::new(0); IRQS_OFF_STEPS as usize];
+        let mut failed = 0;
+        let cost = each_call(MANY_TURNS, || {
+            let mut sink = PageArray::new(&mut frames);
+            let (cost, pinned) = once(|| pin_user_pages_fast(space, start, IRQS_OFF_STEPS, FAST, &mut sink));
+            failed += u64::from(pinned != Ok(IRQS_OFF_STEPS));
+            sink.as_slice().iter().for_each(|&pfn| unpin(mm(), pfn, 1));
+            cost
+        });
+        if failed == 0 { Ok(cost) } else { Err(format!("{failed} pins failed")) }
+    })?;
+    figures.cost("gup_fast_irqs_off_most", cost, Bound::AtMost(13_000), "");
     Ok(())
 }
 

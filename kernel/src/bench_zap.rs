@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mm::addr::{PAGE_SIZE, PageSize, VirtRange};
 use mm::failure::{FailureKind, memory_failure};
 use mm::gather::ZapStats;
+use mm::meta::Owner;
 use mm::shootdown::{FlushRange, Round};
 use mm::space::Access;
 
@@ -26,6 +27,7 @@ const TURNS: u64 = 64;
 /// Measures zaps of `device`, which has at least 1 GiB.
 pub fn run(figures: &mut Figures, device: &Device) -> Result<(), String> {
     frames(figures)?;
+    puts(figures, device)?;
     unmap_gib(figures, device, PageSize::Size4K)?;
     unmap_gib(figures, device, PageSize::Size2M)?;
     if paging::has_gib_leaves() {
@@ -70,6 +72,28 @@ fn frames(figures: &mut Figures) -> Result<(), String> {
         }
         figures.cost(&format!("frames_take_{what}"), Cost::of(take, TURNS), Bound::None, "");
         figures.cost(&format!("frames_give_{what}"), Cost::of(give, TURNS), Bound::None, "");
+    }
+    Ok(())
+}
+
+/// References that go page by page, as where a page table is not full: the last ones, with the metadata; and those of
+/// pages that somebody else holds too.
+fn puts(figures: &mut Figures, device: &Device) -> Result<(), String> {
+    let (meta, first, nr) = (&mm().meta, device.pfn(0), PageSize::Size2M.nr_pages());
+    let small = PageSize::Size4K;
+    for (holders, what) in [(1, "last"), (2, "shared")] {
+        let mut total = 0;
+        for _ in 0..TURNS {
+            for _ in 0..holders {
+                let run = meta.get_or_create_run(first, nr, small, small, Owner::default());
+                if run.map(|run| run.nr_pages) != Ok(nr) {
+                    return Err(format!("references on {nr} pages: {run:?}"));
+                }
+            }
+            total += once(|| meta.put_run(first, nr, small)).0;
+            (1..holders).for_each(|_| meta.put_run(first, nr, small));
+        }
+        figures.cost(&format!("put_512_{what}_per_page"), Cost::of(total, TURNS * nr), Bound::None, "");
     }
     Ok(())
 }

@@ -9,9 +9,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arch::mce::BankError;
 use dax::inject::{Fault, Place};
 use dax::removal::{Method, Step};
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::failure::{FailureKind, memory_failure};
 use mm::ledger::Kind;
+use mm::losses::SLOTS;
 use mm::space::{Access, FaultError, SigBusCause};
 use nvdimm::pmem::area::AREA_PAGES;
 use nvdimm::pmem::badblocks::SectorRun;
@@ -21,8 +22,9 @@ use crate::devices::{self, ATTACH_STEPS};
 use crate::ktest::{Ctx, Test};
 use crate::ktests_mm::{BASE, Books, Device, at, new_space, no_problems, page};
 use crate::machine::{Space, mm};
-use crate::memory_error::{self, Loss, RaisedBy, Verdict, judge};
+use crate::memory_error::{self, Loss, Verdict, judge};
 use crate::reserve::{self, FAULTS};
+use crate::task::Signal;
 use crate::{check, check_eq, memory, percpu, sched};
 
 const MIB2: u64 = PageSize::Size2M.bytes();
@@ -47,7 +49,8 @@ pub const TESTS: &[Test] = &[
     Test { name: "fail.badblocks.outlive_the_device", covers: "P1 P3", run: |ctx| on_free_device(ctx, kept) },
     Test { name: "fail.poison.outside_every_device", covers: "P4", run: outside },
     Test { name: "fail.mce.verdicts", covers: "P2", run: verdicts },
-    Test { name: "fail.mce.every_handler", covers: "P1 P2 P3", run: raised_here },
+    Test { name: "fail.mce.every_handler", covers: "P1 P2 P3", run: |ctx| raised_here(ctx, every_handler) },
+    Test { name: "fail.mce.more_than_slots", covers: "P1 P2 P3", run: |ctx| raised_here(ctx, more_than_slots) },
 ];
 
 /// Does `work` where NVDIMM 0 is not in use, and compares the books.
@@ -345,12 +348,12 @@ fn verdicts(_: &mut Ctx) -> Result<(), String> {
     fatal(judged(|e| e.addr = Some(32 << 20)), "RAM")
 }
 
-fn raised_here(ctx: &mut Ctx) -> Result<(), String> {
+fn raised_here(ctx: &mut Ctx, work: fn(&mut Ctx) -> Result<(), String>) -> Result<(), String> {
     if !arch::mce::can_raise() {
         ctx.skip("this machine keeps its machine-check registers to itself");
         return Ok(());
     }
-    on_free_device(ctx, every_handler)
+    on_free_device(ctx, work)
 }
 
 /// The kernel raises a machine check on each CPU, each for two pages of its own: the handler there notes just that.
@@ -375,14 +378,65 @@ fn every_handler(_: &mut Ctx) -> Result<(), String> {
                 None => sched::yield_now(),
             }
         };
-        check_eq!(loss, Loss { first: pfn, order: 1, cpu, by: RaisedBy::Kernel }, "what the handler noted");
+        let noted = Loss { first: pfn, nr_pages: 2, cpu, by_kernel: true, joined: false };
+        check_eq!(loss, noted, "what the handler noted");
     }
-    let block = devices::block(0).map_err(|error| format!("{error}"))?;
     let lost = SectorRun { first: LOST_PAGE * 8, nr_sectors: 16 * percpu::online().len() as u64 };
+    let block = devices::block(0).map_err(|error| format!("{error}"))?;
     check_eq!(block.bad_blocks(), [lost], "what is lost");
-    let zeroes = alloc::vec![0; (lost.nr_sectors * SECTOR_BYTES) as usize];
-    block.write(lost.first, &zeroes).map_err(|error| format!("a full write: {error}"))?;
-    check_eq!(block.bad_blocks(), [], "what is lost after a full write");
     drop(block);
+    heal(&[lost])?;
+    remove()
+}
+
+/// Writes all of what is lost.
+fn heal(lost: &[SectorRun]) -> Result<(), String> {
+    let block = devices::block(0).map_err(|error| format!("{error}"))?;
+    for run in lost {
+        let zeroes = alloc::vec![0; (run.nr_sectors * SECTOR_BYTES) as usize];
+        block.write(run.first, &zeroes).map_err(|error| format!("a full write: {error}"))?;
+    }
+    check_eq!(block.bad_blocks(), [], "what is lost after a full write");
+    Ok(())
+}
+
+/// More machine checks than there are notes come on one CPU before anybody can look at one: those that have a slot are lost
+/// page by page, two that touch are one row, and the blocks of the others are lost as a whole. The kernel goes on.
+fn more_than_slots(_: &mut Ctx) -> Result<(), String> {
+    let frames = devices::slots()[0].frames;
+    check!(frames.nr_pages() >= 4 * MIB2 / PAGE_SIZE, "the device is too small for the test");
+    let before = memory_error::rows_dealt_with();
+    attach()?;
+    let first = frames.start().add(LOST_PAGE);
+    // Every other page from the third on, and one more beside the last of them; then three in a whole block of 2 MiB.
+    let block = Pfn::new(frames.start().as_u64().next_multiple_of(PageSize::Size2M.nr_pages())).add(MIB2 / PAGE_SIZE);
+    let mut wanted: Vec<Pfn> = (0..SLOTS as u64).map(|nr| first.add(2 * nr)).collect();
+    wanted.push(first.add(2 * SLOTS as u64 - 1));
+    wanted.extend([3, 200, 511].map(|nr| block.add(nr)));
+    let nr_wanted = wanted.len();
+    // On the CPU of the task that deals with them, which cannot run meanwhile.
+    let raise = sched::spawn("raise", 0, None, move || {
+        let _irq = arch::cpu::IrqSave::new();
+        let raised = wanted.iter().filter(|pfn| arch::mce::raise(pfn.addr().as_u64(), PAGE_SHIFT)).count();
+        if raised == nr_wanted { Ok(()) } else { Err(Signal::Killed) }
+    });
+    check_eq!(sched::join(&raise), Ok(()), "the task that raises them");
+    // One for each slot, and one block.
+    while memory_error::rows_dealt_with() < before + SLOTS as u64 + 1 {
+        sched::yield_now();
+    }
+    let run = |pfn: Pfn, nr_pages: u64| SectorRun {
+        first: (pfn.as_u64() - frames.start().as_u64()) * 8,
+        nr_sectors: 8 * nr_pages,
+    };
+    let mut lost: Vec<SectorRun> = (0..SLOTS as u64).map(|nr| run(first.add(2 * nr), 1)).collect();
+    if let Some(last) = lost.last_mut() {
+        last.nr_sectors += 8;
+    }
+    lost.push(run(block, MIB2 / PAGE_SIZE));
+    let device = devices::block(0).map_err(|error| format!("{error}"))?;
+    check_eq!(device.bad_blocks(), lost, "what is lost");
+    drop(device);
+    heal(&lost)?;
     remove()
 }

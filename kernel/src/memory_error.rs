@@ -1,7 +1,7 @@
 //! Memory errors: from the machine check to `memory_failure`.
 //!
-//! A machine check comes anywhere, so its handler only notes the address and interrupts its own CPU. That interrupt
-//! comes when interrupts are on, and wakes a task; the task takes the page away from everybody who maps it.
+//! A machine check comes anywhere, so its handler only [notes](mm::losses) the address and interrupts its own CPU. That
+//! interrupt comes when interrupts are on, and wakes a task; the task takes the page away from everybody who maps it.
 //! Tasks that touch it afterwards get SIGBUS.
 
 use alloc::sync::Arc;
@@ -9,24 +9,29 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::mce::BankError;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
-use mm::failure::{FailureKind, memory_failure};
-use mm::machine::{CpuId, MAX_CPUS};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
+use mm::failure::{FailureKind, NoSuchFrame, memory_failure};
+pub use mm::losses::Loss;
+use mm::losses::{Losses, MAX_STRAYS, Taken};
 use spin::Once;
 
+use crate::lock::IrqLock;
 use crate::task::{Exit, Task};
 use crate::{devices, machine, memory, mounts, report, sched};
 
-/// How many errors can wait to be looked at.
-const SLOTS: usize = 16;
 /// Larger losses than this (log2 of bytes) are no single page's: the bank's word for "I do not know".
 const MAX_LOST_SHIFT: u32 = 21;
 
-/// Noted losses, as [`Loss::word`] has them; 0 is a free slot.
-static NOTED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
-/// The last one that was dealt with, until somebody takes it.
-static DEALT_WITH: AtomicU64 = AtomicU64::new(0);
-static WORKER: Once<Arc<Task>> = Once::new();
+/// What was noted, and the task that deals with it.
+struct Worker {
+    losses: Losses,
+    task: Arc<Task>,
+}
+
+static WORKER: Once<Worker> = Once::new();
+static NR_DEALT_WITH: AtomicU64 = AtomicU64::new(0);
+/// The last loss that was dealt with, until somebody takes it.
+static DEALT_WITH: IrqLock<Option<Loss>> = IrqLock::new(None);
 
 /// What an error means for the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,13 @@ pub enum RaisedBy {
     Kernel,
 }
 
+impl RaisedBy {
+    /// Of a loss.
+    pub fn of(loss: &Loss) -> Self {
+        if loss.by_kernel { Self::Kernel } else { Self::Host }
+    }
+}
+
 impl fmt::Display for RaisedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -56,56 +68,6 @@ impl fmt::Display for RaisedBy {
         })
     }
 }
-
-/// What the machine-check handler has noted: frames that are lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Loss {
-    /// The first lost frame.
-    pub first: Pfn,
-    /// log2 of how many.
-    pub order: u32,
-    /// Whose handler it was.
-    pub cpu: CpuId,
-    /// Who has raised the machine check.
-    pub by: RaisedBy,
-}
-
-impl Loss {
-    /// A frame number has 52 bits.
-    const ORDER_AT: u32 = 52;
-    const CPU_AT: u32 = 56;
-    const BY_KERNEL: u64 = 1 << 62;
-    const IS_NOTED: u64 = 1 << 63;
-    /// What is lost, without who says so.
-    const WHAT: u64 = (1 << Self::CPU_AT) - 1;
-
-    /// In one word, which is never 0:
-    ///
-    /// | bits | value |
-    /// |---|---|
-    /// | 0 to 51 | first frame |
-    /// | 52 to 55 | log2 of the number of frames |
-    /// | 56 to 61 | CPU |
-    /// | 62 | by the kernel |
-    /// | 63 | 1: something is noted |
-    fn word(self) -> u64 {
-        let by = if self.by == RaisedBy::Kernel { Self::BY_KERNEL } else { 0 };
-        let (order, cpu) = (u64::from(self.order) << Self::ORDER_AT, (self.cpu as u64) << Self::CPU_AT);
-        self.first.as_u64() | order | cpu | by | Self::IS_NOTED
-    }
-
-    fn from_word(word: u64) -> Option<Self> {
-        (word & Self::IS_NOTED != 0).then(|| Self {
-            first: Pfn::new(word & ((1 << Self::ORDER_AT) - 1)),
-            order: ((word & Self::WHAT) >> Self::ORDER_AT) as u32,
-            cpu: (word >> Self::CPU_AT) as usize % MAX_CPUS,
-            by: if word & Self::BY_KERNEL != 0 { RaisedBy::Kernel } else { RaisedBy::Host },
-        })
-    }
-}
-
-const _: () = assert!(MAX_CPUS == 1 << 6, "bits 56 to 61 are a CPU's number");
-const _: () = assert!(MAX_LOST_SHIFT - PAGE_SHIFT < 1 << 4, "bits 52 to 55 are log2 of a number of frames");
 
 /// What an error means (SDM vol. 3B §16.6). Asks nothing that needs a lock.
 pub fn judge(error: &BankError) -> Verdict {
@@ -140,19 +102,9 @@ pub fn note(error: &BankError, by: RaisedBy) -> Result<(), &'static str> {
         Verdict::Fatal(reason) => return Err(reason),
         Verdict::Lost(first, order) => (first, order),
     };
-    if !WORKER.is_completed() {
-        return Err("it came before the kernel could deal with it");
-    }
-    let word = Loss { first, order, cpu: arch::percpu::cpu(), by }.word();
-    // A task that goes on touching what is lost may report it again and again until it is taken away: one note will do.
-    // AcqRel; pairs with the swap in `work`.
-    let noted = |slot: &AtomicU64| match slot.compare_exchange(0, word, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => true,
-        Err(other) => (other ^ word) & Loss::WHAT == 0,
-    };
-    if !NOTED.iter().any(noted) {
-        return Err("too many came at once");
-    }
+    let worker = WORKER.get().ok_or("it came before the kernel could deal with it")?;
+    let (cpu, by_kernel) = (arch::percpu::cpu(), by == RaisedBy::Kernel);
+    worker.losses.note(Loss { first, nr_pages: 1 << order, cpu, by_kernel, joined: false });
     arch::apic::send_to_self(crate::smp::VECTOR_MEMORY_ERROR);
     Ok(())
 }
@@ -160,63 +112,127 @@ pub fn note(error: &BankError, by: RaisedBy) -> Result<(), &'static str> {
 /// The interrupt that follows a note.
 pub fn on_interrupt() {
     if let Some(worker) = WORKER.get() {
-        sched::unpark(worker);
+        sched::unpark(&worker.task);
     }
 }
 
-/// Starts the task that takes failed pages away.
+/// Starts the task that takes failed pages away. The devices' slots are known.
 pub fn start() {
-    WORKER.call_once(|| sched::spawn("memory-failure", 0, None, work));
+    WORKER.call_once(|| Worker {
+        losses: Losses::new(devices::slots().iter().map(|slot| slot.frames)),
+        task: sched::spawn("memory-failure", 0, None, work),
+    });
 }
 
 fn work() -> Exit {
     loop {
-        for slot in &NOTED {
-            // AcqRel; pairs with the exchange in `note`.
-            let Some(loss) = Loss::from_word(slot.swap(0, Ordering::AcqRel)) else { continue };
-            say(&loss);
-            (0..1 << loss.order).for_each(|frame| fail(loss.first.add(frame)));
-            // Release; pairs with the Acquire in `take_dealt_with`.
-            DEALT_WITH.store(loss.word(), Ordering::Release);
+        // Before that nothing is noted.
+        if let Some(worker) = WORKER.get() {
+            worker.losses.take(&mut deal_with);
         }
         sched::park();
     }
 }
 
+fn deal_with(taken: Taken) {
+    match taken {
+        Taken::Frames(loss) => {
+            say(&loss);
+            fail_row(loss.first, loss.nr_pages);
+            *DEALT_WITH.lock() = Some(loss);
+        }
+        Taken::Block(frames) => {
+            let (addr, len_bytes) = (frames.start().addr().as_u64(), frames.nr_pages() * PAGE_SIZE);
+            log::warn!(
+                "more machine checks came at once than can be noted one by one: \
+                 all {len_bytes} bytes from {addr:#x} count as lost"
+            );
+            report!("machine_check_block addr={addr:#x} len={len_bytes}");
+            fail_row(frames.start(), frames.nr_pages());
+        }
+        Taken::Strays { last, count } => {
+            if count > 1 {
+                let more = if count == MAX_STRAYS { " or more" } else { "" };
+                log::error!("{count}{more} machine checks came for memory in no device; of the last:");
+            }
+            fail(last);
+        }
+    }
+    // Release; pairs with the Acquire in `rows_dealt_with`.
+    NR_DEALT_WITH.fetch_add(1, Ordering::Release);
+}
+
 fn say(loss: &Loss) {
-    let Loss { first, order, cpu, by } = loss;
-    let (addr, len_bytes) = (first.as_u64() << PAGE_SHIFT, PAGE_SIZE << order);
-    log::info!("a machine check on CPU {cpu}, raised by the {by}: {len_bytes} bytes from {addr:#x} are lost");
+    let &Loss { first, nr_pages, cpu, joined, .. } = loss;
+    let by = RaisedBy::of(loss);
+    let (addr, len_bytes) = (first.as_u64() << PAGE_SHIFT, nr_pages * PAGE_SIZE);
+    let others = if joined { " (and further ones)" } else { "" };
+    log::info!("a machine check on CPU {cpu}, raised by the {by}{others}: {len_bytes} bytes from {addr:#x} are lost");
     report!("machine_check by={by} cpu={cpu} addr={addr:#x} len={len_bytes}");
 }
 
-/// The last loss that a machine-check handler has noted and that was dealt with since this was last asked.
+/// The last row of frames that a machine-check handler has noted and that was dealt with since this was last asked.
 pub fn take_dealt_with() -> Option<Loss> {
-    // Acquire; pairs with the Release in `work`.
-    Loss::from_word(DEALT_WITH.swap(0, Ordering::Acquire))
+    DEALT_WITH.lock().take()
 }
 
-/// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.
+/// How many rows and blocks have been taken away because of machine checks.
+pub fn rows_dealt_with() -> u64 {
+    // Acquire; pairs with the Release in `deal_with`.
+    NR_DEALT_WITH.load(Ordering::Acquire)
+}
+
+/// Takes one frame away and says so.
 pub fn fail(pfn: Pfn) {
-    let known = machine::mm().meta.find_map(pfn).is_some_and(|map| map.any_poisoned(pfn, 1));
+    fail_row(pfn, 1);
+}
+
+/// What taking frames away has met.
+#[derive(Default)]
+struct Met {
+    /// Frames that were lost already, frames of no registered device.
+    known: u64,
+    strangers: u64,
+    users: usize,
+    leaves: u64,
+}
+
+/// Takes frames away, one by one, and says so in one line.
+fn fail_row(first: Pfn, nr_pages: u64) {
+    let mut met = Met::default();
+    (0..nr_pages).for_each(|nr| take_away(first.add(nr), nr_pages == 1, &mut met));
+    let Met { known, strangers, users, leaves } = met;
+    if strangers != 0 {
+        let error = NoSuchFrame(first);
+        let others = if strangers > 1 { ", like others of the same row" } else { "" };
+        log::error!("a memory error is not in a device: {error}{others}");
+    }
+    if strangers != nr_pages {
+        keep_bad_blocks(first, nr_pages);
+        report!("memory_failure pfn={first} known={known} users={users} leaves={leaves} frames={nr_pages}");
+    }
+}
+
+/// The lists of the devices that have some of the frames are stored, where a device stores its list.
+fn keep_bad_blocks(first: Pfn, nr_pages: u64) {
+    let Some(row) = PfnRange::new(first, nr_pages) else { return };
+    let slots = devices::slots().iter().enumerate();
+    for block in slots.filter(|(_, slot)| slot.frames.overlaps(row)).filter_map(|(at, _)| devices::block(at).ok()) {
+        block.keep_bad_blocks();
+    }
+}
+
+/// First whoever holds the device hears of it: a file system knows whose the block is.
+fn take_away(pfn: Pfn, names_users: bool, met: &mut Met) {
+    met.known += u64::from(machine::mm().meta.find_map(pfn).is_some_and(|map| map.any_poisoned(pfn, 1)));
     mounts::media_failure(pfn);
-    match memory_failure(machine::mm(), pfn, FailureKind::Media) {
-        Ok(failure) => {
-            devices::keep_bad_blocks(pfn);
-            report!(
-                "memory_failure pfn={pfn} known={} users={} leaves={}",
-                u8::from(known),
-                failure.users.len(),
-                failure.stats.leaves
-            );
-            for user in &failure.users {
-                log::warn!(
-                    "frame {pfn} has lost its contents; \"{}\" maps it at {}",
-                    user.space.name(),
-                    user.range.start()
-                );
-            }
-        }
-        Err(error) => log::error!("a memory error is not in a device: {error}"),
+    let Ok(failure) = memory_failure(machine::mm(), pfn, FailureKind::Media) else {
+        met.strangers += 1;
+        return;
+    };
+    met.users += failure.users.len();
+    met.leaves += failure.stats.leaves;
+    for user in failure.users.iter().filter(|_| names_users) {
+        log::warn!("frame {pfn} has lost its contents; \"{}\" maps it at {}", user.space.name(), user.range.start());
     }
 }

@@ -10,6 +10,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use dax::device::State;
 use dax::holder::NotifyFlags;
 use fs::check;
 use fs::layout::Layout;
@@ -52,8 +53,26 @@ pub fn mkfs(at: usize, label: &str) -> Result<Layout, String> {
 pub fn mount(at: usize) -> Result<Arc<Fs>, String> {
     not_mounted(at)?;
     let mounted = fs_device::mount(at)?;
-    MOUNTS.lock().insert(at, Arc::clone(&mounted));
+    let before = {
+        let mut mounts = MOUNTS.lock();
+        match mounts.get(&at) {
+            // Of the device's successor: ours is of one that has gone meanwhile.
+            Some(other) if !is_gone(other) => Some(Arc::clone(&mounted)),
+            _ => mounts.insert(at, Arc::clone(&mounted)),
+        }
+    };
+    before.iter().for_each(give_up);
+    // A removal shuts it down first, and looks into the table when it is done: it finds it there, or we see it here.
+    if is_gone(&mounted) {
+        let_go(at, &mounted);
+        return Err(format!("device {at} left while it was being mounted"));
+    }
     Ok(mounted)
+}
+
+/// Is it of no use any more: shut down, or without its device?
+fn is_gone(mounted: &Fs) -> bool {
+    mounted.shutdown_reason().is_some() || mounted.device().state() == State::Dead
 }
 
 /// The file system that is mounted from device `at`.
@@ -91,19 +110,25 @@ pub fn fsck(at: usize) -> Result<check::Report, String> {
 /// Nothing must be mounted from device `at`, but from one that has gone since: that is let go of.
 fn not_mounted(at: usize) -> Result<(), String> {
     let Ok(mounted) = get(at) else { return Ok(()) };
-    if mounted.shutdown_reason().is_none() {
+    if !is_gone(&mounted) {
         return Err(format!("device {at} is mounted (umount {at} first)"));
     }
-    let_go(at);
+    let_go(at, &mounted);
     Ok(())
 }
 
-/// Gives up a file system that was shut down.
-fn let_go(at: usize) {
-    let gone = MOUNTS.lock().remove(&at);
-    if let Some(mounted) = gone
-        && let Err(error) = mounted.unmount(&Context::new())
-    {
+/// Gives up a file system that is gone, unless somebody was faster.
+fn let_go(at: usize, mounted: &Arc<Fs>) {
+    let gone = {
+        let mut mounts = MOUNTS.lock();
+        let ours = mounts.get(&at).is_some_and(|other| Arc::ptr_eq(other, mounted));
+        ours.then(|| mounts.remove(&at)).flatten()
+    };
+    gone.iter().for_each(give_up);
+}
+
+fn give_up(mounted: &Arc<Fs>) {
+    if let Err(error) = mounted.unmount(&Context::new()) {
         log::error!(target: "fs", "{}: cannot be let go of: {error}", mounted.name());
     }
 }
@@ -120,9 +145,8 @@ pub fn report_notification(at: usize) {
 pub fn device_gone(at: usize) {
     let Ok(mounted) = get(at) else { return };
     // One that was mounted again meanwhile, from the device's successor, is not meant.
-    if mounted.shutdown_reason().is_some() {
-        drop(mounted);
-        let_go(at);
+    if is_gone(&mounted) {
+        let_go(at, &mounted);
     }
 }
 

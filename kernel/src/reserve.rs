@@ -41,21 +41,16 @@ static SECTIONS: [Slot; SLOTS] = [const { Slot::free() }; SLOTS];
 
 /// The task of a section, by its stack, and what it has met.
 struct Slot {
-    /// Lowest address of its stack; 0 while the slot is free.
-    bottom: AtomicU64,
-    top: AtomicU64,
+    /// Lowest address of its stack, with the number of pages in the bits that are zero there; 0 while the slot is free. One
+    /// word: who looks while a slot changes hands must not see the one stack's bottom and the other's top.
+    stack: AtomicU64,
     allocations: AtomicU64,
     shortages: AtomicU64,
 }
 
 impl Slot {
     const fn free() -> Self {
-        Self {
-            bottom: AtomicU64::new(0),
-            top: AtomicU64::new(0),
-            allocations: AtomicU64::new(0),
-            shortages: AtomicU64::new(0),
-        }
+        Self { stack: AtomicU64::new(0), allocations: AtomicU64::new(0), shortages: AtomicU64::new(0) }
     }
 }
 
@@ -77,8 +72,9 @@ fn own() -> Option<&'static Slot> {
     let marker = 0u8;
     let here = &raw const marker as u64;
     SECTIONS.iter().find(|slot| {
-        let bottom = slot.bottom.load(Ordering::Acquire);
-        bottom != 0 && (bottom..slot.top.load(Ordering::Relaxed)).contains(&here)
+        let stack = slot.stack.load(Ordering::Acquire);
+        let (bottom, nr_pages) = (stack & !(PAGE_SIZE - 1), stack % PAGE_SIZE);
+        (bottom..bottom + nr_pages * PAGE_SIZE).contains(&here)
     })
 }
 
@@ -138,13 +134,16 @@ impl Section {
     pub fn enter() -> Self {
         let stack = sched::with_current(|task| (task.stack().bottom(), task.stack().top()));
         let Some((bottom, top)) = stack.filter(|_| own().is_none()) else { return Self { slot: None } };
-        let free = |slot: &&Slot| slot.bottom.compare_exchange(0, bottom, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let nr_pages = (top - bottom) / PAGE_SIZE;
+        if !bottom.is_multiple_of(PAGE_SIZE) || !(1..PAGE_SIZE).contains(&nr_pages) {
+            return Self { slot: None };
+        }
+        let stack = bottom | nr_pages;
+        let free = |slot: &&Slot| slot.stack.compare_exchange(0, stack, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = SECTIONS.iter().find(free);
         if let Some(slot) = slot {
-            // Whoever else looks meanwhile sees an empty range, or the one before: neither holds his stack pointer.
             slot.allocations.store(0, Ordering::Relaxed);
             slot.shortages.store(0, Ordering::Relaxed);
-            slot.top.store(top, Ordering::Relaxed);
             ACTIVE.fetch_add(1, Ordering::AcqRel);
         }
         Self { slot }
@@ -159,8 +158,7 @@ impl Section {
 impl Drop for Section {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            slot.top.store(0, Ordering::Relaxed);
-            slot.bottom.store(0, Ordering::Release);
+            slot.stack.store(0, Ordering::Release);
             ACTIVE.fetch_sub(1, Ordering::AcqRel);
         }
     }

@@ -1,7 +1,5 @@
 //! Notes from interrupt handlers: each CPU has a ring, and a task or the idle loop prints it later.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
 use crate::lock::IrqLock;
 use crate::percpu;
 
@@ -19,58 +17,24 @@ pub enum Note {
     UnknownNmi = 4,
 }
 
-const SLOTS: usize = 16;
-
-/// One CPU's notes. Written by its interrupt handlers alone, which do not nest (an NMI between two of another handler's
-/// stores costs one of the two notes); read under a lock.
+/// One CPU's notes; the protocol is [`::sched::ring`]'s.
 #[derive(Debug)]
-pub struct Ring {
-    slots: [[AtomicU64; 2]; SLOTS],
-    written: AtomicUsize,
-    read: AtomicUsize,
-    lost: AtomicUsize,
-}
+pub struct Ring(::sched::ring::Ring);
 
 impl Ring {
     /// An empty ring.
     pub const fn new() -> Self {
-        Self {
-            slots: [const { [const { AtomicU64::new(0) }; 2] }; SLOTS],
-            written: AtomicUsize::new(0),
-            read: AtomicUsize::new(0),
-            lost: AtomicUsize::new(0),
-        }
+        Self(::sched::ring::Ring::new())
     }
 
-    /// Adds a note; counts it as lost where the ring is full.
+    /// Adds a note; counts it as lost where the ring is full. From an interrupt handler of this CPU, or an NMI's.
     pub fn push(&self, note: Note, value: u64) {
-        let at = self.written.load(Ordering::Relaxed);
-        // Acquire; pairs with the Release store in `pop`: the slot has been read before it is used again.
-        if at - self.read.load(Ordering::Acquire) == SLOTS {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.slots[at % SLOTS][0].store(note as u64, Ordering::Relaxed);
-        self.slots[at % SLOTS][1].store(value, Ordering::Relaxed);
-        // Release; pairs with the Acquire load in `pop`.
-        self.written.store(at + 1, Ordering::Release);
+        self.0.push([note as u64, value]);
     }
 
     /// How many notes there have been, but for those that were lost.
     pub fn nr_notes(&self) -> usize {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    fn pop(&self) -> Option<[u64; 2]> {
-        let at = self.read.load(Ordering::Relaxed);
-        // Acquire; pairs with the Release store in `push`.
-        if self.written.load(Ordering::Acquire) == at {
-            return None;
-        }
-        let slot = self.slots[at % SLOTS].each_ref().map(|word| word.load(Ordering::Relaxed));
-        // Release; pairs with the Acquire load in `push`.
-        self.read.store(at + 1, Ordering::Release);
-        Some(slot)
+        self.0.nr_notes()
     }
 }
 
@@ -83,7 +47,7 @@ pub fn drain() {
         loop {
             let note = {
                 let _one_reader = READER.lock();
-                cpu.ring.pop()
+                cpu.ring.0.pop()
             };
             let Some([note, value]) = note else { break };
             let what = match note {
@@ -95,7 +59,7 @@ pub fn drain() {
             };
             log::warn!(target: "irq", "CPU {}: {what} {value:#x}", cpu.id());
         }
-        let lost = cpu.ring.lost.swap(0, Ordering::Relaxed);
+        let lost = cpu.ring.0.take_lost();
         if lost > 0 {
             log::warn!(target: "irq", "CPU {}: {lost} more notes were lost", cpu.id());
         }

@@ -6,12 +6,11 @@
 //! stack, unless preemption is off.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use ::sched::queue::{self, Chosen};
 use arch::cpu::{self, IrqSave};
 use arch::{apic, context, percpu as area};
 use mm::held;
@@ -30,13 +29,8 @@ pub const SLICE_NS: u64 = 1_000_000;
 /// The tasks of one CPU.
 #[derive(Debug)]
 pub struct RunQueue {
-    ready: VecDeque<Arc<Task>>,
-    /// Tasks that sleep, with the time at which they want to wake, in nanoseconds.
-    sleepers: Vec<(u64, Arc<Task>)>,
-    current: Option<Arc<Task>>,
-    idle: Option<Arc<Task>>,
-    /// The task that has just ended, whose stack was still in use when it switched away.
-    dead: Option<Arc<Task>>,
+    /// Who runs, who waits for what; times are in nanoseconds.
+    tasks: queue::RunQueue<Task>,
     /// The timer is armed for this time; 0 when it is not.
     armed_for: u64,
     /// The timer ticks, which it does in deterministic mode: in the rhythm of a shared CPU, or of one that is not.
@@ -48,33 +42,21 @@ pub struct RunQueue {
 impl RunQueue {
     /// No tasks.
     pub const fn new() -> Self {
-        Self {
-            ready: VecDeque::new(),
-            sleepers: Vec::new(),
-            current: None,
-            idle: None,
-            dead: None,
-            armed_for: 0,
-            rhythm: None,
-            slice_start: 0,
-        }
+        Self { tasks: queue::RunQueue::new(), armed_for: 0, rhythm: None, slice_start: 0 }
     }
 
     /// What the current task is called.
     pub fn current_name(&self) -> Option<String> {
-        self.current.as_ref().map(|task| task.name.clone())
+        self.tasks.current().map(|task| task.name.clone())
     }
 
     fn is_idle(&self) -> bool {
-        match (&self.current, &self.idle) {
-            (Some(current), Some(idle)) => current.id == idle.id,
-            _ => false,
-        }
+        self.tasks.is_idle()
     }
 
     /// Does another task wait for the CPU?
     fn is_shared(&self) -> bool {
-        !self.ready.is_empty() && !self.is_idle()
+        self.tasks.has_ready() && !self.is_idle()
     }
 
     /// Arms the timer for the next thing to do, or stops it. Only on the queue's own CPU.
@@ -95,8 +77,7 @@ impl RunQueue {
             return;
         }
         let turn = self.is_shared().then_some(self.slice_start + slice_ns(self.slice_start));
-        let wake = self.sleepers.iter().map(|&(when, _)| when).min();
-        let next = turn.into_iter().chain(wake).min().unwrap_or(0);
+        let next = turn.into_iter().chain(self.tasks.next_wake()).min().unwrap_or(0);
         if next == self.armed_for {
             return;
         }
@@ -151,19 +132,17 @@ pub fn spawn(
     let Some(task) = Task::new(name, cpu, space, Some(Box::new(work))) else {
         panic!("no memory for the stack of task \"{name}\"");
     };
-    make_ready(&task, |_| true);
+    make_ready(&task, State::Ready);
     task
 }
 
 /// Makes this context the idle task of its CPU: it runs on `stack`, which is the task's from now on.
 pub fn become_idle(name: &str, stack: Stack) {
     let task = Task::on_stack(name, area::cpu(), stack, None, None);
-    task.set_state(State::Running);
     let this = percpu::this();
     let mut queue = this.queue.lock();
     this.current.store(Arc::as_ptr(&task).cast_mut(), Ordering::Relaxed);
-    queue.current = Some(Arc::clone(&task));
-    queue.idle = Some(task);
+    queue.tasks.become_idle(task);
 }
 
 /// Runs tasks on this CPU whenever there are any, and halts when there are none.
@@ -173,7 +152,7 @@ pub fn idle_loop() -> ! {
         ring::drain();
         cpu::irq_disable();
         schedule();
-        let nothing_to_do = percpu::this().queue.lock().ready.is_empty();
+        let nothing_to_do = !percpu::this().queue.lock().tasks.has_ready();
         if nothing_to_do {
             cpu::irq_enable_and_halt();
         } else {
@@ -184,7 +163,7 @@ pub fn idle_loop() -> ! {
 
 /// The running task; `None` before there are tasks.
 pub fn current() -> Option<Arc<Task>> {
-    percpu::this().queue.lock().current.clone()
+    percpu::this().queue.lock().tasks.current().cloned()
 }
 
 /// Shows the running task to `see`: cheaper than [`current`]. `None` before there are tasks.
@@ -199,7 +178,7 @@ pub fn with_current<R>(see: impl FnOnce(&Task) -> R) -> Option<R> {
 pub fn peek_current<R>(cpu: &PerCpu, see: impl FnOnce(&Task) -> R) -> Option<R> {
     // SAFETY: called by the panic path alone, when every other CPU has stopped.
     unsafe { cpu.queue.force_unlock() };
-    cpu.queue.lock().current.as_deref().map(see)
+    cpu.queue.lock().tasks.current().map(|task| see(task))
 }
 
 /// Lets other tasks of this CPU run and, where the CPUs take turns, other CPUs.
@@ -233,26 +212,18 @@ pub(crate) fn park_with(between: impl FnOnce()) {
     assert!(cpu::irqs_on(), "a task parked with interrupts off");
     held::assert_none("a wake-up");
     let _irq = IrqSave::new();
-    {
-        let queue = percpu::this().queue.lock();
-        let Some(me) = &queue.current else { return };
-        if me.unparked.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        me.set_state(State::Parked);
+    let parks = percpu::this().queue.lock().tasks.begin_park();
+    if !parks {
+        return;
     }
     between();
     schedule();
-    if let Some(me) = &percpu::this().queue.lock().current {
-        // Acquire: what its waker did before is seen, for the token of this waking goes.
-        me.unparked.swap(false, Ordering::AcqRel);
-    }
+    percpu::this().queue.lock().tasks.end_park();
 }
 
 /// Lets a task that is parked, or is about to park, go on.
 pub fn unpark(task: &Arc<Task>) {
-    task.unparked.store(true, Ordering::Release);
-    make_ready(task, |state| state == State::Parked);
+    queue::unpark(&**task, || make_ready(task, State::Parked));
 }
 
 /// Sleeps for `ns` nanoseconds or a little more.
@@ -260,26 +231,21 @@ pub fn sleep_ns(ns: u64) {
     assert!(cpu::irqs_on(), "a task slept with interrupts off");
     held::assert_none("a time");
     let _irq = IrqSave::new();
-    {
-        let mut queue = percpu::this().queue.lock();
-        let Some(me) = queue.current.clone() else { return };
-        me.set_state(State::Sleeping);
-        queue.sleepers.push((time::since_first_line_ns() + ns, me));
+    let sleeps = percpu::this().queue.lock().tasks.begin_sleep(time::since_first_line_ns() + ns);
+    if sleeps {
+        schedule();
     }
-    schedule();
 }
 
-/// Puts the task into its CPU's queue if its state is one that `from` accepts.
-fn make_ready(task: &Arc<Task>, from: impl FnOnce(State) -> bool) {
+/// Puts the task into its CPU's queue if its state is `from`.
+fn make_ready(task: &Arc<Task>, from: State) {
     let target = percpu::get(task.cpu).expect("a task's CPU is online");
     let here = task.cpu == area::cpu();
     {
         let mut queue = target.queue.lock();
-        if !from(task.state()) {
+        if !queue.tasks.wake(task, from) {
             return;
         }
-        task.set_state(State::Ready);
-        queue.ready.push_back(Arc::clone(task));
         if here {
             queue.arm();
             if queue.is_idle() {
@@ -300,20 +266,11 @@ pub fn on_timer() {
     let mut queue = this.queue.lock();
     let queue = &mut *queue;
     queue.armed_for = 0;
-    let mut woke = false;
-    queue.sleepers.retain(|(when, task)| {
-        let due = *when <= now;
-        if due {
-            task.set_state(State::Ready);
-            queue.ready.push_back(Arc::clone(task));
-            woke = true;
-        }
-        !due
-    });
+    let woke = queue.tasks.wake_due(now);
     if queue.rhythm.is_some() {
         queue.ticked(now);
     }
-    let turn_over = !queue.ready.is_empty() && now.saturating_sub(queue.slice_start) >= SLICE_NS;
+    let turn_over = queue.tasks.has_ready() && now.saturating_sub(queue.slice_start) >= SLICE_NS;
     if turn_over || (woke && queue.is_idle()) {
         this.need_resched.store(true, Ordering::Relaxed);
     } else {
@@ -366,40 +323,23 @@ fn schedule() {
         let mut queue = this.queue.lock();
         let queue = &mut *queue;
         this.need_resched.store(false, Ordering::Relaxed);
-        let Some(previous) = queue.current.take() else { return };
-        let idle = queue.idle.clone().expect("every CPU that runs tasks has an idle task");
-        let next = match queue.ready.pop_front() {
-            Some(next) => next,
-            None if previous.state() == State::Running => Arc::clone(&previous),
-            None => idle.clone(),
-        };
-        queue.slice_start = time::since_first_line_ns();
-        if next.id == previous.id {
-            // It may have been woken before it had gone, and is ready; left so, it would be in no queue when it yields.
-            previous.set_state(State::Running);
-            queue.current = Some(previous);
-            queue.arm();
+        let chosen = queue.tasks.choose();
+        if matches!(chosen, Chosen::Nothing) {
             return;
         }
-        if previous.state() == State::Running {
-            previous.set_state(State::Ready);
-            if previous.id != idle.id {
-                queue.ready.push_back(Arc::clone(&previous));
-            }
-        }
-        next.set_state(State::Running);
+        queue.slice_start = time::since_first_line_ns();
+        let Chosen::Switch(previous, next) = chosen else {
+            queue.arm();
+            return;
+        };
         let pointers = (Arc::as_ptr(&previous), Arc::as_ptr(&next));
         load_space(&next);
-        this.current.store(Arc::as_ptr(&next).cast_mut(), Ordering::Relaxed);
-        queue.current = Some(next);
+        this.current.store(pointers.1.cast_mut(), Ordering::Relaxed);
         queue.arm();
-        if previous.state() == State::Dead {
-            queue.dead = Some(previous);
-        }
         pointers
     };
     this.switches.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: both tasks live: the next one is `current`; the previous one is in the queue, is `dead`, is an idle
+    // SAFETY: both tasks live: the next one is current; the previous one is in the queue, has just ended, is an idle
     // task, or is parked or asleep, and then whoever will wake it, or its own stack, holds a reference. Both are tasks
     // of this CPU, so nobody else touches their stack pointers.
     unsafe { context::switch((*previous).saved_rsp.get(), *(*next).saved_rsp.get()) };
@@ -408,7 +348,7 @@ fn schedule() {
 
 /// Drops the task that ended and switched to us. Its stack is no longer in use.
 fn finish_switch() {
-    let dead = percpu::this().queue.lock().dead.take();
+    let dead = percpu::this().queue.lock().tasks.take_dead();
     drop(dead);
 }
 
@@ -455,9 +395,7 @@ fn end(exit: Exit) -> ! {
     me.joiners.wake_all();
     drop(me);
     cpu::irq_disable();
-    if let Some(me) = &percpu::this().queue.lock().current {
-        me.set_state(State::Dead);
-    }
+    percpu::this().queue.lock().tasks.end_current();
     schedule();
     unreachable!("a task that has ended was scheduled again");
 }

@@ -9,7 +9,6 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use dax::devdax::OpenOptions;
-use mm::account::DEFAULT_LIMIT_PAGES;
 use mm::addr::VirtAddr;
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -83,7 +82,7 @@ fn register(args: &[&str]) -> Result<(), String> {
         file.open(OpenOptions::default()).map_err(|error| format!("open: {error}"))?;
     let space = Space::new(mm(), "holder").map_err(|error| format!("address space: {error}"))?;
     space.map(BASE, file.size_bytes(), Prot::USER_WRITE, &ops, 0).map_err(|error| format!("map: {error}"))?;
-    let account = mm().pins.open_account("holder", DEFAULT_LIMIT_PAGES);
+    let account = space.account();
     let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
     let terms = Terms { flags: GupFlags::WRITE, grace_ns: grace_us.saturating_mul(1000), account: &account };
     let region = MemoryRegion::register(&space, BASE, nr_pages, &terms, Arc::downgrade(&owner));

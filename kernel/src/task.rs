@@ -6,8 +6,10 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+pub use ::sched::queue::State;
+use ::sched::queue::{self, Life};
 use mm::addr::VirtAddr;
 use mm::machine::CpuId;
 use mm::space::{FaultError, SigBusCause};
@@ -46,7 +48,8 @@ impl From<FaultError> for Signal {
         match error {
             FaultError::NotMapped(addr) | FaultError::AccessDenied(addr) => Self::SigSegv { addr },
             FaultError::SigBus { addr, len_bytes, cause } => Self::SigBus { addr, len_bytes, cause },
-            FaultError::OutOfMemory => Self::OutOfMemory,
+            // As Linux answers it.
+            FaultError::TooManyRefs(_) | FaultError::OutOfMemory => Self::OutOfMemory,
         }
     }
 }
@@ -134,22 +137,6 @@ pub type Exit = Result<(), Signal>;
 /// What a task does. Its answer is how it ends.
 pub type Work = Box<dyn FnOnce() -> Exit + Send>;
 
-/// Where a task is in its life. Changed under its CPU's queue lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// In its CPU's queue.
-    Ready = 0,
-    /// On its CPU.
-    Running = 1,
-    /// Waits to be unparked.
-    Parked = 2,
-    /// Waits for a time.
-    Sleeping = 3,
-    /// Has ended.
-    Dead = 4,
-}
-
 /// A task.
 pub struct Task {
     /// Number, not used twice.
@@ -161,9 +148,7 @@ pub struct Task {
     stack: Stack,
     /// Stack pointer while it does not run. Written by its CPU alone, with interrupts off.
     pub(crate) saved_rsp: UnsafeCell<u64>,
-    state: AtomicU8,
-    /// An unpark that came before the park.
-    pub(crate) unparked: AtomicBool,
+    life: Life,
     work: IrqLock<Option<Work>>,
     space: IrqLock<Option<Arc<Space>>>,
     /// A signal that somebody else has sent.
@@ -180,6 +165,12 @@ pub struct Task {
     pub(crate) joiners: WaitQueue,
     /// User accesses that faulted and were resolved.
     pub faults: AtomicU64,
+}
+
+impl queue::Task for Task {
+    fn life(&self) -> &Life {
+        &self.life
+    }
 }
 
 // SAFETY: `saved_rsp` is touched only by the task's own CPU with interrupts off; the rest is Sync.
@@ -213,8 +204,7 @@ impl Task {
             cpu,
             stack,
             saved_rsp: UnsafeCell::new(rsp),
-            state: AtomicU8::new(State::Ready as u8),
-            unparked: AtomicBool::new(false),
+            life: Life::new(),
             work: IrqLock::new(work),
             space: IrqLock::new(space),
             pending: IrqLock::new(None),
@@ -234,17 +224,7 @@ impl Task {
 
     /// Where it is in its life, at this moment.
     pub fn state(&self) -> State {
-        match self.state.load(Ordering::Acquire) {
-            0 => State::Ready,
-            1 => State::Running,
-            2 => State::Parked,
-            3 => State::Sleeping,
-            _ => State::Dead,
-        }
-    }
-
-    pub(crate) fn set_state(&self, state: State) {
-        self.state.store(state as u8, Ordering::Release);
+        self.life.state()
     }
 
     /// Its kernel stack.

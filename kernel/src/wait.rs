@@ -1,7 +1,9 @@
-//! Waiting for a condition without spinning.
+//! Waiting for a condition without spinning; the protocol is [`::sched::wait`]'s.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+use ::sched::wait::{self, Guarded};
 
 use crate::lock::IrqLock;
 use crate::sched;
@@ -10,6 +12,12 @@ use crate::task::Task;
 /// Tasks that wait until somebody says that something has changed.
 pub struct WaitQueue {
     tasks: IrqLock<Vec<Arc<Task>>>,
+}
+
+impl<V> Guarded<V> for IrqLock<V> {
+    fn with<R>(&self, change: impl FnOnce(&mut V) -> R) -> R {
+        change(&mut self.lock())
+    }
 }
 
 impl WaitQueue {
@@ -23,27 +31,14 @@ impl WaitQueue {
     ///
     /// # Panics
     /// With interrupts off, or outside a task.
-    pub fn wait_until(&self, mut done: impl FnMut() -> bool) {
-        while !done() {
-            let me = sched::current().expect("only a task can wait");
-            // First in the queue, then ask again: whoever changes something after the question finds us.
-            self.tasks.lock().push(Arc::clone(&me));
-            if done() {
-                self.tasks.lock().retain(|task| task.id != me.id);
-                return;
-            }
-            sched::park();
-            self.tasks.lock().retain(|task| task.id != me.id);
-        }
+    pub fn wait_until(&self, done: impl FnMut() -> bool) {
+        wait::wait_until(&self.tasks, || sched::current().expect("only a task can wait"), done, sched::park);
     }
 
     /// Wakes every task that waits: something has changed. Not from an interrupt handler (it allocates nothing, but
     /// drops references).
     pub fn wake_all(&self) {
-        let tasks = core::mem::take(&mut *self.tasks.lock());
-        for task in tasks {
-            sched::unpark(&task);
-        }
+        wait::wake_all(&self.tasks, |task| sched::unpark(&task));
     }
 }
 

@@ -38,7 +38,12 @@ impl<M: Machine> DevDax<M> {
         if nr_pages == 0 {
             return Err(DaxError::OutOfRange { size: device.size_bytes() });
         }
-        Ok(Arc::new(Self { device: Arc::clone(device), mapping: Mapping::new(mm), alignment, nr_pages }))
+        Ok(Arc::new(Self {
+            device: Arc::clone(device),
+            mapping: Mapping::new(mm, device.pagemap()),
+            alignment,
+            nr_pages,
+        }))
     }
     /// The device.
     pub fn device(&self) -> &Arc<DaxDevice> {

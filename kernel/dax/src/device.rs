@@ -382,6 +382,24 @@ impl Registration {
     pub fn device(&self) -> &Arc<DaxDevice> {
         &self.user
     }
+
+    /// For a holder that registers first and gets ready then, as a mount does: calls `ready`, by which the holder says to
+    /// itself that it is ready to be told, unless the device's removal has begun. Both are decided under the lock under
+    /// which a removal begins. So either the holder is ready when it is told, or it hears here that it is too late: none
+    /// answers "not ready", for good, and gets ready afterwards. `ready` must not call the device.
+    ///
+    /// # Errors
+    /// [`DaxError::NoSuchDevice`] once the removal has begun; `ready` has not been called then.
+    pub fn confirm(&self, ready: impl FnOnce()) -> Result<(), DaxError> {
+        let list = self.user.holders.lock();
+        let alive = self.user.state.load(Ordering::Acquire) == ALIVE || Mutant::ReadyNotRechecked.is_on();
+        let _list = (!Mutant::ReadyUnlocked.is_on()).then_some(list);
+        if alive {
+            ready();
+            return Ok(());
+        }
+        Err(DaxError::NoSuchDevice)
+    }
 }
 
 impl Drop for Registration {

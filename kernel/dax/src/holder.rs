@@ -83,7 +83,8 @@ pub trait Holder: Send + Sync {
     }
 }
 
-/// How a holder holds.
+/// How a holder holds. Who is not ready to be told when it registers says so later, by
+/// [`Registration::confirm`](crate::device::Registration::confirm).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It owns the contents, as a file system does: there is at most one.

@@ -26,7 +26,7 @@ extern crate std;
 
 pub mod bay;
 // Not under the model checker, whose types keep an address space from crossing threads; `mm` models those parts.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod devdax;
 pub mod device;
 pub mod holder;
@@ -34,6 +34,6 @@ pub mod inject;
 pub mod kill;
 pub mod mutant;
 pub mod range;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod removal;
 pub mod srcu;

@@ -12,7 +12,7 @@ use dax::device::{DaxDevice, State};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::Phase;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
-use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -157,15 +157,18 @@ fn what_a_step_cannot_do_is_recorded_and_the_rest_is_done() {
     }
 }
 
+/// Pages 4 to 6, pinned by a task on CPU 0. The owner goes; its pins stay.
+fn pins_of_a_task_that_is_gone(mm: &Arc<World>, attached: &Attached) -> Vec<PfnRange> {
+    let task = Loaded::new(mm, 0, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 512);
+    task.pin(page(4), 3, GupFlags::WRITE).unwrap()
+}
+
 /// covers: R1 R5
 #[test]
 fn waits_for_pins_before_the_metadata_goes() {
     let (emu, mm) = world(2);
     let attached = attach_one(&mm, 1024);
-    let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 1024);
-    let runs = task.pin(page(4), 3, GupFlags::WRITE).unwrap();
-    // The owner goes; its pins stay.
-    drop(task);
+    let runs = pins_of_a_task_that_is_gone(&mm, &attached);
     let notices = RefCell::new(Vec::new());
     let held = RefCell::new(Some(runs));
     let mut env = Env {
@@ -199,9 +202,7 @@ fn waits_for_pins_before_the_metadata_goes() {
 fn pins_that_are_given_back_at_the_first_word_are_in_the_report() {
     let (emu, mm) = world(1);
     let attached = attach_one(&mm, 512);
-    let task = Loaded::new(&mm, 0, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 512);
-    let runs = task.pin(page(4), 3, GupFlags::WRITE).unwrap();
-    drop(task);
+    let runs = pins_of_a_task_that_is_gone(&mm, &attached);
     let held = RefCell::new(Some(runs));
     let mut env = Env { on_wait: Some(Box::new(|_| unpin(&mm, &held.borrow_mut().take().unwrap()))), ..Env::default() };
     let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut env));

@@ -33,16 +33,17 @@ use mm::sync::Ordering;
 
 use crate::error::FsError;
 use crate::freeze::WriteGuard;
-use crate::inode::{Closed, Inode};
+use crate::gate::Closed;
+use crate::inode::Inode;
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::rank::Context;
 
 /// The pages are closed, nobody reaches them, and the right to change the file system is held.
 #[must_use = "the pages are open again when this is dropped"]
-pub(crate) struct Broken<'m, M: Machine> {
+pub(crate) struct Broken<'m> {
     _write: WriteGuard<'m>,
-    _closed: Closed<'m, M>,
+    _closed: Closed<'m>,
 }
 
 impl<M: Machine> Mounted<M> {
@@ -60,7 +61,7 @@ impl<M: Machine> Mounted<M> {
                     held.push(folio);
                 }
             });
-            self.folio_looks.fetch_add(looks, Ordering::Relaxed);
+            self.folio_looks.fetch_add(looks.total, Ordering::Relaxed);
         }
         held
     }
@@ -92,7 +93,7 @@ impl<M: Machine> Mounted<M> {
         inode: &'m Inode<M>,
         first: u64,
         end: u64,
-    ) -> Result<Broken<'m, M>, FsError> {
+    ) -> Result<Broken<'m>, FsError> {
         let began = self.mm.machine.now_ns();
         let mut complaint = self.source.first_complaint_ns;
         loop {

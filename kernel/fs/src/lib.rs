@@ -14,7 +14,7 @@ extern crate alloc;
 extern crate std;
 
 mod breaks;
-mod calls;
+pub mod calls;
 pub mod check;
 #[cfg(feature = "sim")]
 pub mod damage;
@@ -23,10 +23,12 @@ pub mod error;
 mod file;
 pub mod format;
 pub mod freeze;
+pub mod gate;
 pub mod handle;
 mod inode;
 mod journal;
 pub mod layout;
+mod life;
 pub mod load;
 pub mod mount;
 pub mod mounted;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  PRE_REMOVE                                   a real failure
-//!  1 freeze (an error is recorded)              -
+//!  1 freeze (an error is recorded, and 6        -
+//!    is done before 2 then)
 //!  2 walk the reverse map over the range        load every inode, then walk
 //!      metadata: skipped                          metadata: asks for a shutdown
 //!      a file: unmap everywhere                   a file: mark the pages, unmap everywhere
@@ -170,6 +171,16 @@ impl<M: Machine> Mounted<M> {
             report.errors.extend(error.map(|error| ("freeze", error)));
             frozen = guard;
         }
+        if pre_remove
+            && frozen.is_none()
+            && !self.faults.has(Mutant::RemovalNotShutDown)
+            && !self.faults.has(Mutant::UnfrozenWalk)
+        {
+            // Nothing holds faults back: one that came in behind the walk would leave a mapping that nobody takes away.
+            // Shut down, they are refused; those under way have their address space locked, and the walk waits for them.
+            // What tasks have stored is written back all the same: calls are refused, and not this.
+            self.shut_down(ShutdownReason::ForcedUnmount);
+        }
         self.walk(&context, span, &mut report);
         let hit = report.metadata > 0 && (!pre_remove || self.faults.has(Mutant::MetadataEndsRemoval));
         if pre_remove && !self.faults.has(Mutant::RemovalNotShutDown) {
@@ -302,10 +313,7 @@ impl<M: Machine> Mounted<M> {
                 let row = self.frames(&live, at, first + nr - at)?;
                 for pfn in (row.start().as_u64()..row.end().as_u64()).map(Pfn::new) {
                     marked += u64::from(self.source.device.pagemap().poison(pfn));
-                    if let Some(folio) = self.mm.meta.get_live(pfn) {
-                        folio.page.set_poisoned(true);
-                        self.mm.meta.put(pfn, 1);
-                    }
+                    self.mm.meta.with_page(pfn, |page| page.set_poisoned(true));
                 }
                 at += row.nr_pages();
             }

@@ -10,7 +10,11 @@
 //! ([`PinLedger::exempt_reserved`](crate::pins::PinLedger::exempt_reserved)). They are counted all the same, beside the
 //! others, so that whoever lists the accounts sees them.
 //!
-//! Long-term pins need an account. A short pin costs none: nothing here is on gup-fast's way.
+//! Every pin that is a value ([`PinnedPages`](crate::pins::PinnedPages), a registration) is charged, long or short, so the
+//! sum of what an owner keeps is bounded. Each address space has an account of its own
+//! ([`AddressSpace::account`](crate::space::AddressSpace::account)). The bare
+//! [`pin_user_pages_fast`](crate::gup::pin_user_pages_fast) is in nobody's books, and nothing here is on its way: it is for
+//! whoever gives the pages back before he returns, and is bounded by what a folio's count can hold.
 
 use alloc::string::String;
 use core::fmt;

@@ -6,8 +6,8 @@ use core::fmt;
 pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in a base page (4096).
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// Entries in one page-table page. Two under loom, so that a model's tables stay small enough to explore.
-pub const ENTRIES: usize = if cfg!(loom) { 2 } else { 512 };
+/// Entries in one page-table page. Two under a checker, so that a model's tables stay small enough to explore.
+pub const ENTRIES: usize = if cfg!(any(loom, shuttle)) { 2 } else { 512 };
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {

@@ -13,6 +13,7 @@ use crate::addr::{Pfn, PfnRange};
 use crate::gather::{Gather, ZapStats};
 use crate::machine::Machine;
 use crate::mapping::{Unmapped, unmap_mapping_range};
+use crate::meta::Page;
 use crate::sync::Arc;
 use crate::world::Mm;
 
@@ -61,17 +62,18 @@ pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) 
     let was_poisoned = kind == FailureKind::Media && !map.poison(pfn);
     let mut gather = Gather::new(mm);
     let mut users = Vec::new();
-    // The extra reference keeps the folio's owner readable while we look at it.
-    if let Some(folio) = mm.meta.get_live(pfn) {
+    // Without a reference: its count may have no room for one. If the folio goes meanwhile, there is nothing to unmap.
+    let look = |page: &Page| {
         if kind == FailureKind::Media {
-            folio.page.set_poisoned(true);
+            page.set_poisoned(true);
         }
-        let owner = folio.page.owner();
-        let offset = owner.offset + (pfn.as_u64() - folio.head.as_u64());
-        if let Some(mapping) = mm.find_mapping(owner.mapping) {
-            users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
-        }
-        mm.meta.put(pfn, 1);
+        (page.owner(), page.head())
+    };
+    if let Some((owner, head)) = mm.meta.with_page(pfn, look)
+        && let Some(mapping) = mm.find_mapping(owner.mapping)
+    {
+        let offset = owner.offset + (pfn.as_u64() - head.as_u64());
+        users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
     }
     Ok(Failure { was_poisoned, users, stats: gather.finish() })
 }

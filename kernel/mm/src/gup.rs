@@ -26,7 +26,13 @@
 //!
 //! # Who owns a pin
 //! A pin counts base pages: 512 pages pinned through one 2 MiB leaf are 512 pins, taken by one atomic addition and
-//! given back by one [`unpin`] of the same run, or page by page. Every page got is put exactly once (G8).
+//! given back by one [`unpin`] of the same run, or page by page. Every page got is put exactly once (G8). A folio's count
+//! has room for 2³¹−1 references; who asks for more is refused ([`GupError::TooManyRefs`]), and takes none.
+//!
+//! # How long interrupts are off
+//! A shootdown waits for this CPU until they are on again. So a walk takes at most [`IRQS_OFF_STEPS`] steps (leaves, and
+//! frames that are written into an array) before it turns them on, lets in what waits, and begins anew from the root. Nothing
+//! is carried over but the address: what was pinned so far is held by its references.
 //!
 //! Linux: `mm/gup.c`.
 
@@ -38,7 +44,7 @@ use bitflags::bitflags;
 
 pub use self::error::GupError;
 pub use self::sink::{PageArray, PinSink, RangeArray};
-use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::Machine;
 use crate::meta::{GetError, Page};
@@ -68,6 +74,10 @@ bitflags! {
         const FORCE = 1 << 4;
     }
 }
+
+/// Most steps that a lockless walk takes with interrupts off: a leaf is one, whatever its size, and where results are
+/// frames one by one each frame is one. As many as a page table has entries.
+pub const IRQS_OFF_STEPS: u64 = ENTRIES as u64;
 
 impl GupFlags {
     /// Whoever holds the pin gives it back when it is asked to. Not for callers from outside.
@@ -352,15 +362,10 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         give_back(self.mm(), PIN, pfn, nr_pages);
     }
 
-    /// Takes references on a page that was found; `false` where nobody holds it.
+    /// Takes references on a page that was found.
     #[inline(always)]
-    fn take(&self, page: &Page, nr_pages: u32) -> bool {
-        let taken = if PIN { page.try_pin(nr_pages) } else { page.try_get(nr_pages) };
-        match taken {
-            Ok(()) => true,
-            Err(GetError::Zero) => false,
-            Err(GetError::Overflow) => too_many(page),
-        }
+    fn take(&self, page: &Page, nr_pages: u32) -> Result<(), GetError> {
+        if PIN { page.try_pin(nr_pages) } else { page.try_get(nr_pages) }
     }
 }
 
@@ -403,8 +408,10 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             let pfn = found.pfn_at(va);
             // The address space is locked, so the leaf stays and with it the mapping's reference.
             let folio = self.walk.mm().meta.owned(pfn, "pin");
-            if !self.walk.take(folio.page, nr_pages as u32) {
-                panic!("page {pfn}: mapped at {va} with a reference count of zero");
+            match self.walk.take(folio.page, nr_pages as u32) {
+                Ok(()) => {}
+                Err(GetError::Overflow) => return Err(GupError::TooManyRefs(va)),
+                Err(GetError::Zero) => panic!("page {pfn}: mapped at {va} with a reference count of zero"),
             }
             sink.push(pfn, nr_pages);
             *at += nr_pages << PAGE_SHIFT;
@@ -440,6 +447,7 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
             FaultError::NotMapped(va) => GupError::NotMapped(va),
             FaultError::AccessDenied(va) => GupError::AccessDenied(va),
             FaultError::SigBus { addr, cause, .. } => GupError::SigBus(addr, cause),
+            FaultError::TooManyRefs(va) => GupError::TooManyRefs(va),
             FaultError::OutOfMemory => GupError::OutOfMemory,
         })?;
         // The lock is held shared since before the fault; and yet, whoever takes a file's pages away may have come since.
@@ -452,11 +460,4 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
 #[inline(never)]
 fn give_back<M: Machine>(mm: &Mm<M>, pin: bool, pfn: Pfn, nr_pages: u64) {
     if pin { unpin(mm, pfn, nr_pages) } else { put_page(mm, pfn, nr_pages) }
-}
-
-/// A count that would overflow stops the kernel (G8).
-#[cold]
-#[inline(never)]
-fn too_many(page: &Page) -> ! {
-    panic!("page {}: too many references to count", page.head());
 }

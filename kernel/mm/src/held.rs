@@ -16,7 +16,7 @@
 //!
 //! Linux: `might_sleep`, and lockdep's wait types.
 
-#[cfg(all(debug_assertions, not(loom)))]
+#[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod counting {
     #[cfg(any(test, feature = "emu"))]
     mod counter {
@@ -56,7 +56,7 @@ mod counting {
     }
 }
 
-#[cfg(not(all(debug_assertions, not(loom))))]
+#[cfg(not(all(debug_assertions, not(any(loom, shuttle)))))]
 mod counting {
     #[inline(always)]
     pub fn add(_: i64) -> i64 {
@@ -92,11 +92,11 @@ pub fn assert_none(what: &str) {
 }
 
 /// A lock that the running task holds.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 #[derive(Debug)]
 pub(crate) struct Held(());
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl Held {
     #[inline(always)]
     pub(crate) fn new() -> Self {
@@ -105,7 +105,7 @@ impl Held {
     }
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl Drop for Held {
     #[inline(always)]
     fn drop(&mut self) {

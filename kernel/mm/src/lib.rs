@@ -8,14 +8,14 @@
 //! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
 //! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
 //! space; [`gup`] pins pages without a lock; [`pins`], [`account`] and [`region`] are pins that somebody keeps;
-//! [`failure`] takes pages away.
-#![cfg_attr(not(any(test, feature = "emu", loom)), no_std)]
+//! [`losses`] is how lost frames come to [`failure`], which takes pages away.
+#![cfg_attr(not(any(test, feature = "emu", loom, shuttle)), no_std)]
 
 extern crate alloc;
 
 pub mod account;
 pub mod addr;
-#[cfg(all(any(test, feature = "emu"), not(loom)))]
+#[cfg(all(any(test, feature = "emu"), not(any(loom, shuttle))))]
 pub mod emu;
 pub mod entry;
 pub mod failure;
@@ -25,6 +25,7 @@ pub mod gather;
 pub mod gup;
 pub mod held;
 pub mod ledger;
+pub mod losses;
 pub mod machine;
 pub mod mapping;
 pub mod meta;
@@ -32,6 +33,7 @@ pub mod mutant;
 pub mod pagemap;
 pub mod pins;
 mod promote;
+pub mod reach;
 pub mod region;
 pub mod rmap;
 pub mod shootdown;

@@ -185,6 +185,10 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn free_table(&self, table: Pfn);
     /// The live entry `index` (< 512) of the table page `table`.
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64;
+    /// What the live entry says, for a check of a debug build: a look that a test machine does not count.
+    fn peek(&self, table: Pfn, index: usize) -> u64 {
+        self.entry(table, index).load(Ordering::Acquire)
+    }
     /// As [`entry`](Self::entry), by the table's address; a machine may know a shorter way.
     #[inline(always)]
     fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {

@@ -11,6 +11,7 @@ use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{self, Machine, Point};
 use crate::mutant::Mutant;
+use crate::pagemap::DevPagemap;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
 use crate::sync::{Arc, Mutex, Turn, Weak};
@@ -38,17 +39,19 @@ struct Mapped<M: Machine> {
 pub struct Mapping<M: Machine> {
     mm: Arc<Mm<M>>,
     id: u64,
+    map: Arc<DevPagemap>,
     rmap: Mutex<IntervalTree<Mapped<M>>>,
     /// Listings in batches so far. Held by the one that goes on.
     listings: Turn<u64>,
 }
 
 impl<M: Machine> Mapping<M> {
-    /// A mapping that nobody maps.
-    pub fn new(mm: &Arc<Mm<M>>) -> Arc<Self> {
+    /// A mapping that nobody maps. All frames that are ever installed through it are `map`'s: by that a removal finds
+    /// it, whoever made it ([`Mm::for_each_mapping`]).
+    pub fn new(mm: &Arc<Mm<M>>, map: &Arc<DevPagemap>) -> Arc<Self> {
         let id = mm.new_id();
         let rmap = Mutex::new(IntervalTree::new());
-        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap, listings: Turn::new(0) });
+        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, map: Arc::clone(map), rmap, listings: Turn::new(0) });
         mm.add_mapping(&mapping);
         mapping
     }
@@ -59,6 +62,10 @@ impl<M: Machine> Mapping<M> {
     /// The world it belongs to.
     pub fn mm(&self) -> &Arc<Mm<M>> {
         &self.mm
+    }
+    /// The page map whose frames it maps.
+    pub fn pagemap(&self) -> &Arc<DevPagemap> {
+        &self.map
     }
     /// How many VMAs map a part of it.
     pub fn nr_vmas(&self) -> usize {
@@ -151,7 +158,7 @@ fn found<M: Machine>(from: u64, to: u64, mapped: &Mapped<M>) -> Option<Found<M>>
 
 impl<M: Machine> Drop for Mapping<M> {
     fn drop(&mut self) {
-        self.mm.remove_mapping(self.id);
+        self.mm.remove_mapping(self);
     }
 }
 
@@ -192,6 +199,20 @@ pub fn unmap_each<M: Machine>(
     each: &mut dyn FnMut(Unmapped<M>),
 ) {
     for_each_part(mapping, first, nr_pages, |space, vmas, whole, part| {
+        let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
+        space.table().zap(part, window, gather);
+        each(Unmapped { space: Arc::clone(space), range: part });
+    });
+}
+
+/// Takes what is installed through `mapping` out of every page table, and tells `each` where that was: a VMA in which
+/// nothing is installed costs a look, and is not told. For what others should have taken apart. As for [`unmap_each`] it
+/// needs no memory, and nothing new is installed.
+pub fn unmap_leftovers<M: Machine>(mapping: &Mapping<M>, gather: &mut Gather<M>, each: &mut dyn FnMut(Unmapped<M>)) {
+    for_each_part(mapping, 0, u64::MAX, |space, vmas, whole, part| {
+        if !space.table().has_leaf(part, gather) {
+            return;
+        }
         let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
         space.table().zap(part, window, gather);
         each(Unmapped { space: Arc::clone(space), range: part });

@@ -24,6 +24,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::account::{DEFAULT_LIMIT_PAGES, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
@@ -33,7 +34,7 @@ use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
 use crate::pagemap::MemoryKind;
 use crate::shootdown::{FlushRange, TlbState};
-use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::table::{Found, Table};
 pub use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use crate::vma::{Vma, Vmas};
@@ -46,6 +47,8 @@ pub struct AddressSpace<M: Machine> {
     /// That of `tlb`: gup-fast has it from here with one load.
     root: PhysAddr,
     name: String,
+    /// Who pays for what is pinned through it; opened when it is first asked for.
+    account: Mutex<Option<Arc<PinAccount>>>,
     vmas: RwLock<Vmas<M>>,
 }
 
@@ -58,13 +61,17 @@ impl<M: Machine> AddressSpace<M> {
         let root = mm.alloc_table().ok_or(FaultError::OutOfMemory)?;
         mm.machine.init_root(root);
         mm.ledger.charge(Kind::AddressSpaces, 1);
-        Ok(Arc::new(Self {
+        let space = Arc::new(Self {
             mm: Arc::clone(mm),
             tlb: Arc::new(TlbState::new(mm.new_id(), root)),
             root: root.addr(),
             name: String::from(name),
+            account: Mutex::new(None),
             vmas: RwLock::new(Vmas(BTreeMap::new())),
-        }))
+        });
+        #[cfg(all(debug_assertions, not(loom)))]
+        mm.add_space(&space);
+        Ok(space)
     }
 
     /// Number of the space; not 0.
@@ -78,6 +85,12 @@ impl<M: Machine> AddressSpace<M> {
     /// The world it belongs to.
     pub fn mm(&self) -> &Arc<Mm<M>> {
         &self.mm
+    }
+    /// The account of its owner: of all that is pinned through it, long or short, unless another is given. It has the
+    /// space's name and the usual limit ([`DEFAULT_LIMIT_PAGES`]).
+    pub fn account(&self) -> Arc<PinAccount> {
+        let open = || self.mm.pins.open_account(&self.name, DEFAULT_LIMIT_PAGES);
+        Arc::clone(self.account.lock().get_or_insert_with(open))
     }
     /// What [`Shootdown::switch_to`](crate::shootdown::Shootdown::switch_to) loads.
     pub fn tlb(&self) -> &Arc<TlbState> {
@@ -342,6 +355,8 @@ impl<M: Machine> AddressSpace<M> {
 
 impl<M: Machine> Drop for AddressSpace<M> {
     fn drop(&mut self) {
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.mm.remove_space(self.id());
         // No CPU has it loaded: whoever loads a space owns a reference to it. So nothing is sent, and the gather
         // frees at once; but for a round that somebody else has open, which keeps its own references.
         let mut gather = Gather::new(&self.mm);

@@ -237,6 +237,22 @@ impl<'a, M: Machine> Table<'a, M> {
         self.issue(zap);
     }
 
+    /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
+    pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
+        self.leaf_below(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap)
+    }
+
+    fn leaf_below(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) -> bool {
+        let span = span_bytes(level);
+        zap.visit(base, span).any(|index| {
+            let entry = Entry::from_bits(self.entry(table, index as usize).load(Ordering::Acquire));
+            let below = entry.is_table(level);
+            entry.is_leaf(level) || (below && self.leaf_below(entry.pfn(), level - 1, base + index * span, zap))
+        })
+    }
+
     fn issue(&self, mut zap: Zap<'_, M>) {
         if let Some(what) = zap.what() {
             zap.gather.issue(self.tlb, what, zap.frees_tables);
@@ -301,14 +317,19 @@ impl<'a, M: Machine> Table<'a, M> {
         zap.flush(start, end, size);
     }
 
-    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted.
+    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted, or the count of the
+    /// folio behind it.
     fn split(&self, slot: &AtomicU64, size: PageSize) -> Option<Pfn> {
         let smaller = size.smaller()?;
         let below = self.mm.alloc_table()?;
         let mut old = slot.load(Ordering::Acquire);
         let huge = Entry::from_bits(old);
-        // One reference for each new leaf; the old leaf's own serves the first.
-        self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1);
+        // One reference for each new leaf; the old leaf's own serves the first. Where the count has no room for them it
+        // is as if there were no memory for the table, which nobody has seen yet.
+        if self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1).is_err() {
+            self.mm.free_table(below);
+            return None;
+        }
         debug_assert!(smaller < size);
         loop {
             let huge = Entry::from_bits(old);

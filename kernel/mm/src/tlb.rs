@@ -8,7 +8,7 @@ use crate::mutant::Mutant;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, RawMutex, fence};
 
 /// How many generations a ring remembers.
-pub const RING: usize = if cfg!(loom) { 2 } else { 8 };
+pub const RING: usize = if cfg!(any(loom, shuttle)) { 2 } else { 8 };
 
 /// Up to this many single flushes; more become one full flush, unless
 /// [`set_full_flush_above`](crate::shootdown::Shootdown::set_full_flush_above) says otherwise.

@@ -1,14 +1,17 @@
 //! The world that `mm` manages: one machine with its page metadata, its ledger and its shootdowns.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::Pfn;
 use crate::ledger::{Kind, Ledger, Snapshot};
 use crate::machine::Machine;
 use crate::meta::MetaStore;
+use crate::pagemap::DevPagemap;
 use crate::pins::PinLedger;
 use crate::region::Regions;
 use crate::shootdown::Shootdown;
+#[cfg(all(debug_assertions, not(loom)))]
+use crate::space::AddressSpace;
 use crate::space::Mapping;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
 
@@ -27,8 +30,24 @@ pub struct Mm<M: Machine> {
     /// Long-term pins that can be taken back.
     pub regions: Regions<M>,
     next_id: AtomicU64,
-    /// The mappings (files, devices) by number: how a folio's owner is found again from its metadata.
-    mappings: Mutex<BTreeMap<u64, Weak<Mapping<M>>>>,
+    mappings: Mutex<Mappings<M>>,
+    /// The address spaces by number, for [`reach`](crate::reach).
+    #[cfg(all(debug_assertions, not(loom)))]
+    spaces: Mutex<BTreeMap<u64, Weak<AddressSpace<M>>>>,
+}
+
+/// The mappings (files, devices).
+struct Mappings<M: Machine> {
+    /// By number: how a folio's owner is found again from its metadata.
+    by_id: BTreeMap<u64, Weak<Mapping<M>>>,
+    /// Page map and number: how a removal finds them. A page map goes by its address, which is its own for as long as a
+    /// mapping over it lives.
+    by_map: BTreeSet<(usize, u64)>,
+}
+
+/// What a page map goes by.
+fn name_of(map: &DevPagemap) -> usize {
+    core::ptr::from_ref(map).addr()
 }
 
 impl<M: Machine> Mm<M> {
@@ -43,7 +62,9 @@ impl<M: Machine> Mm<M> {
             pins: PinLedger::new(),
             regions: Regions::new(),
             next_id: AtomicU64::new(1),
-            mappings: Mutex::new(BTreeMap::new()),
+            mappings: Mutex::new(Mappings { by_id: BTreeMap::new(), by_map: BTreeSet::new() }),
+            #[cfg(all(debug_assertions, not(loom)))]
+            spaces: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -64,16 +85,55 @@ impl<M: Machine> Mm<M> {
     }
 
     pub(crate) fn add_mapping(&self, mapping: &Arc<Mapping<M>>) {
-        self.mappings.lock().insert(mapping.id(), Arc::downgrade(mapping));
+        let mut mappings = self.mappings.lock();
+        mappings.by_id.insert(mapping.id(), Arc::downgrade(mapping));
+        mappings.by_map.insert((name_of(mapping.pagemap()), mapping.id()));
     }
 
-    pub(crate) fn remove_mapping(&self, id: u64) {
-        self.mappings.lock().remove(&id);
+    pub(crate) fn remove_mapping(&self, mapping: &Mapping<M>) {
+        let mut mappings = self.mappings.lock();
+        mappings.by_id.remove(&mapping.id());
+        mappings.by_map.remove(&(name_of(mapping.pagemap()), mapping.id()));
     }
 
     /// The mapping numbered `id`, as page metadata names it; `None` when it is gone.
     pub fn find_mapping(&self, id: u64) -> Option<Arc<Mapping<M>>> {
-        self.mappings.lock().get(&id)?.upgrade()
+        self.mappings.lock().by_id.get(&id)?.upgrade()
+    }
+
+    /// Calls `each` with every mapping over `map` that was made before this call and is still there, oldest first, with no
+    /// lock held. It needs no memory. Work is proportional to the mappings over `map`.
+    pub fn for_each_mapping(&self, map: &DevPagemap, each: &mut dyn FnMut(&Arc<Mapping<M>>)) {
+        let (name, end) = (name_of(map), self.new_id());
+        let mut after = 0;
+        loop {
+            let found = {
+                let mappings = self.mappings.lock();
+                let mut ids = mappings.by_map.range((name, after + 1)..(name, end));
+                let Some(&(_, id)) = ids.next() else { return };
+                after = id;
+                mappings.by_id.get(&id).and_then(Weak::upgrade)
+            };
+            if let Some(mapping) = found {
+                each(&mapping);
+            }
+        }
+    }
+
+    #[cfg(all(debug_assertions, not(loom)))]
+    pub(crate) fn add_space(&self, space: &Arc<AddressSpace<M>>) {
+        self.spaces.lock().insert(space.id(), Arc::downgrade(space));
+    }
+
+    #[cfg(all(debug_assertions, not(loom)))]
+    pub(crate) fn remove_space(&self, id: u64) {
+        self.spaces.lock().remove(&id);
+    }
+
+    /// The first address space with a number above `after` that somebody has, and its number.
+    #[cfg(all(debug_assertions, not(loom)))]
+    pub(crate) fn next_space(&self, after: u64) -> Option<Arc<AddressSpace<M>>> {
+        self.spaces.lock().range(after + 1..).find_map(|(_, space)| space.upgrade())
     }
 
     /// The ledger at this moment, with references and pins summed from the live page metadata. Work is

@@ -21,8 +21,6 @@ use mm::tlb::FlushRange;
 type Visit = fn(&Rig, &mut dyn FnMut());
 
 const VISITS: &[(&str, Visit)] = &[
-    ("for_each_map", |rig, inside| rig.mm.meta.for_each_map(&mut |_| inside())),
-    ("for_each_live", |rig, inside| rig.mm.meta.for_each_live(&mut |_| inside())),
     ("with_page", |rig, inside| rig.mm.meta.with_page(rig.device.pfn(0), |_| inside()).unwrap()),
     ("pins.for_each", |rig, inside| rig.mm.pins.for_each(&mut |_| inside())),
     ("pins.for_each_account", |rig, inside| rig.mm.pins.for_each_account(&mut |_| inside())),

@@ -9,14 +9,12 @@
 //!    reference, that the entry has been cleared (the interrupt of the shootdown is on its way to it) fails.
 //!
 //! Besides, every table page that a walk may still touch is there.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 mod modelled;
 
 use std::cell::Cell;
 
-use loom::sync::atomic::{AtomicBool, Ordering};
-use loom::thread;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{self, GupFlags, RangeArray};
@@ -24,7 +22,9 @@ use mm::machine::{IrqOff, Point};
 use mm::mapping::Mapping;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
-use mm::sync::Arc;
+use mm::sync::model::{self, AtomicBool, sized, thread};
+use mm::sync::{Arc, Ordering};
+use mm::tlb::TlbState;
 use mm::world::Mm;
 use modelled::{LoomMachine, be, bring_up, explore, va};
 
@@ -54,24 +54,35 @@ impl VmOps<LoomMachine> for Identity {
     }
 }
 
+/// CPUs, of which all but one pin, and how often each does so.
+const CPUS: usize = sized(2, 3);
+const PINS: usize = sized(1, 2);
+
 struct World {
     mm: Arc<Mm<LoomMachine>>,
     space: Arc<AddressSpace<LoomMachine>>,
     file: Arc<dyn VmOps<LoomMachine>>,
 }
 
-thread_local! {
-    /// Whether the walk that is under way could know that a shootdown has begun. (All of loom's threads are this
-    /// one; only one of them walks.)
-    static KNEW: Cell<bool> = const { Cell::new(false) };
+model::thread_local! {
+    /// Whether the walk that is under way on this CPU could know that a shootdown has begun.
+    static KNEW: Cell<bool> = Cell::new(false);
+}
+
+fn knew(known: bool) {
+    KNEW.with(|cell| cell.set(known));
+}
+
+fn knows() -> bool {
+    KNEW.with(Cell::get)
 }
 
 impl World {
     /// `nr_pages` pages from `va(0, 0)` on (two levels of tables, three where there are huge leaves, because a root has
-    /// none), present in leaves of `leaf`; CPU 1 has the space loaded.
+    /// none), present in leaves of `leaf`; the CPUs but 0 have the space loaded.
     fn new(nr_pages: u64, leaf: PageSize) -> Arc<Self> {
         be(0);
-        let mm = Mm::new(LoomMachine::new(2, if leaf == PageSize::Size4K { 2 } else { 3 }), 2);
+        let mm = Mm::new(LoomMachine::new(CPUS, if leaf == PageSize::Size4K { 2 } else { 3 }), CPUS);
         let weak = Arc::downgrade(&mm);
         mm.machine.set_handler(move |machine| {
             if let Some(mm) = weak.upgrade() {
@@ -81,28 +92,37 @@ impl World {
         bring_up(&mm.machine, &mm.shootdown);
         mm.machine.set_watcher(|machine, point| {
             if point == Point::GupLeafRead {
-                KNEW.set(machine.interrupt_is_pending());
+                knew(machine.interrupt_is_pending());
             }
         });
         let frames = PfnRange::new(Pfn::new(0), 1024).unwrap();
-        mm.meta.register(&DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap()).unwrap();
-        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm), leaf });
+        let map = DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap();
+        mm.meta.register(&map).unwrap();
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm, &map), leaf });
         let space = AddressSpace::new(&mm, "model").unwrap();
         space.map(va(0, 0), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
         for page in 0..nr_pages.min(2) {
             space.handle_fault(va(0, page), Access::Write).unwrap();
         }
-        be(1);
-        mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
+        let world = Arc::new(Self { mm, space, file });
+        world.others_load(Some(world.space.tlb()));
+        world
+    }
+
+    /// All CPUs but 0 load a space.
+    fn others_load(&self, space: Option<&Arc<TlbState>>) {
+        for cpu in 1..CPUS {
+            be(cpu);
+            self.mm.shootdown.switch_to(&IrqOff::new(&self.mm.machine), space);
+        }
         be(0);
-        Arc::new(Self { mm, space, file })
     }
 
     /// Pins two pages as a run, uses what there is, and lets it go. Answers how many.
     fn pin_two_and_use(&self, va: VirtAddr) -> u64 {
         let mut runs = [None];
         let mut sink = RangeArray::new(&mut runs);
-        KNEW.set(false);
+        knew(false);
         let Ok(nr) = gup::pin_user_pages_fast(&self.space, va, 2, GupFlags::FAST_ONLY, &mut sink) else { return 0 };
         for run in sink.iter() {
             (0..run.nr_pages()).for_each(|page| self.mm.machine.use_data(run.start().add(page)));
@@ -115,7 +135,7 @@ impl World {
     fn pin_and_use(&self, va: VirtAddr) -> Option<Pfn> {
         let mut runs = [None];
         let mut sink = RangeArray::new(&mut runs);
-        KNEW.set(false);
+        knew(false);
         gup::pin_user_pages_fast(&self.space, va, 1, GupFlags::FAST_ONLY, &mut sink).ok()?;
         let pfn = sink.iter().next()?.start();
         self.mm.machine.use_data(pfn);
@@ -126,7 +146,7 @@ impl World {
     /// As [`pin_and_use`](Self::pin_and_use), against an unmap: after its shootdown has begun no pin is taken.
     fn pin_unless_known(&self, va: VirtAddr) -> Option<Pfn> {
         let pfn = self.pin_and_use(va)?;
-        assert!(!KNEW.get(), "a page was pinned through an entry that was known to be gone");
+        assert!(!knows(), "a page was pinned through an entry that was known to be gone");
         Some(pfn)
     }
 
@@ -140,21 +160,24 @@ impl World {
         }
     }
 
-    /// Runs `this` on CPU 0 beside `other` on CPU 1, which then takes interrupts until CPU 0 is done.
-    fn race(self: &Arc<Self>, this: impl FnOnce(&Self), other: impl FnOnce(&Self) + Send + 'static) {
+    /// Runs `this` on CPU 0 beside `other` on the others, which then take interrupts until CPU 0 is done.
+    fn race(self: &Arc<Self>, this: impl FnOnce(&Self), other: impl Fn(&Self) + Clone + Send + 'static) {
         let done = Arc::new(AtomicBool::new(false));
-        let (theirs, flag) = (self.clone(), done.clone());
-        let thread = thread::spawn(move || {
-            be(1);
-            other(&theirs);
-            while !flag.load(Ordering::Acquire) {
-                mm::machine::Machine::relax(&theirs.mm.machine);
-            }
-            theirs.mm.shootdown.switch_to(&IrqOff::new(&theirs.mm.machine), None);
-        });
+        let pinner = |cpu| {
+            let (theirs, flag, other) = (self.clone(), done.clone(), other.clone());
+            thread::spawn(move || {
+                be(cpu);
+                (0..PINS).for_each(|_| other(&theirs));
+                while !flag.load(Ordering::Acquire) {
+                    mm::machine::Machine::relax(&theirs.mm.machine);
+                }
+                theirs.mm.shootdown.switch_to(&IrqOff::new(&theirs.mm.machine), None);
+            })
+        };
+        let threads: Vec<_> = (1..CPUS).map(pinner).collect();
         this(self);
         done.store(true, Ordering::Release);
-        thread.join().unwrap();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
 
@@ -224,7 +247,7 @@ fn gup_fast_of_a_run_against_freeing_the_table_page() {
             |world| world.unmap(va(0, 0), 2, &[0, 1]),
             |world| {
                 let nr = world.pin_two_and_use(va(0, 0));
-                assert!(nr == 0 || !KNEW.get(), "pages were pinned through a table that was known to be gone");
+                assert!(nr == 0 || !knows(), "pages were pinned through a table that was known to be gone");
             },
         );
         let totals = world.mm.meta.totals();
@@ -250,16 +273,12 @@ fn gup_fast_against_promoting_to_a_huge_leaf() {
     explore(4, || {
         let world = World::new(512, PageSize::Size2M);
         // A hole that is filled again leaves small leaves over one large folio.
-        be(1);
-        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), None);
-        be(0);
+        world.others_load(None);
         let mut gather = mm::gather::Gather::new(&world.mm);
         mm::mapping::unmap_mapping_range(world.file.mapping(), 0, 1, &mut gather);
         gather.finish();
         world.space.handle_fault(va(0, 0), Access::Write).unwrap();
-        be(1);
-        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), Some(world.space.tlb()));
-        be(0);
+        world.others_load(Some(world.space.tlb()));
         let promote = |world: &World| {
             assert_eq!(world.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
         };

@@ -9,21 +9,22 @@
 //! | `last_put_against_making_a_large_folio_anew` | a folio is freed once, by whoever finds it dead under the lock; the next life begins after all use of the last | `retire_no_recheck`, `relaxed_put` |
 //! | `last_put_against_making_a_page_anew` | the same for an order-0 page; its chunk stays while a life is on its way out | `relaxed_put` |
 //! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
-//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put` |
+//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put`, `put_looked_at_again` |
+//! | `a_put_looks_at_nothing_behind_it` | who has given up a reference uses nothing behind it: the other may have freed it | `put_looked_at_again`, `relaxed_put` |
 //! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
 //! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
 //! | `killing_against_making` | once a page map is killed its counter only falls | — |
 //! | `a_walk_against_its_neighbours` | tables on the way to a held folio stay, whatever happens beside it | — |
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 use std::sync::Arc;
 
-use loom::cell::UnsafeCell;
-use loom::thread;
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::{Kind, Ledger};
 use mm::meta::{MetaError, MetaStore, Owner, UnregisterError};
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::sync::model::{AtomicBool, Bound, UnsafeCell, explore, explore_as, sized, thread};
+use mm::sync::{Mutex, Ordering};
 
 /// First frames of two 2 MiB blocks of the same 1 GiB. The tables have two slots, so a frame number may use the
 /// lowest bit of each level alone.
@@ -81,27 +82,32 @@ impl World {
     }
 }
 
+/// Holders of an old life.
+const LEAVING: usize = sized(1, 3);
+
 /// The old life's holder uses the device and leaves; another makes (or finds) a folio there. `pages` are held
 /// throughout.
 fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
-    loom::model(move || {
+    let name = format!("loom_meta::put_against_make({old}, {new}, {neighbour:?})").replace(' ', "");
+    explore_as(&name, Bound::None, move || {
         let world = World::new();
         if let Some(neighbour) = neighbour {
             world.get(neighbour, PageSize::Size4K, OLD);
         }
-        assert_eq!(world.get(BLOCK[0], old, OLD), old);
-        let leaving = {
+        (0..LEAVING).for_each(|_| assert_eq!(world.get(BLOCK[0], old, OLD), old));
+        let leave = |_| {
             let world = Arc::clone(&world);
             thread::spawn(move || {
-                world.use_alone();
+                world.use_shared();
                 world.put(BLOCK[0]);
             })
         };
+        let leaving: Vec<_> = (0..LEAVING).map(leave).collect();
         let size = world.get(BLOCK[0], new, NEW);
         assert!(size == old || size == new);
         world.use_if_new(BLOCK[0]);
         world.put(BLOCK[0]);
-        leaving.join().unwrap();
+        leaving.into_iter().for_each(|thread| thread.join().unwrap());
         if let Some(neighbour) = neighbour {
             world.put(neighbour);
         }
@@ -134,20 +140,20 @@ fn a_folio_changes_its_size_while_its_last_holder_leaves() {
 #[test]
 fn two_leave_and_one_comes() {
     for size in [PageSize::Size4K, PageSize::Size2M] {
-        let mut model = loom::model::Builder::new();
-        // Three threads: with more switches than this by force the model takes minutes and finds no more.
-        model.preemption_bound = Some(3);
-        model.check(move || {
+        let name = format!("loom_meta::two_leave_and_one_comes({size})").replace(' ', "");
+        // Three threads: with more switches than this by force loom takes minutes and finds no more.
+        explore_as(&name, Bound::Preemptions(3), move || {
             let world = World::new();
             world.get(BLOCK[0], size, OLD);
-            world.get(BLOCK[0], size, OLD);
-            let one = {
+            let one = |_| {
                 let world = Arc::clone(&world);
+                world.get(BLOCK[0], size, OLD);
                 thread::spawn(move || {
                     world.use_shared();
                     world.put(BLOCK[0]);
                 })
             };
+            let ones: Vec<_> = (0..LEAVING).map(one).collect();
             let other = {
                 let world = Arc::clone(&world);
                 thread::spawn(move || {
@@ -158,17 +164,40 @@ fn two_leave_and_one_comes() {
             world.get(BLOCK[0], size, NEW);
             world.use_if_new(BLOCK[0]);
             world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
-            one.join().unwrap();
+            ones.into_iter().for_each(|one| one.join().unwrap());
             other.join().unwrap();
             world.assert_idle();
         });
     }
 }
 
+/// Two holders of one page, and nobody else of its chunk: it is freed between the other's subtraction and whatever that
+/// one does next. By the run, as an unmap does, and by the page. covers: G8, R10
+#[test]
+fn a_put_looks_at_nothing_behind_it() {
+    type Put = fn(&World);
+    let puts: [Put; 2] =
+        [|world| world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K), |world| world.put(BLOCK[0])];
+    for (nr, (one, other)) in [(puts[0], puts[0]), (puts[0], puts[1]), (puts[1], puts[1])].into_iter().enumerate() {
+        for size in [PageSize::Size4K, PageSize::Size2M] {
+            explore_as(&format!("loom_meta::a_put_looks_at_nothing_behind_it({nr},{size})"), Bound::None, move || {
+                let world = World::new();
+                world.get(BLOCK[0], size, OLD);
+                world.get(BLOCK[0], size, OLD);
+                let theirs = Arc::clone(&world);
+                let thread = thread::spawn(move || one(&theirs));
+                other(&world);
+                thread.join().unwrap();
+                world.assert_idle();
+            });
+        }
+    }
+}
+
 /// The neighbour's reference keeps the chunk, so that a look at a dead page is allowed. covers: G1
 #[test]
 fn speculative_get_against_last_put() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let world = World::new();
         let neighbour = BLOCK[0] + 1;
         world.get(neighbour, PageSize::Size4K, OLD);
@@ -197,16 +226,16 @@ fn speculative_get_against_last_put() {
 /// interrupts are a lock that the shootdown waits for. covers: G1, R1, R12
 #[test]
 fn pin_against_drain() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let world = World::new();
-        let entry = Arc::new(loom::sync::atomic::AtomicBool::new(true));
-        let interrupts = Arc::new(loom::sync::Mutex::new(()));
+        let entry = Arc::new(AtomicBool::new(true));
+        let interrupts = Arc::new(Mutex::new(()));
         world.get(BLOCK[0], PageSize::Size2M, OLD);
         let pinner = {
             let (world, entry, interrupts) = (Arc::clone(&world), Arc::clone(&entry), Arc::clone(&interrupts));
             thread::spawn(move || {
-                let off = interrupts.lock().unwrap();
-                let present = entry.load(loom::sync::atomic::Ordering::Acquire);
+                let off = interrupts.lock();
+                let present = entry.load(Ordering::Acquire);
                 if present {
                     // SAFETY: interrupts are off and the entry was present in this walk.
                     let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
@@ -219,8 +248,8 @@ fn pin_against_drain() {
                 }
             })
         };
-        entry.store(false, loom::sync::atomic::Ordering::Release);
-        drop(interrupts.lock().unwrap());
+        entry.store(false, Ordering::Release);
+        drop(interrupts.lock());
         assert!(world.store.kill(&world.map));
         world.put(BLOCK[0]);
         while !world.map.is_drained() {
@@ -236,7 +265,7 @@ fn pin_against_drain() {
 /// covers: R12
 #[test]
 fn killing_against_making() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let world = World::new();
         let maker = {
             let world = Arc::clone(&world);
@@ -260,26 +289,30 @@ fn killing_against_making() {
     });
 }
 
-/// covers: G1
+/// Two models: together they would make more stores to one slot than loom shows a load. covers: G1
 #[test]
 fn a_walk_against_its_neighbours() {
-    loom::model(|| {
-        let world = World::new();
-        world.get(BLOCK[0], PageSize::Size4K, OLD);
-        let neighbour = {
-            let world = Arc::clone(&world);
-            thread::spawn(move || {
-                world.get(BLOCK[1], PageSize::Size2M, NEW);
-                world.put(BLOCK[1]);
-                world.get(BLOCK[0] + 1, PageSize::Size4K, NEW);
-                world.put(BLOCK[0] + 1);
-            })
-        };
-        // SAFETY: this thread holds a reference on the page.
-        let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
-        assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
-        world.put(BLOCK[0]);
-        neighbour.join().unwrap();
-        world.assert_idle();
-    });
+    for (neighbour, size) in [(BLOCK[1], PageSize::Size2M), (BLOCK[0] + 1, PageSize::Size4K)] {
+        let name = format!("loom_meta::a_walk_against_its_neighbours({size})").replace(' ', "");
+        explore_as(&name, Bound::None, move || {
+            let world = World::new();
+            world.get(BLOCK[0], PageSize::Size4K, OLD);
+            let beside = {
+                let world = Arc::clone(&world);
+                thread::spawn(move || {
+                    // In more rounds for shuttle.
+                    for _ in 0..sized(1, 3) {
+                        world.get(neighbour, size, NEW);
+                        world.put(neighbour);
+                    }
+                })
+            };
+            // SAFETY: this thread holds a reference on the page.
+            let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
+            assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
+            world.put(BLOCK[0]);
+            beside.join().unwrap();
+            world.assert_idle();
+        });
+    }
 }

@@ -351,6 +351,7 @@ fn gup_error(error: FaultError) -> GupError {
         FaultError::NotMapped(va) => GupError::NotMapped(va),
         FaultError::AccessDenied(va) => GupError::AccessDenied(va),
         FaultError::SigBus { addr, cause, .. } => GupError::SigBus(addr, cause),
+        FaultError::TooManyRefs(va) => GupError::TooManyRefs(va),
         FaultError::OutOfMemory => GupError::OutOfMemory,
     }
 }

@@ -12,7 +12,6 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::devdax::OpenOptions;
-use mm::account::DEFAULT_LIMIT_PAGES;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
@@ -164,7 +163,7 @@ impl Worker {
 pub fn signal_of(error: GupError) -> Signal {
     match error {
         GupError::SigBus(addr, cause) => Signal::SigBus { addr, len_bytes: PAGE_SIZE, cause },
-        GupError::OutOfMemory => Signal::OutOfMemory,
+        GupError::TooManyRefs(_) | GupError::OutOfMemory => Signal::OutOfMemory,
         GupError::NotMapped(addr) | GupError::AccessDenied(addr) | GupError::NotPresent(addr) => {
             Signal::SigSegv { addr }
         }
@@ -225,7 +224,7 @@ fn transfer_work(mut worker: Worker) -> Exit {
 /// asks for them before the device goes; this one does not listen, and loses them.
 fn stream_work(worker: Worker) -> Exit {
     worker.stamp_all()?;
-    let account = mm().pins.open_account("stream", DEFAULT_LIMIT_PAGES);
+    let account = worker.space.account();
     let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
     let terms = Terms { flags: GupFlags::empty(), grace_ns: GRACE_NS, account: &account };
     let region = MemoryRegion::register(&worker.space, worker.address(0), BATCH, &terms, Arc::downgrade(&owner));

@@ -11,6 +11,7 @@ use mm::ledger::Kind;
 use super::files::FilesAct;
 use super::page::PageAct;
 use super::{Acts, Books};
+use crate::memory_error::RaisedBy;
 use crate::{console, report, time};
 
 /// What is judged of a removal. `Copy`, so that it holds no memory when the books are compared: the report itself has
@@ -137,7 +138,7 @@ impl Verdict {
 
     fn judge_page(&mut self, act: &PageAct) {
         let lost_by = match act.lost {
-            Some(loss) => format!("a machine check from the {}", loss.by),
+            Some(loss) => format!("a machine check from the {}", RaisedBy::of(&loss)),
             None => "no machine check".into(),
         };
         log::info!(

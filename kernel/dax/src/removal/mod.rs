@@ -18,9 +18,18 @@
 //! steps 3 and 4 are done. What they have not given back is revoked in step 5, before its wait for pins: later than the
 //! shootdown, so that no walk can pin for another. So that wait is for transient pins alone.
 //!
+//! # It ends
+//! Invariant, at the end of step 4: *no leaf of the device can be reached from any page table, and none can become so*,
+//! whatever any holder has answered or failed to do. Step 3 goes over every mapping made over the page map, and not over
+//! what somebody says is mapped. A fault that takes its reference on a page before the page map dies, in step 2, holds its
+//! address space, and step 3 waits for it there; one that comes later gets no reference, also where the page is held
+//! already. So what step 5 waits for are pins from before, which only become fewer. Debug builds walk every page table
+//! and look.
+//!
 //! Work is proportional to the mapped extents (VMAs and the table pages and leaves under them): nothing looks at
 //! each frame of the device. The baseline that does is [`Method::PerFrame`].
 
+mod end;
 mod report;
 mod step;
 
@@ -32,9 +41,8 @@ use alloc::vec::Vec;
 use mm::addr::VirtRange;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
-use mm::held;
 use mm::machine::{Machine, has_room};
-use mm::mapping::{Unmapped, unmap_each};
+use mm::mapping::{Unmapped, unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
@@ -46,11 +54,6 @@ use crate::device::{Dead, Live, is_idle};
 use crate::kill::{KillReport, Phase, kill_dax};
 use crate::mutant::Mutant;
 
-/// First notice of a wait for pins after this many nanoseconds; each further one after twice as long.
-const FIRST_NOTICE_NS: u64 = 10_000_000;
-/// Folios named in a notice.
-const NAMED_FOLIOS: usize = 4;
-
 /// What is removed.
 pub struct Target<M: Machine> {
     /// The device's name, for the report.
@@ -59,7 +62,9 @@ pub struct Target<M: Machine> {
     pub map: Arc<DevPagemap>,
     /// Its DAX device; `None` where it came up without, which leaves the steps the same.
     pub dax: Option<Live>,
-    /// Everything through which its pages may be mapped, but for what its holders take apart themselves.
+    /// The device's own files. Whoever maps one of them is in the report, whether or not a page is installed there. What
+    /// its holders let others map is found by the page map ([`Mm::for_each_mapping`]), and is in the report where a
+    /// holder has not taken it apart.
     pub mappings: Vec<Arc<Mapping<M>>>,
 }
 
@@ -149,6 +154,9 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     removal.step(Step::KillDax, |removal, facts| removal.kill_dax(live, facts));
     removal.step(Step::Invalidate, |removal, facts| removal.invalidate(&mut gather, &mut users, facts));
     removal.step(Step::Shootdown, |removal, facts| removal.shoot_down(&mut gather, facts));
+    if cfg!(debug_assertions) {
+        removal.assert_unreachable();
+    }
     removal.step(Step::Drain, |removal, facts| removal.drain(gather, users, facts));
     removal.step(Step::FreeMetadata, |removal, facts| removal.free_metadata(facts));
     removal.step(Step::UnmapDirectMap, |removal, facts| removal.unmap_direct_map(facts));
@@ -241,12 +249,18 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         self.mm.meta.kill(&self.map);
         // And no registration comes that is not asked for.
         let asked = self.ask(facts);
-        // What is mapped keeps the file open, so an idle device has no mapping; the second question is for a device
-        // without DAX, and costs a look at a number.
-        let mapped = self.mappings.iter().any(|mapping| mapping.nr_vmas() != 0);
-        self.report.idle = is_idle(self.dead.as_ref()) && !mapped && asked == 0;
+        // What is mapped keeps the file open, but not always the device: the third question is for a device without DAX,
+        // and for files of a holder that has let go. It costs a look at a number for each file.
+        self.report.idle = is_idle(self.dead.as_ref()) && asked == 0 && !self.is_mapped();
         facts.note("idle", u64::from(self.report.idle));
         Ok(())
+    }
+
+    /// Does anybody map a file over the device, whoever made it?
+    fn is_mapped(&self) -> bool {
+        let mut mapped = false;
+        self.mm.for_each_mapping(&self.map, &mut |mapping| mapped |= mapping.nr_vmas() != 0);
+        mapped
     }
 
     fn invalidate(
@@ -262,8 +276,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             facts.note("frames_failed", frames.nr_pages());
             self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
         }
-        let mappings = core::mem::take(&mut self.mappings);
-        let mut extents = 0;
+        let (map, mappings) = (Arc::clone(&self.map), core::mem::take(&mut self.mappings));
+        let (mut extents, mut left) = (0, 0);
         self.metered(self.ranged_sum(), |mm| {
             // Who has lost something is remembered as long as there is memory for it; it is taken away in any case.
             let mut found = |unmapped| {
@@ -274,6 +288,16 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             };
             // Offset 0, length all: the whole device, however many ranges it has.
             mappings.iter().for_each(|mapping| unmap_each(mapping, 0, u64::MAX, gather, &mut found));
+            // And what a holder has left, whatever it has answered: nobody else would take it away.
+            mm.for_each_mapping(&map, &mut |mapping| {
+                let own = mappings.iter().any(|own| Arc::ptr_eq(own, mapping));
+                if !own && mapping.nr_vmas() != 0 && !Mutant::LeftoversStay.is_on() {
+                    unmap_leftovers(mapping, gather, &mut |unmapped| {
+                        left += 1;
+                        found(unmapped);
+                    });
+                }
+            });
             (ZapStats::default(), ())
         });
         self.name(users);
@@ -281,6 +305,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         self.report.users_not_named = extents - self.report.users.len() as u64;
         facts.note("mappings", mappings.len() as u64);
         facts.note("extents", extents);
+        facts.note("left_by_holders", left);
         facts.note("extents_not_named", self.report.users_not_named);
         facts.note("address_spaces", self.report.nr_spaces() as u64);
         facts.note("tasks", self.report.nr_tasks);
@@ -382,64 +407,6 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         facts.note("registrations_revoked", nr);
         facts.note("uses_waited_for", uses);
         facts.note("grace_ns", mm.machine.now_ns() - began);
-    }
-
-    /// Waits until nobody holds a page of the device. Final, because its page map is dying.
-    fn wait_for_pins(&mut self) {
-        held::assert_none("pins");
-        if self.map.is_drained() || Mutant::DrainDoesNotWait.is_on() {
-            return;
-        }
-        let began = self.mm.machine.now_ns();
-        let found = self.waiting(0);
-        // First, because who hears of the wait may give them back.
-        self.name_pins(began);
-        self.env.waiting(&found);
-        self.report.drained.found = found;
-        let mut notice = FIRST_NOTICE_NS;
-        while !self.map.is_drained() {
-            self.report.drained.rounds += 1;
-            self.mm.machine.relax();
-            let ns = self.mm.machine.now_ns() - began;
-            if ns >= notice {
-                notice = notice.saturating_mul(2);
-                let waiting = self.waiting(ns);
-                self.env.waiting(&waiting);
-            }
-        }
-        self.report.drained.ns = self.mm.machine.now_ns() - began;
-    }
-
-    /// Puts those of the pins that the pin ledger knows into the report, as many as there is memory for.
-    fn name_pins(&mut self, now_ns: u64) {
-        let Self { mm, report, map, .. } = self;
-        let pins = &mut report.drained.pins;
-        mm.pins.for_each(&mut |record| {
-            if map.ranges().iter().any(|range| record.holds_any(*range))
-                && has_room(&mm.machine, pins)
-                && let Some(pin) = PinFound::new(&mm.machine, record, now_ns)
-            {
-                pins.push(pin);
-            }
-        });
-    }
-
-    /// Who is waited for. Work is proportional to the live metadata.
-    fn waiting(&self, ns: u64) -> Waiting {
-        let mut waiting = Waiting { ns, ..Waiting::default() };
-        let id = self.map.id();
-        self.mm.meta.for_each_live(&mut |folio| {
-            if Some(folio.map) != id {
-                return;
-            }
-            waiting.folios += 1;
-            waiting.refs += u64::from(folio.counts.refs);
-            waiting.pins += u64::from(folio.counts.pins);
-            if waiting.some.len() < NAMED_FOLIOS {
-                waiting.some.push(folio);
-            }
-        });
-        waiting
     }
 
     fn free_metadata(&mut self, facts: &mut Facts) -> Result<(), Problem> {

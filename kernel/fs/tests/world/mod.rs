@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dax::device::{DataCache, Live, alloc_dax};
@@ -20,7 +21,7 @@ use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::ledger::Snapshot;
-use mm::machine::IrqOff;
+use mm::machine::{IrqOff, Machine};
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, SigBusCause};
 use mm::world::Mm;
@@ -242,6 +243,35 @@ impl Pmem for Hooked {
             }
             None => self.sim.fence(),
         }
+    }
+}
+
+/// A memory whose reads wait until they may go on.
+#[allow(dead_code, reason = "not every test program needs it")]
+pub struct Slow {
+    pub sim: Arc<SimPmem>,
+    pub emu: EmuMachine,
+    pub go_on: Arc<AtomicBool>,
+}
+
+impl Pmem for Slow {
+    fn len_bytes(&self) -> u64 {
+        self.sim.len_bytes()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        while !self.go_on.load(Ordering::SeqCst) {
+            self.emu.relax();
+        }
+        self.sim.read(offset, buf)
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        self.sim.store(offset, bytes)
+    }
+    fn write_back(&self, offset: u64, len: u64) {
+        self.sim.write_back(offset, len);
+    }
+    fn fence(&self) -> Result<(), FsError> {
+        self.sim.fence()
     }
 }
 

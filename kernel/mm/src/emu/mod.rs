@@ -318,6 +318,13 @@ impl Machine for EmuMachine {
         }
     }
 
+    fn peek(&self, table: Pfn, index: usize) -> u64 {
+        match self.inner.memory.entry(table, index) {
+            Some(entry) => entry.load(Ordering::SeqCst),
+            None => self.broken_rule(format_args!("a check reached {table}, which is no table page in use")),
+        }
+    }
+
     fn init_root(&self, root: Pfn) {
         self.inner.memory.init_root(root, self.inner.config.levels);
     }

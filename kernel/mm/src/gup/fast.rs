@@ -8,7 +8,7 @@
 //! takes each page's reference and reads its entry again, and reads the entry above once, after the last reference:
 //! that is later than the protocol asks for, so it sees no less.
 
-use super::{PinSink, Quick, Walk};
+use super::{IRQS_OFF_STEPS, PinSink, Quick, Walk};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::{GROUP, IrqOff, Machine, Point};
@@ -139,23 +139,42 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         if nr_pages <= most { self.take_checked(pfn, nr_pages as u32, leaf) } else { Quick::No }
     }
 
-    /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is.
+    /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is. Interrupts
+    /// come on after each [`IRQS_OFF_STEPS`] steps.
     #[inline(always)]
     pub(super) fn pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> u64 {
-        let irq = self.enter();
         let mut at = start;
         loop {
-            let Some(leaf) = self.walk(&irq, at) else { return at };
-            let Step { next, go_on } = if leaf.level > 1 {
-                self.leaf(&leaf, (at, end), sink)
-            } else {
-                self.table(&irq, leaf.above, (at, end), sink)
-            };
+            let Step { next, go_on } = self.some_pages(at, end, sink);
             // The end first: it is the common case.
             if next == end || !go_on || sink.room() == 0 {
                 return next;
             }
             at = next;
+        }
+    }
+
+    /// The first of them, with interrupts off.
+    #[inline(always)]
+    fn some_pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> Step {
+        let irq = self.enter();
+        let (mut at, mut left) =
+            (start, if Mutant::IrqsOffForAll.is_on() { u64::MAX >> PAGE_SHIFT } else { IRQS_OFF_STEPS });
+        loop {
+            let Some(leaf) = self.walk(&irq, at) else { return Step { next: at, go_on: false } };
+            let most = end.min(at.saturating_add(left << PAGE_SHIFT));
+            let is_huge = leaf.level > 1;
+            let Step { next, go_on } = if is_huge {
+                self.leaf(&leaf, (at, if S::BY_PAGE { most } else { end }), sink)
+            } else {
+                self.table(&irq, leaf.above, (at, most), sink)
+            };
+            let steps = if is_huge && !S::BY_PAGE { 1 } else { (next - at) >> PAGE_SHIFT };
+            // The end first: it is the common case.
+            if next == end || !go_on || steps >= left || sink.room() == 0 {
+                return Step { next, go_on };
+            }
+            (at, left) = (next, left - steps);
         }
     }
 
@@ -291,7 +310,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Quick::No;
         }
         mm.machine.reached(Point::GupLeafRead);
-        if !self.take(page, nr_pages) {
+        if self.take(page, nr_pages).is_err() {
             return Quick::No;
         }
         mm.machine.reached(Point::GupPinned);
@@ -426,7 +445,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Err(End::OtherRun);
         }
         machine.reached(Point::GupLeafRead);
-        if !self.take(page, 1) {
+        if self.take(page, 1).is_err() {
             return Err(End::Refused);
         }
         machine.reached(Point::GupPinned);
@@ -459,7 +478,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Run::NONE;
         }
         machine.reached(Point::GupLeafRead);
-        if !self.take(folio.page, nr_pages as u32) {
+        if self.take(folio.page, nr_pages as u32).is_err() {
             return Run::NONE;
         }
         machine.reached(Point::GupPinned);

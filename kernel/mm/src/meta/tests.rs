@@ -249,7 +249,7 @@ fn the_live_folios_of_a_range_are_found_by_what_is_in_use_there() {
     let list = |start, nr_pages| {
         let mut found = Vec::new();
         let looks = world.store.for_each_live_in(range(start, nr_pages), &mut |folio| found.push(folio.head.as_u64()));
-        (found, looks)
+        (found, looks.total)
     };
     assert_eq!(list(0, 8 * B1).0, folios.map(|(pfn, _)| pfn));
     assert_eq!((list(7, 1), list(8, 1)), ((vec![7], 1), (vec![], 1)));
@@ -262,6 +262,51 @@ fn the_live_folios_of_a_range_are_found_by_what_is_in_use_there() {
     assert_eq!(list(0, 8 * B1).1, (512 + 511) + 1 + (512 + 511) + 5);
     folios.iter().for_each(|&(pfn, _)| world.store.put(Pfn::new(pfn), 1));
     assert!(map.is_drained());
+    world.assert_idle();
+}
+
+/// Of one device and of all, the lock is held for a bounded number of looks, and not while somebody is told: so he may
+/// ask the store himself.
+#[test]
+fn a_listing_holds_the_lock_for_a_bounded_number_of_looks() {
+    let world = World::new();
+    // Two devices far from each other, the second at the end of the physical address space.
+    let last = (1 << 40) - 8 * B1;
+    let maps = [range(0, 8 * B1), range(last, 8 * B1)].map(|range| world.device(MemoryKind::FsDax, &[range]));
+    let get = |pfn, size| world.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in a device");
+    // Four blocks with every page in use, one with a page, folios of both sizes.
+    let dense = (B1..B1 + 4 * B2).map(|pfn| (pfn, KIB4));
+    let sparse = [(2 * B1 + 7, KIB4), (3 * B1, MIB2), (4 * B1, GIB1), (last + 5, KIB4), (last + 8 * B1 - 1, KIB4)];
+    let folios: Vec<_> = dense.chain(sparse).collect();
+    folios.iter().for_each(|&(pfn, size)| _ = get(pfn, size));
+    let mut found = Vec::new();
+    let mut visit = |folio: LiveFolio| {
+        assert_eq!(crate::held::locks(), 0, "a lock is held while somebody is told");
+        assert_eq!(world.store.inspect(folio.head), Some(folio), "he may ask");
+        found.push(folio.head.as_u64());
+    };
+    let expected: Vec<_> = folios.iter().map(|&(pfn, _)| pfn).collect();
+    let all = world.store.for_each_live(&mut visit);
+    assert_eq!(core::mem::take(&mut found), expected);
+    assert!(all.at_once <= LOOKS_AT_ONCE && all.holds >= all.total / LOOKS_AT_ONCE, "{all:?}");
+    let mut visit = |folio: LiveFolio| found.push(folio.head.as_u64());
+    let one = world.store.for_each_live_in(range(0, 8 * B1), &mut visit);
+    assert_eq!(found.len(), expected.len() - 2, "of the other device nothing is listed");
+    assert!(one.at_once <= LOOKS_AT_ONCE && one.total < all.total, "{one:?}");
+    // Dense as it is, no more than these can be told of at a time.
+    assert!(one.holds >= 4 * B2 / LISTED_AT_ONCE as u64, "{one:?}");
+    // What comes behind the place that a listing has come to is met, whoever makes it.
+    let (mut met, mut made) = (0, false);
+    world.store.for_each_live_in(range(0, 8 * B1), &mut |_| {
+        if !core::mem::replace(&mut made, true) {
+            get(7 * B1, KIB4);
+        }
+        met += 1;
+    });
+    assert_eq!(met, expected.len() - 2 + 1);
+    world.store.put(Pfn::new(7 * B1), 1);
+    folios.iter().for_each(|&(pfn, _)| world.store.put(Pfn::new(pfn), 1));
+    assert!(maps.iter().all(|map| map.is_drained()));
     world.assert_idle();
 }
 
@@ -370,7 +415,7 @@ fn two_puts_at_once_of_one_reference() {
 #[should_panic(expected = "page 0x1234 (4KiB): unpin without a pin (references 2, pins 0)")]
 fn an_unpin_without_a_pin() {
     let (world, pfn) = held_page();
-    world.store.get_mapped(pfn, 1);
+    _ = world.store.get_mapped(pfn, 1);
     world.store.unpin(pfn, 1);
 }
 
@@ -409,7 +454,7 @@ fn a_run_put_twice_over_a_large_folio() {
 #[test]
 fn a_count_does_not_overflow() {
     let (world, pfn) = held_page();
-    world.store.get_mapped(pfn, MAX_REFS - 1);
+    world.store.get_mapped(pfn, MAX_REFS - 1).expect("room for all but one");
     let counts = || world.store.inspect(pfn).expect("live").counts;
     assert_eq!(counts(), Counts { refs: MAX_REFS, pins: 0 });
     let attempt = |nr| world.store.with_page(pfn, |page| (page.try_get(nr), page.try_pin(nr))).expect("live");
@@ -428,10 +473,18 @@ fn a_count_does_not_overflow() {
 
 /// covers: G8
 #[test]
-#[should_panic(expected = "page 0x1234: the reference count would overflow")]
-fn a_reference_that_must_be_had_and_does_not_fit() {
+fn references_of_a_mapping_that_do_not_fit_are_refused_and_none_is_taken() {
     let (world, pfn) = held_page();
-    world.store.get_mapped(pfn, MAX_REFS);
+    let refs = |pfn| world.store.inspect(pfn).expect("live").counts.refs;
+    assert_eq!(world.store.get_mapped(pfn, MAX_REFS), Err(MetaError::Overflow));
+    assert_eq!(refs(pfn), 1);
+    // A run that meets a full page behind one that is not.
+    world.store.get_mapped(pfn.add(1), MAX_REFS - 1).expect("room for all but one");
+    assert_eq!(world.store.get_run(pfn, 2, KIB4), Err(MetaError::Overflow));
+    assert_eq!((refs(pfn), refs(pfn.add(1))), (1, MAX_REFS));
+    world.store.put(pfn.add(1), MAX_REFS);
+    world.store.put(pfn, 1);
+    world.assert_idle();
 }
 
 /// covers: G8
@@ -440,7 +493,7 @@ fn a_reference_that_must_be_had_and_does_not_fit() {
 fn a_further_reference_from_zero() {
     let (world, pfn) = held_page();
     world.store.put(pfn, 1);
-    world.store.get_mapped(pfn, 1);
+    _ = world.store.get_mapped(pfn, 1);
 }
 
 /// covers: G1
@@ -451,7 +504,7 @@ fn a_speculative_reference_never_starts_from_zero() {
     let page = unsafe { world.store.lookup(pfn) }.expect("live").page;
     world.store.put(pfn, 1);
     assert_eq!((page.try_get(1), page.try_pin(1)), (Err(GetError::Zero), Err(GetError::Zero)));
-    assert!(world.store.get_live(pfn).is_none() && world.store.inspect(pfn).is_none());
+    assert!(world.store.with_page(pfn, |_| ()).is_none() && world.store.inspect(pfn).is_none());
 }
 
 #[test]

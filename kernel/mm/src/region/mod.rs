@@ -278,7 +278,7 @@ impl<M: Machine> MemoryRegion<M> {
         let mm = space.mm();
         let key = mm.regions.next.fetch_add(1, Ordering::Relaxed);
         let place = Location::caller();
-        let how = How { flags: terms.flags, account: Some(terms.account), registration: Some(key), place };
+        let how = How { flags: terms.flags, account: terms.account, registration: Some(key), place };
         let pins = PinnedPages::pin_as(space, start, nr_pages, &how)?;
         mm.machine.reached(Point::RegionPinned);
         let (runs, starts) = tables(&mm.machine, pins.frames()).ok_or(GupError::OutOfMemory)?;

@@ -89,7 +89,7 @@ impl Device {
         let pages = DevPagemap::new(kind, [range]).expect("one range");
         mm.meta.register(&pages).expect("the frames are free");
         Arc::new(Self {
-            mapping: Mapping::new(mm),
+            mapping: Mapping::new(mm, &pages),
             pages,
             first,
             nr_pages,

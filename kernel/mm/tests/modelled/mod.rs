@@ -1,9 +1,11 @@
 //! The machine of the loom models: a few table pages, CPUs with a TLB, and an interrupt that is a flag.
 //!
-//! What loom watches: the flag, the entries of the tables (all of them loom's atomics), and two kinds of cells that
+//! What the checker watches: the flag, the entries of the tables (all of them its atomics), and two kinds of cells that
 //! stand for memory. Each data page has one that every access through a translation reads and that the next owner
 //! writes; each table page has one that every walk reads (again at the end of the time for which the CPU may use
-//! it) and that freeing writes. Where a use is not ordered before the next owner, loom ends the model.
+//! it) and that freeing writes. Where a use is not ordered before the next owner (shuttle: where they overlap), the
+//! model ends. Besides, under loom freeing takes each entry of the page for itself alone, so that every load and store of
+//! one is a use, whoever still has a reference to the entry and however he came by it.
 //!
 //! A TLB belongs to one CPU, so it is plain data. An interrupt is taken where interrupts come on, in `relax`, and
 //! where a model says so by `poll`: anywhere else it has not arrived yet.
@@ -13,13 +15,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mm::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
 use mm::entry::Entry;
 use mm::machine::{CpuId, CpuMask, IrqOff, Machine, Point};
 use mm::shootdown::Shootdown;
-use mm::sync::Arc;
+use mm::sync::model::{self, AtomicBool, Bound, UnsafeCell, thread};
+use mm::sync::{Arc, AtomicU64, Ordering};
 use mm::tlb::TlbState;
 
 /// Table pages that there are; frame numbers from [`FIRST_TABLE`] on.
@@ -28,7 +29,7 @@ const FIRST_TABLE: u64 = 0x1000;
 /// Data pages that are watched: frames 0 and 1 of a chunk, and those of the next 2 MiB.
 pub const DATA: [u64; 4] = [0, 1, 512, 513];
 
-loom::thread_local! {
+model::thread_local! {
     static CPU: Cell<CpuId> = Cell::new(0);
 }
 
@@ -38,13 +39,33 @@ pub const fn va(high: u64, low: u64) -> VirtAddr {
 }
 
 struct Table {
-    entries: [AtomicU64; ENTRIES],
+    entries: [EntryCell; ENTRIES],
     /// Read by who may walk through the page, written by who frees it.
     memory: UnsafeCell<()>,
     live: Mutex<bool>,
 }
 
-/// What belongs to one CPU alone; the lock is not loom's and never contended.
+/// One entry.
+struct EntryCell(core::cell::UnsafeCell<AtomicU64>);
+
+// SAFETY: the atomic is shared; it is taken alone in `end` only, where loom ends the model if anybody uses it meanwhile.
+unsafe impl Sync for EntryCell {}
+
+impl EntryCell {
+    fn atomic(&self) -> &AtomicU64 {
+        // SAFETY: as said above.
+        unsafe { &*self.0.get() }
+    }
+    /// Its page is freed: all loads and stores so far come before this, and what comes later is ordered after it.
+    fn end(&self) {
+        // SAFETY: loom's threads take turns, and this one does not let go within; that nobody else has a right to the
+        // entry is what loom checks here.
+        #[cfg(loom)]
+        unsafe { &mut *self.0.get() }.assert_alone();
+    }
+}
+
+/// What belongs to one CPU alone; the lock is not the checker's and never contended.
 #[derive(Default)]
 struct Own {
     irqs_off: bool,
@@ -65,7 +86,7 @@ pub struct LoomMachine {
     levels: u8,
     tables: Vec<Table>,
     data: Vec<UnsafeCell<()>>,
-    /// Not loom's, for it must not order anything: the page belongs to somebody else now.
+    /// Not the checker's, for it must not order anything: the page belongs to somebody else now.
     reused: Vec<std::sync::atomic::AtomicBool>,
     pending: Vec<AtomicBool>,
     own: Vec<Mutex<Own>>,
@@ -73,7 +94,7 @@ pub struct LoomMachine {
     watcher: OnceLock<Watcher>,
 }
 
-// SAFETY: the cells are loom's, which ends the model where two threads use one without order between them; all
+// SAFETY: the cells are the checker's, which ends the model where two threads use one without order between them; all
 // other fields are made for sharing.
 unsafe impl Sync for LoomMachine {}
 // SAFETY: as above.
@@ -83,7 +104,7 @@ impl LoomMachine {
     /// A machine whose page tables have `levels` levels.
     pub fn new(cpus: usize, levels: u8) -> Self {
         let table = |_| Table {
-            entries: std::array::from_fn(|_| AtomicU64::new(0)),
+            entries: std::array::from_fn(|_| EntryCell(core::cell::UnsafeCell::new(AtomicU64::new(0)))),
             memory: UnsafeCell::new(()),
             live: Mutex::new(false),
         };
@@ -163,22 +184,22 @@ impl LoomMachine {
     /// Uses a data page: by a translation, or by a pin.
     pub fn use_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
-        assert!(!self.reused[index].load(Ordering::Relaxed), "frame {pfn} is used, but it belongs to another owner");
-        self.data[index].with(|_| ());
+        let mine = || !self.reused[index].load(Ordering::Relaxed);
+        // Inside, where it counts: others may run before a use begins.
+        self.data[index].with(|_| assert!(mine(), "frame {pfn} is used, but it belongs to another owner"));
     }
 
     /// The next owner of a data page writes to it.
     pub fn reuse_data(&self, pfn: Pfn) {
         let index = DATA.iter().position(|&data| data == pfn.as_u64()).expect("a data page of the model");
-        self.reused[index].store(true, Ordering::Relaxed);
-        self.data[index].with_mut(|_| ());
+        self.data[index].with_mut(|_| self.reused[index].store(true, Ordering::Relaxed));
     }
 
     /// The walker, with two levels or more and leaves in the lowest.
     pub fn fill(&self, va: VirtAddr) -> Option<Entry> {
         let mut table = self.own(|own| own.root)?;
         for level in (1..=self.levels).rev() {
-            let entry = &self.table(table).entries[va.index(level)];
+            let entry = self.table(table).entries[va.index(level)].atomic();
             let seen = Entry::from_bits(entry.load(Ordering::Acquire));
             if seen.is_leaf(level) {
                 self.own(|own| own.tlb.insert(va.as_u64(), seen));
@@ -226,7 +247,7 @@ impl Machine for LoomMachine {
     fn relax(&self) {
         assert!(self.irqs_on(), "waits with its interrupts off");
         self.poll();
-        loom::thread::yield_now();
+        thread::yield_now();
     }
     fn loaded(&self) -> PhysAddr {
         self.own(|own| own.loaded)
@@ -238,11 +259,12 @@ impl Machine for LoomMachine {
         let index = self.tables.iter().position(|table| !*table.live.lock().unwrap())?;
         *self.tables[index].live.lock().unwrap() = true;
         self.tables[index].memory.with_mut(|_| ());
-        self.tables[index].entries.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+        self.tables[index].entries.iter().for_each(|entry| entry.atomic().store(0, Ordering::Relaxed));
         Some(Pfn::new(FIRST_TABLE + index as u64))
     }
     fn free_table(&self, table: Pfn) {
         self.table(table).memory.with_mut(|_| ());
+        self.table(table).entries.iter().for_each(EntryCell::end);
         *self.table(table).live.lock().unwrap() = false;
     }
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
@@ -252,7 +274,7 @@ impl Machine for LoomMachine {
                 own.walked.push(table);
             }
         });
-        &self.table(table).entries[index]
+        self.table(table).entries[index].atomic()
     }
     fn init_root(&self, _root: Pfn) {}
     fn levels(&self) -> u8 {
@@ -286,12 +308,10 @@ impl Machine for LoomMachine {
     }
 }
 
-/// Explores every interleaving with at most `preemptions` preemptions.
-pub fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 20_000;
-    builder.check(model);
+/// Explores interleavings: loom all of those with at most `preemptions` preemptions.
+#[track_caller]
+pub fn explore<F: Fn() + Sync + Send + 'static>(preemptions: usize, model: F) {
+    model::explore(Bound::Preemptions(preemptions), model);
 }
 
 /// The rest of the thread runs on `cpu`.

@@ -27,7 +27,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use super::life::Life;
+use super::life::Watched;
 use super::page::Page;
 use crate::addr::{PageSize, Pfn};
 use crate::sync::{AtomicPtr, Ordering};
@@ -36,17 +36,20 @@ pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
 
 /// Slots of a table, pages of a chunk.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(super) const FAN_OUT: usize = 512;
 /// Small enough for the model checker; frame numbers then use the lowest bit of each level alone.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(super) const FAN_OUT: usize = 2;
 
 /// Slots of the top table: 52-bit physical addresses in steps of 512 GiB.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const TOP_SLOTS: usize = 1 << (52 - 39);
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const TOP_SLOTS: usize = 2;
+
+/// log2 of the frames of one of them.
+const SLOT_ORDER: u32 = 27;
 
 const NODE: usize = 1;
 const USED_SHIFT: u32 = 1;
@@ -63,15 +66,13 @@ pub(super) struct Held {
 /// A table of one level.
 #[repr(C, align(4096))]
 pub(super) struct Table<C> {
-    slots: [Slot<C>; FAN_OUT],
-    life: Life,
+    slots: Watched<[Slot<C>; FAN_OUT]>,
 }
 
 /// The metadata of the order-0 folios of one 2 MiB block.
 #[repr(C, align(4096))]
 pub struct Chunk {
-    pages: [Page; FAN_OUT],
-    life: Life,
+    pages: Watched<[Page; FAN_OUT]>,
 }
 
 /// 2 MiB blocks of 1 GiB.
@@ -79,7 +80,7 @@ pub(super) type MibTable = Table<Chunk>;
 /// 1 GiB blocks of 512 GiB.
 pub(super) type GibTable = Table<MibTable>;
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && size_of::<MibTable>() == 4096);
 
 /// What a slot can lead to.
@@ -89,10 +90,8 @@ const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && 
 pub(super) unsafe trait Node: Sized {
     /// An empty node, or `None` when memory is exhausted.
     fn allocate() -> Option<Box<Self>>;
-    /// For the models: every look checks that the node exists.
-    fn life(&self) -> &Life;
     /// For the models: the node is freed.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self);
 }
 
@@ -100,7 +99,7 @@ pub(super) unsafe trait Node: Sized {
 ///
 /// # Safety
 /// All-zero bytes are a valid `T`, and `T` is not of size zero.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
     #[cfg(test)]
     if !tests::may_allocate() {
@@ -118,53 +117,46 @@ unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
 /// Metadata of one large folio, or `None` when memory is exhausted.
 pub(super) fn allocate_page() -> Option<Box<Page>> {
     // SAFETY: a `Page` is four atomic integers, for which zero is valid.
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     let page = unsafe { allocate_zeroed() };
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     let page = Some(Box::new(Page::blank()));
     page
 }
 
 // SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
 unsafe impl<C: Node> Node for Table<C> {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
-        Some(Box::new(Self { slots: core::array::from_fn(|_| Slot::empty()), life: Life::begin() }))
+        Some(Box::new(Self { slots: Watched::new(core::array::from_fn(|_| Slot::empty())) }))
     }
-    #[inline]
-    fn life(&self) -> &Life {
-        &self.life
-    }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
-        self.life.end();
+        self.slots.iter().for_each(|slot| slot.0.end());
+        self.slots.end();
     }
 }
 
 // SAFETY: a chunk is pages, and a page is four atomic integers, for which zero is valid; `align(4096)`.
 unsafe impl Node for Chunk {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
         unsafe { allocate_zeroed() }
     }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn allocate() -> Option<Box<Self>> {
-        Some(Box::new(Self { pages: core::array::from_fn(|_| Page::blank()), life: Life::begin() }))
+        Some(Box::new(Self { pages: Watched::new(core::array::from_fn(|_| Page::blank())) }))
     }
-    #[inline]
-    fn life(&self) -> &Life {
-        &self.life
-    }
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     fn end(&self) {
-        self.life.end();
-        self.pages.iter().for_each(|page| page.life.end());
+        self.pages.iter().for_each(Page::end);
+        self.pages.end();
     }
 }
 
@@ -173,10 +165,6 @@ impl<C> Table<C> {
     #[inline]
     pub(super) fn slot(&self, pfn: Pfn, size: PageSize) -> &Slot<C> {
         &self.slots[(pfn.as_u64() >> size.order()) as usize % FAN_OUT]
-    }
-    /// All slots.
-    pub(super) fn slots(&self) -> &[Slot<C>] {
-        &self.slots
     }
 }
 
@@ -200,7 +188,7 @@ impl Chunk {
 
 /// One word of a table; see the table of values above.
 #[repr(transparent)]
-pub(super) struct Slot<C>(AtomicPtr<()>, PhantomData<Box<C>>);
+pub(super) struct Slot<C>(Watched<AtomicPtr<()>>, PhantomData<Box<C>>);
 
 /// What a slot leads to.
 pub(super) enum View<'a, C> {
@@ -214,7 +202,7 @@ pub(super) enum View<'a, C> {
 
 impl<C: Node> Slot<C> {
     fn empty() -> Self {
-        Self(AtomicPtr::new(core::ptr::null_mut()), PhantomData)
+        Self(Watched::new(AtomicPtr::new(core::ptr::null_mut())), PhantomData)
     }
 
     /// The node that the slot leads to, without the lock; or the one folio that fills the block, or nothing.
@@ -227,13 +215,10 @@ impl<C: Node> Slot<C> {
         let word = self.0.load(Ordering::Acquire);
         if word.addr() & NODE != 0 {
             // SAFETY: bit 0 is set on pointers to a `C` alone, from `Box::into_raw`; it exists (the caller's word).
-            let node = unsafe { &*untagged(word).cast::<C>() };
-            node.life().check();
-            Ok(node)
+            Ok(unsafe { &*untagged(word).cast::<C>() })
         } else {
             // SAFETY: other pointers are to a `Page`, from `Box::into_raw`; it exists (the caller's word).
-            let page = unsafe { word.cast::<Page>().as_ref() };
-            Err(page.inspect(|page| page.life.check()))
+            Err(unsafe { word.cast::<Page>().as_ref() })
         }
     }
 
@@ -319,13 +304,13 @@ trait Mortal {
 }
 impl Mortal for Page {
     fn life_end(&self) {
-        #[cfg(loom)]
-        self.life.end();
+        #[cfg(any(loom, shuttle))]
+        self.end();
     }
 }
 impl<C: Node> Mortal for C {
     fn life_end(&self) {
-        #[cfg(loom)]
+        #[cfg(any(loom, shuttle))]
         self.end();
     }
 }
@@ -333,7 +318,7 @@ impl<C: Node> Mortal for C {
 /// Frees a node. The models keep the memory, so that a late look is found and not undefined.
 fn free<T>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
     end(&node);
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     Box::leak(node);
     size_of::<T>()
 }
@@ -355,20 +340,14 @@ impl Top {
     pub(super) fn bytes(&self) -> usize {
         size_of_val(self.0.as_ref())
     }
-    /// Index of the slot of the 512 GiB that hold `pfn`.
-    #[inline]
-    pub(super) fn index(pfn: Pfn) -> usize {
-        (pfn.as_u64() >> 27) as usize
-    }
     /// The slot of the 512 GiB that hold `pfn`; `None` outside the physical address space.
     #[inline]
     pub(super) fn slot(&self, pfn: Pfn) -> Option<&Slot<GibTable>> {
-        self.slot_at(Self::index(pfn))
+        self.0.get((pfn.as_u64() >> SLOT_ORDER) as usize)
     }
-    /// The slot of this index.
-    #[inline]
-    pub(super) fn slot_at(&self, index: usize) -> Option<&Slot<GibTable>> {
-        self.0.get(index)
+    /// One past the 512 GiB that hold `pfn`.
+    pub(super) fn end_of_slot(pfn: Pfn) -> Pfn {
+        Pfn::new(((pfn.as_u64() >> SLOT_ORDER) + 1) << SLOT_ORDER)
     }
 }
 

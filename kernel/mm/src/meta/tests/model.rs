@@ -148,7 +148,7 @@ impl Run {
             }
             Step::Again(n) if !self.held.is_empty() => {
                 if let Holding::Run { first, nr_pages, leaf } = self.held[n % self.held.len()] {
-                    store.get_run(Pfn::new(first), nr_pages, leaf);
+                    store.get_run(Pfn::new(first), nr_pages, leaf).expect("room");
                     for leaf_first in (first..first + nr_pages).step_by(leaf.nr_pages() as usize) {
                         self.model.covering(leaf_first).expect("held").1.refs += 1;
                     }
