@@ -329,3 +329,6 @@ pub(crate) fn first_desc(layout: &Layout, group: u64) -> RawDesc {
 }
 
 const _: () = assert!(GROUP_BLOCKS == BLOCK_SIZE * 8);
+
+#[cfg(test)]
+mod tests;

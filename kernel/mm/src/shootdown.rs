@@ -272,10 +272,8 @@ impl Shootdown {
         if behind == 0 {
             return;
         }
+        // Where the ring has forgotten one of them, that is the oldest, which comes first and ends it.
         let mut what = space.taken(generation);
-        if behind > RING as u64 && !Mutant::RingOverflowIgnored.is_on() {
-            what = FlushRange::All;
-        }
         for older in (generation - behind + 1)..generation {
             if what == FlushRange::All {
                 break;

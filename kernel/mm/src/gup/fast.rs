@@ -294,13 +294,12 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         if leaf_is && above_is() { Quick::Pinned(pfn) } else { Quick::GiveBack(pfn) }
     }
 
-    /// Takes references on the folio of `pfn`, which the leaf maps with the rights that are wanted, and looks again at
-    /// both entries (G1).
+    /// Takes references on the folio of `pfn`, which the huge leaf maps with the rights that are wanted, and looks again
+    /// at both entries (G1).
     #[inline(always)]
     fn take_checked(&self, pfn: Pfn, nr_pages: u32, leaf: &Leaf<'_>) -> Quick {
-        // Where no page table ends, an entry is a leaf only if it says so.
-        let must = if leaf.level == 1 { 0 } else { Entry::HUGE };
-        if !leaf.entry.has(self.want.rights() | must) {
+        // Above the last level an entry is a leaf only if it says so.
+        if !leaf.entry.has(self.want.rights() | Entry::HUGE) {
             return Quick::No;
         }
         let mm = self.mm();
@@ -356,7 +355,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             Some(Covering::Pages(pages)) => self.run_of_pages(irq, (table, index), first, pages),
             Some(Covering::Part(folio, nr_pages)) => self.run_of_folio(irq, (table, index), first, (folio, nr_pages)),
         };
-        if run.nr_pages > 0 && !above.is_unchanged() {
+        if !above.is_unchanged() {
             self.give_back(pfn, run.nr_pages);
             return Run::NONE;
         }
