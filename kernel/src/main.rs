@@ -7,71 +7,17 @@
 
 extern crate alloc;
 
-mod acpi;
 mod bench;
-mod bench_flush;
-mod bench_gup;
-mod bench_removal;
-mod bench_zap;
+mod bringup;
 mod console;
+mod cpu;
 mod demo;
-mod devices;
-mod exit;
-mod fs_device;
-mod fsload;
-mod fwcfg;
-mod heap;
-mod image;
-mod kstack;
 mod ktest;
-mod ktests_dax;
-mod ktests_dax_pages;
-mod ktests_dax_race;
-mod ktests_fail;
-mod ktests_fs;
-mod ktests_fs_removal;
-mod ktests_fs_sync;
-mod ktests_ground;
-mod ktests_mm;
-mod ktests_mm_gup;
-mod ktests_mm_map;
-mod ktests_mm_tlb;
-mod ktests_pins;
-mod ktests_protection;
-mod ktests_signals;
-mod ktests_stress;
-mod ktests_tasks;
-mod ktests_virtio;
-mod layout;
-mod lock;
-mod machine;
-mod memory;
-mod memory_error;
-mod memory_map;
-mod mounts;
-mod options;
-mod paging;
-mod panic;
-mod pci;
-mod percpu;
-mod pmem_host;
-mod random;
-mod removals;
-mod reserve;
-mod ring;
-mod sched;
+mod mem;
+mod pmem;
 mod shell;
-mod shell_devices;
-mod shell_fail;
-mod shell_fs;
-mod shell_pins;
-mod smp;
 mod task;
-mod time;
 mod trap;
-mod user;
-mod virtio;
-mod wait;
 
 use alloc::vec::Vec;
 
@@ -83,9 +29,17 @@ use dax::device::DataCache;
 use mm::addr::PhysAddr;
 use spin::Once;
 
-use crate::kstack::Stack;
-use crate::options::{Mode, Options};
-use crate::percpu::PerCpu;
+use crate::bringup::options::{Mode, Options};
+use crate::bringup::{acpi, fwcfg, memory_map, smp};
+use crate::console::{report, ring};
+use crate::cpu::percpu::{self, PerCpu};
+use crate::cpu::{exit, lock, time};
+use crate::ktest::runner;
+use crate::mem::kstack::Stack;
+use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
+use crate::pmem::devices;
+use crate::task::{sched, tcb};
+use crate::trap::memory_error;
 
 static BOOTLOADER_CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
@@ -292,7 +246,7 @@ fn print_features(features: &Features) {
 }
 
 /// Third stage: a task like every other.
-fn main_task() -> task::Exit {
+fn main_task() -> tcb::Exit {
     let silent = smp::test_interrupts();
     let others = percpu::online().len() - 1;
     log::info!(target: "smp", "{} of {others} other CPUs have acknowledged an interrupt", others - silent.len());
@@ -304,7 +258,7 @@ fn main_task() -> task::Exit {
     let options = &found().options;
     match options.mode {
         Mode::Test => {
-            let summary = ktest::run(&options.tests);
+            let summary = runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }
         Mode::Shell => shell::run(),

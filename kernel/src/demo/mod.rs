@@ -18,8 +18,10 @@ use mm::ledger::Snapshot;
 
 use self::load::Load;
 use self::verdict::{Removed, Round, Verdict};
-use crate::machine::mm;
-use crate::{devices, kstack, memory, percpu};
+use crate::cpu::percpu;
+use crate::mem::machine::mm;
+use crate::mem::{kstack, memory};
+use crate::pmem::devices;
 
 /// Frames that the per-frame baseline covers, from the beginning of the pages that every CPU maps with 4 KiB leaves.
 /// Each costs a shootdown, and each shootdown waits until the host runs every CPU: so many end within a second where

@@ -20,11 +20,14 @@ use super::Books;
 use super::load::{give_way, wait_until};
 use super::verdict::Removed;
 use super::wish;
-use crate::machine::{KernelMachine, Space, mm};
-use crate::memory_error::Loss;
-use crate::reserve::FAULTS;
-use crate::task::{Signal, Task};
-use crate::{console, devices, percpu, report, sched, user};
+use crate::console::{self, report};
+use crate::cpu::percpu;
+use crate::mem::machine::{KernelMachine, Space, mm};
+use crate::mem::reserve::FAULTS;
+use crate::pmem::devices;
+use crate::task::tcb::{Signal, Task};
+use crate::task::{sched, user};
+use crate::trap::memory_error::Loss;
 
 /// Where each of the two tasks maps its page.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);

@@ -11,7 +11,8 @@ use mm::ledger::Kind;
 use super::files::FilesAct;
 use super::page::PageAct;
 use super::{Acts, Books};
-use crate::{console, report, time};
+use crate::console::{self, report};
+use crate::cpu::time;
 
 /// What is judged of a removal. `Copy`, so that it holds no memory when the books are compared: the report itself has
 /// lists, which are whole pages where many tasks used the device.

@@ -1,0 +1,7 @@
+//! One CPU, and what all the rest stands on: its area, the innermost lock, the clock, interrupts to other CPUs, the end.
+//! May import: no other room.
+
+pub mod exit;
+pub mod lock;
+pub mod percpu;
+pub mod time;

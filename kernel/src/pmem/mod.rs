@@ -1,0 +1,10 @@
+//! Persistent memory: slots and their devices, virtio-pmem and PCI, mounts, what the console says of a removal.
+//! May import: cpu, console, mem, task, trap, bringup.
+
+pub mod devices;
+pub mod fs_device;
+pub mod host;
+pub mod mounts;
+pub mod pci;
+pub mod removals;
+pub mod virtio;

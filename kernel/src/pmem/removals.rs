@@ -1,0 +1,148 @@
+//! What the console says of a removal: its steps, how the DAX device was killed, and the last report, which is kept.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+
+use dax::inject::Place;
+use dax::kill::{KillReport, Phase};
+use dax::removal::{Method, Problem, RemovalReport, Step, StepRecord, Waiting};
+use mm::addr::PfnRange;
+use mm::machine::Machine;
+use mm::region::{RegionInfo, TakeBack};
+use nvdimm::pmem::removal::RemovalWatch;
+
+use crate::console;
+use crate::cpu::time;
+use crate::mem::machine::{KernelMachine, mm};
+use crate::mem::reserve::{FAULTS, Section};
+use crate::pmem::{devices, mounts};
+use crate::shell::devices::device;
+use crate::shell::{Command, pins};
+use crate::task::tcb;
+
+/// The commands.
+pub const COMMANDS: &[Command] =
+    &[Command { name: "removal", args: "N", help: "the report of the last removal of device N", run: removal }];
+
+/// Says every step of a removal on the console, as it ends.
+pub struct Watch<'a> {
+    /// Number of its slot.
+    pub at: usize,
+    /// The device's name.
+    pub name: &'a str,
+    /// Its frames.
+    pub frames: PfnRange,
+    /// Called whenever the removal says for which pages it waits.
+    pub waits: &'a mut dyn FnMut(&Waiting),
+    /// Say nothing, but for what is waited for.
+    pub quiet: bool,
+}
+
+impl RemovalWatch<KernelMachine> for Watch<'_> {
+    fn begin(&mut self, step: Step) -> Result<(), Problem> {
+        match FAULTS.goes_off(Place::Remove, step.number() as u64) {
+            true => Err("the first attempt was made to fail".into()),
+            false => Ok(()),
+        }
+    }
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        if !self.quiet {
+            say_phase(self.name, phase, kill);
+        }
+    }
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        tcb::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        if !self.quiet {
+            pins::say_asked(self.name, region);
+        }
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        if !self.quiet {
+            pins::say_taking_back(self.name, told);
+        }
+    }
+    fn waiting(&mut self, waiting: &Waiting) {
+        log::info!("{}: {waiting}", self.name);
+        let now = mm().machine.now_ns();
+        mm().pins.for_each(&mut |record| {
+            if record.holds_any(self.frames) {
+                log::info!("{}: waits for {}", self.name, record.describe(now));
+            }
+        });
+        (self.waits)(waiting);
+    }
+    fn observe(&mut self, record: &StepRecord) {
+        if self.quiet {
+            return;
+        }
+        log::info!("{}: {record}", self.name);
+        crate::console::report!(
+            "removal device={} step={} n={} of={} ns={} problem={}{}",
+            self.name,
+            record.step,
+            record.step.number(),
+            Step::ALL.len(),
+            record.ns,
+            u8::from(record.problem.is_some()),
+            FactWords(record),
+        );
+        if record.step == Step::KillDax {
+            mounts::report_notification(self.at);
+        }
+    }
+    fn instructions(&mut self) -> u64 {
+        time::cost()
+    }
+}
+
+/// The facts of a step as ` key=value` words.
+struct FactWords<'a>(&'a StepRecord);
+
+impl fmt::Display for FactWords<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.facts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}
+
+/// How mappings will be invalidated.
+pub fn method_in_words(method: Method) -> String {
+    match method {
+        Method::Ranged => "by range: one shootdown for everything".into(),
+        Method::PerFrame(frames) => format!("frame by frame for {} frames, the rest by range", frames.nr_pages()),
+    }
+}
+
+/// A copy of the report of a removal that ran short of memory, of which nothing is in the reserve. `None` where there is
+/// no memory for it.
+pub fn out_of_reserve(report: &RemovalReport) -> Option<Arc<RemovalReport>> {
+    // A section again: what cannot ask for memory first gets it from the reserve, and then goes back at once.
+    let section = Section::enter();
+    let copy = report.try_clone(&mm().machine).map(Arc::new).filter(|_| section.shortages() == 0);
+    drop(section);
+    copy
+}
+
+/// A phase of the kill is over. What the holders answered is said while the device is alive.
+pub fn say_phase(device: &str, phase: Phase, kill: &KillReport) {
+    let (step, of) = (Step::KillDax, Step::ALL.len());
+    log::info!(target: "devices", "{device}: {}/{of} {step}: {phase}: {}", step.number(), phase.meaning());
+    if phase == Phase::Told {
+        for answer in &kill.answers {
+            log::info!(target: "devices", "{device}: {}/{of} {step}: holder {answer}", step.number());
+        }
+    }
+    let failed = kill.answers.iter().filter(|answer| answer.result.is_err()).count();
+    crate::console::report!("kill device={device} phase={phase} told={} failed={failed}", kill.answers.len());
+}
+
+fn removal(args: &[&str]) -> Result<(), String> {
+    let [at] = args else { return Err("expected: removal N".into()) };
+    let last = devices::last_removal(device(at)?).map_err(|error| format!("{error}"))?;
+    let report = last.ok_or("no report of a removal is kept")?;
+    format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! Tasks: what runs, the scheduler, waiting, signals, and user memory as a task sees it.
+//! May import: cpu, console, mem.
+
+pub mod sched;
+pub mod tcb;
+pub mod user;
+pub mod wait;
