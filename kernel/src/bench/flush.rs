@@ -11,8 +11,8 @@ use alloc::sync::Arc;
 use mm::addr::{PageSize, VirtRange};
 use mm::shootdown::{FULL_FLUSH_ABOVE, FlushRange, Round};
 
+use crate::bench::figures::{Bound, Cost, Figures, once};
 use crate::bench::zap::{in_space, populate};
-use crate::bench::{Bound, Cost, Figures, once};
 use crate::ktest::fixtures::{BASE, Device, at, page};
 use crate::mem::machine::{Space, mm};
 use crate::task::user;

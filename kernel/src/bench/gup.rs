@@ -10,7 +10,7 @@ use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::gup::{GupError, GupFlags, PageArray, RangeArray, get_user_pages_fast, pin_user_pages_fast, put_page, unpin};
 use mm::space::Access;
 
-use crate::bench::{Bound, Cost, Figures, TURNS, each, each_call, once};
+use crate::bench::figures::{Bound, Cost, Figures, TURNS, each, each_call, once};
 use crate::ktest::fixtures::{BASE, Device, at, here, new_space, page, run_in};
 use crate::mem::machine::{Space, mm};
 use crate::mem::paging;

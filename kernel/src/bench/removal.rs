@@ -11,25 +11,17 @@ use mm::addr::{PAGE_SHIFT, PageSize, PfnRange};
 use mm::entry::Prot;
 use mm::space::{Access, VmOps};
 
+use crate::bench::figures::{Bound, Cost, Figures};
 use crate::bench::zap::Halted;
-use crate::bench::{Bound, Cost, Figures, once};
-use crate::ktest::fixtures::{at, new_space, no_problems, others, page};
+use crate::ktest::fixtures::{at, new_space, others, page};
+use crate::ktest::idle::{attach, idle, idle_bound, remove};
 use crate::mem::machine::{KernelMachine, Space};
 use crate::pmem::devices;
 
 /// Numbers of extents.
 const EXTENTS: [u64; 4] = [1, 10, 100, 1000];
-/// What attaching or removing an idle device may cost, in instructions.
-const IDLE: u64 = 20_000;
-/// The same for each GiB: its leaf in the direct map.
-const IDLE_PER_GIB: u64 = 120;
 /// Numbers of address spaces, with one extent each.
 const SPACES: [u64; 3] = [1, 10, 100];
-
-/// What attaching or removing an idle device of so many frames may cost, in instructions.
-pub fn idle_bound(nr_frames: u64) -> u64 {
-    IDLE + IDLE_PER_GIB * nr_frames.div_ceil(PageSize::Size1G.nr_pages())
-}
 
 /// Measures NVDIMM `slot`.
 pub fn run(figures: &mut Figures, slot: usize) -> Result<(), String> {
@@ -103,23 +95,6 @@ fn rounds(figures: &mut Figures, report: &RemovalReport, name: &str) {
     figures.add(&format!("{name}_rounds"), "rounds", rounds, Bound::AtMost(1), "");
     let ipis = Cost::of(report.cost.zap.ipis, 1);
     figures.add(&format!("{name}_ipis"), "interrupts", ipis, Bound::AtMost(others().len().into()), "");
-}
-
-fn attach(slot: usize) -> Result<(), String> {
-    devices::attach_supervised(slot, &mut |_| Ok(())).map(drop).map_err(|error| format!("attach: {error}"))
-}
-
-fn remove(slot: usize, method: Method) -> Result<Arc<RemovalReport>, String> {
-    let report = devices::remove(slot, method).map_err(|error| format!("removal: {error}"))?;
-    no_problems(&report)?;
-    Ok(report)
-}
-
-/// The cost of attaching and of removing a device that nobody uses; the console's work is not in it.
-pub fn idle(slot: usize) -> Result<(u64, u64), String> {
-    let (cost, attached) = once(|| attach(slot));
-    attached?;
-    Ok((cost, remove(slot, Method::Ranged)?.instructions()))
 }
 
 /// Removes a device that `nr_spaces` address spaces map, each by `nr_extents` extents of one page, all present.

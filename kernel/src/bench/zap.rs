@@ -12,9 +12,9 @@ use mm::gather::ZapStats;
 use mm::shootdown::{FlushRange, Round};
 use mm::space::Access;
 
-use crate::bench::{Bound, Cost, Figures, flush, once};
-use crate::bringup::smp;
-use crate::cpu::time;
+use crate::bench::figures::{Bound, Cost, Figures, once};
+use crate::bench::flush;
+use crate::cpu::{ipi, time};
 use crate::ktest::fixtures::{BASE, Device, at, here, new_space, others, page, run_in, spawn_in, wait_until};
 use crate::mem::machine::{Space, mm};
 use crate::mem::{memory, paging};
@@ -180,7 +180,7 @@ impl Halted {
     /// Ends them.
     pub fn stop(self) -> Result<(), String> {
         self.stop.store(true, Ordering::Release);
-        others().iter().for_each(|cpu| smp::send(cpu, smp::VECTOR_TEST));
+        others().iter().for_each(|cpu| ipi::send(cpu, ipi::VECTOR_TEST));
         self.tasks.iter().try_for_each(|task| sched::join(task).map_err(|signal| format!("a halted task: {signal}")))
     }
 }

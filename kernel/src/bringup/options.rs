@@ -5,6 +5,7 @@ use core::fmt;
 use arrayvec::ArrayString;
 use dax::inject::Fault;
 use log::LevelFilter;
+use spin::Once;
 
 /// What to do after bring-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +135,21 @@ impl Options {
         }
         Ok(())
     }
+}
+
+static OPTIONS: Once<Options> = Once::new();
+
+/// Keeps the options for all later stages. Called once.
+pub fn set(options: Options) {
+    OPTIONS.call_once(|| options);
+}
+
+/// The options.
+///
+/// # Panics
+/// Before [`set`].
+pub fn get() -> &'static Options {
+    OPTIONS.get().expect("the boot options are read first")
 }
 
 enum Bad {

@@ -1,7 +1,7 @@
-//! All CPUs: starting them, interrupting them.
+//! All CPUs: starting them, and a first interrupt to each.
 
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use arch::features::Features;
 use arch::tables::{CpuTables, NR_IST};
@@ -10,74 +10,19 @@ use arch::{apic, cpu, mce, percpu as area, tlb};
 use mm::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use mm::entry::{Entry, Prot};
 use mm::machine::{CpuId, CpuMask, IrqOff};
-use mm::shootdown::Round;
 
 use crate::console::report;
-use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::time;
+use crate::cpu::ipi::{self, VECTOR_APIC_ERROR, VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER};
+use crate::cpu::{percpu, time};
 use crate::mem::kstack::Stack;
 use crate::mem::{layout, machine, memory, paging};
+use crate::task::runner::{self, Runner};
 use crate::task::sched;
-
-/// Another CPU asks us to flush translations.
-pub const VECTOR_SHOOTDOWN: u8 = 0xf1;
-/// Another CPU has given us a task.
-pub const VECTOR_RESCHEDULE: u8 = 0xf0;
-/// The machine-check handler has noted an error.
-pub const VECTOR_MEMORY_ERROR: u8 = 0xf2;
-/// A test: the handler counts.
-pub const VECTOR_TEST: u8 = 0xf3;
-/// The local timer.
-pub const VECTOR_TIMER: u8 = 0xe0;
-/// The local APIC reports an error.
-pub const VECTOR_APIC_ERROR: u8 = 0xe1;
-/// Spurious interrupt; the low four bits are ones, as old APICs want it.
-pub const VECTOR_SPURIOUS: u8 = 0xff;
 
 /// How long a CPU has to start, in nanoseconds.
 const START_NS: u64 = 1_000_000_000;
 /// How long CPUs have to answer a test interrupt, in nanoseconds.
 const ANSWER_NS: u64 = 1_000_000_000;
-
-static UP: AtomicBool = AtomicBool::new(false);
-/// The CPUs that are online, by number: as [`percpu::online`], in one load.
-static ONLINE: AtomicU64 = AtomicU64::new(0);
-
-/// Do interrupts between CPUs work yet?
-pub fn is_up() -> bool {
-    UP.load(Ordering::Acquire)
-}
-
-/// Interrupts CPU `cpu` at `vector`.
-pub fn send(cpu: CpuId, vector: u8) {
-    if let Some(target) = percpu::get(cpu) {
-        apic::send(target.apic_id.load(Ordering::Relaxed), vector);
-    }
-}
-
-/// Interrupts all of `cpus`, none of which is this one, at `vector`.
-pub fn send_to(cpus: CpuMask, vector: u8) {
-    // One command where they are all there are: each costs about as much as all else that a shootdown's sender does.
-    let others = ONLINE.load(Ordering::Relaxed) & !(1 << area::cpu());
-    let several = cpus.bits() & cpus.bits().wrapping_sub(1) != 0;
-    if several && cpus.bits() == others {
-        apic::send_to_all_others(vector);
-        return;
-    }
-    cpus.iter().for_each(|cpu| send(cpu, vector));
-}
-
-/// Every CPU drops every translation of the kernel half. When it returns, all have. Call from a task.
-pub fn flush_kernel() {
-    match machine::try_mm() {
-        Some(mm) if is_up() => {
-            let mut round = Round::new();
-            round.issue_kernel(&mm.shootdown);
-            round.dispatch(&mm.shootdown, &mm.machine).sync();
-        }
-        _ => tlb::flush_everything(),
-    }
-}
 
 /// Stacks for the exceptions that have their own, for one CPU. They live for ever.
 pub fn interrupt_stack_tops() -> [u64; NR_IST] {
@@ -107,9 +52,7 @@ fn init_this_cpu(tables: &'static mut CpuTables, features: &Features) {
 fn go_online() {
     let mm = machine::mm();
     mm.shootdown.cpu_online(&IrqOff::new(&mm.machine));
-    // Release; pairs with the Acquire in `percpu::online`.
-    percpu::this().online.store(true, Ordering::Release);
-    ONLINE.fetch_or(1 << area::cpu(), Ordering::Relaxed);
+    ipi::go_online();
 }
 
 /// Takes the machine over from the firmware: other CPUs stop, old timers end. On the loader's page tables, with
@@ -149,12 +92,12 @@ pub fn init_boot_cpu(features: &Features) {
     init_this_cpu(Box::leak(Box::new(CpuTables::new(interrupt_stack_tops()))), features);
     time::calibrate_timer();
     go_online();
-    UP.store(true, Ordering::Release);
+    ipi::set_up();
 }
 
 /// What a starting CPU finds.
 struct Arrival {
-    area: *mut PerCpu,
+    area: *mut Runner,
     tables: Option<CpuTables>,
     stack: Option<Stack>,
     features: Features,
@@ -219,7 +162,7 @@ fn start_one(id: CpuId, apic_id: u32, low: PhysAddr, root: PhysAddr, features: &
     let stack_top = stack.top();
     // Leaked: a CPU that comes late must find it.
     let arrival = Box::leak(Box::new(Arrival {
-        area: Box::into_raw(Box::new(PerCpu::new(id))),
+        area: Box::into_raw(Box::new(Runner::new(id))),
         tables: Some(CpuTables::new(interrupt_stack_tops())),
         stack: Some(stack),
         features: *features,
@@ -263,7 +206,7 @@ extern "C" fn arrive(argument: usize) -> ! {
     // A second start-up interrupt is ignored by a CPU that runs; one that began twice would find nothing here.
     let (Some(tables), Some(stack)) = (arrival.tables.take(), arrival.stack.take()) else { cpu::halt_forever() };
     // SAFETY: the area was made for this CPU.
-    unsafe { percpu::install(arrival.area) };
+    unsafe { runner::install(arrival.area) };
     init_this_cpu(Box::leak(Box::new(tables)), &arrival.features);
     sched::become_idle(&arrival.name, stack);
     go_online();
@@ -276,7 +219,7 @@ pub fn test_interrupts() -> CpuMask {
     let others = percpu::online().without(me);
     let before: arrayvec::ArrayVec<(CpuId, u64), { mm::machine::MAX_CPUS }> =
         others.iter().map(|id| (id, percpu::get(id).map_or(0, |cpu| cpu.test_ipis.load(Ordering::Acquire)))).collect();
-    others.iter().for_each(|id| send(id, VECTOR_TEST));
+    others.iter().for_each(|id| ipi::send(id, VECTOR_TEST));
     let silent =
         |&(id, count): &(CpuId, u64)| percpu::get(id).is_none_or(|cpu| cpu.test_ipis.load(Ordering::Acquire) == count);
     wait_ns(ANSWER_NS, || !before.iter().any(silent));

@@ -1,6 +1,7 @@
 //! The console: whole lines on the serial port, notes from interrupt handlers, what a command is.
 //! May import: cpu.
 
+pub mod command;
 pub mod ring;
 pub mod serial;
 

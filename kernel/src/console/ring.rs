@@ -2,6 +2,9 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arch::percpu as area;
+use mm::machine::MAX_CPUS;
+
 use crate::cpu::lock::IrqLock;
 use crate::cpu::percpu;
 
@@ -74,16 +77,30 @@ impl Ring {
     }
 }
 
+/// One for each CPU, by its number.
+static RINGS: [Ring; MAX_CPUS] = [const { Ring::new() }; MAX_CPUS];
+
+/// Adds a note to this CPU's, from an interrupt handler.
+pub fn note(note: Note, value: u64) {
+    RINGS[area::cpu()].push(note, value);
+}
+
+/// How many notes this CPU's handlers have made, but for those that were lost.
+pub fn nr_notes() -> usize {
+    RINGS[area::cpu()].nr_notes()
+}
+
 /// One reader at a time.
 static READER: IrqLock<()> = IrqLock::new(());
 
 /// Prints what the interrupt handlers of all CPUs have noted. Call from a task.
 pub fn drain() {
     for cpu in percpu::all() {
+        let ring = &RINGS[cpu.id()];
         loop {
             let note = {
                 let _one_reader = READER.lock();
-                cpu.ring.pop()
+                ring.pop()
             };
             let Some([note, value]) = note else { break };
             let what = match note {
@@ -95,7 +112,7 @@ pub fn drain() {
             };
             log::warn!(target: "irq", "CPU {}: {what} {value:#x}", cpu.id());
         }
-        let lost = cpu.ring.lost.swap(0, Ordering::Relaxed);
+        let lost = ring.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             log::warn!(target: "irq", "CPU {}: {lost} more notes were lost", cpu.id());
         }

@@ -2,6 +2,7 @@
 //! May import: no other room.
 
 pub mod exit;
+pub mod ipi;
 pub mod lock;
 pub mod percpu;
 pub mod time;

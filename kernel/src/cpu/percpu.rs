@@ -5,12 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use arch::percpu as area;
 use mm::machine::{CpuId, CpuMask, MAX_CPUS};
 
-use crate::console::ring::Ring;
-use crate::cpu::lock::IrqLock;
-use crate::task::sched::RunQueue;
-use crate::task::tcb::Task;
-
-/// One CPU's area. GS points to it.
+/// One CPU's area, as far as every room knows it. GS points to it, and the scheduler's part follows it.
 #[derive(Debug)]
 #[repr(C)]
 pub struct PerCpu {
@@ -21,21 +16,11 @@ pub struct PerCpu {
     pub online: AtomicBool,
     /// Depth of interrupt handlers (exceptions do not count).
     interrupts: AtomicU32,
-    /// The interrupt that is ending should switch tasks.
-    pub need_resched: AtomicBool,
-    /// The running task, for the task itself: see [`crate::task::sched::with_current`].
-    pub current: AtomicPtr<Task>,
-    /// Tasks that want to run here.
-    pub queue: IrqLock<RunQueue>,
-    /// Notes from interrupt handlers.
-    pub ring: Ring,
     /// Timer interrupts taken.
     pub ticks: AtomicU64,
-    /// Task switches made.
-    pub switches: AtomicU64,
     /// Test interrupts answered.
     pub test_ipis: AtomicU64,
-    /// Rounds of waiting, see [`crate::mem::machine`].
+    /// Rounds of waiting, see `KernelMachine::relax`.
     pub relaxed: AtomicU64,
     /// Breakpoints taken, for a test.
     pub breakpoints: AtomicU64,
@@ -58,12 +43,7 @@ impl PerCpu {
             apic_id: AtomicU32::new(0),
             online: AtomicBool::new(false),
             interrupts: AtomicU32::new(0),
-            need_resched: AtomicBool::new(false),
-            current: AtomicPtr::new(core::ptr::null_mut()),
-            queue: IrqLock::new(RunQueue::new()),
-            ring: Ring::new(),
             ticks: AtomicU64::new(0),
-            switches: AtomicU64::new(0),
             test_ipis: AtomicU64::new(0),
             relaxed: AtomicU64::new(0),
             breakpoints: AtomicU64::new(0),
@@ -84,20 +64,25 @@ static AREAS: [AtomicPtr<PerCpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr:
 /// Makes `area` the one of the CPU that calls, for ever.
 ///
 /// # Safety
-/// Called once on each CPU, with an area of its own.
+/// Called once on each CPU, with an area of its own. Whoever keeps more behind it is its only caller, and can rely on it.
 pub unsafe fn install(area: *mut PerCpu) {
     // SAFETY: the area begins with its head and lives for ever, by this function's contract.
     let id = unsafe {
         area::install(area.cast());
         (*area).id()
     };
-    // Release; pairs with the Acquire in `get`.
+    // Release; pairs with the Acquire in `area_of`.
     AREAS[id].store(area, Ordering::Release);
+}
+
+/// Where the area of CPU `id` begins, as [`install`] was given it; null before that CPU has started.
+pub fn area_of(id: CpuId) -> *mut PerCpu {
+    AREAS.get(id).map_or(core::ptr::null_mut(), |area| area.load(Ordering::Acquire))
 }
 
 /// The area of CPU `id`, once that CPU has started.
 pub fn get(id: CpuId) -> Option<&'static PerCpu> {
-    let area = AREAS.get(id)?.load(Ordering::Acquire);
+    let area = area_of(id);
     // SAFETY: null or an area that lives for ever.
     unsafe { area.as_ref() }
 }

@@ -24,8 +24,8 @@ use mm::machine::CpuId;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
+use super::books::Removed;
 use super::load::{give_way, read_pinned, signal_of, wait_until};
-use super::verdict::Removed;
 use crate::cpu::percpu;
 use crate::ktest::random::Random;
 use crate::mem::machine::{Space, mm};

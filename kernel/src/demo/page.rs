@@ -16,9 +16,8 @@ use mm::entry::Prot;
 use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
-use super::Books;
+use super::books::{Books, Removed};
 use super::load::{give_way, wait_until};
-use super::verdict::Removed;
 use super::wish;
 use crate::console::{self, report};
 use crate::cpu::percpu;

@@ -25,7 +25,7 @@ use crate::ktest::fixtures::{
     BASE, Device, Spinners, at, here, new_space, no_problems, others, page, read_frame, run_in, spawn_in, stamp,
     wait_until, write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::{layout, paging};
 use crate::pmem::devices::{self, DeviceError};

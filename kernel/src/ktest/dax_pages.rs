@@ -17,13 +17,13 @@ use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, SigBusCause};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
-use crate::bench::removal;
 use crate::cpu::time;
 use crate::ktest::fixtures::{
     BASE, Books, Device, at, here, new_space, no_problems, others, page, run_in, spawn_in, stamp, wait_until,
     write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::idle;
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::mem::{heap, memory, paging};
 use crate::pmem::devices;
@@ -368,8 +368,8 @@ fn idle_cost(ctx: &mut Ctx) -> Result<(), String> {
         ctx.skip("instructions are not counted, or this CPU has no 1 GiB leaves");
         return Ok(());
     }
-    let bound = removal::idle_bound(slot.frames.nr_pages());
-    let (attach, remove) = removal::idle(0)?;
+    let bound = idle::idle_bound(slot.frames.nr_pages());
+    let (attach, remove) = idle::idle(0)?;
     let gib = slot.frames.nr_pages().div_ceil(PageSize::Size1G.nr_pages());
     ctx.note(format_args!("{attach} instructions to attach, {remove} to remove {gib} GiB; at most {bound}"));
     check!(attach.max(remove) <= bound, "{attach} instructions to attach, {remove} to remove; at most {bound}");

@@ -27,7 +27,7 @@ use spin::Mutex;
 use crate::cpu::percpu;
 use crate::ktest::fixtures::{BASE, Books, at, here, new_space, no_problems, page, spawn_in, wait_until};
 use crate::ktest::random::Random;
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{KernelMachine, Space};
 use crate::pmem::devices::{self, DeviceError};
 use crate::task::tcb::{Signal, Task};

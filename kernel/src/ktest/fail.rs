@@ -19,7 +19,7 @@ use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use crate::cpu::percpu;
 use crate::ktest::fixtures::{BASE, Books, Device, at, new_space, no_problems, page};
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{self, FAULTS};

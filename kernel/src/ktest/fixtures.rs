@@ -19,7 +19,7 @@ use mm::space::VmOps;
 
 use crate::cpu::percpu;
 pub use crate::ktest::random::Random;
-use crate::ktest::runner::Ctx;
+use crate::ktest::test::Ctx;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::{kstack, layout, memory};
 use crate::pmem::devices::{self, DeviceError};

@@ -22,7 +22,7 @@ use mm::space::SigBusCause;
 use crate::ktest::fixtures::{
     BASE, Books, at, here, new_space, no_problems, others, read_frame, run_in, spawn_in, wait_until, write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
 use crate::pmem::devices;
 use crate::pmem::mounts::{self, File, Fs};
@@ -265,9 +265,8 @@ fn truncate_waits(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
         complaint.is_some()
     });
     let complaint = complaint.unwrap_or_default();
-    let names = ["has waited ", " pinned by mapper at ", "ktest/fs.rs:", " ms ago"]
-        .iter()
-        .all(|part| complaint.contains(part));
+    let names =
+        ["has waited ", " pinned by mapper at ", "ktest/fs.rs:", " ms ago"].iter().all(|part| complaint.contains(part));
     check!(names, "the complaint does not name owner, place and age: {complaint}");
     check_eq!(fs.statfs().map_err(said("statfs"))?.free_blocks, free, "free blocks while a page is pinned");
     stop.store(true, Ordering::Release);

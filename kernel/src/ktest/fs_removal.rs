@@ -14,10 +14,10 @@ use mm::gup::GupFlags;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
-use crate::bringup::options::Stress;
+use crate::bringup::options::{self, Stress};
 use crate::ktest::fixtures::{BASE, Random, at, new_space, no_problems, spawn_in, wait_until};
 use crate::ktest::fs::{cx, numbered, said, with_fs};
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::Space;
 use crate::pmem::devices;
 use crate::pmem::mounts::{self, Fs};
@@ -69,7 +69,7 @@ fn use_it(fs: &Arc<Fs>, space: &Arc<Space>, (nr, rounds): (u64, &AtomicU64), sto
 }
 
 fn removal_under_load(ctx: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
-    let goal = if crate::found().options.stress == Stress::Full { 2000 } else { 100 };
+    let goal = if options::get().stress == Stress::Full { 2000 } else { 100 };
     let kept = numbered(&mounted[0], "/kept", 8)?;
     drop(kept);
     mounted[0].reap(&cx());

@@ -12,7 +12,7 @@ use mm::pins::PinnedPages;
 
 use crate::ktest::fixtures::{at, here, run_in, spawn_in, wait_until};
 use crate::ktest::fs::{a_cpu, cx, let_go, numbered, said, space_with, with_fs};
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::pmem::mounts::Fs;
 use crate::task::{sched, user};
 

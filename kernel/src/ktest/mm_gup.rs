@@ -14,7 +14,7 @@ use mm::space::Access;
 use crate::ktest::fixtures::{
     BASE, Device, at, here, new_space, other_cpu, page, read_frame, run_in, spawn_in, stamp, write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
 use crate::mem::paging;
 use crate::task::{sched, user};

@@ -10,7 +10,7 @@ use mm::ledger::Kind;
 use mm::space::{Access, MapError, SigBusCause};
 
 use crate::ktest::fixtures::{BASE, Device, at, here, new_space, page, read_frame, run_in, segv, stamp, write_frame};
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
 use crate::mem::paging;
 use crate::task::user;

@@ -12,16 +12,15 @@ use mm::machine::{CpuId, CpuMask, IrqOff};
 use mm::space::Access;
 use mm::tlb::FULL_FLUSH_ABOVE;
 
-use crate::cpu::percpu;
 use crate::ktest::fixtures::{
     BASE, Device, Spinners, at, new_space, other_cpu, others, page, run_in, segv, spawn_in, stamp, wait_until,
     write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
 use crate::task::tcb::{Signal, State, Task};
 use crate::task::wait::WaitQueue;
-use crate::task::{sched, user};
+use crate::task::{runner, sched, user};
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 
@@ -281,7 +280,7 @@ fn targets(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
 fn idles(task: &Task) -> bool {
     let idle = format!("idle/{}", task.cpu);
     task.state() == State::Parked
-        && percpu::get(task.cpu).is_some_and(|cpu| cpu.queue.lock().current_name().is_some_and(|name| name == idle))
+        && runner::get(task.cpu).is_some_and(|cpu| cpu.queue.lock().current_name().is_some_and(|name| name == idle))
 }
 
 fn lazy(ctx: &mut Ctx, device: &Device) -> Result<(), String> {

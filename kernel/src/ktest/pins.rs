@@ -22,7 +22,7 @@ use crate::cpu::percpu;
 use crate::ktest::fixtures::{
     BASE, Device, here, new_space, no_problems, others, page, read_frame, run_in, spawn_in, wait_until, write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::pmem::devices;
 use crate::task::sched;

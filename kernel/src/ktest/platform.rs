@@ -9,8 +9,9 @@ use arch::features::Features;
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange, PhysAddr, VirtAddr};
 
 use crate::bringup::{memory_map, smp};
+use crate::console::ring;
 use crate::cpu::{percpu, time};
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::{heap, image, kstack, layout, memory, paging};
 use crate::task::sched;
 
@@ -225,15 +226,14 @@ fn frames_come_back() -> Result<(), String> {
 fn unused_vector(_: &mut Ctx) -> Result<(), String> {
     const UNUSED: u8 = 0x77;
     // Tasks do not migrate: both times it is the same CPU's.
-    let notes = || percpu::this().ring.nr_notes();
-    let before = notes();
+    let before = ring::nr_notes();
     arch::apic::send_to_self(UNUSED);
     let arrived = (0..100_000).any(|_| {
         arch::cpu::pause();
-        notes() > before
+        ring::nr_notes() > before
     });
     check!(arrived, "no note of the interrupt");
-    crate::console::ring::drain();
+    ring::drain();
     Ok(())
 }
 

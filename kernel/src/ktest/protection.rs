@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use mm::addr::{PageSize, Pfn, VirtAddr};
 use mm::entry::{Entry, Prot};
 
-use crate::ktest::runner::{Ctx, Test, check_eq};
+use crate::ktest::test::{Ctx, Test, check_eq};
 use crate::mem::{layout, memory, paging};
 use crate::task::sched;
 

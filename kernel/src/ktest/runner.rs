@@ -1,58 +1,10 @@
-//! In-kernel tests: a list of functions, run in a task, reported as KTAP (version 1) on the console.
+//! The list of all in-kernel tests, run in a task and reported as KTAP (version 1) on the console.
 
 use alloc::format;
 use alloc::string::String;
 
-use crate::console;
-
-/// One test.
-pub struct Test {
-    /// `area.subject.case`, without spaces.
-    pub name: &'static str,
-    /// The rows of the specification that it covers, such as `G1 G2`; empty for what has no row.
-    pub covers: &'static str,
-    /// Runs it. An error says what was expected and what was found.
-    pub run: fn(&mut Ctx) -> Result<(), String>,
-}
-
-/// What a test can use.
-#[derive(Debug, Default)]
-pub struct Ctx {
-    skipped: Option<String>,
-}
-
-impl Ctx {
-    /// Says why the test cannot run here; return `Ok` after it.
-    pub fn skip(&mut self, reason: impl Into<String>) {
-        self.skipped = Some(reason.into());
-    }
-
-    /// A line of explanation on the console, which KTAP readers ignore.
-    pub fn note(&self, args: core::fmt::Arguments<'_>) {
-        console::line(format_args!("# {args}"));
-    }
-}
-
-/// Fails the test with both values unless they are equal.
-macro_rules! check_eq {
-    ($found:expr, $expected:expr, $($what:tt)+) => {{
-        let (found, expected) = (&$found, &$expected);
-        if found != expected {
-            return Err(alloc::format!("{}: expected {expected:?}, found {found:?}", format_args!($($what)+)));
-        }
-    }};
-}
-pub(crate) use check_eq;
-
-/// Fails the test unless the condition holds.
-macro_rules! check {
-    ($condition:expr, $($what:tt)+) => {
-        if !$condition {
-            return Err(alloc::format!($($what)+));
-        }
-    };
-}
-pub(crate) use check;
+use crate::console::{self, ring};
+use crate::ktest::test::{Ctx, Test};
 
 /// Every test, by subject.
 static GROUPS: &[&[Test]] = &[
@@ -96,7 +48,7 @@ pub fn run(glob: &str) -> Summary {
         let mut ctx = Ctx::default();
         let name = test.name;
         let covers = if test.covers.is_empty() { String::new() } else { format!(" # covers: {}", test.covers) };
-        match ((test.run)(&mut ctx), ctx.skipped) {
+        match ((test.run)(&mut ctx), ctx.skipped()) {
             (Ok(()), None) => {
                 summary.passed += 1;
                 console::line(format_args!("ok {number} {name}{covers}"));
@@ -113,7 +65,7 @@ pub fn run(glob: &str) -> Summary {
                 }
             }
         }
-        crate::console::ring::drain();
+        ring::drain();
     }
     console::line(format_args!("# passed: {} failed: {} skipped: {}", summary.passed, summary.failed, summary.skipped));
     summary

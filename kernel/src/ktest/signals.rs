@@ -12,7 +12,7 @@ use mm::space::SigBusCause;
 use spin::Mutex;
 
 use crate::ktest::fixtures::{BASE, Device, at, here, new_space, no_problems, page, spawn_in, wait_until};
-use crate::ktest::runner::{Ctx, Test, check_eq};
+use crate::ktest::test::{Ctx, Test, check_eq};
 use crate::mem::machine::Space;
 use crate::pmem::devices;
 use crate::task::tcb::{Choice, SigBus, Signal};

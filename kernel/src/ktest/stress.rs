@@ -26,12 +26,12 @@ use mm::machine::CpuId;
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 use spin::Mutex;
 
-use crate::bringup::options::Stress;
+use crate::bringup::options::{self, Stress};
 use crate::cpu::percpu;
 use crate::ktest::fixtures::{
     BASE, Books, Device, Random, new_space, no_problems, page, read_frame, spawn_in, stamp, wait_until, write_frame,
 };
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::pmem::devices;
 use crate::task::tcb::{Signal, Task};
@@ -457,7 +457,7 @@ fn cycle(device: &Device, plan: Plan, nr: u64) -> Result<Counts, String> {
 }
 
 fn stress(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
-    let plan = Plan::of(crate::found().options.stress);
+    let plan = Plan::of(options::get().stress);
     let pages = all_pages(u64::from(percpu::online().len()));
     if pages > device.frames.nr_pages() {
         ctx.skip(format!("NVDIMM 0 has fewer than {} MiB", page(pages) >> 20));

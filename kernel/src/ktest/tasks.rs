@@ -10,7 +10,7 @@ use mm::sync::Mutex;
 
 use crate::cpu::lock::IrqLock;
 use crate::cpu::percpu;
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{self, Space};
 use crate::task::tcb::{Signal, State};
 use crate::task::wait::WaitQueue;

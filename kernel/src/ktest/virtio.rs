@@ -10,7 +10,7 @@ use mm::pagemap::MemoryKind;
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
-use crate::ktest::runner::{Ctx, Test, check, check_eq};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::mem::{kstack, memory};
 use crate::pmem::devices::{self, DeviceError};

@@ -8,13 +8,12 @@ use mm::addr::{Pfn, PhysAddr, VirtAddr};
 use mm::entry::Entry;
 use mm::held;
 use mm::machine::{CpuId, CpuMask, GROUP, Machine};
+use mm::shootdown::Round;
 use mm::world::Mm;
 use spin::Once;
 
-use crate::bringup::smp;
-use crate::cpu::{percpu, time};
+use crate::cpu::{ipi, percpu, time};
 use crate::mem::{memory, paging, reserve};
-use crate::task::sched;
 
 /// The machine that this kernel runs on. There is one; its state is the hardware's.
 #[derive(Debug)]
@@ -32,18 +31,14 @@ static WORLD: Once<Arc<Mm<KernelMachine>>> = Once::new();
 /// Makes the world for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
 pub fn init(nr_cpus: usize) {
     WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus)).pins.switch(true);
-    held::count_by(count_locks);
 }
 
-/// Adds to the number of locks that the running task holds. An interrupt handler counts on the task that it
-/// interrupted, and has none left when it ends.
-fn count_locks(change: i64) -> i64 {
-    sched::with_current(|task| {
-        let held = task.locks_held.load(Ordering::Relaxed) + change;
-        task.locks_held.store(held, Ordering::Relaxed);
-        held
-    })
-    .unwrap_or(0)
+/// What a waiter does now and then: it lets other tasks of its CPU run, once there are tasks.
+static YIELD: Once<fn()> = Once::new();
+
+/// From now on a waiter calls `yield_if_allowed` now and then. For the scheduler, when it starts.
+pub fn yield_by(yield_if_allowed: fn()) {
+    YIELD.call_once(|| yield_if_allowed);
 }
 
 /// The world.
@@ -57,6 +52,18 @@ pub fn mm() -> &'static Arc<Mm<KernelMachine>> {
 /// The world, if it is made.
 pub fn try_mm() -> Option<&'static Arc<Mm<KernelMachine>>> {
     WORLD.get()
+}
+
+/// Every CPU drops every translation of the kernel half. When it returns, all have. Call from a task.
+pub fn flush_kernel() {
+    match try_mm() {
+        Some(mm) if ipi::is_up() => {
+            let mut round = Round::new();
+            round.issue_kernel(&mm.shootdown);
+            round.dispatch(&mm.shootdown, &mm.machine).sync();
+        }
+        _ => tlb::flush_everything(),
+    }
 }
 
 impl Machine for KernelMachine {
@@ -88,8 +95,10 @@ impl Machine for KernelMachine {
         held::assert_none("something");
         cpu::pause();
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
-        if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD) {
-            sched::yield_if_allowed();
+        if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD)
+            && let Some(yield_if_allowed) = YIELD.get()
+        {
+            yield_if_allowed();
         }
     }
 
@@ -143,7 +152,7 @@ impl Machine for KernelMachine {
         tlb::flush_everything();
     }
     fn send_shootdown_ipi(&self, cpus: CpuMask) {
-        smp::send_to(cpus, smp::VECTOR_SHOOTDOWN);
+        ipi::send_to(cpus, ipi::VECTOR_SHOOTDOWN);
     }
 
     fn now_ns(&self) -> u64 {

@@ -14,7 +14,7 @@ use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
-use crate::mem::{image, layout, memory};
+use crate::mem::{image, layout, machine, memory};
 
 /// Kernel data: writable, never executable.
 pub const DATA: Prot = Prot { write: true, exec: false, user: false };
@@ -355,7 +355,7 @@ pub fn unmap_device(frames: PfnRange) -> u64 {
         let _one_writer = WRITER.lock();
         leaves = unmap(range, &mut tables);
     }
-    crate::bringup::smp::flush_kernel();
+    machine::flush_kernel();
     while let Some(table) = tables.pop() {
         memory::free(table, 0);
     }

@@ -20,7 +20,6 @@ use mm::addr::PAGE_SIZE;
 
 use crate::cpu::lock::IrqLock;
 use crate::mem::{layout, memory};
-use crate::task::sched;
 
 /// log2 of the reserve's size in pages: 64 KiB.
 const ORDER: u32 = 4;
@@ -135,9 +134,9 @@ pub struct Section {
 }
 
 impl Section {
-    /// Begins one.
-    pub fn enter() -> Self {
-        let stack = sched::with_current(|task| (task.stack().bottom(), task.stack().top()));
+    /// Begins one in the task whose stack that is (lowest address, one past the highest), which is the one that calls.
+    /// There is no section where there is no task.
+    pub fn enter(stack: Option<(u64, u64)>) -> Self {
         let Some((bottom, top)) = stack.filter(|_| own().is_none()) else { return Self { slot: None } };
         let free = |slot: &&Slot| slot.bottom.compare_exchange(0, bottom, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = SECTIONS.iter().find(free);

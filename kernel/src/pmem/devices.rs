@@ -29,7 +29,8 @@ use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{mounts, removals, virtio};
+use crate::pmem::{removals, virtio};
+use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
@@ -149,6 +150,29 @@ fn init(
     });
 }
 
+/// What becomes of the device of a slot, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It goes away, and its holders have been told.
+    HoldersTold(usize),
+    /// It has gone.
+    Gone(usize),
+}
+
+/// Who hears of it.
+static LISTENER: Once<fn(News)> = Once::new();
+
+/// From now on `listener` hears of every device. For what is mounted from them; called once.
+pub fn listen(listener: fn(News)) {
+    LISTENER.call_once(|| listener);
+}
+
+fn announce(news: News) {
+    if let Some(listener) = LISTENER.get() {
+        listener(news);
+    }
+}
+
 /// The slots, NVDIMMs first; empty where there is no persistent memory.
 pub fn slots() -> &'static [Slot] {
     DEVICES.get().map_or(&[], |devices| &devices.slots)
@@ -259,7 +283,7 @@ fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>)
     let (devices, slot) = devices_and_slot(at)?;
     let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[] };
     settle();
-    let section = Section::enter();
+    let section = services::enter_section();
     let mut watched = |step: Step| {
         if section.shortages() > 0 {
             return Err(Refused::OutOfMemory);
@@ -345,16 +369,17 @@ fn remove_with(
     let (_, slot) = devices_and_slot(at)?;
     let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
     settle();
-    let section = Section::enter();
+    let section = services::enter_section();
     if !quiet {
         log::info!("{}: going away, {}", slot.name, removals::method_in_words(method));
     }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
-    let mut watch = removals::Watch { at, name: &slot.name, frames: slot.frames, waits, quiet };
+    let told = &mut || announce(News::HoldersTold(at));
+    let mut watch = removals::Watch { name: &slot.name, frames: slot.frames, told, waits, quiet };
     let report = device.remove(mappings, method, &mut watch);
-    mounts::device_gone(at);
+    announce(News::Gone(at));
     let report = Arc::new(report);
     let shortages = section.shortages();
     drop(section);

@@ -6,5 +6,6 @@ pub mod fs_device;
 pub mod host;
 pub mod mounts;
 pub mod pci;
+pub mod registrations;
 pub mod removals;
 pub mod virtio;

@@ -21,7 +21,8 @@ use spin::Mutex;
 
 use crate::cpu::time;
 use crate::mem::machine::KernelMachine;
-use crate::pmem::{devices, fs_device};
+use crate::pmem::devices::{self, News};
+use crate::pmem::fs_device;
 
 /// A mounted file system of this kernel.
 pub type Fs = Mounted<KernelMachine>;
@@ -30,6 +31,14 @@ pub type File = fs::handle::File<KernelMachine>;
 
 /// By slot of the device. Never held while a file system works.
 static MOUNTS: Mutex<BTreeMap<usize, Arc<Fs>>> = Mutex::new(BTreeMap::new());
+
+/// Listens to the devices from now on: what is mounted from them ends with them. Called once.
+pub fn start() {
+    devices::listen(|news| match news {
+        News::HoldersTold(at) => report_notification(at),
+        News::Gone(at) => device_gone(at),
+    });
+}
 
 /// Makes an empty file system on device `at`, which is attached for one and not mounted. What it held is lost.
 ///
@@ -110,7 +119,7 @@ fn let_go(at: usize) {
 }
 
 /// Holders of device `at` have been told that it goes away: says what the file system met. Nothing is mounted: nothing.
-pub fn report_notification(at: usize) {
+fn report_notification(at: usize) {
     let Ok(mounted) = get(at) else { return };
     if let Some(report) = mounted.last_notification() {
         crate::console::report!("notify fs={} {report}", mounted.name());
@@ -118,7 +127,7 @@ pub fn report_notification(at: usize) {
 }
 
 /// Device `at` has gone: lets go of what was mounted from it.
-pub fn device_gone(at: usize) {
+fn device_gone(at: usize) {
     let Ok(mounted) = get(at) else { return };
     // One that was mounted again meanwhile, from the device's successor, is not meant.
     if mounted.shutdown_reason().is_some() {

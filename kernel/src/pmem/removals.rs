@@ -1,4 +1,4 @@
-//! What the console says of a removal: its steps, how the DAX device was killed, and the last report, which is kept.
+//! What the console says of a removal: its steps, and how the DAX device was killed.
 
 use alloc::format;
 use alloc::string::String;
@@ -13,27 +13,21 @@ use mm::machine::Machine;
 use mm::region::{RegionInfo, TakeBack};
 use nvdimm::pmem::removal::RemovalWatch;
 
-use crate::console;
+use crate::console::report;
 use crate::cpu::time;
 use crate::mem::machine::{KernelMachine, mm};
-use crate::mem::reserve::{FAULTS, Section};
-use crate::pmem::{devices, mounts};
-use crate::shell::devices::device;
-use crate::shell::{Command, pins};
-use crate::task::tcb;
-
-/// The commands.
-pub const COMMANDS: &[Command] =
-    &[Command { name: "removal", args: "N", help: "the report of the last removal of device N", run: removal }];
+use crate::mem::reserve::FAULTS;
+use crate::pmem::registrations;
+use crate::task::{services, tcb};
 
 /// Says every step of a removal on the console, as it ends.
 pub struct Watch<'a> {
-    /// Number of its slot.
-    pub at: usize,
     /// The device's name.
     pub name: &'a str,
     /// Its frames.
     pub frames: PfnRange,
+    /// Called when the device's holders have been told, once that step has been said, unless `quiet`.
+    pub told: &'a mut dyn FnMut(),
     /// Called whenever the removal says for which pages it waits.
     pub waits: &'a mut dyn FnMut(&Waiting),
     /// Say nothing, but for what is waited for.
@@ -57,12 +51,12 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
     }
     fn asked(&mut self, region: &RegionInfo<'_>) {
         if !self.quiet {
-            pins::say_asked(self.name, region);
+            registrations::say_asked(self.name, region);
         }
     }
     fn taking_back(&mut self, told: &TakeBack<'_>) {
         if !self.quiet {
-            pins::say_taking_back(self.name, told);
+            registrations::say_taking_back(self.name, told);
         }
     }
     fn waiting(&mut self, waiting: &Waiting) {
@@ -80,7 +74,7 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
             return;
         }
         log::info!("{}: {record}", self.name);
-        crate::console::report!(
+        report!(
             "removal device={} step={} n={} of={} ns={} problem={}{}",
             self.name,
             record.step,
@@ -91,7 +85,7 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
             FactWords(record),
         );
         if record.step == Step::KillDax {
-            mounts::report_notification(self.at);
+            (self.told)();
         }
     }
     fn instructions(&mut self) -> u64 {
@@ -120,7 +114,7 @@ pub fn method_in_words(method: Method) -> String {
 /// no memory for it.
 pub fn out_of_reserve(report: &RemovalReport) -> Option<Arc<RemovalReport>> {
     // A section again: what cannot ask for memory first gets it from the reserve, and then goes back at once.
-    let section = Section::enter();
+    let section = services::enter_section();
     let copy = report.try_clone(&mm().machine).map(Arc::new).filter(|_| section.shortages() == 0);
     drop(section);
     copy
@@ -136,13 +130,5 @@ pub fn say_phase(device: &str, phase: Phase, kill: &KillReport) {
         }
     }
     let failed = kill.answers.iter().filter(|answer| answer.result.is_err()).count();
-    crate::console::report!("kill device={device} phase={phase} told={} failed={failed}", kill.answers.len());
-}
-
-fn removal(args: &[&str]) -> Result<(), String> {
-    let [at] = args else { return Err("expected: removal N".into()) };
-    let last = devices::last_removal(device(at)?).map_err(|error| format!("{error}"))?;
-    let report = last.ok_or("no report of a removal is kept")?;
-    format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
-    Ok(())
+    report!("kill device={device} phase={phase} told={} failed={failed}", kill.answers.len());
 }

@@ -9,10 +9,10 @@ use mm::meta::LiveFolio;
 use mm::pagemap::MemoryKind;
 
 use crate::console;
-use crate::demo;
+use crate::console::command::Command;
 use crate::mem::machine::mm;
 use crate::pmem::devices;
-use crate::shell::Command;
+use crate::shell::runs;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
@@ -32,8 +32,7 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 fn run_demo(_: &[&str]) -> Result<(), String> {
-    // Whoever types here promises nothing.
-    if demo::run(0) { Ok(()) } else { Err("the verdict is bad".into()) }
+    if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
 }
 
 fn nvdimm(_: &[&str]) -> Result<(), String> {

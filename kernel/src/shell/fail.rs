@@ -13,11 +13,11 @@ use mm::space::VmOps;
 use nvdimm::pmem::block::SECTOR_BYTES;
 
 use crate::console;
+use crate::console::command::Command;
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::reserve::FAULTS;
 use crate::pmem::devices;
-use crate::shell::Command;
 use crate::shell::devices::{device, number};
 use crate::task::{sched, user};
 use crate::trap::memory_error;

@@ -14,9 +14,9 @@ use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 
 use crate::console;
+use crate::console::command::Command;
 use crate::mem::machine::{Space, mm};
 use crate::pmem::mounts::{self, File, Fs};
-use crate::shell::Command;
 use crate::shell::devices::{device, number};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};

@@ -12,10 +12,10 @@ use fs::load::Load;
 use fs::mounted::Mounted;
 use fs::rank::Context;
 
+use crate::console::command::Command;
 use crate::cpu::percpu;
 use crate::mem::machine::KernelMachine;
 use crate::pmem::mounts;
-use crate::shell::Command;
 use crate::shell::devices::{device, number};
 use crate::task::sched;
 use crate::task::tcb::Task;

@@ -1,11 +1,13 @@
 //! A line-reading shell on the serial console: for people, and for test harnesses that wait for the next prompt.
 //! May import: cpu, console, mem, task, trap, bringup, pmem.
 
-pub mod devices;
-pub mod fail;
-pub mod fs;
-pub mod fsload;
-pub mod pins;
+mod devices;
+mod fail;
+mod fs;
+mod fsload;
+mod pins;
+mod removal;
+pub mod runs;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -14,11 +16,12 @@ use core::sync::atomic::Ordering;
 
 use mm::addr::PAGE_SIZE;
 
+use self::runs::Runs;
+use crate::console::command::Command;
 use crate::console::{self, ring};
-use crate::cpu::{exit, percpu};
-use crate::ktest::runner;
+use crate::cpu::exit;
 use crate::mem::{heap, memory, paging};
-use crate::task::sched;
+use crate::task::{runner, sched};
 
 /// What a harness waits for.
 pub const PROMPT: &str = "unplug> ";
@@ -27,28 +30,9 @@ const MAX_INPUT: usize = 512;
 /// How often the serial line is looked at, in nanoseconds.
 const POLL_NS: u64 = 2_000_000;
 
-/// One command.
-pub struct Command {
-    /// What is typed.
-    pub name: &'static str,
-    /// What follows it, for `help`.
-    pub args: &'static str,
-    /// What it does, in a few words.
-    pub help: &'static str,
-    /// Does it. An error is printed as one line.
-    pub run: fn(&[&str]) -> Result<(), String>,
-}
-
 /// Every command, by subject.
-static GROUPS: &[&[Command]] = &[
-    GROUND,
-    crate::shell::devices::COMMANDS,
-    crate::shell::pins::COMMANDS,
-    crate::shell::fail::COMMANDS,
-    crate::pmem::removals::COMMANDS,
-    crate::shell::fs::COMMANDS,
-    crate::shell::fsload::COMMANDS,
-];
+static GROUPS: &[&[Command]] =
+    &[GROUND, devices::COMMANDS, pins::COMMANDS, fail::COMMANDS, removal::COMMANDS, fs::COMMANDS, fsload::COMMANDS];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },
@@ -61,8 +45,9 @@ const GROUND: &[Command] = &[
     Command { name: "exit", args: "", help: "leave QEMU with status 0", run: |_| exit::now(exit::SUCCESS) },
 ];
 
-/// Reads and runs commands for ever.
-pub fn run() -> ! {
+/// Reads and runs commands for ever. `runs` is what two of them start.
+pub fn run(runs: Runs) -> ! {
+    runs::set(runs);
     loop {
         ring::drain();
         console::raw(PROMPT);
@@ -126,7 +111,7 @@ fn help(_: &[&str]) -> Result<(), String> {
 }
 
 fn cpus(_: &[&str]) -> Result<(), String> {
-    for cpu in percpu::all() {
+    for cpu in runner::all() {
         let task = cpu.queue.lock().current_name();
         console::line(format_args!(
             "CPU {}: apic {}, {} switches, {} timer interrupts, runs {}",
@@ -163,9 +148,9 @@ fn mem(_: &[&str]) -> Result<(), String> {
 
 fn test(args: &[&str]) -> Result<(), String> {
     let glob = args.first().copied().unwrap_or("*");
-    match runner::run(glob) {
-        summary if summary.failed > 0 => Err(format!("{} tests failed", summary.failed)),
-        _ => Ok(()),
+    match (runs::get().tests)(glob) {
+        0 => Ok(()),
+        failed => Err(format!("{failed} tests failed")),
     }
 }
 

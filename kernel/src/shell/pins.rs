@@ -1,5 +1,4 @@
-//! Who holds pins, since when, from where, and on which terms: the shell's command, and what a removal says of
-//! registrations.
+//! Who holds pins, since when, from where, and on which terms.
 //!
 //! Each line for people has one for programs beside it, that begins with `@`.
 
@@ -16,13 +15,14 @@ use mm::gup::GupFlags;
 use mm::machine::Machine;
 use mm::pagemap::{LongTermPin, MemoryKind};
 use mm::pins::Word;
-use mm::region::{MemoryRegion, Notice, RegionInfo, RegionOwner, Revoked, TakeBack, Terms};
+use mm::region::{MemoryRegion, Notice, RegionInfo, RegionOwner, Terms};
 use mm::space::{Access, VmOps};
 
 use crate::console;
+use crate::console::command::Command;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::pmem::devices;
-use crate::shell::Command;
+use crate::pmem::registrations::Fields;
 use crate::shell::devices::{device, number};
 use crate::task::sched;
 
@@ -102,7 +102,7 @@ fn register(args: &[&str]) -> Result<(), String> {
             }
             sched::sleep_ns(TURN_NS);
         };
-        log::info!("holder: {error}");
+        log::info!(target: "shell_pins", "holder: {error}");
         Ok(())
     });
     Ok(())
@@ -156,36 +156,4 @@ fn list_region(region: &RegionInfo<'_>, now: u64) {
     }
     let state = if region.deadline_ns.is_some() { "asked" } else { "live" };
     crate::console::report!("registration {} state={state} uses={uses}", Fields(region));
-}
-
-struct Fields<'r>(&'r RegionInfo<'r>);
-
-impl fmt::Display for Fields<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RegionInfo { key, owner, place, nr_pages, grace_ns, .. } = self.0;
-        let (file, line) = (place.file(), place.line());
-        write!(f, "key={key} owner={} place={file}:{line} pages={nr_pages} grace_ns={grace_ns}", Word(owner))
-    }
-}
-
-/// A removal of `device` asks for a registration.
-pub fn say_asked(device: &str, region: &RegionInfo<'_>) {
-    log::info!(target: "devices", "{device}: wants {region} back within {} us", region.grace_ns / 1000);
-    crate::console::report!("registration {} state=asked device={device}", Fields(region));
-}
-
-/// It was not given back in time, or one of its uses takes long.
-pub fn say_taking_back(device: &str, told: &TakeBack<'_>) {
-    match told {
-        TakeBack::Waits(region) => {
-            log::warn!(target: "devices", "{device}: waits for {} uses in flight of {region}", region.uses);
-        }
-        TakeBack::Revoked(Revoked { region, uses, after_ns }) => {
-            let (us, fields) = (after_ns / 1000, Fields(region));
-            log::info!(target: "devices", "{device}: {region} is revoked after {us} us, and {uses} uses in flight");
-            crate::console::report!(
-                "registration {fields} state=revoked device={device} uses={uses} after_ns={after_ns}"
-            );
-        }
-    }
 }

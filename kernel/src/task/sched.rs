@@ -17,12 +17,12 @@ use arch::{apic, context, percpu as area};
 use mm::held;
 use mm::machine::{CpuId, IrqOff};
 
-use crate::bringup::smp::{self, VECTOR_TIMER};
 use crate::console::ring;
-use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::time;
+use crate::cpu::ipi::{self, VECTOR_TIMER};
+use crate::cpu::{percpu, time};
 use crate::mem::kstack::Stack;
 use crate::mem::machine::{self, Space};
+use crate::task::runner;
 use crate::task::tcb::{Exit, State, Task};
 
 /// How long a task runs while another waits for its CPU, in nanoseconds.
@@ -160,7 +160,7 @@ pub fn spawn(
 pub fn become_idle(name: &str, stack: Stack) {
     let task = Task::on_stack(name, area::cpu(), stack, None, None);
     task.set_state(State::Running);
-    let this = percpu::this();
+    let this = runner::this();
     let mut queue = this.queue.lock();
     this.current.store(Arc::as_ptr(&task).cast_mut(), Ordering::Relaxed);
     queue.current = Some(Arc::clone(&task));
@@ -174,7 +174,7 @@ pub fn idle_loop() -> ! {
         ring::drain();
         cpu::irq_disable();
         schedule();
-        let nothing_to_do = percpu::this().queue.lock().ready.is_empty();
+        let nothing_to_do = runner::this().queue.lock().ready.is_empty();
         if nothing_to_do {
             cpu::irq_enable_and_halt();
         } else {
@@ -185,7 +185,7 @@ pub fn idle_loop() -> ! {
 
 /// The running task; `None` before there are tasks.
 pub fn current() -> Option<Arc<Task>> {
-    percpu::this().queue.lock().current.clone()
+    runner::this().queue.lock().current.clone()
 }
 
 /// Shows the running task to `see`: cheaper than [`current`]. `None` before there are tasks.
@@ -193,11 +193,12 @@ pub fn current() -> Option<Arc<Task>> {
 pub fn with_current<R>(see: impl FnOnce(&Task) -> R) -> Option<R> {
     // SAFETY: null, or the task that runs this code: the queue holds a reference while it does, and it is the one that
     // is asking, so it is the same for all of this function.
-    unsafe { percpu::this().current.load(Ordering::Relaxed).as_ref() }.map(see)
+    unsafe { runner::this().current.load(Ordering::Relaxed).as_ref() }.map(see)
 }
 
-/// The running task of another CPU, for an epitaph: does not wait for a lock.
-pub fn peek_current<R>(cpu: &PerCpu, see: impl FnOnce(&Task) -> R) -> Option<R> {
+/// The running task of CPU `cpu`, for an epitaph: does not wait for a lock.
+pub fn peek_current<R>(cpu: CpuId, see: impl FnOnce(&Task) -> R) -> Option<R> {
+    let cpu = runner::get(cpu)?;
     // SAFETY: called by the panic path alone, when every other CPU has stopped.
     unsafe { cpu.queue.force_unlock() };
     cpu.queue.lock().current.as_deref().map(see)
@@ -215,7 +216,7 @@ pub fn yield_now() {
 /// [`yield_now`] where that is allowed: in a task, with interrupts on and preemption not off.
 #[inline]
 pub fn yield_if_allowed() {
-    if cpu::irqs_on() && area::preempt_count() == 0 && !percpu::this().current.load(Ordering::Relaxed).is_null() {
+    if cpu::irqs_on() && area::preempt_count() == 0 && !runner::this().current.load(Ordering::Relaxed).is_null() {
         yield_now();
     }
 }
@@ -235,7 +236,7 @@ pub(crate) fn park_with(between: impl FnOnce()) {
     held::assert_none("a wake-up");
     let _irq = IrqSave::new();
     {
-        let queue = percpu::this().queue.lock();
+        let queue = runner::this().queue.lock();
         let Some(me) = &queue.current else { return };
         if me.unparked.swap(false, Ordering::AcqRel) {
             return;
@@ -244,7 +245,7 @@ pub(crate) fn park_with(between: impl FnOnce()) {
     }
     between();
     schedule();
-    if let Some(me) = &percpu::this().queue.lock().current {
+    if let Some(me) = &runner::this().queue.lock().current {
         // Acquire: what its waker did before is seen, for the token of this waking goes.
         me.unparked.swap(false, Ordering::AcqRel);
     }
@@ -262,7 +263,7 @@ pub fn sleep_ns(ns: u64) {
     held::assert_none("a time");
     let _irq = IrqSave::new();
     {
-        let mut queue = percpu::this().queue.lock();
+        let mut queue = runner::this().queue.lock();
         let Some(me) = queue.current.clone() else { return };
         me.set_state(State::Sleeping);
         queue.sleepers.push((time::since_first_line_ns() + ns, me));
@@ -272,7 +273,7 @@ pub fn sleep_ns(ns: u64) {
 
 /// Puts the task into its CPU's queue if its state is one that `from` accepts.
 fn make_ready(task: &Arc<Task>, from: impl FnOnce(State) -> bool) {
-    let target = percpu::get(task.cpu).expect("a task's CPU is online");
+    let target = runner::get(task.cpu).expect("a task's CPU is online");
     let here = task.cpu == area::cpu();
     {
         let mut queue = target.queue.lock();
@@ -289,13 +290,13 @@ fn make_ready(task: &Arc<Task>, from: impl FnOnce(State) -> bool) {
         }
     }
     if !here {
-        smp::send(task.cpu, smp::VECTOR_RESCHEDULE);
+        ipi::send(task.cpu, ipi::VECTOR_RESCHEDULE);
     }
 }
 
 /// The timer interrupt: wakes sleepers, ends turns.
 pub fn on_timer() {
-    let this = percpu::this();
+    let this = runner::this();
     this.ticks.fetch_add(1, Ordering::Relaxed);
     let now = time::since_first_line_ns();
     let mut queue = this.queue.lock();
@@ -343,7 +344,7 @@ pub fn passes_turn() -> bool {
 
 /// The interrupt by which another CPU says that it has added a task to our queue.
 pub fn on_reschedule() {
-    let this = percpu::this();
+    let this = runner::this();
     let mut queue = this.queue.lock();
     if queue.is_idle() {
         this.need_resched.store(true, Ordering::Relaxed);
@@ -354,7 +355,7 @@ pub fn on_reschedule() {
 
 /// At the end of an interrupt, with interrupts off: switches if that was asked for and is allowed.
 pub fn preempt_if_needed() {
-    let this = percpu::this();
+    let this = runner::this();
     if this.need_resched.load(Ordering::Relaxed) && area::preempt_count() == 0 && !percpu::in_interrupt() {
         schedule();
     }
@@ -362,7 +363,7 @@ pub fn preempt_if_needed() {
 
 /// Chooses the next task and switches to it. Interrupts are off; returns when this task's turn comes again.
 fn schedule() {
-    let this = percpu::this();
+    let this = runner::this();
     let (previous, next) = {
         let mut queue = this.queue.lock();
         let queue = &mut *queue;
@@ -409,7 +410,7 @@ fn schedule() {
 
 /// Drops the task that ended and switched to us. Its stack is no longer in use.
 fn finish_switch() {
-    let dead = percpu::this().queue.lock().dead.take();
+    let dead = runner::this().queue.lock().dead.take();
     drop(dead);
 }
 
@@ -456,7 +457,7 @@ fn end(exit: Exit) -> ! {
     me.joiners.wake_all();
     drop(me);
     cpu::irq_disable();
-    if let Some(me) = &percpu::this().queue.lock().current {
+    if let Some(me) = &runner::this().queue.lock().current {
         me.set_state(State::Dead);
     }
     schedule();
@@ -491,7 +492,7 @@ impl Drop for NoPreempt {
     fn drop(&mut self) {
         area::preempt_enable();
         if area::preempt_count() == 0
-            && percpu::this().need_resched.load(Ordering::Relaxed)
+            && runner::this().need_resched.load(Ordering::Relaxed)
             && cpu::irqs_on()
             && !percpu::in_interrupt()
         {

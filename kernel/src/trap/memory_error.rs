@@ -16,7 +16,6 @@ use spin::Once;
 
 use crate::console::report;
 use crate::mem::{machine, memory};
-use crate::pmem::{devices, mounts};
 use crate::task::sched;
 use crate::task::tcb::{Exit, Task};
 
@@ -156,7 +155,7 @@ pub fn note(error: &BankError, by: RaisedBy) -> Result<(), &'static str> {
     if !NOTED.iter().any(noted) {
         return Err("too many came at once");
     }
-    arch::apic::send_to_self(crate::bringup::smp::VECTOR_MEMORY_ERROR);
+    arch::apic::send_to_self(crate::cpu::ipi::VECTOR_MEMORY_ERROR);
     Ok(())
 }
 
@@ -167,8 +166,19 @@ pub fn on_interrupt() {
     }
 }
 
-/// Starts the task that takes failed pages away.
-pub fn start() {
+/// Who hears of a page that has lost its contents: the devices and what is mounted from them.
+pub struct Listener {
+    /// Before the page is taken away: whoever holds its device. A file system knows whose the block is.
+    pub holders: fn(Pfn),
+    /// When it has been: its device, which may keep a list.
+    pub device: fn(Pfn),
+}
+
+static LISTENER: Once<Listener> = Once::new();
+
+/// Starts the task that takes failed pages away. `listener` hears of each.
+pub fn start(listener: Listener) {
+    LISTENER.call_once(|| listener);
     WORKER.call_once(|| sched::spawn("memory-failure", 0, None, work));
 }
 
@@ -199,13 +209,18 @@ pub fn take_dealt_with() -> Option<Loss> {
     Loss::from_word(DEALT_WITH.swap(0, Ordering::Acquire))
 }
 
-/// Takes one frame away and says so. First whoever holds the device hears of it: a file system knows whose the block is.
+/// Takes one frame away and says so. The [`Listener`] hears of it, before and after.
 pub fn fail(pfn: Pfn) {
     let known = machine::mm().meta.find_map(pfn).is_some_and(|map| map.any_poisoned(pfn, 1));
-    mounts::media_failure(pfn);
+    let listener = LISTENER.get();
+    if let Some(listener) = listener {
+        (listener.holders)(pfn);
+    }
     match memory_failure(machine::mm(), pfn, FailureKind::Media) {
         Ok(failure) => {
-            devices::keep_bad_blocks(pfn);
+            if let Some(listener) = listener {
+                (listener.device)(pfn);
+            }
             report!(
                 "memory_failure pfn={pfn} known={} users={} leaves={}",
                 u8::from(known),

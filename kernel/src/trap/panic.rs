@@ -9,10 +9,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use arch::trap::TrapFrame;
 use arch::{apic, backtrace, cpu, percpu as area};
 
-use crate::bringup::smp;
 use crate::console::{self, report};
 use crate::cpu::percpu::{self, PerCpu};
-use crate::cpu::{exit, time};
+use crate::cpu::{exit, ipi, time};
 use crate::mem::image::Symbolised;
 use crate::mem::paging;
 use crate::task::sched;
@@ -57,7 +56,7 @@ pub fn die(cause: Cause<'_>) -> ! {
         // Another CPU is at it; its NMI finds us here.
         Err(_) => cpu::halt_forever(),
     }
-    if has_area && smp::is_up() {
+    if has_area && ipi::is_up() {
         stop_others(me);
     }
     // SAFETY: every other CPU has stopped, or does not answer any more.
@@ -145,8 +144,10 @@ fn print_registers(frame: &TrapFrame) {
 }
 
 fn print_running(cpu: usize) {
-    let Some(this) = percpu::get(cpu) else { return };
-    let named = sched::peek_current(this, |task| console::line(format_args!("  in {task:?}")));
+    if percpu::get(cpu).is_none() {
+        return;
+    }
+    let named = sched::peek_current(cpu, |task| console::line(format_args!("  in {task:?}")));
     if named.is_none() {
         console::line(format_args!("  before the first task"));
     }
@@ -198,6 +199,6 @@ fn print_other(other: &PerCpu) {
         return;
     }
     console::line(format_args!("CPU {id}: at {}", Symbolised(rip)));
-    sched::peek_current(other, |task| console::line(format_args!("  in {task:?}")));
+    sched::peek_current(id, |task| console::line(format_args!("  in {task:?}")));
     print_frames(other.stopped_rbp.load(Ordering::Relaxed));
 }

@@ -7,11 +7,11 @@ use arch::{apic, cpu, mce, probe};
 use mm::addr::VirtAddr;
 use mm::machine::IrqOff;
 
-use crate::bringup::smp::{
+use crate::console::ring::{self, Note};
+use crate::cpu::ipi::{
     VECTOR_APIC_ERROR, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN, VECTOR_SPURIOUS, VECTOR_TEST,
     VECTOR_TIMER,
 };
-use crate::console::ring::Note;
 use crate::cpu::percpu::{self, InInterrupt};
 use crate::mem::{kstack, machine};
 use crate::task::tcb::Signal;
@@ -60,13 +60,13 @@ fn interrupt(vector: u8) {
         VECTOR_TEST => {
             percpu::this().test_ipis.fetch_add(1, Ordering::Release);
         }
-        VECTOR_APIC_ERROR => percpu::this().ring.push(Note::ApicError, u64::from(apic::take_errors())),
+        VECTOR_APIC_ERROR => ring::note(Note::ApicError, u64::from(apic::take_errors())),
         VECTOR_SPURIOUS => {
-            percpu::this().ring.push(Note::Spurious, 0);
+            ring::note(Note::Spurious, 0);
             // A spurious interrupt is not in service: no end of interrupt (SDM vol. 3A §11.9).
             return;
         }
-        other => percpu::this().ring.push(Note::UnexpectedInterrupt, u64::from(other)),
+        other => ring::note(Note::UnexpectedInterrupt, u64::from(other)),
     }
     apic::end_of_interrupt();
 }
@@ -126,7 +126,7 @@ fn nmi(frame: &TrapFrame) {
     if panic::is_panicking() {
         panic::stop_this_cpu(frame);
     }
-    percpu::this().ring.push(Note::UnknownNmi, 0);
+    ring::note(Note::UnknownNmi, 0);
 }
 
 fn machine_check(frame: &TrapFrame) {
