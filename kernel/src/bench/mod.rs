@@ -1,5 +1,5 @@
 //! Benchmarks: what the verbs of memory management cost. How a figure is had is said in `figures.rs`.
-//! May import: cpu, console, mem, task, trap, bringup, pmem, ktest.
+//! May import: cpu, console, mem, task, pmem, ktest.
 
 mod figures;
 mod flush;

@@ -125,7 +125,7 @@ pub unsafe fn seize() {
 /// Prints a machine-readable line: `report!("cpu id={id} state=online")` gives `@cpu id=1 state=online`.
 macro_rules! report {
     ($($format:tt)+) => {
-        $crate::console::line(format_args!("@{}", format_args!($($format)+)))
+        $crate::console::serial::line(format_args!("@{}", format_args!($($format)+)))
     };
 }
 pub(crate) use report;

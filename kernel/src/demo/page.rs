@@ -23,7 +23,7 @@ use crate::console::{self, report};
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::reserve::FAULTS;
-use crate::pmem::devices;
+use crate::pmem::{bytes, devices};
 use crate::task::tcb::{Signal, Task};
 use crate::task::{sched, user};
 use crate::trap::memory_error::Loss;
@@ -147,9 +147,9 @@ fn faults() -> Result<(u64, u64), String> {
 
 /// Writes words by sector, makes them last, and reads them again. Says whether they are the same.
 fn by_sector(at: usize) -> Result<bool, String> {
-    devices::write_bytes(at, WORDS_AT, WORDS)?;
+    bytes::write(at, WORDS_AT, WORDS)?;
     devices::block(at).map_err(said("block device"))?.flush().map_err(said("flush"))?;
-    Ok(devices::read_bytes(at, WORDS_AT, WORDS.len())? == WORDS)
+    Ok(bytes::read(at, WORDS_AT, WORDS.len())? == WORDS)
 }
 
 /// A task that maps one page of device 0 and reads it until a signal, and how often it has. It is under way.

@@ -26,7 +26,7 @@ use crate::ktest::idle;
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::mem::{heap, memory, paging};
-use crate::pmem::devices;
+use crate::pmem::{bytes, devices};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
 
@@ -289,9 +289,9 @@ fn bad_requests(_: &mut Ctx, _: &Device) -> Result<(), String> {
     }
     check_eq!(block.read(0, &mut []), Ok(()), "read of nothing");
     check_eq!(block.read(nr_sectors, &mut []), Ok(()), "read of nothing at the end");
-    check!(devices::read_bytes(0, nr_sectors * SECTOR_BYTES - 1, 2).is_err(), "bytes beyond the end were read");
-    check!(devices::read_bytes(0, 0, 0).is_err(), "zero bytes were read");
-    check!(devices::read_bytes(9999, 0, 1).is_err(), "an NVDIMM that is not there was read");
+    check!(bytes::read(0, nr_sectors * SECTOR_BYTES - 1, 2).is_err(), "bytes beyond the end were read");
+    check!(bytes::read(0, 0, 0).is_err(), "zero bytes were read");
+    check!(bytes::read(9999, 0, 1).is_err(), "an NVDIMM that is not there was read");
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use crate::ktest::fixtures::{
 };
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{Space, mm};
-use crate::pmem::devices;
 use crate::pmem::mounts::{self, File, Fs};
+use crate::pmem::{bytes, devices};
 use crate::task::tcb::{SigBus, Signal, Task};
 use crate::task::{sched, user};
 use crate::trap::memory_error;
@@ -409,7 +409,7 @@ fn write_page(offset_bytes: u64, page: &[u8]) -> Result<(), String> {
 
 fn metadata_fails(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     let fs = &mounted[0];
-    let kept = devices::read_bytes(0, 0, PAGE_SIZE as usize)?;
+    let kept = bytes::read(0, 0, PAGE_SIZE as usize)?;
     memory_error::fail(devices::slots()[0].frames.start());
     check_eq!(fs.shutdown_reason(), Some(ShutdownReason::Corrupt), "after the loss of the superblock");
     check!(fs.create(&cx(), "/late", true).is_err(), "a file was made on a file system that is shut down");

@@ -1,5 +1,5 @@
 //! The in-kernel tests: what a test is, the runner with the list of all, fixtures, and a file for each area.
-//! May import: cpu, console, mem, task, trap, bringup, pmem, shell.
+//! May import: cpu, console, mem, task, trap, bringup, pmem.
 
 pub mod dax;
 pub mod dax_pages;

@@ -12,6 +12,7 @@ use crate::cpu::lock::IrqLock;
 use crate::cpu::percpu;
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{self, Space};
+use crate::task::preempt::NoPreempt;
 use crate::task::tcb::{Signal, State};
 use crate::task::wait::WaitQueue;
 use crate::task::{sched, user};
@@ -81,7 +82,7 @@ fn no_preempt(_: &mut Ctx) -> Result<(), String> {
     let ran = Arc::new(AtomicBool::new(false));
     let there = Arc::clone(&ran);
     let me = arch::percpu::cpu();
-    let guard = sched::NoPreempt::new();
+    let guard = NoPreempt::new();
     let other = sched::spawn("other", me, None, move || {
         there.store(true, Ordering::Relaxed);
         Ok(())

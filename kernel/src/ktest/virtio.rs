@@ -14,7 +14,7 @@ use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::mem::{kstack, memory};
 use crate::pmem::devices::{self, DeviceError};
-use crate::pmem::pci;
+use crate::pmem::{bytes, pci};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -95,8 +95,8 @@ fn leaves_nothing(ctx: &mut Ctx) -> Result<(), String> {
     // Once, so that the tables that stay below the kernel's root exist.
     let round = |kind| -> Result<(), String> {
         devices::attach_as(at, kind).map_err(in_words)?;
-        devices::write_bytes(at, 4090, b"across two pages")?;
-        check_eq!(devices::read_bytes(at, 4090, 16)?, b"across two pages", "what was written");
+        bytes::write(at, 4090, b"across two pages")?;
+        check_eq!(bytes::read(at, 4090, 16)?, b"across two pages", "what was written");
         devices::remove(at, Method::Ranged).map_err(in_words)?;
         Ok(())
     };

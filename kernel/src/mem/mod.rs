@@ -1,5 +1,5 @@
 //! Memory: frames, the heap and its reserve, the kernel's page tables, stacks; and the kernel as `mm`'s machine.
-//! May import: cpu, console.
+//! May import: cpu.
 
 pub mod heap;
 pub mod image;

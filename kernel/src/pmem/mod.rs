@@ -1,6 +1,7 @@
 //! Persistent memory: slots and their devices, virtio-pmem and PCI, mounts, what the console says of a removal.
-//! May import: cpu, console, mem, task, trap, bringup.
+//! May import: cpu, console, mem, task, bringup.
 
+pub mod bytes;
 pub mod devices;
 pub mod fs_device;
 pub mod host;

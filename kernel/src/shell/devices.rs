@@ -11,7 +11,7 @@ use mm::pagemap::MemoryKind;
 use crate::console;
 use crate::console::command::Command;
 use crate::mem::machine::mm;
-use crate::pmem::devices;
+use crate::pmem::{bytes, devices};
 use crate::shell::runs;
 
 /// The commands.
@@ -76,12 +76,12 @@ fn remove(args: &[&str]) -> Result<(), String> {
 fn pmem(args: &[&str]) -> Result<(), String> {
     match args {
         ["write", at, offset, text] => {
-            devices::write_bytes(device(at)?, number(offset)?, text.as_bytes())?;
+            bytes::write(device(at)?, number(offset)?, text.as_bytes())?;
             console::line(format_args!("{} bytes written", text.len()));
             Ok(())
         }
         ["read", at, offset, len] => {
-            let bytes = devices::read_bytes(device(at)?, number(offset)?, number(len)? as usize)?;
+            let bytes = bytes::read(device(at)?, number(offset)?, number(len)? as usize)?;
             console::line(format_args!("{}", bytes.escape_ascii()));
             Ok(())
         }

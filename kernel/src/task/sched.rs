@@ -469,34 +469,3 @@ pub fn join(task: &Arc<Task>) -> Exit {
     task.joiners.wait_until(|| task.exit().is_some());
     task.exit().unwrap_or(Ok(()))
 }
-
-/// Preemption is off for as long as the value lives: the task may be interrupted but not switched away.
-#[must_use = "preemption comes back on when this is dropped"]
-pub struct NoPreempt(core::marker::PhantomData<*const ()>);
-
-impl NoPreempt {
-    /// Turns preemption off on this CPU.
-    pub fn new() -> Self {
-        area::preempt_disable();
-        Self(core::marker::PhantomData)
-    }
-}
-
-impl Default for NoPreempt {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for NoPreempt {
-    fn drop(&mut self) {
-        area::preempt_enable();
-        if area::preempt_count() == 0
-            && runner::this().need_resched.load(Ordering::Relaxed)
-            && cpu::irqs_on()
-            && !percpu::in_interrupt()
-        {
-            yield_now();
-        }
-    }
-}
