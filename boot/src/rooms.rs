@@ -136,7 +136,7 @@ impl Graph {
         parts
     }
 
-    fn reachable(&self, from: &Module) -> BTreeSet<&Module> {
+    fn reachable<'a>(&'a self, from: &'a Module) -> BTreeSet<&'a Module> {
         let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
         while let Some(next) = open.pop() {
             open.extend(self.imports.get(next).into_iter().flatten().filter(|to| seen.insert(*to)));

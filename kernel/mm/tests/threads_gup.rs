@@ -1,5 +1,5 @@
 //! gup and registrations by two threads, small enough for Miri: `cargo +nightly miri test -p mm --features emu --test
-//! miri_gup`. Plain tests, too.
+//! threads_gup`. Plain tests, too.
 #![cfg(not(loom))]
 
 mod common;
