@@ -121,7 +121,7 @@ impl Rig {
             sim: device.sim.clone(),
             kernel: device.kernel.clone(),
             tasks: (0..TASKS).map(|nr| Task::new(mm, nr + 1)).collect(),
-            files: [false, true].map(|careful| StrayFile::new(mm, &dax, careful)),
+            files: [false, true].map(|careful| StrayFile::over(mm, &dax, careful)),
             dax,
             mounts: Mutex::default(),
             mounting: Mutex::default(),

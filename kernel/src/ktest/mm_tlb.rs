@@ -243,6 +243,9 @@ fn waits(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     Ok(())
 }
 
+/// Rounds in which all CPUs that spin in a space run their spinner at once, sooner or later.
+const ROUNDS_TO_MEET_ALL: usize = 100;
+
 fn targets(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     let all: alloc::vec::Vec<CpuId> = others().iter().collect();
     if all.is_empty() {
@@ -260,10 +263,20 @@ fn targets(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
         let cpus = all[..nr].iter().fold(CpuMask::EMPTY, |mask, &cpu| mask.union(CpuMask::single(cpu)));
         let spinners = Spinners::start(cpus, &space, BASE);
         check_eq!(space.tlb().cpus(), cpus, "CPUs that have the space loaded");
-        populate(nr as u64)?;
-        let zapped = unmap(nr as u64)?;
+        // A CPU that another task has for a moment has not loaded the space and is left alone: so fewer are right at times,
+        // more never, and all of them before long.
+        let mut most = 0;
+        for _ in 0..ROUNDS_TO_MEET_ALL {
+            populate(nr as u64)?;
+            let zapped = unmap(nr as u64)?;
+            check!(zapped.rounds == 1 && zapped.ipis <= nr as u64, "{zapped:?} for CPUs {cpus:?}");
+            most = most.max(zapped.ipis);
+            if most == nr as u64 {
+                break;
+            }
+        }
         spinners.stop()?;
-        check_eq!((zapped.rounds, zapped.ipis), (1, nr as u64), "(rounds, interrupts) for CPUs {cpus:?}");
+        check_eq!(most, nr as u64, "interrupts for CPUs {cpus:?}");
     }
     // A CPU that has another space loaded is not asked.
     let stranger = new_space("stranger")?;
