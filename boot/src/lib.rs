@@ -14,6 +14,8 @@ pub mod guest;
 pub mod hang;
 pub mod image;
 pub mod ktap;
+#[cfg(test)]
+mod links;
 pub mod machine;
 pub mod miri;
 pub mod mutants;
@@ -21,6 +23,8 @@ pub mod outcome;
 pub mod paths;
 pub mod qmp;
 pub mod records;
+#[cfg(test)]
+mod rooms;
 pub mod run;
 pub mod size;
 pub mod suite;

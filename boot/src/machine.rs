@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
 
-/// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/layout.rs`).
+/// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/mem/layout.rs`).
 const DIRECT_MAP_BYTES: u64 = 64 * TIB;
 
 /// A machine, and what its kernel is to do.

@@ -74,7 +74,7 @@ fn release_build(tally: &mut Tally, quiet: bool) {
     }
 }
 
-/// Format, and the lints of both worlds with every warning an error.
+/// Format, the lints of both worlds and the documentation, with every warning an error.
 fn lint(tally: &mut Tally) {
     tally.stage("format", Kind::Check, host_cargo("fmt").args(["--all", "--check"]));
     let mut host = host_cargo("clippy");
@@ -82,6 +82,9 @@ fn lint(tally: &mut Tally) {
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
+    let mut pages = host_cargo("doc");
+    pages.args(PORTABLE).args(["-Fmm/emu", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings");
+    tally.stage("documentation: mm, dax, nvdimm, fs, sched", Kind::Check, &mut pages);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.

@@ -37,6 +37,18 @@ enum State<T> {
 }
 
 /// The place of a device `T`, for all CPUs.
+///
+/// ```
+/// use dax::bay::{Bay, BayError};
+///
+/// let bay = Bay::new();
+/// bay.attach("pmem0").unwrap();
+/// let (device, removing) = bay.begin_removal().unwrap();
+/// assert_eq!(device, "pmem0");
+/// assert_eq!(bay.begin_removal().err(), Some(BayError::Removing), "of two callers one gets it");
+/// drop(removing);
+/// assert_eq!(bay.with(|_| ()), Err(BayError::Empty));
+/// ```
 pub struct Bay<T> {
     state: Mutex<State<T>>,
 }

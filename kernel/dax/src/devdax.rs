@@ -17,6 +17,31 @@ use crate::device::{DaxDevice, DaxError, DaxUse};
 use crate::mutant::Mutant;
 
 /// A DAX device as a file.
+///
+/// ```
+/// use std::sync::Arc;
+/// use dax::devdax::{DevDax, OpenOptions};
+/// use dax::device::{DataCache, alloc_dax};
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, FaultError, SigBusCause, VmOps};
+///
+/// let mm = emu::context(1);
+/// let map = &Frames::new(&mm, Pfn::new(0x10_0000), 512).map;
+/// let live = alloc_dax("dax0.0", map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let file: Arc<dyn VmOps<_>> =
+///     DevDax::new(&mm, live.device(), PageSize::Size4K).unwrap().open(OpenOptions::default()).unwrap();
+///
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 2 * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+/// let task = Task::start(&space, 0);
+/// task.store(va, 1).unwrap();
+/// drop(live); // which kills the device
+/// let second = VirtAddr::new(va.as_u64() + PAGE_SIZE);
+/// let sigbus = FaultError::SigBus { addr: second, len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
+/// assert_eq!(task.load(second), Err(sigbus));
+/// ```
 pub struct DevDax<M: Machine> {
     device: Arc<DaxDevice>,
     mapping: Arc<Mapping<M>>,

@@ -26,7 +26,7 @@ struct Careless {
 }
 
 impl Careless {
-    fn new(mm: &Arc<World>, map: &Arc<DevPagemap>) -> Arc<dyn VmOps<EmuMachine>> {
+    fn over(mm: &Arc<World>, map: &Arc<DevPagemap>) -> Arc<dyn VmOps<EmuMachine>> {
         Arc::new(Self { mapping: Mapping::new(mm, map), map: map.clone() })
     }
 }
@@ -77,7 +77,7 @@ fn what_a_holder_leaves_mapped_is_taken_away_whatever_it_answers() {
         let attached = attach_one(&mm, 1024);
         let (device, map) = (attached.live.device().clone(), attached.map.clone());
         let held = device.register_holder(Role::Owner, Arc::new(Answers(answer))).unwrap();
-        let file = Careless::new(&mm, &map);
+        let file = Careless::over(&mm, &map);
         let tasks = [1, 2].map(|cpu| Loaded::new(&mm, cpu, &file, 64));
         (0..8).for_each(|nr| tasks[0].store(page(3 * nr), nr).unwrap());
         bound_waits(&emu, 0);
@@ -101,7 +101,7 @@ fn what_a_holder_leaves_mapped_is_taken_away_whatever_it_answers() {
 fn a_device_that_nobody_holds_and_somebody_maps_is_not_idle() {
     let (emu, mm) = world(2);
     let attached = attach_one(&mm, 64);
-    let task = Loaded::new(&mm, 1, &Careless::new(&mm, &attached.map), 16);
+    let task = Loaded::new(&mm, 1, &Careless::over(&mm, &attached.map), 16);
     task.store(page(2), 1).unwrap();
     bound_waits(&emu, 0);
     let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut Env::default()));
@@ -120,7 +120,7 @@ fn a_device_that_nobody_holds_and_somebody_maps_is_not_idle() {
 fn a_page_that_is_held_is_not_mapped_again_once_the_page_map_is_dying() {
     let (_emu, mm) = world(2);
     let attached = attach_one(&mm, 64);
-    let file = Careless::new(&mm, &attached.map);
+    let file = Careless::over(&mm, &attached.map);
     let tasks = [0, 1].map(|cpu| Loaded::new(&mm, cpu, &file, 16));
     let pinned = tasks[0].pin(page(2), 1, GupFlags::WRITE).unwrap();
     assert!(mm.meta.kill(&attached.map));
@@ -137,7 +137,7 @@ fn a_careless_fault_that_is_under_way_is_waited_for_where_it_has_the_space_locke
     let (emu, mm) = world(3);
     let attached = attach_one(&mm, 64);
     let map = attached.map.clone();
-    let task = Loaded::new(&mm, 1, &Careless::new(&mm, &map), 16);
+    let task = Loaded::new(&mm, 1, &Careless::over(&mm, &map), 16);
     let done = Arc::new(AtomicBool::new(false));
     let removal = Arc::new(std::sync::Mutex::new(None));
     bound_waits(&emu, 0);
@@ -168,7 +168,7 @@ fn a_careless_fault_that_is_under_way_is_waited_for_where_it_has_the_space_locke
 fn a_careless_mapping_that_comes_behind_the_listing_gets_no_page() {
     let (emu, mm) = world(2);
     let attached = attach_one(&mm, 64);
-    let (map, file) = (attached.map.clone(), Careless::new(&mm, &attached.map));
+    let (map, file) = (attached.map.clone(), Careless::over(&mm, &attached.map));
     let task = Loaded::new(&mm, 1, &file, 16);
     task.store(page(1), 1).unwrap();
     let late = Arc::new(AtomicBool::new(false));

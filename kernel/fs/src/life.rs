@@ -40,7 +40,7 @@ impl<M: Machine> Mounted<M> {
     ///
     /// # Errors
     /// [`FsError::Busy`] where the device has an owner; [`FsError::DeviceGone`], also where the removal of the device, or
-    /// of the journal's, begins before the mount is done; and those of [`mount`](crate::mount::mount).
+    /// of the journal's, begins before the mount is done; and those of [`mount`].
     pub fn mount(mm: &Arc<Mm<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
         let whole = ByteSpan::from_len(0, source.device.size_bytes()).ok_or(FsError::TooSmall)?;
         let part = source.part.unwrap_or(whole);

@@ -112,7 +112,7 @@ fn image() -> Arc<SimPmem> {
 }
 
 impl Rig {
-    fn new(emu: &EmuMachine, mm: &Arc<World>, device: &Device, schedule: &[(u8, Op)]) -> Arc<Self> {
+    fn make(emu: &EmuMachine, mm: &Arc<World>, device: &Device, schedule: &[(u8, Op)]) -> Arc<Self> {
         let dax = device.live.device().clone();
         Arc::new(Self {
             emu: emu.clone(),
@@ -121,7 +121,7 @@ impl Rig {
             sim: device.sim.clone(),
             kernel: device.kernel.clone(),
             tasks: (0..TASKS).map(|nr| Task::new(mm, nr + 1)).collect(),
-            files: [false, true].map(|careful| StrayFile::new(mm, &dax, careful)),
+            files: [false, true].map(|careful| StrayFile::over(mm, &dax, careful)),
             dax,
             mounts: Mutex::default(),
             mounting: Mutex::default(),
@@ -398,7 +398,7 @@ fn run(case: &Case) -> u64 {
     let before = mm.ledger_snapshot();
     let steps = emu.clone().on_cpu(0, || {
         let device = Device::attach(&mm, "pmem0", START, image());
-        let rig = Rig::new(&emu, &mm, &device, &case.during);
+        let rig = Rig::make(&emu, &mm, &device, &case.during);
         RIG.set(Arc::downgrade(&rig));
         case.before.iter().for_each(|op| rig.apply(op));
         let fs = rig.fs().filter(|_| case.stuck);

@@ -1,7 +1,7 @@
 //! Who may hold how many pins: an account for each owner, with a limit (Linux: `mm->pinned_vm` and `RLIMIT_MEMLOCK`).
 //!
 //! # Protocol
-//! Pages are charged *before* they are pinned, and a [`Charge`] that is dropped gives them back: so at no moment are
+//! Pages are charged *before* they are pinned, and a `Charge` that is dropped gives them back: so at no moment are
 //! more pages pinned than are charged, and no path out of an error leaves a charge behind. The sum is checked in the
 //! one atomic step that makes it: two requests at once cannot both find room that is there once, and a sum that would
 //! wrap is over every limit.

@@ -199,6 +199,18 @@ impl fmt::Display for PageSize {
 }
 
 /// A run of page frames, `start .. start + nr_pages`. Never empty, never wraps.
+///
+/// ```
+/// use mm::addr::{PageSize, Pfn, PfnRange};
+///
+/// let device = PfnRange::new(Pfn::new(0x10_0000), 1024).unwrap();
+/// assert_eq!(device.start().addr().as_u64(), 4 << 30);
+/// assert!(device.contains(Pfn::new(0x10_03ff)) && !device.contains(device.end()));
+/// // The 2 MiB block around its tenth frame.
+/// assert_eq!(device.start().add(10).align_down(PageSize::Size2M), device.start());
+/// // Empty ranges and ranges beyond the 52 bits of a physical address do not exist.
+/// assert!(PfnRange::new(Pfn::new(5), 0).is_none() && PfnRange::new(Pfn::new(1 << 40), 1).is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PfnRange {
     start: Pfn,

@@ -6,7 +6,7 @@
 //! finishes itself, so that no path can forget.
 //!
 //! **Without memory.** A few places are inside the gather itself; the lists behind them grow with what is removed. Where
-//! they cannot ([`Gather::has_room`]), a zap shoots down and frees whenever those places are full, and goes on. So a
+//! they cannot (`Gather::has_room`), a zap shoots down and frees whenever those places are full, and goes on. So a
 //! removal needs no memory to succeed, only more rounds.
 //!
 //! Linux: `mm/mmu_gather.c`.
@@ -76,6 +76,34 @@ impl Run {
 const SPARE: usize = 4;
 
 /// Removed translations on their way to being freed.
+///
+/// One device is taken away from a task on another CPU:
+/// ```
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gather::Gather;
+/// use mm::mapping::unmap_mapping_range;
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(2);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let task = Task::start(&space, 1);
+/// task.store(va, 7).unwrap();
+///
+/// let mut gather = Gather::new(&mm);
+/// unmap_mapping_range(&device.mapping, 0, u64::MAX, &mut gather);
+/// // The entry is cleared, but CPU 1 still reads through its TLB: nothing may be freed yet.
+/// assert_eq!(task.run(|_| mm.machine.read(va, true)), Ok(7));
+/// assert!(!device.map.is_drained());
+///
+/// let cost = gather.finish();
+/// assert_eq!((cost.leaves, cost.rounds, cost.ipis), (1, 1, 1));
+/// assert!(task.run(|_| mm.machine.read(va, true)).is_err(), "a page fault");
+/// assert!(device.map.is_drained());
+/// ```
 #[must_use = "finish it where the time of the shootdown matters; dropping it finishes it too"]
 pub struct Gather<M: Machine> {
     mm: Arc<Mm<M>>,

@@ -189,6 +189,31 @@ pub fn get_user_pages_fast<M: Machine, S: PinSink>(
 ///
 /// May be called with the address space loaded or not; only where it is loaded on this CPU is there a fast path.
 ///
+/// ```
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gup::{GupFlags, PageArray, pin_user_pages_fast, unpin};
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let _task = Task::start(&space, 0);
+///
+/// let mut frames = [Pfn::new(0); 2];
+/// let mut sink = PageArray::new(&mut frames);
+/// assert_eq!(pin_user_pages_fast(&space, va, 2, GupFlags::WRITE, &mut sink), Ok(2));
+/// assert_eq!(sink.as_slice(), [Pfn::new(0x10_0000), Pfn::new(0x10_0001)]);
+///
+/// // The pins outlive the mapping: a removal waits for them.
+/// space.unmap(va, 8 * PAGE_SIZE).unwrap();
+/// assert!(!device.map.is_drained());
+/// unpin(&mm, frames[0], 2);
+/// assert!(device.map.is_drained());
+/// ```
+///
 /// # Errors
 /// See [`GupError`]; nothing is pinned then.
 ///

@@ -92,6 +92,18 @@ impl fmt::Debug for CpuMask {
 ///
 /// A function that takes `&IrqOff` cannot be interrupted, and no shootdown can complete while it runs (G2).
 /// The value is neither `Send` nor copyable; dropping it restores what was before.
+///
+/// ```
+/// use mm::emu;
+/// use mm::machine::{IrqOff, Machine};
+///
+/// let mm = emu::context(1);
+/// let outer = IrqOff::new(&mm.machine);
+/// drop(IrqOff::new(&mm.machine));
+/// assert!(!mm.machine.irqs_on(), "they were off before");
+/// drop(outer);
+/// assert!(mm.machine.irqs_on());
+/// ```
 #[must_use = "interrupts come back on when this is dropped"]
 pub struct IrqOff<'m, M: Machine> {
     machine: &'m M,

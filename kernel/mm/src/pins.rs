@@ -239,6 +239,28 @@ pub(crate) struct How<'a> {
 }
 
 /// Pinned pages, given back when dropped.
+///
+/// ```
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gup::GupFlags;
+/// use mm::pins::PinnedPages;
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let _task = Task::start(&space, 0);
+///
+/// mm.pins.switch(true);
+/// let pins = PinnedPages::pin(&space, va, 3, GupFlags::WRITE).unwrap();
+/// // Who holds them, where in the code and since when is on record, as long as they are held.
+/// mm.pins.for_each(&mut |record| assert_eq!(record.nr_pages(), 3));
+/// drop(pins);
+/// mm.pins.for_each(&mut |_| unreachable!("nobody holds a pin"));
+/// ```
 #[must_use = "the pages are given back when this is dropped"]
 pub struct PinnedPages<M: Machine> {
     mm: Arc<Mm<M>>,

@@ -41,6 +41,27 @@ use crate::vma::{Vma, Vmas};
 use crate::world::Mm;
 
 /// An address space: a page table and the VMAs that say what belongs into it.
+///
+/// A task maps a device, and touches it:
+/// ```
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, FaultError};
+///
+/// let mm = emu::context(2);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, PageSize::Size2M.bytes(), Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// assert_eq!(space.translate(va), None, "pages come with faults");
+///
+/// let task = Task::start(&space, 1);
+/// task.store(va, 42).unwrap();
+/// assert_eq!(space.translate(va).unwrap().size, PageSize::Size2M, "the largest leaf that fits");
+///
+/// space.unmap(va, PAGE_SIZE).unwrap();
+/// assert_eq!(task.load(va), Err(FaultError::NotMapped(va)));
+/// ```
 pub struct AddressSpace<M: Machine> {
     mm: Arc<Mm<M>>,
     tlb: Arc<TlbState>,

@@ -16,7 +16,6 @@ use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::ledger::Kind;
-use mm::machine::IrqOff;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, VmOps};
 use mm::world::Mm;
@@ -93,14 +92,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let machine = EmuMachine::with_cpus(2);
-        let mm = Mm::new(machine.clone(), 2);
-        let weak = Arc::downgrade(&mm);
-        machine.set_ipi_handler(move || {
-            if let Some(mm) = weak.upgrade() {
-                mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-            }
-        });
+        let mm = mm::emu::context(2);
         let driver = PmemDriver::new(&mm, Arc::new(Host(Arc::clone(&mm.ledger))), DataCache::Coherent);
         let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
         Self { mm, driver, ranges: [frames(0x10_0000, 64), frames(0x20_0000, 64)] }

@@ -24,13 +24,15 @@ use mm::machine::CpuId;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
+use super::books::Removed;
 use super::load::{give_way, read_pinned, signal_of, wait_until};
-use super::verdict::Removed;
-use crate::machine::{Space, mm};
-use crate::mounts::{self, File, Fs};
-use crate::random::Random;
-use crate::task::{Choice, Exit, Signal, Task};
-use crate::{devices, percpu, sched, user};
+use crate::cpu::percpu;
+use crate::ktest::random::Random;
+use crate::mem::machine::{Space, mm};
+use crate::pmem::devices;
+use crate::pmem::mounts::{self, File, Fs};
+use crate::task::tcb::{Choice, Exit, Signal, Task};
+use crate::task::{sched, user};
 
 /// Where every task maps its file.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);

@@ -20,10 +20,13 @@ use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
-use crate::machine::{KernelMachine, Space, mm};
-use crate::random::Random;
-use crate::task::{Exit, Signal, Task};
-use crate::{devices, layout, percpu, sched, user};
+use crate::cpu::percpu;
+use crate::ktest::random::Random;
+use crate::mem::layout;
+use crate::mem::machine::{KernelMachine, Space, mm};
+use crate::pmem::devices;
+use crate::task::tcb::{Exit, Signal, Task};
+use crate::task::{sched, user};
 
 /// Where every task maps the device.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -356,7 +359,7 @@ impl Load {
         }
         let mut load = Self { users: Vec::new(), bystanders: Vec::new(), counters };
         // The largest leaf first: the size of a folio is that of the first leaf that maps it.
-        if let Some(offset) = whole_gib(size).filter(|_| crate::paging::has_gib_leaves()) {
+        if let Some(offset) = whole_gib(size).filter(|_| crate::mem::paging::has_gib_leaves()) {
             load.huge(offset)?;
         }
         for cpu in percpu::online().iter() {

@@ -16,15 +16,17 @@ use mm::entry::Prot;
 use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
-use super::Books;
+use super::books::{Books, Removed};
 use super::load::{give_way, wait_until};
-use super::verdict::Removed;
 use super::wish;
-use crate::machine::{KernelMachine, Space, mm};
-use crate::memory_error::Loss;
-use crate::reserve::FAULTS;
-use crate::task::{Signal, Task};
-use crate::{console, devices, percpu, report, sched, user};
+use crate::console::{self, report};
+use crate::cpu::percpu;
+use crate::mem::machine::{KernelMachine, Space, mm};
+use crate::mem::reserve::FAULTS;
+use crate::pmem::{bytes, devices};
+use crate::task::tcb::{Signal, Task};
+use crate::task::{sched, user};
+use crate::trap::memory_error::Loss;
 
 /// Where each of the two tasks maps its page.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -145,9 +147,9 @@ fn faults() -> Result<(u64, u64), String> {
 
 /// Writes words by sector, makes them last, and reads them again. Says whether they are the same.
 fn by_sector(at: usize) -> Result<bool, String> {
-    devices::write_bytes(at, WORDS_AT, WORDS)?;
+    bytes::write(at, WORDS_AT, WORDS)?;
     devices::block(at).map_err(said("block device"))?.flush().map_err(said("flush"))?;
-    Ok(devices::read_bytes(at, WORDS_AT, WORDS.len())? == WORDS)
+    Ok(bytes::read(at, WORDS_AT, WORDS.len())? == WORDS)
 }
 
 /// A task that maps one page of device 0 and reads it until a signal, and how often it has. It is under way.

@@ -8,8 +8,9 @@
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
 use super::load::wait_until;
-use crate::memory_error::{self, Loss};
-use crate::{report, time};
+use crate::console::report;
+use crate::cpu::time;
+use crate::trap::memory_error::{self, Loss};
 
 /// How much longer than a wish can be granted the kernel waits: one that was granted at the last moment is still dealt
 /// with, so that no machine check comes twice.

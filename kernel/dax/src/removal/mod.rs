@@ -138,6 +138,43 @@ pub trait RemovalEnv<M: Machine> {
 ///
 /// A device is removed once because its [`Live`] handle exists once; who may use it is decided by
 /// [`Bay`](crate::bay::Bay).
+///
+/// ```
+/// use std::sync::Arc;
+/// use dax::devdax::{DevDax, OpenOptions};
+/// use dax::device::{DataCache, alloc_dax};
+/// use dax::removal::{Method, Problem, RemovalEnv, Step, Target, remove};
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, EmuMachine, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, VmOps};
+///
+/// /// A driver without I/O and without a direct map.
+/// struct Driver;
+/// impl RemovalEnv<EmuMachine> for Driver {
+///     fn stop_io(&mut self) -> Result<u64, Problem> { Ok(0) }
+///     fn unmap_direct_map(&mut self) -> Result<u64, Problem> { Ok(0) }
+///     fn release(&mut self) -> Result<(), Problem> { Err("the name is stuck".into()) }
+/// }
+///
+/// let mm = emu::context(2);
+/// let map = Frames::new(&mm, Pfn::new(0x10_0000), 512).map.clone();
+/// let live = alloc_dax("dax0.0", &map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let dev = DevDax::new(&mm, live.device(), PageSize::Size4K).unwrap();
+/// let file: Arc<dyn VmOps<_>> = dev.open(OpenOptions::default()).unwrap();
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+/// let task = Task::start(&space, 1);
+/// task.store(va, 1).unwrap();
+///
+/// let target = Target { name: "dax0.0".into(), map, dax: Some(live), mappings: vec![dev.mapping().clone()] };
+/// let report = remove(&mm, target, Method::Ranged, &mut Driver);
+/// assert!(task.load(va).is_err());
+/// assert_eq!((report.cost.zap.leaves, report.users[0].name.as_str()), (1, "task"));
+/// // Every step is done; what one of them could not do is on record.
+/// assert_eq!(report.step(Step::Shootdown).unwrap().facts.get("ipis"), Some(1));
+/// assert_eq!(report.step(Step::Release).unwrap().problem, Some("the name is stuck".into()));
+/// ```
 pub fn remove<M: Machine, E: RemovalEnv<M>>(
     mm: &Arc<Mm<M>>,
     target: Target<M>,

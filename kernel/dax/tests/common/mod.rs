@@ -8,7 +8,7 @@ use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::kill::{KillReport, Phase};
 use dax::removal::{Problem, RemovalEnv, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
-use mm::emu::EmuMachine;
+use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::IrqOff;
@@ -40,18 +40,8 @@ pub fn frames(start: u64, nr_pages: u64) -> PfnRange {
 
 /// A world on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
 pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
-    let emu = EmuMachine::with_cpus(cpus);
-    let mm = Mm::new(emu.clone(), cpus);
-    let weak = Arc::downgrade(&mm);
-    emu.set_ipi_handler(move || {
-        if let Some(mm) = weak.upgrade() {
-            mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-        }
-    });
-    for cpu in 0..cpus {
-        emu.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine)));
-    }
-    (emu, mm)
+    let mm = emu::context(cpus);
+    (mm.machine.clone(), mm)
 }
 
 /// An attached device with device-dax over it.

@@ -124,7 +124,7 @@ pub struct StrayFile {
 
 impl StrayFile {
     /// `careful`: it asks whether the device lives.
-    pub fn new(mm: &Arc<World>, device: &Arc<DaxDevice>, careful: bool) -> Arc<dyn VmOps<EmuMachine>> {
+    pub fn over(mm: &Arc<World>, device: &Arc<DaxDevice>, careful: bool) -> Arc<dyn VmOps<EmuMachine>> {
         Arc::new(Self { mapping: Mapping::new(mm, device.pagemap()), device: device.clone(), careful })
     }
 }

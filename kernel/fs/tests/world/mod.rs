@@ -17,7 +17,7 @@ use fs::pmem::Pmem;
 use fs::rank::Context;
 use fs::sim::SimPmem;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtAddr, VirtRange};
-use mm::emu::EmuMachine;
+use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::ledger::Snapshot;
@@ -41,18 +41,8 @@ pub fn page(nr: u64) -> VirtAddr {
 }
 
 pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
-    let emu = EmuMachine::with_cpus(cpus);
-    let mm = Mm::new(emu.clone(), cpus);
-    let weak = Arc::downgrade(&mm);
-    emu.set_ipi_handler(move || {
-        if let Some(mm) = weak.upgrade() {
-            mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-        }
-    });
-    for cpu in 0..cpus {
-        emu.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine)));
-    }
-    (emu, mm)
+    let mm = emu::context(cpus);
+    (mm.machine.clone(), mm)
 }
 
 /// What the kernel was told.

@@ -32,6 +32,7 @@ mod cpu;
 mod hooks;
 mod memory;
 mod run;
+mod small;
 mod walk;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use self::hooks::Event;
 use self::hooks::Hooks;
 use self::memory::Memory;
 pub use self::run::Background;
+pub use self::small::{Frames, Task, context, context_on};
 pub use self::walk::{Cached, Fault};
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
 use crate::held;

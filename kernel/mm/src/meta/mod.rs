@@ -21,12 +21,12 @@
 //!
 //! Step 4' needs no second look: each time that an order-0 page comes to life the number grows by one, and each
 //! time that its count reaches zero the one who did it takes one away, so the chunk outlives everybody who is
-//! between steps 1 and 3 (see [`tree`]).
+//! between steps 1 and 3 (see `tree.rs`).
 //!
 //! # The tree
 //! Four dependent loads lead from the root's pointer to the page: top table (512 GiB a slot) → 1 GiB slots →
 //! 2 MiB slots → chunk of 512 pages. A folio of 1 GiB or 2 MiB hangs in the slot of its block, in the place of
-//! further tables. See [`door`] for the slots' values.
+//! further tables. See `door/mod.rs` for the slots' values.
 //!
 //! # What is simplified
 //! - Folios never merge or split: the size is chosen when the first reference is taken, and holds until the last
@@ -163,6 +163,27 @@ impl fmt::Display for LiveFolio {
 }
 
 /// All page metadata of one machine.
+///
+/// ```
+/// use mm::addr::{PageSize, Pfn};
+/// use mm::emu::{self, Frames};
+/// use mm::meta::{MetaError, Owner};
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let pfn = Pfn::new(0x10_0007);
+/// assert!(mm.meta.inspect(pfn).is_none(), "nobody uses it: there is no metadata");
+///
+/// // A reference on the folio of 2 MiB around it, which comes into being with it.
+/// let owner = Owner { mapping: 1, offset: 7 };
+/// let (head, size) = mm.meta.get_or_create(pfn, PageSize::Size2M, owner, 1).unwrap();
+/// assert_eq!((head, size), (Pfn::new(0x10_0000), PageSize::Size2M));
+/// mm.meta.put(pfn, 1);
+/// assert!(mm.meta.inspect(pfn).is_none(), "and it goes with the last one");
+///
+/// mm.meta.kill(&device.map);
+/// assert_eq!(mm.meta.get_or_create(pfn, PageSize::Size2M, owner, 1), Err(MetaError::Dying));
+/// ```
 pub struct MetaStore {
     tree: Tree,
     inner: Mutex<Inner>,

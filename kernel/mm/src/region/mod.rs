@@ -251,6 +251,35 @@ impl<M: Machine> Regions<M> {
 }
 
 /// A registration, in its owner's hands. Dropping it gives the pages back, if the kernel has not taken them.
+///
+/// The kernel takes one back whose owner does not give it back:
+/// ```
+/// use std::sync::{Arc, Weak};
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gup::GupFlags;
+/// use mm::region::{MemoryRegion, Notice, RegionOwner, Terms, UseError};
+/// use mm::space::{Access, AddressSpace};
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let _task = Task::start(&space, 0);
+///
+/// let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| println!("I would rather keep it"));
+/// let account = mm.pins.open_account("task", 64);
+/// let terms = Terms { flags: GupFlags::WRITE, grace_ns: 1_000, account: &account };
+/// let region = MemoryRegion::register(&space, va, 4, &terms, Arc::downgrade(&owner)).unwrap();
+/// let engine = region.reference();
+/// assert_eq!(engine.access(Access::Write).unwrap().frame(0), Some(Pfn::new(0x10_0000)));
+///
+/// let ranges = device.map.ranges();
+/// assert_eq!(mm.regions.ask(&device.map, ranges, &mut |_| ()).asked, 1);
+/// mm.regions.take_back(&mm.machine, &device.map, ranges, &mut |_| ());
+/// assert_eq!(engine.check(Access::Write), Err(UseError::Revoked { key: region.key() }));
+/// ```
 #[must_use = "the registration is given back when this is dropped"]
 pub struct MemoryRegion<M: Machine> {
     region: Arc<Region<M>>,

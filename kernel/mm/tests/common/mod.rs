@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
-use mm::emu::{Config, EmuMachine, Fault};
+use mm::emu::{self, Config, EmuMachine, Fault};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::{CpuId, IrqOff, Machine};
@@ -47,18 +47,8 @@ pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
 
 /// A world on a machine of the given shape.
 pub fn world_on(config: Config) -> (EmuMachine, Arc<World>) {
-    let emu = EmuMachine::new(config);
-    let mm = Mm::new(emu.clone(), config.cpus);
-    let weak = Arc::downgrade(&mm);
-    emu.set_ipi_handler(move || {
-        if let Some(mm) = weak.upgrade() {
-            mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-        }
-    });
-    for cpu in 0..config.cpus {
-        emu.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine)));
-    }
-    (emu, mm)
+    let mm = emu::context_on(config);
+    (mm.machine.clone(), mm)
 }
 
 /// A device: frames in a row, served to faults with leaves of at most `largest`.

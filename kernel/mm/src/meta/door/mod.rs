@@ -8,7 +8,7 @@
 //!   [`Orphan::free`] takes `&mut Held`, so that the borrow checker knows that no view is left;
 //! - **a reference**: whoever owns a reference on a folio knows that its metadata and every table on the way to it
 //!   exist. Entries of live page tables own one until the shootdown after their removal is done, and so a walk
-//!   with interrupts off borrows that of the entry that it has just read. This is what [`MetaStore::lookup`]
+//!   with interrupts off borrows that of the entry that it has just read. This is what [`lookup`](super::MetaStore::lookup)
 //!   demands.
 //!
 //! # A slot's word

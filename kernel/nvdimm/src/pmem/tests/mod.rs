@@ -134,14 +134,7 @@ struct Bench {
 }
 
 fn bench(cache: DataCache) -> Bench {
-    let machine = EmuMachine::with_cpus(2);
-    let mm = Mm::new(machine.clone(), 2);
-    let handler = Arc::downgrade(&mm);
-    machine.set_ipi_handler(move || {
-        if let Some(mm) = handler.upgrade() {
-            mm.shootdown.handle_ipi(&mm::machine::IrqOff::new(&mm.machine));
-        }
-    });
+    let mm = mm::emu::context(2);
     let host = Arc::new(Host::default());
     *host.ledger.lock() = Some(Arc::clone(&mm.ledger));
     let driver = PmemDriver::new(&mm, Arc::clone(&host) as Arc<dyn PmemHost>, cache);
