@@ -371,9 +371,14 @@ fn is_below(start: u64, nr_pages: u64, user_end: u64) -> bool {
 /// One past the last byte of `nr_pages` pages from `start` on, where all of them are below `user_end`.
 fn end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
     if Mutant::WrappedRange.is_on() {
-        return Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end);
+        return faulty_end_of(start, nr_pages, user_end);
     }
     is_below(start, nr_pages, user_end).then(|| start + (nr_pages << PAGE_SHIFT))
+}
+
+/// The same, for the deliberate fault.
+fn faulty_end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
+    Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end)
 }
 
 impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {

@@ -17,6 +17,7 @@ use mm::machine::Point;
 use mm::mapping::{Mapping, unmap_mapping_range};
 use mm::meta::MAX_REFS;
 use mm::pagemap::MemoryKind;
+use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
 
@@ -185,14 +186,14 @@ fn as_many_are_pinned_as_were_asked_for_and_no_more() {
 // covers: G5, G8
 #[test]
 fn a_page_that_cannot_be_had_ends_the_run_before_it_wherever_it_is() {
-    for full in 1..14 {
-        let rig = rig(20, PageSize::Size4K);
+    for full in 1..18 {
+        let rig = rig(24, PageSize::Size4K);
         let nr = MAX_REFS - 1;
         rig.mm.meta.with_page(rig.device.pfn(full), |page| page.try_pin(nr)).expect("live").expect("room");
         for flags in [FAST, GupFlags::WRITE] {
-            let runs = pin(&rig.space, page(0), 16, flags).unwrap();
+            let runs = pin(&rig.space, page(0), 18, flags).unwrap();
             assert_eq!((runs[0].start(), runs[0].nr_pages(), runs.len()), (rig.device.pfn(0), full, 1));
-            for nr in (0..20).filter(|&nr| nr != full) {
+            for nr in (0..24).filter(|&nr| nr != full) {
                 assert_eq!(rig.pins(nr), u32::from(nr < full), "page {nr}, where {full} is full");
             }
             unpin(&rig.mm, &runs);
@@ -312,4 +313,105 @@ fn a_request_whose_fault_is_turned_away_waits_and_comes_again() {
     // Where nothing is turned away nothing waits.
     emu.at(0, Event::Relax, 1, || panic!("it waits although all went well"));
     unpin(&mm, &pin(&space, page(4), 3, GupFlags::WRITE).unwrap());
+}
+
+/// How often interrupts are turned off while `nr` pages from `first` on are pinned.
+fn sections(rig: &Rig, first: u64, nr: u64, by_page: bool) -> u32 {
+    let count = Arc::new(AtomicU32::new(0));
+    for nth in 1..=32 {
+        let count = count.clone();
+        rig.emu.at(0, Event::IrqDisable, nth, move || _ = count.fetch_add(1, Ordering::SeqCst));
+    }
+    if by_page {
+        let mut frames = vec![Pfn::new(0); nr as usize];
+        let got = gup::pin_user_pages_fast(&rig.space, page(first), nr, FAST, &mut PageArray::new(&mut frames));
+        assert_eq!(got, Ok(nr));
+    } else {
+        assert_eq!(pin(&rig.space, page(first), nr, FAST).unwrap().len(), 1);
+    }
+    count.load(Ordering::SeqCst)
+}
+
+/// Interrupts are off as long as they may be: each time that they come on and go off again costs.
+// covers: G2
+#[test]
+fn interrupts_come_on_no_more_often_than_they_must() {
+    let steps = gup::IRQS_OFF_STEPS;
+    for by_page in [false, true] {
+        for (leaf, first, nr, wanted) in [
+            // Once for one huge leaf, which it is not, and once for each so many steps.
+            (PageSize::Size4K, 100, 300, 1 + 1),
+            (PageSize::Size4K, 500, 24, 1 + 1),
+            (PageSize::Size4K, 500, steps, 1 + 1),
+            (PageSize::Size4K, 500, steps + 1, 1 + 2),
+            (PageSize::Size4K, 100, 4 * steps, 1 + 4),
+            (PageSize::Size2M, 500, 24, 1 + 1),
+            (PageSize::Size2M, 500, 2 * steps, if by_page { 1 + 2 } else { 1 + 1 }),
+        ] {
+            let rig = rig(8 * 512, leaf);
+            let sections = rig.emu.clone().on_cpu(0, || sections(&rig, first, nr, by_page));
+            assert_eq!(sections, wanted, "{nr} pages from {first} on, {leaf}, by page: {by_page}");
+        }
+    }
+}
+
+/// An owner of a registration that is never asked.
+struct Owner;
+
+impl RegionOwner for Owner {
+    fn asked(&self, _: &Notice) {}
+}
+
+/// A registration is long-term by itself, whatever flags come with it, and takes the lockless way where it can.
+// covers: L2, G6
+#[test]
+fn a_registration_needs_no_lock_where_the_pages_are_there() {
+    for flags in [GupFlags::WRITE, GupFlags::WRITE | GupFlags::LONGTERM] {
+        for (leaf, nr, looks) in [(PageSize::Size4K, 16, 4 + 4 + 1 + 16), (PageSize::Size2M, 16, 3)] {
+            let rig = rig(512, leaf);
+            let account = rig.mm.pins.open_account("account", 2048);
+            let terms = Terms { flags, grace_ns: 0, account: &account };
+            let owner: Arc<dyn RegionOwner> = Arc::new(Owner);
+            let register = || MemoryRegion::register(&rig.space, page(3), nr, &terms, Arc::downgrade(&owner));
+            rig.emu.on_cpu(0, || {
+                rig.emu.reset_stats();
+                let region = register().expect("registered");
+                assert_eq!(rig.emu.stats().entry_looks, looks, "{leaf}, {flags:?}");
+                assert_eq!(rig.mm.meta.totals().pins, nr);
+                drop(region);
+                // With the lock, where the space is not loaded.
+                load(&rig.mm, None);
+                drop(register().expect("registered"));
+            });
+            assert_eq!(rig.mm.meta.totals().pins, 0);
+        }
+    }
+}
+
+/// Memory that does not tolerate a long-term pin is left to the slow path, which refuses it, by each lockless way.
+// covers: L3
+#[test]
+fn no_lockless_way_pins_for_long_what_cannot_be_taken_back() {
+    for kind in [MemoryKind::FsDax, MemoryKind::DevDax] {
+        let (emu, mm) = world(1);
+        let device = Device::new(&mm, common::DEVICE_START, 4 * 512, kind, PageSize::Size2M);
+        // A huge leaf; small leaves over a large folio; small pages.
+        let space = space_with(&mm, &device, 2 * 512, &[0]);
+        space.map(page(1024), 64 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 1024).unwrap();
+        space.populate(page(0), 1088 * PAGE_SIZE, Access::Write).unwrap();
+        let mut gather = Gather::new(&mm);
+        unmap_mapping_range(&device.mapping, 1023, 1, &mut gather);
+        gather.finish();
+        let sizes = [3, 600, 1030].map(|nr| mm.meta.inspect(device.pfn(nr)).unwrap().size);
+        assert_eq!(sizes, [PageSize::Size2M, PageSize::Size2M, PageSize::Size4K]);
+        for first in [3, 600, 1030] {
+            for nr in [1, 2, 20] {
+                let long = pin(&space, page(first), nr, FAST | GupFlags::LONGTERM);
+                assert_eq!(long, Err(GupError::NotPresent(page(first))), "{nr} pages from {first} on, {kind:?}");
+                assert_eq!(mm.meta.totals().pins, 0);
+                unpin(&mm, &pin(&space, page(first), nr, FAST).expect("for a short time"));
+            }
+        }
+        drop(emu);
+    }
 }

@@ -68,6 +68,9 @@ enum End {
     Refused,
 }
 
+/// As many steps as there can be: the deliberate fault.
+const WITHOUT_BOUND: u64 = u64::MAX >> PAGE_SHIFT;
+
 impl Run {
     /// Nothing is pinned: go slow.
     const NONE: Self = Self { first: Pfn::new(0), nr_pages: 0, go_on: false };
@@ -158,8 +161,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     #[inline(always)]
     fn some_pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> Step {
         let irq = self.enter();
-        let (mut at, mut left) =
-            (start, if Mutant::IrqsOffForAll.is_on() { u64::MAX >> PAGE_SHIFT } else { IRQS_OFF_STEPS });
+        let (mut at, mut left) = (start, if Mutant::IrqsOffForAll.is_on() { WITHOUT_BOUND } else { IRQS_OFF_STEPS });
         loop {
             let Some(leaf) = self.walk(&irq, at) else { return Step { next: at, go_on: false } };
             let most = end.min(at.saturating_add(left << PAGE_SHIFT));
