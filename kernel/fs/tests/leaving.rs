@@ -171,12 +171,12 @@ fn a_mount_whose_journals_device_is_told_to_leave_comes_to_nothing() {
             let mm = mm.clone();
             move || Mounted::mount(&mm, source)
         });
-        let mut told = Told(Some(Box::new(|| {
+        let told = Told(Some(Box::new(|| {
             go_on.store(true, Ordering::SeqCst);
             assert_eq!(emu.finish(mounting).err(), Some(FsError::DeviceGone));
         })));
         let target = Target { name, map, dax: Some(live), mappings: vec![] };
-        let report = remove(&mm, target, Method::Ranged, &mut told);
+        let report = remove(&mm, target, Method::Ranged, &mut Env(told));
         assert_eq!(report.kill.unwrap().answers[0].to_string(), "pmem0-log: I/O error");
         assert_eq!(device.live.device().nr_holders(), 0, "it has let go of the other device too");
     });
