@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use dax::device::{DaxDevice, Registration};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Method, Problem, RemovalEnv, Step, StepRecord, Target, Waiting, remove};
+use dax::removal::{Method, Problem, RemovalWatch, Step, StepRecord, Target, Waiting, remove};
 use fs::error::FsError;
 use fs::freeze::FreezeHolder;
 use fs::mounted::{Mounted, Source};
@@ -344,13 +344,10 @@ thread_local! {
 /// What stands around the removal: each call of it is a point.
 struct Around(Arc<Rig>);
 
-impl RemovalEnv<EmuMachine> for Around {
+impl RemovalWatch<EmuMachine> for Around {
     fn begin(&mut self, _: Step) -> Result<(), Problem> {
         self.0.tick();
         Ok(())
-    }
-    fn stop_io(&mut self) -> Result<u64, Problem> {
-        Ok(0)
     }
     fn phase(&mut self, phase: Phase, _: &KillReport) {
         match phase {
@@ -365,12 +362,6 @@ impl RemovalEnv<EmuMachine> for Around {
     }
     fn waiting(&mut self, _: &Waiting) {
         self.0.tick();
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        Ok(())
     }
     fn observe(&mut self, _: &StepRecord) {
         self.0.tick();
@@ -422,7 +413,7 @@ fn removed(rig: &Arc<Rig>, device: Device) {
     watch(rig, Event::At(Point::UsersListed));
     let Device { name, live, map, checked, .. } = device;
     let target = Target { name, map, dax: Some(live), mappings: vec![] };
-    let report = remove(&rig.mm, target, Method::Ranged, &mut Around(rig.clone()));
+    let report = remove(&rig.mm, target, Method::Ranged, &mut Env(Around(rig.clone())));
     assert_eq!(report.problems().count(), 0, "{report}");
     assert_eq!((rig.map.state(), rig.map.live_folios()), (MapState::Unregistered, 0));
     assert_eq!(find_leaf(&rig.mm, &rig.map), None);

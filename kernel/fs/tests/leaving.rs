@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Method, Problem, RemovalEnv, RemovalReport, Step, Target, remove};
+use dax::removal::{Method, RemovalReport, RemovalWatch, Step, Target, remove};
 use fs::calls::CHUNK_BYTES;
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
@@ -75,22 +75,13 @@ impl Pmem for Watched {
 /// Calls when the holders have been told.
 struct Told<'t>(Option<Box<dyn FnOnce() + 't>>);
 
-impl RemovalEnv<EmuMachine> for Told<'_> {
-    fn stop_io(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
+impl RemovalWatch<EmuMachine> for Told<'_> {
     fn phase(&mut self, phase: Phase, _: &KillReport) {
         if phase == Phase::Told
             && let Some(told) = self.0.take()
         {
             told();
         }
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        Ok(())
     }
 }
 
@@ -99,7 +90,7 @@ fn remove_telling(emu: &EmuMachine, device: Device, told: impl FnOnce()) -> Remo
     emu.at(emu.cpu(), Event::Relax, 10_000, || panic!("the removal waits for ever"));
     let Device { name, mm, live, map, .. } = device;
     let target = Target { name, map, dax: Some(live), mappings: vec![] };
-    remove(&mm, target, Method::Ranged, &mut Told(Some(Box::new(told))))
+    remove(&mm, target, Method::Ranged, &mut Env(Told(Some(Box::new(told)))))
 }
 
 fn left_by_holders(report: &RemovalReport) -> Option<u64> {
@@ -180,12 +171,12 @@ fn a_mount_whose_journals_device_is_told_to_leave_comes_to_nothing() {
             let mm = mm.clone();
             move || Mounted::mount(&mm, source)
         });
-        let mut told = Told(Some(Box::new(|| {
+        let told = Told(Some(Box::new(|| {
             go_on.store(true, Ordering::SeqCst);
             assert_eq!(emu.finish(mounting).err(), Some(FsError::DeviceGone));
         })));
         let target = Target { name, map, dax: Some(live), mappings: vec![] };
-        let report = remove(&mm, target, Method::Ranged, &mut told);
+        let report = remove(&mm, target, Method::Ranged, &mut Env(told));
         assert_eq!(report.kill.unwrap().answers[0].to_string(), "pmem0-log: I/O error");
         assert_eq!(device.live.device().nr_holders(), 0, "it has let go of the other device too");
     });

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::DataCache;
-use dax::removal::{Method, Problem, RemovalReport, Step as RemovalStep};
+use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step as RemovalStep};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
@@ -20,7 +20,6 @@ use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, VmOps};
 use mm::world::Mm;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
-use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 
 thread_local! {

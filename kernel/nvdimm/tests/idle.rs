@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dax::device::DataCache;
-use dax::removal::{Facts, Method, StepRecord};
+use dax::removal::{Facts, Method, RemovalWatch, StepRecord};
 use mm::addr::{Pfn, PfnRange};
 use mm::emu::{EmuMachine, Stats};
 use mm::machine::IrqOff;
 use mm::pagemap::MemoryKind;
 use mm::world::Mm;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
-use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{Config, PmemDriver};
 
 thread_local! {

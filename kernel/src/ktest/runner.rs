@@ -1,31 +1,11 @@
-//! The list of all in-kernel tests, run in a task and reported as KTAP (version 1) on the console.
+//! The in-kernel tests are run in a task and reported as KTAP (version 1) on the console.
 
 use alloc::format;
 use alloc::string::String;
 
 use crate::console::{self, ring};
-use crate::ktest::test::{Ctx, Test};
-
-/// Every test, by subject.
-static GROUPS: &[&[Test]] = &[
-    crate::ktest::platform::TESTS,
-    crate::ktest::protection::TESTS,
-    crate::ktest::tasks::TESTS,
-    crate::ktest::signals::TESTS,
-    crate::ktest::mm_map::TESTS,
-    crate::ktest::mm_gup::TESTS,
-    crate::ktest::mm_tlb::TESTS,
-    crate::ktest::dax::TESTS,
-    crate::ktest::dax_pages::TESTS,
-    crate::ktest::dax_race::TESTS,
-    crate::ktest::pins::TESTS,
-    crate::ktest::fail::TESTS,
-    crate::ktest::fs::TESTS,
-    crate::ktest::fs_removal::TESTS,
-    crate::ktest::fs_sync::TESTS,
-    crate::ktest::stress::TESTS,
-    crate::ktest::virtio::TESTS,
-];
+use crate::ktest::AREAS;
+use crate::ktest::test::Ctx;
 
 /// What came of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +20,7 @@ pub struct Summary {
 
 /// Runs the tests whose names match `glob`.
 pub fn run(glob: &str) -> Summary {
-    let chosen = || GROUPS.iter().copied().flatten().filter(|test| matches(glob, test.name));
+    let chosen = || AREAS.iter().copied().flatten().filter(|test| matches(glob, test.name));
     console::line(format_args!("KTAP version 1"));
     console::line(format_args!("1..{}", chosen().count()));
     let mut summary = Summary::default();

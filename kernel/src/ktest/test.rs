@@ -1,4 +1,4 @@
-//! What an in-kernel test is. The list of all is in [`runner`](crate::ktest::runner).
+//! What an in-kernel test is. The list of all is in [`ktest`](crate::ktest).
 
 use alloc::string::String;
 

@@ -7,11 +7,10 @@ use core::fmt;
 
 use dax::inject::Place;
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Method, Problem, RemovalReport, Step, StepRecord, Waiting};
+use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step, StepRecord, Waiting};
 use mm::addr::PfnRange;
 use mm::machine::Machine;
 use mm::region::{RegionInfo, TakeBack};
-use nvdimm::pmem::removal::RemovalWatch;
 
 use crate::console::report;
 use crate::cpu::time;

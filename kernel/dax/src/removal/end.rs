@@ -10,7 +10,7 @@ use mm::pagemap::MapState;
 use mm::reach::find_leaf;
 
 use super::report::{PinFound, Waiting};
-use super::{Removal, RemovalEnv};
+use super::{Removal, RemovalEnv, RemovalWatch};
 use crate::device::State;
 use crate::mutant::Mutant;
 
@@ -52,7 +52,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let found = self.waiting(0);
         // First, because who hears of the wait may give them back.
         self.name_pins(began);
-        self.env.waiting(&found);
+        self.env.watch().waiting(&found);
         self.report.drained.found = found;
         let mut notice = FIRST_NOTICE_NS;
         while !self.map.is_drained() {
@@ -62,7 +62,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             if ns >= notice {
                 notice = notice.saturating_mul(2);
                 let waiting = self.waiting(ns);
-                self.env.waiting(&waiting);
+                self.env.watch().waiting(&waiting);
             }
         }
         self.report.drained.ns = self.mm.machine.now_ns() - began;

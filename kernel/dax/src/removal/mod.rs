@@ -68,8 +68,32 @@ pub struct Target<M: Machine> {
     pub mappings: Vec<Arc<Mapping<M>>>,
 }
 
-/// What the driver of the device, and the kernel around it, do for a removal.
+/// What the driver of the device does for a removal, and who is told of it.
 pub trait RemovalEnv<M: Machine> {
+    /// Who is told.
+    type Watch: RemovalWatch<M>;
+    /// The same.
+    fn watch(&mut self) -> &mut Self::Watch;
+    /// Refuses new I/O and waits for what is under way; answers how many requests that were.
+    ///
+    /// # Errors
+    /// What could not be done: recorded, and the removal goes on.
+    fn stop_io(&mut self) -> Result<u64, Problem>;
+    /// Takes the device out of the kernel's direct map; answers how many leaves that were.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn unmap_direct_map(&mut self) -> Result<u64, Problem>;
+    /// Gives up the claim on the device's range and its name.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn release(&mut self) -> Result<(), Problem>;
+}
+
+/// What the kernel hears of a removal, and says to it. A driver hands it through as it is: what is declared here is
+/// declared nowhere else.
+pub trait RemovalWatch<M: Machine> {
     /// A step is about to begin. `Err` makes its first attempt fail: that is recorded, and the step is done all the
     /// same, because those after it rely on it. Here faults are injected.
     ///
@@ -79,11 +103,6 @@ pub trait RemovalEnv<M: Machine> {
         let _ = step;
         Ok(())
     }
-    /// Refuses new I/O and waits for what is under way; answers how many requests that were.
-    ///
-    /// # Errors
-    /// What could not be done: recorded, and the removal goes on.
-    fn stop_io(&mut self) -> Result<u64, Problem>;
     /// The kill of the DAX device has come so far. At [`Phase::Told`] the device is still alive, and what the holders
     /// answered is in `kill`.
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
@@ -111,16 +130,6 @@ pub trait RemovalEnv<M: Machine> {
     fn waiting(&mut self, waiting: &Waiting) {
         let _ = waiting;
     }
-    /// Takes the device out of the kernel's direct map; answers how many leaves that were.
-    ///
-    /// # Errors
-    /// As for [`stop_io`](Self::stop_io).
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem>;
-    /// Gives up the claim on the device's range and its name.
-    ///
-    /// # Errors
-    /// As for [`stop_io`](Self::stop_io).
-    fn release(&mut self) -> Result<(), Problem>;
     /// A step is done: for the console.
     fn observe(&mut self, record: &StepRecord) {
         let _ = record;
@@ -130,6 +139,9 @@ pub trait RemovalEnv<M: Machine> {
         0
     }
 }
+
+/// Hears nothing.
+impl<M: Machine> RemovalWatch<M> for () {}
 
 /// Removes the device. Every step is done, whatever the ones before it met; the report says what that was.
 ///
@@ -149,9 +161,11 @@ pub trait RemovalEnv<M: Machine> {
 /// use mm::entry::Prot;
 /// use mm::space::{AddressSpace, VmOps};
 ///
-/// /// A driver without I/O and without a direct map.
-/// struct Driver;
+/// /// A driver without I/O and without a direct map; nobody hears of the removal.
+/// struct Driver(());
 /// impl RemovalEnv<EmuMachine> for Driver {
+///     type Watch = ();
+///     fn watch(&mut self) -> &mut () { &mut self.0 }
 ///     fn stop_io(&mut self) -> Result<u64, Problem> { Ok(0) }
 ///     fn unmap_direct_map(&mut self) -> Result<u64, Problem> { Ok(0) }
 ///     fn release(&mut self) -> Result<(), Problem> { Err("the name is stuck".into()) }
@@ -168,7 +182,7 @@ pub trait RemovalEnv<M: Machine> {
 /// task.store(va, 1).unwrap();
 ///
 /// let target = Target { name: "dax0.0".into(), map, dax: Some(live), mappings: vec![dev.mapping().clone()] };
-/// let report = remove(&mm, target, Method::Ranged, &mut Driver);
+/// let report = remove(&mm, target, Method::Ranged, &mut Driver(()));
 /// assert!(task.load(va).is_err());
 /// assert_eq!((report.cost.zap.leaves, report.users[0].name.as_str()), (1, "task"));
 /// // Every step is done; what one of them could not do is on record.
@@ -184,21 +198,24 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
     let mut removal =
         Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
-    let mut gather = Gather::new(mm);
-    let mut users = Vec::new();
-    let live = target.dax;
-    removal.step(Step::StopIo, |removal, facts| removal.stop_io(facts));
-    removal.step(Step::KillDax, |removal, facts| removal.kill_dax(live, facts));
-    removal.step(Step::Invalidate, |removal, facts| removal.invalidate(&mut gather, &mut users, facts));
-    removal.step(Step::Shootdown, |removal, facts| removal.shoot_down(&mut gather, facts));
-    if cfg!(debug_assertions) {
-        removal.assert_unreachable();
+    let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), users: Vec::new() };
+    for step in Step::ALL {
+        removal.step(step, &mut going);
+        if cfg!(debug_assertions) && step == Step::Shootdown {
+            removal.assert_unreachable();
+        }
     }
-    removal.step(Step::Drain, |removal, facts| removal.drain(gather, users, facts));
-    removal.step(Step::FreeMetadata, |removal, facts| removal.free_metadata(facts));
-    removal.step(Step::UnmapDirectMap, |removal, facts| removal.unmap_direct_map(facts));
-    removal.step(Step::Release, |removal, _| removal.release());
     removal.report
+}
+
+/// What goes, and is handed from step to step.
+struct Going<M: Machine> {
+    /// The DAX device, before its death.
+    live: Option<Live>,
+    /// What was taken out of the page tables, until it is freed.
+    gather: Option<Gather<M>>,
+    /// Who has lost something, until they are told.
+    users: Vec<Unmapped<M>>,
 }
 
 /// A removal under way.
@@ -215,21 +232,35 @@ struct Removal<'a, M: Machine, E> {
 }
 
 impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
-    fn step(&mut self, step: Step, work: impl FnOnce(&mut Self, &mut Facts) -> Result<(), Problem>) {
+    fn step(&mut self, step: Step, going: &mut Going<M>) {
         let mut facts = Facts::default();
-        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.watch().instructions());
         self.aside = (0, 0);
-        let refused = self.env.begin(step).err();
-        let problem = work(self, &mut facts).err().or(refused);
+        let refused = self.env.watch().begin(step).err();
+        let problem = self.work(step, going, &mut facts).err().or(refused);
         let record = StepRecord {
             step,
             ns: self.mm.machine.now_ns() - ns - self.aside.0,
-            instructions: self.env.instructions() - instructions - self.aside.1,
+            instructions: self.env.watch().instructions() - instructions - self.aside.1,
             facts,
             problem,
         };
-        self.env.observe(&record);
+        self.env.watch().observe(&record);
         self.report.steps.push(record);
+    }
+
+    /// What is done in each step.
+    fn work(&mut self, step: Step, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        match step {
+            Step::StopIo => self.stop_io(facts),
+            Step::KillDax => self.kill_dax(going, facts),
+            Step::Invalidate => self.invalidate(going, facts),
+            Step::Shootdown => self.shoot_down(going, facts),
+            Step::Drain => self.drain(going, facts),
+            Step::FreeMetadata => self.free_metadata(facts),
+            Step::UnmapDirectMap => self.unmap_direct_map(facts),
+            Step::Release => self.release(),
+        }
     }
 
     /// Adds what `work` costs to one of the report's sums.
@@ -239,11 +270,11 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         work: impl FnOnce(&Arc<Mm<M>>) -> (ZapStats, R),
     ) -> R {
         let flushes = self.mm.shootdown.stats();
-        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.watch().instructions());
         let (zap, result) = work(self.mm);
         let cost = Cost {
             zap,
-            instructions: self.env.instructions() - instructions,
+            instructions: self.env.watch().instructions() - instructions,
             ns: self.mm.machine.now_ns() - ns,
             flushes: self.mm.shootdown.stats().since(flushes),
         };
@@ -264,15 +295,15 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         Ok(())
     }
 
-    fn kill_dax(&mut self, live: Option<Live>, facts: &mut Facts) -> Result<(), Problem> {
-        facts.note("dax_devices", u64::from(live.is_some()));
-        if let Some(live) = live {
+    fn kill_dax(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("dax_devices", u64::from(going.live.is_some()));
+        if let Some(live) = going.live.take() {
             let Self { mm, env, aside, .. } = self;
             let mut observe = |phase, kill: &KillReport| {
-                let (ns, instructions) = (mm.machine.now_ns(), env.instructions());
-                env.phase(phase, kill);
+                let (ns, instructions) = (mm.machine.now_ns(), env.watch().instructions());
+                env.watch().phase(phase, kill);
                 aside.0 += mm.machine.now_ns() - ns;
-                aside.1 += env.instructions() - instructions;
+                aside.1 += env.watch().instructions() - instructions;
             };
             let (dead, kill) = kill_dax(live, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);
@@ -300,15 +331,9 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         mapped
     }
 
-    fn invalidate(
-        &mut self,
-        gather: &mut Gather<M>,
-        users: &mut Vec<Unmapped<M>>,
-        facts: &mut Facts,
-    ) -> Result<(), Problem> {
-        if self.report.idle {
-            return Ok(());
-        }
+    fn invalidate(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        let Some(gather) = going.gather.as_mut().filter(|_| !self.report.idle) else { return Ok(()) };
+        let users = &mut going.users;
         if let Method::PerFrame(frames) = self.report.method {
             facts.note("frames_failed", frames.nr_pages());
             self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
@@ -366,7 +391,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     /// Puts the tasks of these users into the report, as many as there is memory for.
     fn name_tasks(&mut self) {
         let Self { mm, env, report, .. } = self;
-        env.for_each_task(&mut |space_id, id, name| {
+        env.watch().for_each_task(&mut |space_id, id, name| {
             if report.users.binary_search_by_key(&space_id, |user| user.space_id).is_err() {
                 return;
             }
@@ -379,7 +404,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         });
     }
 
-    fn shoot_down(&mut self, gather: &mut Gather<M>, facts: &mut Facts) -> Result<(), Problem> {
+    fn shoot_down(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        let Some(gather) = &mut going.gather else { return Ok(()) };
         let before = self.mm.shootdown.stats();
         self.metered(self.ranged_sum(), |_| {
             gather.shoot_down();
@@ -393,10 +419,12 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         Ok(())
     }
 
-    fn drain(&mut self, gather: Gather<M>, users: Vec<Unmapped<M>>, facts: &mut Facts) -> Result<(), Problem> {
-        self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
-        for unmapped in users {
-            self.env.lost(&unmapped.space, unmapped.range);
+    fn drain(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        if let Some(gather) = going.gather.take() {
+            self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
+        }
+        for unmapped in core::mem::take(&mut going.users) {
+            self.env.watch().lost(&unmapped.space, unmapped.range);
         }
         let zap = match self.report.method {
             Method::Ranged => self.report.cost.zap,
@@ -419,7 +447,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let Self { mm, env, report, map, .. } = self;
         let found = mm.regions.ask(map, map.ranges(), &mut |region| {
             report.note_registration(&mm.machine, region);
-            env.asked(region);
+            env.watch().asked(region);
         });
         facts.note("registrations_asked", found.asked);
         facts.note("registrations_looked_at", found.looked_at);
@@ -438,7 +466,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
                     uses += revoked.uses;
                     report.note_revoked(revoked);
                 }
-                env.taking_back(told);
+                env.watch().taking_back(told);
             });
         }
         facts.note("registrations_revoked", nr);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Problem, RemovalEnv, StepRecord, Target, Waiting};
+use dax::removal::{Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
 use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
@@ -201,9 +201,22 @@ impl Env<'_> {
 }
 
 impl RemovalEnv<EmuMachine> for Env<'_> {
+    type Watch = Self;
+    fn watch(&mut self) -> &mut Self {
+        self
+    }
     fn stop_io(&mut self) -> Result<u64, Problem> {
         self.try_step("stop_io").map(|()| 3)
     }
+    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
+        self.try_step("unmap_direct_map").map(|()| 1)
+    }
+    fn release(&mut self) -> Result<(), Problem> {
+        self.try_step("release")
+    }
+}
+
+impl RemovalWatch<EmuMachine> for Env<'_> {
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
         self.phases.push((phase, kill.answers.iter().map(ToString::to_string).collect()));
     }
@@ -228,12 +241,6 @@ impl RemovalEnv<EmuMachine> for Env<'_> {
         if let Some(on_wait) = &mut self.on_wait {
             on_wait(waiting);
         }
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        self.try_step("unmap_direct_map").map(|()| 1)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        self.try_step("release")
     }
     fn observe(&mut self, record: &StepRecord) {
         self.log.push(format!("{}: done", record.step));

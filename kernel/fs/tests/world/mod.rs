@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dax::device::{DataCache, Live, alloc_dax};
-use dax::removal::{Problem, RemovalEnv, Target};
+use dax::removal::{Problem, RemovalEnv, RemovalWatch, Target};
 use fs::check::check;
 use fs::error::FsError;
 use fs::handle::File;
@@ -173,7 +173,7 @@ impl Device {
     /// Removes the device; the problems that the report names.
     pub fn remove(self) -> Vec<String> {
         let target = Target { name: self.name, map: self.map, dax: Some(self.live), mappings: vec![] };
-        let report = dax::removal::remove(&self.mm, target, dax::removal::Method::Ranged, &mut Env);
+        let report = dax::removal::remove(&self.mm, target, dax::removal::Method::Ranged, &mut Env(()));
         let answers = report.kill.iter().flat_map(|kill| &kill.answers);
         let failed = answers.filter(|answer| answer.result.is_err()).map(ToString::to_string);
         report.problems().map(|(step, problem)| format!("{step:?}: {problem:?}")).chain(failed).collect()
@@ -279,9 +279,13 @@ pub fn with_log(mm: &Arc<World>) -> (Device, Live, Arc<Fs>) {
     (device, live, fs)
 }
 
-/// Nothing around the device but the file system.
-pub struct Env;
-impl RemovalEnv<EmuMachine> for Env {
+/// Nothing around the device but the file system, and who is told.
+pub struct Env<W>(pub W);
+impl<W: RemovalWatch<EmuMachine>> RemovalEnv<EmuMachine> for Env<W> {
+    type Watch = W;
+    fn watch(&mut self) -> &mut W {
+        &mut self.0
+    }
     fn stop_io(&mut self) -> Result<u64, Problem> {
         Ok(0)
     }

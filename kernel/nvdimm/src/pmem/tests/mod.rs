@@ -13,7 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dax::removal::{Method, StepRecord};
+use dax::removal::{Method, RemovalWatch, StepRecord};
 use mm::addr::PageSize;
 use mm::emu::EmuMachine;
 use mm::ledger::Kind;
@@ -21,7 +21,6 @@ use mm::meta::Owner;
 use mm::sync::Mutex;
 
 use super::memory::{FlushError, MediaError, PmemMemory};
-use super::removal::RemovalWatch;
 use super::*;
 use crate::nfit::builder::NfitBuilder;
 
