@@ -68,7 +68,7 @@ pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) 
         }
         let owner = folio.page.owner();
         let offset = owner.offset + (pfn.as_u64() - folio.head.as_u64());
-        if let Some(mapping) = mm.find_mapping(owner.mapping) {
+        if let Some(mapping) = mm.find_mapping(&map, owner.mapping) {
             users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
         }
         mm.meta.put(pfn, 1);
