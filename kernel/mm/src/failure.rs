@@ -70,7 +70,7 @@ pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) 
         (page.owner(), page.head())
     };
     if let Some((owner, head)) = mm.meta.with_page(pfn, look)
-        && let Some(mapping) = mm.find_mapping(owner.mapping)
+        && let Some(mapping) = mm.find_mapping(&map, owner.mapping)
     {
         let offset = owner.offset + (pfn.as_u64() - head.as_u64());
         users = unmap_mapping_range(&mapping, offset, 1, &mut gather);

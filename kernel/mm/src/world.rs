@@ -1,6 +1,6 @@
 //! The world that `mm` manages: one machine with its page metadata, its ledger and its shootdowns.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 
 use crate::addr::Pfn;
 use crate::ledger::{Kind, Ledger, Snapshot};
@@ -30,24 +30,20 @@ pub struct Mm<M: Machine> {
     /// Long-term pins that can be taken back.
     pub regions: Regions<M>,
     next_id: AtomicU64,
-    mappings: Mutex<Mappings<M>>,
+    /// The mappings (files, devices), those over a page map side by side: how a folio's owner is found again from its
+    /// metadata, and how a removal finds them.
+    mappings: Mutex<BTreeMap<MappingName, Weak<Mapping<M>>>>,
     /// The address spaces by number, for [`reach`](crate::reach).
     #[cfg(all(debug_assertions, not(loom)))]
     spaces: Mutex<BTreeMap<u64, Weak<AddressSpace<M>>>>,
 }
 
-/// The mappings (files, devices).
-struct Mappings<M: Machine> {
-    /// By number: how a folio's owner is found again from its metadata.
-    by_id: BTreeMap<u64, Weak<Mapping<M>>>,
-    /// Page map and number: how a removal finds them. A page map goes by its address, which is its own for as long as a
-    /// mapping over it lives.
-    by_map: BTreeSet<(usize, u64)>,
-}
+/// What a mapping goes by: the address of its page map, which is that map's own for as long as a mapping over it lives,
+/// and its number.
+type MappingName = (usize, u64);
 
-/// What a page map goes by.
-fn name_of(map: &DevPagemap) -> usize {
-    core::ptr::from_ref(map).addr()
+fn name_of(map: &DevPagemap, id: u64) -> MappingName {
+    (core::ptr::from_ref(map).addr(), id)
 }
 
 impl<M: Machine> Mm<M> {
@@ -62,7 +58,7 @@ impl<M: Machine> Mm<M> {
             pins: PinLedger::new(),
             regions: Regions::new(),
             next_id: AtomicU64::new(1),
-            mappings: Mutex::new(Mappings { by_id: BTreeMap::new(), by_map: BTreeSet::new() }),
+            mappings: Mutex::new(BTreeMap::new()),
             #[cfg(all(debug_assertions, not(loom)))]
             spaces: Mutex::new(BTreeMap::new()),
         })
@@ -85,34 +81,30 @@ impl<M: Machine> Mm<M> {
     }
 
     pub(crate) fn add_mapping(&self, mapping: &Arc<Mapping<M>>) {
-        let mut mappings = self.mappings.lock();
-        mappings.by_id.insert(mapping.id(), Arc::downgrade(mapping));
-        mappings.by_map.insert((name_of(mapping.pagemap()), mapping.id()));
+        let name = name_of(mapping.pagemap(), mapping.id());
+        self.mappings.lock().insert(name, Arc::downgrade(mapping));
     }
 
     pub(crate) fn remove_mapping(&self, mapping: &Mapping<M>) {
-        let mut mappings = self.mappings.lock();
-        mappings.by_id.remove(&mapping.id());
-        mappings.by_map.remove(&(name_of(mapping.pagemap()), mapping.id()));
+        self.mappings.lock().remove(&name_of(mapping.pagemap(), mapping.id()));
     }
 
-    /// The mapping numbered `id`, as page metadata names it; `None` when it is gone.
-    pub fn find_mapping(&self, id: u64) -> Option<Arc<Mapping<M>>> {
-        self.mappings.lock().by_id.get(&id)?.upgrade()
+    /// The mapping over `map` numbered `id`, as page metadata names it; `None` when it is gone.
+    pub fn find_mapping(&self, map: &DevPagemap, id: u64) -> Option<Arc<Mapping<M>>> {
+        self.mappings.lock().get(&name_of(map, id))?.upgrade()
     }
 
     /// Calls `each` with every mapping over `map` that was made before this call and is still there, oldest first, with no
     /// lock held. It needs no memory. Work is proportional to the mappings over `map`.
     pub fn for_each_mapping(&self, map: &DevPagemap, each: &mut dyn FnMut(&Arc<Mapping<M>>)) {
-        let (name, end) = (name_of(map), self.new_id());
-        let mut after = 0;
-        loop {
+        let end = name_of(map, self.new_id());
+        let mut next = name_of(map, 0);
+        while next < end {
             let found = {
                 let mappings = self.mappings.lock();
-                let mut ids = mappings.by_map.range((name, after + 1)..(name, end));
-                let Some(&(_, id)) = ids.next() else { return };
-                after = id;
-                mappings.by_id.get(&id).and_then(Weak::upgrade)
+                let Some((&(name, id), mapping)) = mappings.range(next..end).next() else { return };
+                next = (name, id + 1);
+                mapping.upgrade()
             };
             if let Some(mapping) = found {
                 each(&mapping);
