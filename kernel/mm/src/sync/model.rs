@@ -54,6 +54,26 @@ pub const fn sized(exhaustive: usize, sampled: usize) -> usize {
     if cfg!(loom) { exhaustive } else { sampled }
 }
 
+#[cfg(any(loom, shuttle))]
+std::thread_local! {
+    // The threads of a model are coroutines of one thread.
+    static KEPT: core::cell::RefCell<std::vec::Vec<alloc::boxed::Box<dyn core::any::Any>>> = const {
+        core::cell::RefCell::new(std::vec::Vec::new())
+    };
+}
+
+/// Keeps what was freed until the next execution of the model begins, so that a late use is found and not undefined.
+#[cfg(any(loom, shuttle))]
+pub(crate) fn keep(freed: alloc::boxed::Box<dyn core::any::Any>) {
+    KEPT.with_borrow_mut(|kept| kept.push(freed));
+}
+
+/// The next execution begins: what the last one freed goes. A million would fill the memory otherwise.
+#[cfg(any(loom, shuttle))]
+pub(super) fn drop_kept() {
+    drop(KEPT.take());
+}
+
 /// Threads of a model.
 pub mod thread {
     #[cfg(loom)]
@@ -111,6 +131,7 @@ mod by_loom {
         counted::take_most();
         builder.check(move || {
             counted::begin();
+            super::drop_kept();
             model();
         });
         let most = counted::take_most();

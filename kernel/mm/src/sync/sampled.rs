@@ -16,7 +16,7 @@ use std::time::Instant;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, Runner};
 
-use super::model::Bound;
+use super::model::{Bound, drop_kept};
 
 /// Schedules of a model where nothing else is asked for.
 pub const FEW: usize = 2_000;
@@ -34,7 +34,10 @@ pub fn explore_as(name: &str, _bound: Bound, model: impl Fn() + Sync + Send + 's
         // Whoever is still running when a model fails stays as it is: it may wait for what never comes.
         config.ungraceful_shutdown_config.immediately_return_on_panic = true;
         let model = model.clone();
-        Runner::new(scheduler, config).run(move || model())
+        Runner::new(scheduler, config).run(move || {
+            drop_kept();
+            model();
+        })
     };
     let replay = |schedule: &str| {
         let mut scheduler = ReplayScheduler::new_from_encoded(schedule);

@@ -316,10 +316,10 @@ impl<C: Node> Mortal for C {
 }
 
 /// Frees a node. The models keep the memory, so that a late look is found and not undefined.
-fn free<T>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
+fn free<T: 'static>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
     end(&node);
     #[cfg(any(loom, shuttle))]
-    Box::leak(node);
+    crate::sync::model::keep(node);
     size_of::<T>()
 }
 
