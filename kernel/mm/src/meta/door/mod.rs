@@ -87,7 +87,7 @@ const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && 
 ///
 /// # Safety
 /// All-zero bytes are a valid value, and the alignment is a multiple of 2048, which leaves room for the tags.
-pub(super) unsafe trait Node: Sized {
+pub(super) unsafe trait Node: Sized + 'static {
     /// An empty node, or `None` when memory is exhausted.
     fn allocate() -> Option<Box<Self>>;
     /// For the models: the node is freed.
