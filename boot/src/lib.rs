@@ -12,6 +12,7 @@ pub mod console;
 pub mod fsimage;
 pub mod guest;
 pub mod hang;
+mod host_request;
 pub mod image;
 pub mod ktap;
 #[cfg(test)]
@@ -31,4 +32,3 @@ pub mod suite;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
-mod wish;

@@ -271,11 +271,11 @@ fn main_task() -> tcb::Exit {
             let summary = ktest::runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }
-        // Whoever types there promises nothing: no wish is granted.
+        // Whoever types there promises nothing: no request is granted.
         Mode::Shell => {
             shell::run(Runs { tests: |glob| ktest::runner::run(glob).failed, demo: || demo::run(0) });
         }
-        Mode::Demo => exit::now(if demo::run(options.wishes_s) { exit::SUCCESS } else { exit::FAILURE }),
+        Mode::Demo => exit::now(if demo::run(options.host_requests_s) { exit::SUCCESS } else { exit::FAILURE }),
         Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

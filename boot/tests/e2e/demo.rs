@@ -97,9 +97,9 @@ fn assert_raised(outcome: &Outcome, by: &str) {
     assert!(lost.is_some() && check.number("addr") == lost.map(|pfn| pfn << 12), "{check}");
 }
 
-/// How many wishes the kernel had.
-fn wishes(outcome: &Outcome) -> usize {
-    records(outcome, "wish").len()
+/// How many requests the kernel had.
+fn host_requests(outcome: &Outcome) -> usize {
+    records(outcome, "host_request").len()
 }
 
 /// The file system was told before the device died, and told every task in its turn; each task ended as its kind has to;
@@ -165,16 +165,17 @@ fn assert_tasks(outcome: &Outcome) {
 fn with_cpus(smp: u32) {
     let outcome = run(&Machine { smp, ..machine() });
     assert_whole_story(&outcome, smp as usize, "host");
-    assert_eq!(wishes(&outcome), 1, "{}", tail(&outcome));
+    assert_eq!(host_requests(&outcome), 1, "{}", tail(&outcome));
 }
 
-/// A promise that is not kept: nobody raises the machine check that the kernel wishes for, and so it does so itself. (That
+/// A promise that is not kept: nobody raises the machine check that the kernel asks for, and so it does so itself. (That
 /// it does so at once where nothing was promised is seen in deterministic mode.)
 #[test]
-fn one_cpu_and_nobody_who_grants_a_wish() {
-    let outcome = run(&Machine { smp: 1, grants_wishes: false, append: vec!["wishes=1".into()], ..machine() });
+fn one_cpu_and_nobody_who_grants_a_host_request() {
+    let outcome =
+        run(&Machine { smp: 1, grants_host_requests: false, append: vec!["host_requests=1".into()], ..machine() });
     assert_whole_story(&outcome, 1, "kernel");
-    assert_eq!(wishes(&outcome), 1, "{}", tail(&outcome));
+    assert_eq!(host_requests(&outcome), 1, "{}", tail(&outcome));
 }
 
 /// Only lines for programs are left, and warnings: the demonstration has one, of the page that it loses.
@@ -216,13 +217,13 @@ fn with_lent_memory_beside_the_nvdimm() {
 
 /// Deterministic mode on one CPU is what its name says: two runs print the same bytes. With several CPUs QEMU 7.2 lets
 /// the host's clock into the turns that they take, in ways that docs/testing.md lists as far as they are known. The
-/// kernel has no wish then: the host would grant it at another instruction each time.
+/// kernel asks for nothing then: the host would grant it at another instruction each time.
 #[test]
 fn deterministic_twice_is_the_same_to_the_byte() {
     let machine = Machine { smp: 1, deterministic: true, ..machine() };
     let (first, second) = (run(&machine), run(&machine));
     assert_whole_story(&first, 1, "kernel");
-    assert_eq!(wishes(&first), 0, "{}", tail(&first));
+    assert_eq!(host_requests(&first), 0, "{}", tail(&first));
     for (number, (one, other)) in first.console.iter().zip(&second.console).enumerate() {
         assert_eq!(one, other, "line {}", number + 1);
     }

@@ -8,10 +8,10 @@
 use alloc::sync::Arc;
 
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
-use mm::world::Mm;
 
 use crate::device::{DaxDevice, DaxError, DaxUse};
 use crate::mutant::Mutant;
@@ -57,7 +57,7 @@ impl<M: Machine> DevDax<M> {
     /// [`DaxError::Misaligned`] where a range of frames does not begin at a multiple of `alignment`, or one that is
     /// not the last does not end at one: leaves of that size would not fit. [`DaxError::OutOfRange`] where the
     /// device is smaller than one such leaf.
-    pub fn new(mm: &Arc<Mm<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
+    pub fn new(mm: &Arc<MmContext<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
         check_alignment(device, alignment)?;
         let nr_pages = (device.size_bytes() >> PAGE_SHIFT) & !(alignment.nr_pages() - 1);
         if nr_pages == 0 {

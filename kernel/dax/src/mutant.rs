@@ -65,7 +65,7 @@ mutants! {
     /// A removal asks for long-term pins and does not take them back. Caught by
     /// `registrations::an_owner_that_does_nothing_cannot_hold_a_removal_up`.
     PinsNotTakenBack = "pins_not_taken_back",
-    /// Who waits for the end of a removal does not. Caught by `bay::a_second_removal_is_refused_or_waits`.
+    /// Who waits for the end of a removal does not. Caught by `slot::a_second_removal_is_refused_or_waits`.
     SecondDoesNotWait = "second_does_not_wait",
 }
 

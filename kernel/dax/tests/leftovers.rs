@@ -26,7 +26,7 @@ struct Careless {
 }
 
 impl Careless {
-    fn over(mm: &Arc<World>, map: &Arc<DevPagemap>) -> Arc<dyn VmOps<EmuMachine>> {
+    fn over(mm: &Arc<EmuContext>, map: &Arc<DevPagemap>) -> Arc<dyn VmOps<EmuMachine>> {
         Arc::new(Self { mapping: Mapping::new(mm, map), map: map.clone() })
     }
 }
@@ -73,7 +73,7 @@ fn bound_waits(emu: &EmuMachine, cpu: usize) {
 #[test]
 fn what_a_holder_leaves_mapped_is_taken_away_whatever_it_answers() {
     for answer in [Ok(()), Err(NotifyError::Io), Err(NotifyError::NotSupported), Err(NotifyError::Corrupted)] {
-        let (emu, mm) = world(3);
+        let (emu, mm) = machine(3);
         let attached = attach_one(&mm, 1024);
         let (device, map) = (attached.live.device().clone(), attached.map.clone());
         let held = device.register_holder(Role::Owner, Arc::new(Answers(answer))).unwrap();
@@ -99,7 +99,7 @@ fn what_a_holder_leaves_mapped_is_taken_away_whatever_it_answers() {
 /// covers: R6 R10
 #[test]
 fn a_device_that_nobody_holds_and_somebody_maps_is_not_idle() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let attached = attach_one(&mm, 64);
     let task = Loaded::new(&mm, 1, &Careless::over(&mm, &attached.map), 16);
     task.store(page(2), 1).unwrap();
@@ -118,7 +118,7 @@ fn a_device_that_nobody_holds_and_somebody_maps_is_not_idle() {
 /// covers: R1 R10
 #[test]
 fn a_page_that_is_held_is_not_mapped_again_once_the_page_map_is_dying() {
-    let (_emu, mm) = world(2);
+    let (_emu, mm) = machine(2);
     let attached = attach_one(&mm, 64);
     let file = Careless::over(&mm, &attached.map);
     let tasks = [0, 1].map(|cpu| Loaded::new(&mm, cpu, &file, 16));
@@ -134,7 +134,7 @@ fn a_page_that_is_held_is_not_mapped_again_once_the_page_map_is_dying() {
 /// covers: R1 R12
 #[test]
 fn a_careless_fault_that_is_under_way_is_waited_for_where_it_has_the_space_locked() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let attached = attach_one(&mm, 64);
     let map = attached.map.clone();
     let task = Loaded::new(&mm, 1, &Careless::over(&mm, &map), 16);
@@ -166,7 +166,7 @@ fn a_careless_fault_that_is_under_way_is_waited_for_where_it_has_the_space_locke
 /// covers: R1 R12
 #[test]
 fn a_careless_mapping_that_comes_behind_the_listing_gets_no_page() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let attached = attach_one(&mm, 64);
     let (map, file) = (attached.map.clone(), Careless::over(&mm, &attached.map));
     let task = Loaded::new(&mm, 1, &file, 16);
@@ -191,7 +191,7 @@ fn a_careless_mapping_that_comes_behind_the_listing_gets_no_page() {
 /// The check at the end of step 4 sees what is there, in whatever space, and of this device alone.
 #[test]
 fn a_leaf_is_found_and_named() {
-    let (_emu, mm) = world(2);
+    let (_emu, mm) = machine(2);
     let (one, other) = (attach_one(&mm, 64), attach(&mm, &[frames(2 * START, 1024)], PageSize::Size2M).unwrap());
     assert_eq!(find_leaf(&mm, &one.map), None);
     let task = Loaded::new(&mm, 1, &other.file(OpenOptions::exactly(PageSize::Size2M)), 1024);

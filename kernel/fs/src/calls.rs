@@ -15,10 +15,10 @@ use crate::format::{BLOCK_SIZE, Kind, MAX_FILE};
 use crate::gate;
 use crate::handle::File;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::names::{DirEntry, Stat};
-use crate::rank::{Context, Rank};
 use crate::volume::Volume;
 
 /// Most bytes that a call reads or writes before it lets go of what a freeze and a removal wait for: as much as one
@@ -51,7 +51,7 @@ impl<M: Machine> Mounted<M> {
         self.freeze.check()?;
         let _live = self.live()?;
         // The table first: who frees an inode looks there, and at the name's absence, before it does.
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         let (ino, dax) = {
             let mut volume = self.volume(context)?;
             let ino = volume.resolve(path.as_bytes())?;
@@ -171,7 +171,7 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// As [`Volume::read`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn read(&self, context: &Context, file: &File<M>, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
+        let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &file.inode.lock);
         let mut done = 0;
         loop {
             let at = offset.saturating_add(done as u64);
@@ -193,7 +193,7 @@ impl<M: Machine> Mounted<M> {
     /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_FILE);
-        let lock = || context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
+        let lock = || context.lock(&self.mm.machine, LockOrder::Inode, &file.inode.lock);
         let (mut at, mut rest) = (offset, bytes);
         let mut write = self.begin_write(context)?;
         let mut inode = lock();
@@ -230,7 +230,7 @@ impl<M: Machine> Mounted<M> {
         let cut = |volume: &mut Volume| volume.truncate(inode.ino, size);
         {
             let _write = self.begin_write(context)?;
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
             // Under the lock, which whoever makes the file longer holds too.
             let old = self.read_with(context, |volume| volume.stat(inode.ino))?.size;
             if size >= old || !inode.dax {
@@ -240,7 +240,7 @@ impl<M: Machine> Mounted<M> {
         let first = Volume::blocks(size);
         inode.set_limit(first);
         let result = self.break_layouts(context, inode, first, u64::MAX).and_then(|_broken| {
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
             let cut = self.change_with(context, cut);
             // Under the lock: the pages of who makes the file longer again are not those that were cut off.
             inode.set_limit(u64::MAX);
@@ -263,11 +263,11 @@ impl<M: Machine> Mounted<M> {
         let cut = |volume: &mut Volume| volume.punch(inode.ino, offset, len);
         if first >= last || !inode.dax {
             let _write = self.begin_write(context)?;
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
             return self.change_with(context, cut);
         }
         let _broken = self.break_layouts(context, inode, first, last)?;
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+        let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
         self.change_with(context, cut)
     }
 
@@ -309,9 +309,9 @@ impl<M: Machine> Mounted<M> {
     /// already, that one does it, and is waited for if `wait`.
     fn let_go_of(&self, context: &Context, ino: u64, wait: bool) -> Result<(), FsError> {
         match self.turn_to_let_go(context, ino)? {
-            Turn::Nothing => Ok(()),
-            Turn::Ours(inode) => self.let_go_in_turn(context, &inode),
-            Turn::Theirs(inode) => {
+            Eviction::Nothing => Ok(()),
+            Eviction::Ours(inode) => self.let_go_in_turn(context, &inode),
+            Eviction::Theirs(inode) => {
                 while wait && inode.handles.is_leaving() {
                     context.may_wait("another CPU that frees the file");
                     self.mm.machine.relax();
@@ -322,13 +322,13 @@ impl<M: Machine> Mounted<M> {
     }
 
     /// Who lets go of the inode? Two who did would free it twice, and with its second life another file.
-    fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Turn<M>, FsError> {
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+    fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Eviction<M>, FsError> {
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         if let Some(inode) = inodes.get(&ino) {
             return Ok(match inode.handles.ask() {
-                gate::Turn::InUse => Turn::Nothing,
-                gate::Turn::Ours => Turn::Ours(Arc::clone(inode)),
-                gate::Turn::Theirs => Turn::Theirs(Arc::clone(inode)),
+                gate::Evictor::InUse => Eviction::Nothing,
+                gate::Evictor::Ours => Eviction::Ours(Arc::clone(inode)),
+                gate::Evictor::Theirs => Eviction::Theirs(Arc::clone(inode)),
             });
         }
         self.freeze.check()?;
@@ -339,14 +339,14 @@ impl<M: Machine> Mounted<M> {
                 let inode = self.new_inode(ino, node.is_dax());
                 inode.handles.ask();
                 inodes.insert(ino, Arc::clone(&inode));
-                Ok(Turn::Ours(inode))
+                Ok(Eviction::Ours(inode))
             }
             Ok(_) => {
                 volume.forget(ino);
-                Ok(Turn::Nothing)
+                Ok(Eviction::Nothing)
             }
             // Another was faster.
-            Err(FsError::NotFound) => Ok(Turn::Nothing),
+            Err(FsError::NotFound) => Ok(Eviction::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -355,7 +355,7 @@ impl<M: Machine> Mounted<M> {
     fn let_go_in_turn(&self, context: &Context, inode: &Arc<Inode<M>>) -> Result<(), FsError> {
         loop {
             let saved = self.save(context, inode);
-            let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+            let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
             if !inode.handles.may_go() {
                 // Somebody has opened it, and lets go of it in turn.
                 return saved;
@@ -380,7 +380,7 @@ impl<M: Machine> Mounted<M> {
         }
         let freed = self.evict(context, inode);
         if freed.is_err() {
-            self.leave(&mut context.lock(&self.mm.machine, Rank::Table, &self.inodes), inode);
+            self.leave(&mut context.lock(&self.mm.machine, LockOrder::Table, &self.inodes), inode);
         }
         freed
     }
@@ -411,7 +411,7 @@ impl<M: Machine> Mounted<M> {
         // What is not mapped by DAX nobody can have pinned.
         let _broken = inode.dax.then(|| self.break_layouts(context, inode, 0, u64::MAX)).transpose()?;
         let _write = (!inode.dax).then(|| self.begin_write(context)).transpose()?;
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         self.change_with(context, |volume| volume.free(inode.ino))?;
         self.leave(&mut inodes, inode);
         Ok(())
@@ -419,7 +419,7 @@ impl<M: Machine> Mounted<M> {
 }
 
 /// Who lets go of an inode.
-enum Turn<M: Machine> {
+enum Eviction<M: Machine> {
     /// Nobody need: somebody has it open, or it is not in memory.
     Nothing,
     /// Who asks.

@@ -104,7 +104,7 @@ impl Drop for Closed<'_> {
 
 /// Who lets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Evictor {
     /// Nobody: somebody has it open.
     InUse,
     /// Who asks.
@@ -138,12 +138,12 @@ impl Handles {
     }
 
     /// Asks for the turn to let go. With the table of inodes locked, in which the inode is.
-    pub fn ask(&self) -> Turn {
+    pub fn ask(&self) -> Evictor {
         if self.open.load(Ordering::SeqCst) != 0 {
-            return Turn::InUse;
+            return Evictor::InUse;
         }
         let taken = self.leaving.swap(1, Ordering::SeqCst) != 0;
-        if taken && !self.faults.has(Mutant::LetGoTwice) { Turn::Theirs } else { Turn::Ours }
+        if taken && !self.faults.has(Mutant::LetGoTwice) { Evictor::Theirs } else { Evictor::Ours }
     }
 
     /// The last look of who has the turn, with the table of inodes locked: may the inode go? Where somebody has opened it, the

@@ -18,10 +18,10 @@ use mm::sync::Arc;
 
 use crate::error::FsError;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::node::Piece;
-use crate::rank::{Context, Rank};
 
 /// An open file. Mapping it keeps it open. After the last handle is dropped, whoever dropped it calls
 /// [`Mounted::reap`] as soon as it holds no lock, as Linux does on the way out of a system call.
@@ -185,7 +185,7 @@ impl<M: Machine> Mounted<M> {
         let live = self.live()?;
         let inode = &*file.inode;
         // Who finds nothing to do has waited for the one who does it.
-        let _turn = context.lock(&self.mm.machine, Rank::Sync, &inode.syncing);
+        let _turn = context.lock(&self.mm.machine, LockOrder::Sync, &inode.syncing);
         let ranges = inode.take_touched();
         let synced = self.sync_ranges(context, &live, inode, &ranges);
         if synced.is_err() {

@@ -3,16 +3,16 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use mm::held;
+use mm::context::MmContext;
+use mm::lock_check;
 use mm::machine::Machine;
 use mm::pagemap::DevPagemap;
 use mm::space::Mapping;
 use mm::sync::{Arc, AtomicU64, Mutex, Ordering};
-use mm::world::Mm;
 
 use crate::gate::{Closed, Gate, Handles, Inside};
+use crate::lock_order::OrderedLock;
 use crate::mutant::Faults;
-use crate::rank::RankedLock;
 
 /// An inode that somebody has open, or that is being freed.
 pub(crate) struct Inode<M: Machine> {
@@ -21,10 +21,10 @@ pub(crate) struct Inode<M: Machine> {
     pub(crate) dax: bool,
     /// Who maps it.
     pub(crate) mapping: Arc<Mapping<M>>,
-    /// Serialises changes of size and blocks by calls. Rank: inode.
-    pub(crate) lock: RankedLock<()>,
-    /// One `fsync` at a time. Rank: sync.
-    pub(crate) syncing: RankedLock<()>,
+    /// Serialises changes of size and blocks by calls. LockOrder: inode.
+    pub(crate) lock: OrderedLock<()>,
+    /// One `fsync` at a time. LockOrder: sync.
+    pub(crate) syncing: OrderedLock<()>,
     /// Each VMA that maps it counts through its handle.
     pub(crate) handles: Handles,
     gate: Gate,
@@ -37,13 +37,13 @@ pub(crate) struct Inode<M: Machine> {
 
 impl<M: Machine> Inode<M> {
     /// `map`: the page map of the device that has its blocks.
-    pub(crate) fn new(mm: &Arc<Mm<M>>, map: &Arc<DevPagemap>, faults: Faults, ino: u64, dax: bool) -> Arc<Self> {
+    pub(crate) fn new(mm: &Arc<MmContext<M>>, map: &Arc<DevPagemap>, faults: Faults, ino: u64, dax: bool) -> Arc<Self> {
         Arc::new(Self {
             ino,
             dax,
             mapping: Mapping::new(mm, map),
-            lock: RankedLock::new(()),
-            syncing: RankedLock::new(()),
+            lock: OrderedLock::new(()),
+            syncing: OrderedLock::new(()),
             handles: Handles::new(faults),
             gate: Gate::new(faults),
             touched: Mutex::new(BTreeMap::new()),
@@ -66,7 +66,7 @@ impl<M: Machine> Inode<M> {
 
     /// Closes `first..end` to faults; when it returns none is inside.
     pub(crate) fn close(&self, machine: &M, first: u64, end: u64) -> Closed<'_> {
-        held::assert_none("faults");
+        lock_check::might_sleep("faults");
         let closed = self.gate.begin_close(first, end);
         while self.gate.has_inside() {
             machine.relax();

@@ -13,7 +13,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "mutants", feature = "sim"))]
 extern crate std;
 
-mod breaks;
+mod break_layouts;
 pub mod calls;
 pub mod check;
 #[cfg(feature = "sim")]
@@ -26,10 +26,12 @@ pub mod freeze;
 pub mod gate;
 pub mod handle;
 mod inode;
+mod inode_table;
 mod journal;
 pub mod layout;
 mod life;
 pub mod load;
+pub mod lock_order;
 pub mod mount;
 pub mod mounted;
 pub mod mutant;
@@ -39,11 +41,9 @@ pub mod notify;
 pub mod owner;
 mod place;
 pub mod pmem;
-pub mod rank;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod space;
-mod table;
 mod tx;
 pub mod volume;
 

@@ -21,19 +21,19 @@ use alloc::vec::Vec;
 use dax::holder::{Holder, Role};
 use dax::range::ByteSpan;
 use mm::addr::PAGE_SIZE;
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
-use mm::world::Mm;
 
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::freeze::Freeze;
+use crate::lock_order::{Context, LockOrder, OrderedLock};
 use crate::mount::{MountOptions, mount};
 use crate::mounted::{Mounted, Source, from_dax};
 use crate::mutant::{Faults, Mutant};
 use crate::node::Piece;
 use crate::notify::{DataHolder, LogHolder};
-use crate::rank::{Context, Rank, RankedLock};
 
 impl<M: Machine> Mounted<M> {
     /// Mounts the file system and becomes the device's holder.
@@ -41,7 +41,7 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// [`FsError::Busy`] where the device has an owner; [`FsError::DeviceGone`], also where the removal of the device, or
     /// of the journal's, begins before the mount is done; and those of [`mount`].
-    pub fn mount(mm: &Arc<Mm<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
+    pub fn mount(mm: &Arc<MmContext<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
         let whole = ByteSpan::from_len(0, source.device.size_bytes()).ok_or(FsError::TooSmall)?;
         let part = source.part.unwrap_or(whole);
         let fits = part.first().is_multiple_of(PAGE_SIZE) && part.last() <= whole.last();
@@ -52,9 +52,9 @@ impl<M: Machine> Mounted<M> {
             mm: Arc::clone(mm),
             part,
             freeze: Freeze::new(Faults::default()),
-            volume: RankedLock::new(None),
+            volume: OrderedLock::new(None),
             born: AtomicU32::new(0),
-            inodes: RankedLock::new(BTreeMap::new()),
+            inodes: OrderedLock::new(BTreeMap::new()),
             let_go: Mutex::new(Vec::new()),
             registrations: Mutex::new(Vec::new()),
             folio_looks: AtomicU64::new(0),
@@ -97,7 +97,7 @@ impl<M: Machine> Mounted<M> {
     /// A mount that came to nothing.
     fn give_up(&self) {
         self.freeze.shut_down(ShutdownReason::ForcedUnmount);
-        let volume = Context::new().lock(&self.mm.machine, Rank::Volume, &self.volume).take();
+        let volume = Context::new().lock(&self.mm.machine, LockOrder::Volume, &self.volume).take();
         if let (Some(mut volume), Ok(_live)) = (volume, self.live_both()) {
             // As after an unmount, as long as the device takes it. Where that fails, the next mount recovers.
             let _ = volume.quiesce();
@@ -139,7 +139,7 @@ impl<M: Machine> Mounted<M> {
             ended => ended,
         };
         self.freeze.shut_down(ShutdownReason::ForcedUnmount);
-        drop(context.lock(&self.mm.machine, Rank::Volume, &self.volume).take());
+        drop(context.lock(&self.mm.machine, LockOrder::Volume, &self.volume).take());
         self.born.store(0, Ordering::Release);
         self.unregister();
         ended
@@ -154,7 +154,7 @@ impl<M: Machine> Mounted<M> {
         let _write = self.begin_write(context)?;
         // From the look at the table to the end of the metadata, so that nobody opens a file in between: it could be mapped,
         // and nobody would take that apart when the device leaves.
-        let inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         if !inodes.is_empty() {
             return Err(FsError::Busy);
         }
@@ -168,7 +168,7 @@ impl<M: Machine> Mounted<M> {
             drop(inodes);
             return self.volume(context)?.quiesce();
         }
-        let mut volume = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
+        let mut volume = context.lock(&self.mm.machine, LockOrder::Volume, &self.volume);
         let Some(mut last) = volume.take() else { return Err(FsError::ShutDown(ShutdownReason::ForcedUnmount)) };
         last.set_time(self.mm.machine.now_ns());
         last.quiesce()

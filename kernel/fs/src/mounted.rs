@@ -1,8 +1,8 @@
-//! A file system in its world: a device that may go away, tasks that map its files, freezes, and the end.
+//! A file system as the rest of the kernel meets it: a device that may go away, tasks that map its files, freezes, and the end.
 //!
 //! [`Mounted`] is what the rest of the kernel sees. Each operation goes through the same doors, in this order:
 //! not shut down → not frozen ([`WriteGuard`]) → the device is alive → the inode → the metadata. Waiting (for a thaw,
-//! for pins) is done before the first of them, with nothing held; see [`rank`](crate::rank).
+//! for pins) is done before the first of them, with nothing held; see [`lock_order`](crate::lock_order).
 //!
 //! Linux: `fs/super.c`, `fs/xfs/xfs_super.c`.
 
@@ -14,20 +14,20 @@ use core::fmt;
 use dax::device::{DaxDevice, DaxError, LiveGuard, Registration};
 use dax::range::ByteSpan;
 use mm::addr::{Pfn, PfnRange, VirtRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::space::{AddressSpace, SigBusCause};
 use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
-use mm::world::Mm;
 
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::freeze::{Freeze, FreezeHolder, WriteGuard};
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder, OrderedGuard, OrderedLock};
 use crate::mutant::{Faults, Mutant};
 use crate::node::Piece;
 use crate::notify::NotifyReport;
 use crate::pmem::Pmem;
-use crate::rank::{Context, Rank, Ranked, RankedLock};
 use crate::volume::{StatFs, Volume};
 
 /// What the file system needs of the kernel around it.
@@ -75,15 +75,15 @@ pub const FIRST_COMPLAINT_NS: u64 = 10_000_000;
 
 /// A mounted file system.
 pub struct Mounted<M: Machine> {
-    pub(crate) mm: Arc<Mm<M>>,
+    pub(crate) mm: Arc<MmContext<M>>,
     pub(crate) source: Source<M>,
     pub(crate) part: ByteSpan,
     pub(crate) freeze: Freeze,
     /// `None` until it is mounted, and after it was unmounted.
-    pub(crate) volume: RankedLock<Option<Volume>>,
+    pub(crate) volume: OrderedLock<Option<Volume>>,
     /// 1 once it is mounted.
     pub(crate) born: AtomicU32,
-    pub(crate) inodes: RankedLock<BTreeMap<u64, Arc<Inode<M>>>>,
+    pub(crate) inodes: OrderedLock<BTreeMap<u64, Arc<Inode<M>>>>,
     /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
     pub(crate) let_go: Mutex<Vec<u64>>,
     pub(crate) registrations: Mutex<Vec<Registration>>,
@@ -114,8 +114,8 @@ impl<M: Machine> Mounted<M> {
     pub fn device(&self) -> &Arc<DaxDevice> {
         &self.source.device
     }
-    /// The world around it.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The machine, page metadata and mappings that it works with.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
     }
     /// Is it mounted, all of it?
@@ -165,7 +165,7 @@ impl<M: Machine> Mounted<M> {
 
     /// The metadata.
     pub(crate) fn volume<'l>(&'l self, context: &'l Context) -> Result<VolumeGuard<'l>, FsError> {
-        let mut guard = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
+        let mut guard = context.lock(&self.mm.machine, LockOrder::Volume, &self.volume);
         match &mut *guard {
             Some(volume) => volume.set_time(self.mm.machine.now_ns()),
             None => return Err(FsError::ShutDown(ShutdownReason::ForcedUnmount)),
@@ -331,7 +331,7 @@ pub enum FreezeError {
 }
 
 /// The metadata, locked.
-pub(crate) struct VolumeGuard<'l>(Ranked<'l, Option<Volume>>);
+pub(crate) struct VolumeGuard<'l>(OrderedGuard<'l, Option<Volume>>);
 
 impl core::ops::Deref for VolumeGuard<'_> {
     type Target = Volume;

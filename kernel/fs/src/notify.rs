@@ -35,10 +35,10 @@ use mm::sync::{Arc, Weak};
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::owner::{Owned, Owner};
-use crate::rank::{Context, Rank};
 
 /// What a notification met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -295,7 +295,7 @@ impl<M: Machine> Mounted<M> {
         if !report.pre_remove || self.faults.has(Mutant::PoisonedOnRemoval) {
             report.poisoned += self.poison(from, to - from, report);
         }
-        let inode = context.lock(&self.mm.machine, Rank::Table, &self.inodes).get(&ino).cloned();
+        let inode = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes).get(&ino).cloned();
         let Some(inode) = inode else {
             report.not_in_memory += 1;
             return;

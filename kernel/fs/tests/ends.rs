@@ -5,8 +5,8 @@
 //! that waits for ever is found by the number of its rounds of waiting after all that it may wait for has been given back.
 //! Some thousands of steps; `UNPLUG_FULL=1`: a million.
 
+mod rig;
 mod strays;
-mod world;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,8 +31,8 @@ use mm::reach::find_leaf;
 use mm::space::{Access, VmOps};
 use proptest::prelude::*;
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence, TestRunner};
+use rig::*;
 use strays::*;
-use world::*;
 
 /// The CPU of a mount that takes its time.
 const MOUNTER: usize = 3;
@@ -74,7 +74,7 @@ type Mounting = (Arc<AtomicBool>, Background<Result<Arc<Fs>, FsError>>);
 
 struct Rig {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     map: Arc<DevPagemap>,
     dax: Arc<DaxDevice>,
     sim: Arc<SimPmem>,
@@ -99,7 +99,7 @@ struct Rig {
 fn image() -> Arc<SimPmem> {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     let bytes = IMAGE.get_or_init(|| {
-        let (_emu, mm) = world(1);
+        let (_emu, mm) = rig(1);
         let device = Device::new(&mm, "pmem0", START, DEVICE_PAGES);
         let fs = device.mount().unwrap();
         let file = fs.create(&cx(), "a", true).unwrap();
@@ -112,7 +112,7 @@ fn image() -> Arc<SimPmem> {
 }
 
 impl Rig {
-    fn make(emu: &EmuMachine, mm: &Arc<World>, device: &Device, schedule: &[(u8, Op)]) -> Arc<Self> {
+    fn make(emu: &EmuMachine, mm: &Arc<EmuContext>, device: &Device, schedule: &[(u8, Op)]) -> Arc<Self> {
         let dax = device.live.device().clone();
         Arc::new(Self {
             emu: emu.clone(),
@@ -385,7 +385,7 @@ fn watch(rig: &Arc<Rig>, event: Event) {
 
 /// Runs a case; answers how many steps it had.
 fn run(case: &Case) -> u64 {
-    let (emu, mm) = world(TASKS + 2);
+    let (emu, mm) = rig(TASKS + 2);
     let before = mm.ledger_snapshot();
     let steps = emu.clone().on_cpu(0, || {
         let device = Device::attach(&mm, "pmem0", START, image());

@@ -1,7 +1,7 @@
 //! The device is told to leave while something is under way: a mount, an unmount, a change that does not end, a long
 //! write, a long read. No removal waits for ever: that is counted in rounds of waiting.
 
-mod world;
+mod rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use mm::emu::{EmuMachine, Event};
 use mm::machine::{Machine, Point};
 use mm::reach::find_leaf;
 use mm::space::{Access, FaultError, SigBusCause};
-use world::*;
+use rig::*;
 
 type Hook = Box<dyn FnMut() + Send>;
 
@@ -97,7 +97,7 @@ fn left_by_holders(report: &RemovalReport) -> Option<u64> {
     report.step(Step::Invalidate).and_then(|step| step.facts.get("left_by_holders"))
 }
 
-fn device_with_file(mm: &Arc<World>, pages: u64) -> Device {
+fn device_with_file(mm: &Arc<EmuContext>, pages: u64) -> Device {
     let device = Device::new(mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -111,7 +111,7 @@ fn device_with_file(mm: &Arc<World>, pages: u64) -> Device {
 /// covers: N14 R7 R10
 #[test]
 fn a_mount_that_is_under_way_when_the_device_is_told_to_leave_comes_to_nothing() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let device = device_with_file(&mm, 4);
@@ -154,7 +154,7 @@ fn a_mount_that_is_under_way_when_the_device_is_told_to_leave_comes_to_nothing()
 /// covers: N13 N14
 #[test]
 fn a_mount_whose_journals_device_is_told_to_leave_comes_to_nothing() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let log: Arc<dyn Pmem> = Arc::new(SimPmem::new(1 << 18));
         let options = MakeOptions { log: Some(log.clone()), ..MakeOptions::default() };
@@ -185,7 +185,7 @@ fn a_mount_whose_journals_device_is_told_to_leave_comes_to_nothing() {
 /// covers: E1 N14
 #[test]
 fn a_file_is_open_when_an_unmount_looks_or_cannot_be_opened() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = device_with_file(&mm, 4);
         let watched = Watched::new(&emu, &device.sim);
@@ -216,7 +216,7 @@ fn a_file_is_open_when_an_unmount_looks_or_cannot_be_opened() {
 /// covers: N5 N6 N12 R7
 #[test]
 fn after_a_freeze_that_failed_no_fault_comes_in_behind_the_walk() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let watched = Watched::new(&emu, &device.sim);
@@ -262,7 +262,7 @@ fn after_a_freeze_that_failed_no_fault_comes_in_behind_the_walk() {
 #[test]
 fn a_freeze_waits_for_a_part_of_a_long_write() {
     const PARTS: u64 = 3;
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let blocks = (PARTS + 1) * CHUNK_BYTES / PAGE_SIZE;
         let device = Device::new(&mm, "pmem0", START, blocks);
@@ -306,7 +306,7 @@ fn a_freeze_waits_for_a_part_of_a_long_write() {
 /// One that cannot be done is refused as a whole, before a part of it is written.
 #[test]
 fn a_long_write_beyond_the_largest_file_writes_nothing() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -319,7 +319,7 @@ fn a_long_write_beyond_the_largest_file_writes_nothing() {
 #[test]
 fn a_removal_waits_for_a_part_of_a_long_read() {
     const PARTS: u64 = 16;
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let watched = Watched::new(&emu, &device.sim);

@@ -8,7 +8,7 @@
 //! | `one_who_lets_go_against_one_who_opens` | … and never while somebody has it open |
 #![cfg(any(loom, shuttle))]
 
-use fs::gate::{Gate, Handles, Turn};
+use fs::gate::{Evictor, Gate, Handles};
 use fs::mutant::Faults;
 use mm::sync::model::{Bound, UnsafeCell, explore, thread};
 use mm::sync::{Arc, Mutex};
@@ -114,7 +114,7 @@ impl Inode {
     fn reap(&self) {
         {
             let table = self.table.lock();
-            if !*table || self.handles.ask() != Turn::Ours {
+            if !*table || self.handles.ask() != Evictor::Ours {
                 return;
             }
         }

@@ -10,12 +10,12 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{Pfn, PfnRange};
+use crate::context::MmContext;
 use crate::gather::{Gather, ZapStats};
 use crate::machine::Machine;
 use crate::mapping::{Unmapped, unmap_mapping_range};
 use crate::meta::Page;
 use crate::sync::Arc;
-use crate::world::Mm;
 
 /// Why the frame fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,11 @@ pub struct Failure<M: Machine> {
 ///
 /// # Panics
 /// With interrupts off: it waits for a shootdown.
-pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) -> Result<Failure<M>, NoSuchFrame> {
+pub fn memory_failure<M: Machine>(
+    mm: &Arc<MmContext<M>>,
+    pfn: Pfn,
+    kind: FailureKind,
+) -> Result<Failure<M>, NoSuchFrame> {
     let map = mm.meta.find_map(pfn).ok_or(NoSuchFrame(pfn))?;
     let was_poisoned = kind == FailureKind::Media && !map.poison(pfn);
     let mut gather = Gather::new(mm);
@@ -80,7 +84,7 @@ pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) 
 
 /// The baseline: [`memory_failure`] for each frame of a range, one after the other, each with a shootdown of its
 /// own. Frames that no device owns are skipped.
-pub fn fail_each_frame<M: Machine>(mm: &Arc<Mm<M>>, frames: PfnRange) -> ZapStats {
+pub fn fail_each_frame<M: Machine>(mm: &Arc<MmContext<M>>, frames: PfnRange) -> ZapStats {
     let mut stats = ZapStats::default();
     for pfn in frames.start().as_u64()..frames.end().as_u64() {
         if let Ok(failure) = memory_failure(mm, Pfn::new(pfn), FailureKind::PreRemove) {

@@ -16,12 +16,12 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::{self, Machine};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, Ordering};
-use crate::world::Mm;
 
 /// What a zap found and what its shootdown cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,7 +106,7 @@ const SPARE: usize = 4;
 /// ```
 #[must_use = "finish it where the time of the shootdown matters; dropping it finishes it too"]
 pub struct Gather<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     round: Round,
     /// Detached sub-trees, a table page and its level: the first few, for which there is always room.
     spare_tables: ArrayVec<(Pfn, u8), SPARE>,
@@ -123,7 +123,7 @@ impl<M: Machine> Gather<M> {
     const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
 
     /// An empty gather. It costs nothing until something is removed.
-    pub fn new(mm: &Arc<Mm<M>>) -> Self {
+    pub fn new(mm: &Arc<MmContext<M>>) -> Self {
         Self {
             mm: Arc::clone(mm),
             round: Round::new(),

@@ -18,7 +18,7 @@
 //! # use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr};
 //! # use mm::machine::{CpuId, CpuMask, IrqOff, Machine};
 //! # use mm::sync::{AtomicU64, Mutex, Ordering::Relaxed};
-//! # use mm::{entry::Prot, gather::Gather, gup, mapping::unmap_mapping_range, world::Mm};
+//! # use mm::{entry::Prot, gather::Gather, gup, mapping::unmap_mapping_range, context::MmContext};
 //! # use mm::pagemap::{DevPagemap, MemoryKind};
 //! # use mm::space::{AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, Mapping, VmOps};
 //! struct Board { tables: Vec<[AtomicU64; 512]>, free: Mutex<Vec<Pfn>>, irqs_on: AtomicU64, root: AtomicU64 }
@@ -59,7 +59,7 @@
 //! # let free = Mutex::new((1..17).map(Pfn::new).collect());
 //! # let board = Board { tables, free, irqs_on: AtomicU64::new(1), root: AtomicU64::new(0) };
 //! # let frames = PfnRange::new(Pfn::new(0x10_0000), 8).unwrap();
-//! let mm = Mm::new(board, 1);
+//! let mm = MmContext::new(board, 1);
 //! let map = DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap();
 //! mm.meta.register(&map).unwrap();
 //! let device = Arc::new(Device { mapping: Mapping::new(&mm, &map), map });
@@ -88,6 +88,7 @@ extern crate alloc;
 
 pub mod account;
 pub mod addr;
+pub mod context;
 #[cfg(all(any(test, feature = "emu"), not(any(loom, shuttle))))]
 pub mod emu;
 pub mod entry;
@@ -96,8 +97,8 @@ pub mod fault;
 pub mod frame;
 pub mod gather;
 pub mod gup;
-pub mod held;
 pub mod ledger;
+pub mod lock_check;
 pub mod losses;
 pub mod machine;
 pub mod mapping;
@@ -115,4 +116,3 @@ pub mod sync;
 pub mod table;
 pub mod tlb;
 pub mod vma;
-pub mod world;

@@ -188,7 +188,7 @@ pub trait Machine: Send + Sync + Sized + 'static {
     /// Keeps it for this CPU. With interrupts off.
     fn set_loaded(&self, root: PhysAddr);
     /// Called in every wait loop: executes `pause`, and lets another task run where that helps. Not called with
-    /// interrupts off, nor with a lock held ([`crate::held`]).
+    /// interrupts off, nor with a lock held ([`crate::lock_check`]).
     fn relax(&self);
 
     /// A zeroed frame for a table page, or `None` when memory is exhausted.

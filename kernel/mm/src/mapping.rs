@@ -7,6 +7,7 @@ use core::cell::Cell;
 use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{self, Machine, Point};
@@ -14,9 +15,8 @@ use crate::mutant::Mutant;
 use crate::pagemap::DevPagemap;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
-use crate::sync::{Arc, Mutex, Turn, Weak};
+use crate::sync::{Arc, Mutex, SleepLock, Weak};
 use crate::vma::Vmas;
-use crate::world::Mm;
 
 /// Names one VMA's entry in a reverse map.
 pub(crate) type RmapId = IntervalId;
@@ -37,21 +37,22 @@ struct Mapped<M: Machine> {
 
 /// A device or file as the mapped side sees it: offsets in base pages → who maps them.
 pub struct Mapping<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     id: u64,
     map: Arc<DevPagemap>,
     rmap: Mutex<IntervalTree<Mapped<M>>>,
     /// Listings in batches so far. Held by the one that goes on.
-    listings: Turn<u64>,
+    listings: SleepLock<u64>,
 }
 
 impl<M: Machine> Mapping<M> {
     /// A mapping that nobody maps. All frames that are ever installed through it are `map`'s: by that a removal finds
-    /// it, whoever made it ([`Mm::for_each_mapping`]).
-    pub fn new(mm: &Arc<Mm<M>>, map: &Arc<DevPagemap>) -> Arc<Self> {
+    /// it, whoever made it ([`MmContext::for_each_mapping`]).
+    pub fn new(mm: &Arc<MmContext<M>>, map: &Arc<DevPagemap>) -> Arc<Self> {
         let id = mm.new_id();
         let rmap = Mutex::new(IntervalTree::new());
-        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, map: Arc::clone(map), rmap, listings: Turn::new(0) });
+        let mapping =
+            Arc::new(Self { mm: Arc::clone(mm), id, map: Arc::clone(map), rmap, listings: SleepLock::new(0) });
         mm.add_mapping(&mapping);
         mapping
     }
@@ -59,8 +60,8 @@ impl<M: Machine> Mapping<M> {
     pub fn id(&self) -> u64 {
         self.id
     }
-    /// The world it belongs to.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The context it belongs to.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
     }
     /// The page map whose frames it maps.

@@ -18,13 +18,13 @@ use core::panic::Location;
 
 use crate::account::{Charge, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::gup::{GupError, GupFlags, PinSink, pin_user_pages_fast, pin_user_pages_longterm, unpin};
 use crate::machine::{Machine, has_room};
 use crate::mutant::Mutant;
 use crate::pagemap::MemoryKind;
 use crate::space::AddressSpace;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
-use crate::world::Mm;
 
 /// One [`PinnedPages`] that is alive.
 #[derive(Clone, Debug)]
@@ -263,7 +263,7 @@ pub(crate) struct How<'a> {
 /// ```
 #[must_use = "the pages are given back when this is dropped"]
 pub struct PinnedPages<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     frames: Vec<PfnRange>,
     record: Option<u64>,
     charge: Option<Charge>,
@@ -390,7 +390,7 @@ impl<M: Machine> PinnedPages<M> {
 }
 
 /// How many pages of a run are left out of pin limits.
-fn exempt_pages<M: Machine>(mm: &Mm<M>, run: PfnRange) -> u64 {
+fn exempt_pages<M: Machine>(mm: &MmContext<M>, run: PfnRange) -> u64 {
     let (mut at, mut pages) = (run.start(), 0);
     while at < run.end() {
         let found = mm.meta.find_map(at).and_then(|map| Some((map.kind(), map.range_of(at)?.end())));

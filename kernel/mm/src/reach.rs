@@ -8,12 +8,12 @@ use alloc::string::{String, ToString};
 use core::fmt;
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr};
+use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::Machine;
 use crate::pagemap::DevPagemap;
 use crate::space::AddressSpace;
 use crate::table::span_bytes;
-use crate::world::Mm;
 
 /// A leaf that leads to a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl fmt::Display for Reached {
 
 /// A leaf that maps a frame of `map`, in whatever address space. A release build does not keep a list of its spaces, and
 /// finds none.
-pub fn find_leaf<M: Machine>(mm: &Mm<M>, map: &DevPagemap) -> Option<Reached> {
+pub fn find_leaf<M: Machine>(mm: &MmContext<M>, map: &DevPagemap) -> Option<Reached> {
     #[cfg(all(debug_assertions, not(loom)))]
     {
         let mut after = 0;

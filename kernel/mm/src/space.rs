@@ -26,10 +26,11 @@ use alloc::vec::Vec;
 
 use crate::account::{DEFAULT_LIMIT_PAGES, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
-use crate::held;
 use crate::ledger::Kind;
+use crate::lock_check;
 use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
 use crate::pagemap::MemoryKind;
@@ -38,7 +39,6 @@ use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::table::{Found, Table};
 pub use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use crate::vma::{Vma, Vmas};
-use crate::world::Mm;
 
 /// An address space: a page table and the VMAs that say what belongs into it.
 ///
@@ -63,7 +63,7 @@ use crate::world::Mm;
 /// assert_eq!(task.load(va), Err(FaultError::NotMapped(va)));
 /// ```
 pub struct AddressSpace<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     tlb: Arc<TlbState>,
     /// That of `tlb`: gup-fast has it from here with one load.
     root: PhysAddr,
@@ -78,7 +78,7 @@ impl<M: Machine> AddressSpace<M> {
     ///
     /// # Errors
     /// [`FaultError::OutOfMemory`]: no frame for the root table.
-    pub fn new(mm: &Arc<Mm<M>>, name: &str) -> Result<Arc<Self>, FaultError> {
+    pub fn new(mm: &Arc<MmContext<M>>, name: &str) -> Result<Arc<Self>, FaultError> {
         let root = mm.alloc_table().ok_or(FaultError::OutOfMemory)?;
         mm.machine.init_root(root);
         mm.ledger.charge(Kind::AddressSpaces, 1);
@@ -103,8 +103,8 @@ impl<M: Machine> AddressSpace<M> {
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// The world it belongs to.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The context it belongs to.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
     }
     /// The account of its owner: of all that is pinned through it, long or short, unless another is given. It has the
@@ -174,7 +174,7 @@ impl<M: Machine> AddressSpace<M> {
     #[track_caller]
     fn assert_may_wait(&self) {
         debug_assert!(self.mm.machine.irqs_on(), "an address space was locked with interrupts off");
-        held::assert_none("an address space");
+        lock_check::might_sleep("an address space");
     }
 
     fn user_range(&self, va: VirtAddr, len_bytes: u64) -> Result<VirtRange, MapError> {

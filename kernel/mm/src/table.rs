@@ -25,13 +25,13 @@
 //! Linux: `mm/memory.c` (`zap_page_range`, `free_pgd_range` with its floor and ceiling), `mm/huge_memory.c`.
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::{Entry, Prot};
 use crate::gather::Gather;
 use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
-use crate::world::Mm;
 
 /// Why an install did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(crate) const fn span_bytes(level: u8) -> u64 {
 
 /// The page table of one address space.
 pub(crate) struct Table<'a, M: Machine> {
-    pub(crate) mm: &'a Mm<M>,
+    pub(crate) mm: &'a MmContext<M>,
     pub(crate) tlb: &'a Arc<TlbState>,
 }
 

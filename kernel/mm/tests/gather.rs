@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Device, Space, World, counts, page, space_with, world};
+use common::{Device, EmuContext, Space, counts, machine, page, space_with};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::gather::ZapStats;
@@ -11,8 +11,8 @@ use mm::space::{Access, AddressSpace};
 use mm::sync::Arc;
 
 /// A space of one VMA of `nr_pages`, with leaves of at most `largest`, where every `step`th page is present.
-fn populated(nr_pages: u64, largest: PageSize, step: u64) -> (EmuMachine, Arc<World>, Arc<Device>, Arc<Space>) {
-    let (emu, mm) = world(1);
+fn populated(nr_pages: u64, largest: PageSize, step: u64) -> (EmuMachine, Arc<EmuContext>, Arc<Device>, Arc<Space>) {
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, nr_pages, largest);
     let space = space_with(&mm, &device, nr_pages, &[]);
     for nr in (0..nr_pages).step_by(step as usize) {
@@ -105,7 +105,7 @@ fn what_hung_below_an_unlinked_table_is_counted() {
 fn a_detached_table_is_looked_at_once_or_twice() {
     let upper = 1 + 2 * 512;
     let looks = |present: &[std::ops::Range<u64>], offset: u64| {
-        let (emu, mm) = world(1);
+        let (emu, mm) = machine(1);
         let device = Device::dax_with(&mm, 1024, PageSize::Size4K);
         let space = AddressSpace::new(&mm, "test").expect("memory for a root");
         space.map(page(0), 512 * PAGE_SIZE, mm::entry::Prot::USER_WRITE, &device.ops(), offset).expect("mapped");
@@ -130,7 +130,7 @@ fn a_detached_table_is_looked_at_once_or_twice() {
 // covers: G3
 #[test]
 fn a_table_over_two_blocks_leaves_to_others_what_is_theirs() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let device = Device::dax_with(&mm, 1024, PageSize::Size4K);
     let map = |offset, nr_pages: u64| {
         let space = AddressSpace::new(&mm, "test").expect("memory for a root");

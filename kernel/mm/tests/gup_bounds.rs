@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::gup_rig::{FAST, Rig, Running, rig};
-use common::{BASE, Device, counts, page, pin, space_with, store_to, unpin, world};
+use common::{BASE, Device, counts, machine, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::emu::Event;
 use mm::entry::Prot;
@@ -239,7 +239,7 @@ fn interrupts_are_off_for_a_bounded_number_of_steps() {
 #[test]
 fn a_shootdown_in_the_middle_of_a_large_request_is_answered_before_its_end() {
     const NR: u64 = 4096;
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, NR + 1, &[0, 1]);
     (0..=NR).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());

@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::gup_rig::{FAST, Rig, rig};
-use common::{BASE, Device, Space, World, counts, load, page, pin, space_with, store_to, unpin, world, world_on};
+use common::{
+    BASE, Device, EmuContext, Space, counts, load, machine, machine_with, page, pin, space_with, store_to, unpin,
+};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::emu::{Config, EmuMachine, Event};
 use mm::entry::Prot;
@@ -22,8 +24,8 @@ use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, Map
 use mm::sync::Arc;
 
 /// A space of `nr_pages` that the CPU has not used yet, loaded on CPUs 0 and 1.
-fn unused(nr_pages: u64, levels: u8, largest: PageSize) -> (EmuMachine, Arc<World>, Arc<Device>, Arc<Space>) {
-    let (emu, mm) = world_on(Config { cpus: 2, levels, ..Config::default() });
+fn unused(nr_pages: u64, levels: u8, largest: PageSize) -> (EmuMachine, Arc<EmuContext>, Arc<Device>, Arc<Space>) {
+    let (emu, mm) = machine_with(Config { cpus: 2, levels, ..Config::default() });
     let device = Device::dax_with(&mm, 4 << 18, largest);
     let space = space_with(&mm, &device, nr_pages, &[0, 1]);
     space.populate(page(0), nr_pages * PAGE_SIZE, Access::Write).unwrap();
@@ -31,7 +33,7 @@ fn unused(nr_pages: u64, levels: u8, largest: PageSize) -> (EmuMachine, Arc<Worl
 }
 
 /// Pins pages without a lock, gives them back, and answers how many looks at entries that took.
-fn looks(emu: &EmuMachine, mm: &World, space: &Space, first: u64, nr: u64) -> u64 {
+fn looks(emu: &EmuMachine, mm: &EmuContext, space: &Space, first: u64, nr: u64) -> u64 {
     emu.reset_stats();
     let runs = pin(space, page(first), nr, FAST).unwrap();
     let looks = emu.stats().entry_looks;
@@ -128,7 +130,7 @@ fn small_leaves_over_one_folio_cost_two_looks_each() {
 #[test]
 fn a_run_ends_where_the_next_entry_leads_elsewhere() {
     for cut in 1..14 {
-        let (emu, mm) = world(1);
+        let (emu, mm) = machine(1);
         let device = Device::dax_with(&mm, 512, PageSize::Size4K);
         let space = space_with(&mm, &device, cut, &[0]);
         // All of it in one block of metadata.
@@ -295,7 +297,7 @@ impl VmOps<EmuMachine> for Away {
 // covers: G4
 #[test]
 fn a_request_whose_fault_is_turned_away_waits_and_comes_again() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let away = Arc::new(Away { device, turns: AtomicU32::new(3) });
     let ops: Arc<dyn VmOps<EmuMachine>> = away.clone();
@@ -393,7 +395,7 @@ fn a_registration_needs_no_lock_where_the_pages_are_there() {
 #[test]
 fn no_lockless_way_pins_for_long_what_cannot_be_taken_back() {
     for kind in [MemoryKind::FsDax, MemoryKind::DevDax] {
-        let (emu, mm) = world(1);
+        let (emu, mm) = machine(1);
         let device = Device::new(&mm, common::DEVICE_START, 4 * 512, kind, PageSize::Size2M);
         // A huge leaf; small leaves over a large folio; small pages.
         let space = space_with(&mm, &device, 2 * 512, &[0]);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BASE, Device, Space, World, counts, page, space_with, world, world_on};
+use common::{BASE, Device, EmuContext, Space, counts, machine, machine_with, page, space_with};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::emu::{Config, EmuMachine, Event};
 use mm::entry::Prot;
@@ -31,7 +31,7 @@ fn race(
 }
 
 /// One reference for each leaf, and no other; as many table pages as `nr`, and the ledger says the same.
-fn assert_nothing_lost(emu: &EmuMachine, mm: &World, space: &Space, tables: usize) {
+fn assert_nothing_lost(emu: &EmuMachine, mm: &EmuContext, space: &Space, tables: usize) {
     let leaves = emu.leaves(space.tlb().root()).len() as u64;
     assert_eq!(mm.meta.totals().refs, leaves, "one reference for each leaf");
     assert_eq!((emu.live_tables(), mm.ledger.count(Kind::TablePages)), (tables, tables as i64), "tables");
@@ -44,7 +44,7 @@ const READY: (Event, u32) = (Event::At(Point::InstallReady), 1);
 fn who_comes_second_with_a_leaf_gives_its_reference_back() {
     for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
         for accesses in [Access::Read, Access::Write].map(|a| [Access::Read, Access::Write].map(|b| (a, b))).concat() {
-            let (emu, mm) = world(2);
+            let (emu, mm) = machine(2);
             let device = Device::dax_with(&mm, 1 << 18, size);
             let space = space_with(&mm, &device, 1 << 18, &[0, 1]);
             race(&emu, &space, READY, (page(3), accesses.0), (page(3), accesses.1));
@@ -59,7 +59,7 @@ fn who_comes_second_with_a_leaf_gives_its_reference_back() {
 // covers: G4
 #[test]
 fn who_comes_second_leaves_the_leaf_as_it_is() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 8, PageSize::Size4K);
     let space = space_with(&mm, &device, 8, &[0, 1]);
     let (at, ours) = (emu.clone(), space.clone());
@@ -75,7 +75,7 @@ fn who_comes_second_leaves_the_leaf_as_it_is() {
 // covers: G4, G7
 #[test]
 fn a_store_that_comes_second_to_a_load_is_noted_and_allowed() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 8, PageSize::Size4K);
     device.note_stores();
     let space = space_with(&mm, &device, 8, &[0, 1]);
@@ -91,7 +91,7 @@ fn a_store_that_comes_second_to_a_load_is_noted_and_allowed() {
 fn who_comes_second_with_a_table_frees_it_and_goes_on_below_the_other() {
     for levels in [4, 5] {
         for nth in 1..u32::from(levels) {
-            let (emu, mm) = world_on(Config { cpus: 2, levels, ..Config::default() });
+            let (emu, mm) = machine_with(Config { cpus: 2, levels, ..Config::default() });
             let device = Device::dax_with(&mm, 8, PageSize::Size4K);
             let space = space_with(&mm, &device, 8, &[0, 1]);
             // It is freed before the leaf is there, and no other is: CPU 1 finds none of its tables taken.
@@ -140,8 +140,8 @@ impl VmOps<EmuMachine> for PerCpu {
 }
 
 /// A space over 2 MiB whose CPUs get leaves of at most `sizes`.
-fn per_cpu(sizes: [PageSize; 2]) -> (EmuMachine, Arc<World>, Arc<Space>, Arc<dyn VmOps<EmuMachine>>) {
-    let (emu, mm) = world(2);
+fn per_cpu(sizes: [PageSize; 2]) -> (EmuMachine, Arc<EmuContext>, Arc<Space>, Arc<dyn VmOps<EmuMachine>>) {
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 512, PageSize::Size2M);
     let ops: Arc<dyn VmOps<EmuMachine>> = Arc::new(PerCpu { device, emu: emu.clone(), sizes });
     let space = AddressSpace::new(&mm, "test").expect("memory for a root");

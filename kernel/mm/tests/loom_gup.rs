@@ -11,11 +11,13 @@
 //! Besides, every table page that a walk may still touch is there.
 #![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
 use std::cell::Cell;
 
+use loom_machine::{LoomMachine, be, bring_up, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::context::MmContext;
 use mm::entry::Prot;
 use mm::gup::{self, GupFlags, RangeArray};
 use mm::machine::{IrqOff, Point};
@@ -25,8 +27,6 @@ use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, Map
 use mm::sync::model::{self, AtomicBool, sized, thread};
 use mm::sync::{Arc, Ordering};
 use mm::tlb::TlbState;
-use mm::world::Mm;
-use modelled::{LoomMachine, be, bring_up, explore, va};
 
 /// A file whose page n is frame n.
 struct Identity {
@@ -58,8 +58,8 @@ impl VmOps<LoomMachine> for Identity {
 const CPUS: usize = sized(2, 3);
 const PINS: usize = sized(1, 2);
 
-struct World {
-    mm: Arc<Mm<LoomMachine>>,
+struct EmuContext {
+    mm: Arc<MmContext<LoomMachine>>,
     space: Arc<AddressSpace<LoomMachine>>,
     file: Arc<dyn VmOps<LoomMachine>>,
 }
@@ -77,12 +77,12 @@ fn knows() -> bool {
     KNEW.with(Cell::get)
 }
 
-impl World {
+impl EmuContext {
     /// `nr_pages` pages from `va(0, 0)` on (two levels of tables, three where there are huge leaves, because a root has
     /// none), present in leaves of `leaf`; the CPUs but 0 have the space loaded.
     fn new(nr_pages: u64, leaf: PageSize) -> Arc<Self> {
         be(0);
-        let mm = Mm::new(LoomMachine::new(CPUS, if leaf == PageSize::Size4K { 2 } else { 3 }), CPUS);
+        let mm = MmContext::new(LoomMachine::new(CPUS, if leaf == PageSize::Size4K { 2 } else { 3 }), CPUS);
         let weak = Arc::downgrade(&mm);
         mm.machine.set_handler(move |machine| {
             if let Some(mm) = weak.upgrade() {
@@ -104,9 +104,9 @@ impl World {
         for page in 0..nr_pages.min(2) {
             space.handle_fault(va(0, page), Access::Write).unwrap();
         }
-        let world = Arc::new(Self { mm, space, file });
-        world.others_load(Some(world.space.tlb()));
-        world
+        let machine = Arc::new(Self { mm, space, file });
+        machine.others_load(Some(machine.space.tlb()));
+        machine
     }
 
     /// All CPUs but 0 load a space.
@@ -185,10 +185,10 @@ impl World {
 #[test]
 fn gup_fast_against_zap() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
+        let machine = EmuContext::new(2, PageSize::Size4K);
         // Page 1 stays mapped, so that page 0's own entry is what is cleared.
-        world.race(|world| world.unmap(va(0, 0), 1, &[0]), |world| _ = world.pin_unless_known(va(0, 0)));
-        assert!(world.mm.meta.inspect(Pfn::new(0)).is_none(), "neither the mapping nor the pin is left");
+        machine.race(|machine| machine.unmap(va(0, 0), 1, &[0]), |machine| _ = machine.pin_unless_known(va(0, 0)));
+        assert!(machine.mm.meta.inspect(Pfn::new(0)).is_none(), "neither the mapping nor the pin is left");
     });
 }
 
@@ -196,18 +196,18 @@ fn gup_fast_against_zap() {
 #[test]
 fn gup_fast_against_zap_and_reuse_of_the_page() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
-        let again = |world: &World| {
-            world.unmap(va(0, 0), 1, &[0]);
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        let again = |machine: &EmuContext| {
+            machine.unmap(va(0, 0), 1, &[0]);
             // Another page at the same address.
-            world.space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &world.file, 512).unwrap();
-            world.space.handle_fault(va(0, 0), Access::Write).unwrap();
+            machine.space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &machine.file, 512).unwrap();
+            machine.space.handle_fault(va(0, 0), Access::Write).unwrap();
         };
-        world.race(again, |world| {
-            let frame = world.pin_unless_known(va(0, 0));
+        machine.race(again, |machine| {
+            let frame = machine.pin_unless_known(va(0, 0));
             assert!(matches!(frame.map(Pfn::as_u64), None | Some(0 | 512)), "{frame:?}");
         });
-        let held = |frame| world.mm.meta.inspect(Pfn::new(frame)).map(|folio| folio.counts.refs);
+        let held = |frame| machine.mm.meta.inspect(Pfn::new(frame)).map(|folio| folio.counts.refs);
         assert_eq!((held(0), held(512)), (None, Some(1)));
     });
 }
@@ -216,10 +216,10 @@ fn gup_fast_against_zap_and_reuse_of_the_page() {
 #[test]
 fn gup_fast_against_freeing_the_table_page() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
+        let machine = EmuContext::new(2, PageSize::Size4K);
         // The page table goes as a whole, and with it the entries that the walk reads.
-        world.race(|world| world.unmap(va(0, 0), 2, &[0, 1]), |world| _ = world.pin_unless_known(va(0, 1)));
-        let totals = world.mm.meta.totals();
+        machine.race(|machine| machine.unmap(va(0, 0), 2, &[0, 1]), |machine| _ = machine.pin_unless_known(va(0, 1)));
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
     });
 }
@@ -228,12 +228,12 @@ fn gup_fast_against_freeing_the_table_page() {
 #[test]
 fn gup_fast_of_a_run_against_zap_of_its_second_page() {
     explore(3, || {
-        let world = World::new(2, PageSize::Size4K);
-        world.race(
-            |world| world.unmap(va(0, 1), 1, &[1]),
-            |world| assert!(world.pin_two_and_use(va(0, 0)) > 0, "the first page was there all the time"),
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        machine.race(
+            |machine| machine.unmap(va(0, 1), 1, &[1]),
+            |machine| assert!(machine.pin_two_and_use(va(0, 0)) > 0, "the first page was there all the time"),
         );
-        let totals = world.mm.meta.totals();
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (1, 1, 0));
     });
 }
@@ -242,15 +242,15 @@ fn gup_fast_of_a_run_against_zap_of_its_second_page() {
 #[test]
 fn gup_fast_of_a_run_against_freeing_the_table_page() {
     explore(3, || {
-        let world = World::new(2, PageSize::Size4K);
-        world.race(
-            |world| world.unmap(va(0, 0), 2, &[0, 1]),
-            |world| {
-                let nr = world.pin_two_and_use(va(0, 0));
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        machine.race(
+            |machine| machine.unmap(va(0, 0), 2, &[0, 1]),
+            |machine| {
+                let nr = machine.pin_two_and_use(va(0, 0));
                 assert!(nr == 0 || !knows(), "pages were pinned through a table that was known to be gone");
             },
         );
-        let totals = world.mm.meta.totals();
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
     });
 }
@@ -259,10 +259,10 @@ fn gup_fast_of_a_run_against_freeing_the_table_page() {
 #[test]
 fn gup_fast_against_splitting_a_huge_leaf() {
     explore(4, || {
-        let world = World::new(512, PageSize::Size2M);
+        let machine = EmuContext::new(512, PageSize::Size2M);
         // A part of the huge leaf goes: it becomes a table, of which one entry is cleared.
-        world.race(|world| world.unmap(va(0, 0), 1, &[]), |world| _ = world.pin_unless_known(va(0, 0)));
-        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("the rest is mapped");
+        machine.race(|machine| machine.unmap(va(0, 0), 1, &[]), |machine| _ = machine.pin_unless_known(va(0, 0)));
+        let folio = machine.mm.meta.inspect(Pfn::new(0)).expect("the rest is mapped");
         assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the one leaf that is left");
     });
 }
@@ -271,23 +271,23 @@ fn gup_fast_against_splitting_a_huge_leaf() {
 #[test]
 fn gup_fast_against_promoting_to_a_huge_leaf() {
     explore(4, || {
-        let world = World::new(512, PageSize::Size2M);
+        let machine = EmuContext::new(512, PageSize::Size2M);
         // A hole that is filled again leaves small leaves over one large folio.
-        world.others_load(None);
-        let mut gather = mm::gather::Gather::new(&world.mm);
-        mm::mapping::unmap_mapping_range(world.file.mapping(), 0, 1, &mut gather);
+        machine.others_load(None);
+        let mut gather = mm::gather::Gather::new(&machine.mm);
+        mm::mapping::unmap_mapping_range(machine.file.mapping(), 0, 1, &mut gather);
         gather.finish();
-        world.space.handle_fault(va(0, 0), Access::Write).unwrap();
-        world.others_load(Some(world.space.tlb()));
-        let promote = |world: &World| {
-            assert_eq!(world.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
+        machine.space.handle_fault(va(0, 0), Access::Write).unwrap();
+        machine.others_load(Some(machine.space.tlb()));
+        let promote = |machine: &EmuContext| {
+            assert_eq!(machine.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
         };
-        world.race(promote, |world| {
+        machine.race(promote, |machine| {
             // Through the old table or the new leaf, it is the same frame.
-            let frame = world.pin_and_use(va(0, 1));
+            let frame = machine.pin_and_use(va(0, 1));
             assert!(matches!(frame.map(Pfn::as_u64), None | Some(1)), "{frame:?}");
         });
-        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
+        let folio = machine.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
         assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the huge leaf alone");
     });
 }

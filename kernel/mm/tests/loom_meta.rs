@@ -33,7 +33,7 @@ const BLOCK: [u64; 2] = [0, 512];
 const OLD: Owner = Owner { mapping: 1, offset: 0 };
 const NEW: Owner = Owner { mapping: 2, offset: 0 };
 
-struct World {
+struct EmuContext {
     store: MetaStore,
     ledger: Arc<Ledger>,
     map: Arc<DevPagemap>,
@@ -42,9 +42,9 @@ struct World {
 }
 
 // SAFETY: loom watches each access to `contents`, and ends the model where two are not ordered.
-unsafe impl Sync for World {}
+unsafe impl Sync for EmuContext {}
 
-impl World {
+impl EmuContext {
     fn new() -> Arc<Self> {
         let ledger = Arc::new(Ledger::new());
         let store = MetaStore::new(Arc::clone(&ledger));
@@ -90,28 +90,28 @@ const LEAVING: usize = sized(1, 3);
 fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
     let name = format!("loom_meta::put_against_make({old}, {new}, {neighbour:?})").replace(' ', "");
     explore_as(&name, Bound::None, move || {
-        let world = World::new();
+        let machine = EmuContext::new();
         if let Some(neighbour) = neighbour {
-            world.get(neighbour, PageSize::Size4K, OLD);
+            machine.get(neighbour, PageSize::Size4K, OLD);
         }
-        (0..LEAVING).for_each(|_| assert_eq!(world.get(BLOCK[0], old, OLD), old));
+        (0..LEAVING).for_each(|_| assert_eq!(machine.get(BLOCK[0], old, OLD), old));
         let leave = |_| {
-            let world = Arc::clone(&world);
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
-                world.use_shared();
-                world.put(BLOCK[0]);
+                machine.use_shared();
+                machine.put(BLOCK[0]);
             })
         };
         let leaving: Vec<_> = (0..LEAVING).map(leave).collect();
-        let size = world.get(BLOCK[0], new, NEW);
+        let size = machine.get(BLOCK[0], new, NEW);
         assert!(size == old || size == new);
-        world.use_if_new(BLOCK[0]);
-        world.put(BLOCK[0]);
+        machine.use_if_new(BLOCK[0]);
+        machine.put(BLOCK[0]);
         leaving.into_iter().for_each(|thread| thread.join().unwrap());
         if let Some(neighbour) = neighbour {
-            world.put(neighbour);
+            machine.put(neighbour);
         }
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
@@ -143,30 +143,30 @@ fn two_leave_and_one_comes() {
         let name = format!("loom_meta::two_leave_and_one_comes({size})").replace(' ', "");
         // Three threads: with more switches than this by force loom takes minutes and finds no more.
         explore_as(&name, Bound::Preemptions(3), move || {
-            let world = World::new();
-            world.get(BLOCK[0], size, OLD);
+            let machine = EmuContext::new();
+            machine.get(BLOCK[0], size, OLD);
             let one = |_| {
-                let world = Arc::clone(&world);
-                world.get(BLOCK[0], size, OLD);
+                let machine = Arc::clone(&machine);
+                machine.get(BLOCK[0], size, OLD);
                 thread::spawn(move || {
-                    world.use_shared();
-                    world.put(BLOCK[0]);
+                    machine.use_shared();
+                    machine.put(BLOCK[0]);
                 })
             };
             let ones: Vec<_> = (0..LEAVING).map(one).collect();
             let other = {
-                let world = Arc::clone(&world);
+                let machine = Arc::clone(&machine);
                 thread::spawn(move || {
-                    world.use_shared();
-                    world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+                    machine.use_shared();
+                    machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
                 })
             };
-            world.get(BLOCK[0], size, NEW);
-            world.use_if_new(BLOCK[0]);
-            world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+            machine.get(BLOCK[0], size, NEW);
+            machine.use_if_new(BLOCK[0]);
+            machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
             ones.into_iter().for_each(|one| one.join().unwrap());
             other.join().unwrap();
-            world.assert_idle();
+            machine.assert_idle();
         });
     }
 }
@@ -175,20 +175,20 @@ fn two_leave_and_one_comes() {
 /// one does next. By the run, as an unmap does, and by the page. covers: G8, R10
 #[test]
 fn a_put_looks_at_nothing_behind_it() {
-    type Put = fn(&World);
+    type Put = fn(&EmuContext);
     let puts: [Put; 2] =
-        [|world| world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K), |world| world.put(BLOCK[0])];
+        [|machine| machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K), |machine| machine.put(BLOCK[0])];
     for (nr, (one, other)) in [(puts[0], puts[0]), (puts[0], puts[1]), (puts[1], puts[1])].into_iter().enumerate() {
         for size in [PageSize::Size4K, PageSize::Size2M] {
             explore_as(&format!("loom_meta::a_put_looks_at_nothing_behind_it({nr},{size})"), Bound::None, move || {
-                let world = World::new();
-                world.get(BLOCK[0], size, OLD);
-                world.get(BLOCK[0], size, OLD);
-                let theirs = Arc::clone(&world);
+                let machine = EmuContext::new();
+                machine.get(BLOCK[0], size, OLD);
+                machine.get(BLOCK[0], size, OLD);
+                let theirs = Arc::clone(&machine);
                 let thread = thread::spawn(move || one(&theirs));
-                other(&world);
+                other(&machine);
                 thread.join().unwrap();
-                world.assert_idle();
+                machine.assert_idle();
             });
         }
     }
@@ -198,27 +198,27 @@ fn a_put_looks_at_nothing_behind_it() {
 #[test]
 fn speculative_get_against_last_put() {
     explore(Bound::None, || {
-        let world = World::new();
+        let machine = EmuContext::new();
         let neighbour = BLOCK[0] + 1;
-        world.get(neighbour, PageSize::Size4K, OLD);
-        world.get(BLOCK[0], PageSize::Size4K, OLD);
+        machine.get(neighbour, PageSize::Size4K, OLD);
+        machine.get(BLOCK[0], PageSize::Size4K, OLD);
         let speculating = {
-            let world = Arc::clone(&world);
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
                 // SAFETY: the model holds the neighbour until this thread has ended.
-                let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the chunk is there");
+                let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("the chunk is there");
                 if folio.page.try_get(1).is_ok() {
                     assert_eq!(folio.page.owner(), OLD);
-                    assert!(!world.map.is_drained());
-                    world.put(BLOCK[0]);
+                    assert!(!machine.map.is_drained());
+                    machine.put(BLOCK[0]);
                 }
             })
         };
-        world.put(BLOCK[0]);
+        machine.put(BLOCK[0]);
         speculating.join().unwrap();
-        assert_eq!(world.map.live_folios(), 1, "the neighbour");
-        world.put(neighbour);
-        world.assert_idle();
+        assert_eq!(machine.map.live_folios(), 1, "the neighbour");
+        machine.put(neighbour);
+        machine.assert_idle();
     });
 }
 
@@ -227,38 +227,38 @@ fn speculative_get_against_last_put() {
 #[test]
 fn pin_against_drain() {
     explore(Bound::None, || {
-        let world = World::new();
+        let machine = EmuContext::new();
         let entry = Arc::new(AtomicBool::new(true));
         let interrupts = Arc::new(Mutex::new(()));
-        world.get(BLOCK[0], PageSize::Size2M, OLD);
+        machine.get(BLOCK[0], PageSize::Size2M, OLD);
         let pinner = {
-            let (world, entry, interrupts) = (Arc::clone(&world), Arc::clone(&entry), Arc::clone(&interrupts));
+            let (machine, entry, interrupts) = (Arc::clone(&machine), Arc::clone(&entry), Arc::clone(&interrupts));
             thread::spawn(move || {
                 let off = interrupts.lock();
                 let present = entry.load(Ordering::Acquire);
                 if present {
                     // SAFETY: interrupts are off and the entry was present in this walk.
-                    let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
+                    let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
                     folio.page.try_pin(1).expect("the entry holds it");
                 }
                 drop(off);
                 if present {
-                    world.use_alone();
-                    world.store.unpin(Pfn::new(BLOCK[0]), 1);
+                    machine.use_alone();
+                    machine.store.unpin(Pfn::new(BLOCK[0]), 1);
                 }
             })
         };
         entry.store(false, Ordering::Release);
         drop(interrupts.lock());
-        assert!(world.store.kill(&world.map));
-        world.put(BLOCK[0]);
-        while !world.map.is_drained() {
+        assert!(machine.store.kill(&machine.map));
+        machine.put(BLOCK[0]);
+        while !machine.map.is_drained() {
             thread::yield_now();
         }
-        world.use_alone();
-        world.store.unregister(&world.map).expect("drained");
+        machine.use_alone();
+        machine.store.unregister(&machine.map).expect("drained");
         pinner.join().unwrap();
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
@@ -266,26 +266,26 @@ fn pin_against_drain() {
 #[test]
 fn killing_against_making() {
     explore(Bound::None, || {
-        let world = World::new();
+        let machine = EmuContext::new();
         let maker = {
-            let world = Arc::clone(&world);
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
-                let made = world.store.get_or_create(Pfn::new(BLOCK[0]), PageSize::Size2M, OLD, 1);
+                let made = machine.store.get_or_create(Pfn::new(BLOCK[0]), PageSize::Size2M, OLD, 1);
                 match made {
-                    Ok(_) => world.put(BLOCK[0]),
+                    Ok(_) => machine.put(BLOCK[0]),
                     Err(error) => assert!(matches!(error, MetaError::Dying | MetaError::NoPageMap)),
                 }
             })
         };
-        assert!(world.store.kill(&world.map));
-        let live = world.map.live_folios();
-        let unregistered = world.store.unregister(&world.map);
+        assert!(machine.store.kill(&machine.map));
+        let live = machine.map.live_folios();
+        let unregistered = machine.store.unregister(&machine.map);
         match unregistered {
-            Ok(()) => assert!(world.map.is_drained()),
+            Ok(()) => assert!(machine.map.is_drained()),
             Err(error) => assert_eq!((error, live), (UnregisterError::Busy(1), 1), "the counter has risen"),
         }
         maker.join().unwrap();
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
@@ -295,24 +295,24 @@ fn a_walk_against_its_neighbours() {
     for (neighbour, size) in [(BLOCK[1], PageSize::Size2M), (BLOCK[0] + 1, PageSize::Size4K)] {
         let name = format!("loom_meta::a_walk_against_its_neighbours({size})").replace(' ', "");
         explore_as(&name, Bound::None, move || {
-            let world = World::new();
-            world.get(BLOCK[0], PageSize::Size4K, OLD);
+            let machine = EmuContext::new();
+            machine.get(BLOCK[0], PageSize::Size4K, OLD);
             let beside = {
-                let world = Arc::clone(&world);
+                let machine = Arc::clone(&machine);
                 thread::spawn(move || {
                     // In more rounds for shuttle.
                     for _ in 0..sized(1, 3) {
-                        world.get(neighbour, size, NEW);
-                        world.put(neighbour);
+                        machine.get(neighbour, size, NEW);
+                        machine.put(neighbour);
                     }
                 })
             };
             // SAFETY: this thread holds a reference on the page.
-            let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
+            let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
             assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
-            world.put(BLOCK[0]);
+            machine.put(BLOCK[0]);
             beside.join().unwrap();
-            world.assert_idle();
+            machine.assert_idle();
         });
     }
 }

@@ -9,9 +9,11 @@
 //! | `a_registration_against_a_removal` | No registration outlives a removal that could not ask for it |
 #![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
+use loom_machine::{LoomMachine, be, bring_up, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
+use mm::context::MmContext;
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::machine::IrqOff;
@@ -22,8 +24,6 @@ use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
 use mm::sync::model::{self, Bound, UnsafeCell, sized, thread};
-use mm::world::Mm;
-use modelled::{LoomMachine, be, bring_up, explore, va};
 
 /// A registration without pages: a cell stands for them. Uses read it; who gives the pages back writes it.
 struct Registration {
@@ -149,7 +149,7 @@ impl VmOps<LoomMachine> for Identity {
 fn a_registration_against_a_removal() {
     explore(3, || {
         be(0);
-        let mm = Mm::new(LoomMachine::new(2, 2), 2);
+        let mm = MmContext::new(LoomMachine::new(2, 2), 2);
         bring_up(&mm.machine, &mm.shootdown);
         let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
         let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();

@@ -7,15 +7,15 @@
 //! `docs/proofs.md` for which deliberate fault each model catches.
 #![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
+use loom_machine::{Bare, LoomMachine, be, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr, VirtRange};
 use mm::machine::{IrqOff, Machine, Point};
 use mm::shootdown::{Dispatched, Round};
 use mm::sync::model::{sized, thread};
 use mm::sync::{Arc, AtomicUsize, Ordering};
 use mm::tlb::{FlushRange, TlbState};
-use modelled::{Bare, LoomMachine, be, explore, va};
 
 /// Two pages of one page table.
 const PAGES: [(VirtAddr, u64); 2] = [(va(0, 0), 0), (va(0, 1), 1)];
@@ -75,7 +75,7 @@ fn run_parts(bare: &Arc<Bare>, parts: Vec<Part>) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A world of `cpus` CPUs, and a space that CPUs from `first` on have loaded, with both pages in their TLBs.
+/// A machine of `cpus` CPUs, and a space that CPUs from `first` on have loaded, with both pages in their TLBs.
 fn loaded_on(cpus: usize, first: usize) -> (Arc<Bare>, Arc<TlbState>) {
     let bare = Bare::new(cpus);
     let space = bare.space(1, &PAGES);

@@ -8,7 +8,7 @@ use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::thread;
 
-use common::{Device, page, space_with, store_to, world_on};
+use common::{Device, machine_with, page, space_with, store_to};
 use mm::addr::{PageSize, PfnRange};
 use mm::emu::Config;
 use mm::gup::GupFlags;
@@ -92,7 +92,7 @@ fn the_owner_against_the_kernel() {
 fn a_registration_against_a_removal() {
     let rounds = if cfg!(miri) { 1 } else { 20 };
     for _ in 0..rounds {
-        let (emu, mm) = world_on(Config { cpus: 2, table_pages: 16, ..Config::default() });
+        let (emu, mm) = machine_with(Config { cpus: 2, table_pages: 16, ..Config::default() });
         emu.on_cpu(0, || {
             let device = Device::dax_with(&mm, 16, PageSize::Size4K);
             let space = space_with(&mm, &device, 1, &[0, 1]);

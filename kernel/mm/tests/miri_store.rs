@@ -17,26 +17,26 @@ const ROUNDS: usize = if cfg!(miri) { 3 } else { 2_000 };
 const RUN: u64 = 3;
 const FIRST: Pfn = Pfn::new(512);
 
-struct World {
+struct EmuContext {
     store: MetaStore,
     ledger: Arc<Ledger>,
     map: Arc<DevPagemap>,
 }
 
-fn world() -> World {
+fn machine() -> EmuContext {
     let ledger = Arc::new(Ledger::new());
     let store = MetaStore::new(ledger.clone());
     let range = PfnRange::new(Pfn::new(0), 2048).expect("8 MiB");
     let map = DevPagemap::new(MemoryKind::DevDax, [range]).expect("a range");
     store.register(&map).expect("a free place");
-    World { store, ledger, map }
+    EmuContext { store, ledger, map }
 }
 
 fn owner(mapping: u64) -> Owner {
     Owner { mapping, offset: 0 }
 }
 
-impl World {
+impl EmuContext {
     fn get(&self, pfn: Pfn, size: PageSize, mapping: u64) {
         self.store.get_or_create(pfn, size, owner(mapping), 1).expect("the map is alive");
     }
@@ -77,65 +77,65 @@ impl World {
 /// looks at nothing in it once it owns nothing there. covers: G8
 #[test]
 fn two_put_the_run_of_a_chunk_at_once() {
-    let world = world();
-    let twice = || (1..=2).for_each(|mapping| world.get_run(mapping));
-    world.race(twice, || world.put_run(), || world.put_run());
+    let machine = machine();
+    let twice = || (1..=2).for_each(|mapping| machine.get_run(mapping));
+    machine.race(twice, || machine.put_run(), || machine.put_run());
 }
 
 /// The same where another makes the pages anew while their last holder leaves. covers: G8, R10
 #[test]
 fn a_run_is_put_while_it_is_made_anew() {
-    let world = world();
+    let machine = machine();
     let make_and_put = || {
-        world.get_run(2);
-        world.put_run();
+        machine.get_run(2);
+        machine.put_run();
     };
-    world.race(|| world.get_run(1), || world.put_run(), make_and_put);
+    machine.race(|| machine.get_run(1), || machine.put_run(), make_and_put);
 }
 
 /// The same for a large folio, of which each holds a reference. covers: G8
 #[test]
 fn two_put_a_large_folio_at_once() {
-    let world = world();
-    let twice = || (1..=2).for_each(|mapping| world.get(FIRST, PageSize::Size2M, mapping));
-    let put = || world.store.put(FIRST, 1);
-    world.race(twice, put, || world.store.put_run(FIRST, 512, PageSize::Size2M));
+    let machine = machine();
+    let twice = || (1..=2).for_each(|mapping| machine.get(FIRST, PageSize::Size2M, mapping));
+    let put = || machine.store.put(FIRST, 1);
+    machine.race(twice, put, || machine.store.put_run(FIRST, 512, PageSize::Size2M));
 }
 
 /// Both unpin the same run. covers: G8
 #[test]
 fn two_unpin_the_run_of_a_chunk_at_once() {
-    let world = world();
+    let machine = machine();
     let pin_both = || {
-        (1..=2).for_each(|mapping| world.get_run(mapping));
+        (1..=2).for_each(|mapping| machine.get_run(mapping));
         for page in 0..RUN {
             // SAFETY: the references that were just taken keep the page.
-            let folio = unsafe { world.store.lookup(FIRST.add(page)) }.expect("held");
+            let folio = unsafe { machine.store.lookup(FIRST.add(page)) }.expect("held");
             folio.page.try_pin(2).expect("held");
         }
-        (1..=2).for_each(|_| world.put_run());
+        (1..=2).for_each(|_| machine.put_run());
     };
-    let unpin = || world.store.unpin_run(FIRST, RUN);
-    world.race(pin_both, unpin, unpin);
+    let unpin = || machine.store.unpin_run(FIRST, RUN);
+    machine.race(pin_both, unpin, unpin);
 }
 
 /// A look at a page that dies, while a neighbour keeps its chunk. covers: G1
 #[test]
 fn a_speculative_reference_against_the_last_put() {
-    let world = world();
+    let machine = machine();
     let neighbour = FIRST.add(1);
     let hold = || {
-        world.get(neighbour, PageSize::Size4K, 1);
-        world.get(FIRST, PageSize::Size4K, 1);
+        machine.get(neighbour, PageSize::Size4K, 1);
+        machine.get(FIRST, PageSize::Size4K, 1);
     };
     let look = || {
         // SAFETY: the neighbour's reference keeps the chunk; it is dropped here, after the look.
-        let folio = unsafe { world.store.lookup(FIRST) }.expect("the chunk is there");
+        let folio = unsafe { machine.store.lookup(FIRST) }.expect("the chunk is there");
         if folio.page.try_pin(1).is_ok() {
             assert_eq!(folio.page.owner(), owner(1));
-            world.store.unpin(FIRST, 1);
+            machine.store.unpin(FIRST, 1);
         }
-        world.store.put(neighbour, 1);
+        machine.store.put(neighbour, 1);
     };
-    world.race(hold, look, || world.store.put(FIRST, 1));
+    machine.race(hold, look, || machine.store.put(FIRST, 1));
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BASE, DEVICE_START, Device, counts, page, space_with, world};
+use common::{BASE, DEVICE_START, Device, counts, machine, page, space_with};
 use mm::account::OverLimit;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
@@ -16,7 +16,7 @@ use mm::sync::Weak;
 // covers: G8
 #[test]
 fn pinned_pages_are_given_back_once_when_the_value_goes() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 8, &[0]);
     emu.on_cpu(0, || {
@@ -34,7 +34,7 @@ fn pinned_pages_are_given_back_once_when_the_value_goes() {
 // covers: G5
 #[test]
 fn a_value_holds_all_pages_or_none() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     emu.on_cpu(0, || {
@@ -48,7 +48,7 @@ fn a_value_holds_all_pages_or_none() {
 // covers: E9 L7
 #[test]
 fn the_ledger_names_owner_place_and_age_while_it_is_on() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     let listed = || {
@@ -74,7 +74,7 @@ fn the_ledger_names_owner_place_and_age_while_it_is_on() {
 // covers: L7
 #[test]
 fn the_ledger_costs_nothing_while_it_is_off() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     let pin = || PinnedPages::pin(&space, page(0), 4, GupFlags::WRITE);
@@ -105,7 +105,7 @@ fn the_ledger_costs_nothing_while_it_is_off() {
 #[test]
 fn memory_that_runs_out_for_the_list_leaves_nothing_pinned() {
     const RUNS: u64 = 12;
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 1, &[0]);
     // Every other page of the device, so that each is a run of its own.
@@ -142,7 +142,7 @@ fn memory_that_runs_out_for_the_list_leaves_nothing_pinned() {
 // covers: L5
 #[test]
 fn an_owner_is_held_to_its_limit() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::new(&mm, DEVICE_START, 4 << 18, MemoryKind::FsDax, PageSize::Size2M);
     let space = space_with(&mm, &device, 1024, &[0]);
     let account = mm.pins.open_account("owner", 600);
@@ -171,7 +171,7 @@ fn an_owner_is_held_to_its_limit() {
 // covers: L5 L7
 #[test]
 fn reserved_memory_is_exempt_by_policy_and_the_list_says_so() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let dax = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let file = Device::new(&mm, DEVICE_START.add(4 << 18), 64, MemoryKind::FsDax, PageSize::Size4K);
     let space = space_with(&mm, &dax, 3, &[0]);
@@ -214,7 +214,7 @@ impl RegionOwner for Nobody {
 // covers: L5
 #[test]
 fn the_pins_of_an_owner_are_bounded_by_its_account_whichever_flags_they_came_with() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4096, &[0]);
     mm.pins.exempt_reserved(false);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DEVICE_START, Device, Space, load_from, page, space_with, store_to, world};
+use common::{DEVICE_START, Device, Space, load_from, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
@@ -13,8 +13,8 @@ use mm::space::Access;
 use mm::sync::Arc;
 
 /// A space of 1024 pages in leaves of 2 MiB, all there, loaded on CPU 0; the device notes stores if `notes`.
-fn huge(notes: bool) -> (EmuMachine, Arc<common::World>, Arc<Device>, Arc<Space>) {
-    let (emu, mm) = world(1);
+fn huge(notes: bool) -> (EmuMachine, Arc<common::EmuContext>, Arc<Device>, Arc<Space>) {
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 1024, PageSize::Size2M);
     if notes {
         device.note_stores();
@@ -80,7 +80,7 @@ fn an_unmap_takes_the_pages_that_are_named_and_no_others() {
         (PageSize::Size2M, 510..514),
         (PageSize::Size2M, 512..1024),
     ] {
-        let (emu, mm) = world(1);
+        let (emu, mm) = machine(1);
         let device = Device::dax_with(&mm, 1536, largest);
         let space = space_with(&mm, &device, 1536, &[0]);
         space.populate(page(0), 1536 * PAGE_SIZE, Access::Write).unwrap();
@@ -105,7 +105,7 @@ fn cleaning_flushes_what_it_has_cleaned() {
     for (largest, pages, flushes) in
         [(PageSize::Size4K, 3..6, 3), (PageSize::Size2M, 3..6, 1), (PageSize::Size2M, 509..514, 2)]
     {
-        let (emu, mm) = world(1);
+        let (emu, mm) = machine(1);
         let device = Device::dax_with(&mm, 1024, largest);
         device.note_stores();
         let space = space_with(&mm, &device, 1024, &[0]);

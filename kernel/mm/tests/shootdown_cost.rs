@@ -4,7 +4,7 @@
 mod common;
 
 use common::cached::{assert_gone, small_pages, unmap};
-use common::{Device, World, go_idle, load, page, space_with, store_to, wake, world};
+use common::{Device, EmuContext, go_idle, load, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::gather::Gather;
@@ -65,7 +65,7 @@ fn who_catches_up_flushes_what_it_has_missed_and_no_more() {
 // covers: G3
 #[test]
 fn a_round_flushes_nothing_on_a_cpu_that_it_does_not_concern() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let (ours, theirs) = (space_with(&mm, &device, 8, &[0]), space_with(&mm, &device, 8, &[1, 2]));
     for (cpu, space) in [(0, &ours), (1, &theirs), (2, &theirs)] {
@@ -84,7 +84,7 @@ fn a_round_flushes_nothing_on_a_cpu_that_it_does_not_concern() {
 
 /// Takes one page out of `nr` spaces at once; how many rounds that took.
 fn rounds_for(nr: usize, growths: u64) -> u64 {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let spaces: Vec<_> = (0..nr).map(|_| space_with(&mm, &device, 8, &[0])).collect();
     for space in &spaces {
@@ -111,7 +111,7 @@ fn without_memory_each_address_space_has_a_round_of_its_own() {
 }
 
 /// A round for the kernel half, from `cpu`; how many were interrupted.
-fn shoot_kernel(mm: &World, cpu: usize) -> u32 {
+fn shoot_kernel(mm: &EmuContext, cpu: usize) -> u32 {
     mm.machine.on_cpu(cpu, || {
         let mut round = Round::new();
         assert!(round.is_empty());
@@ -155,10 +155,10 @@ fn a_change_of_the_kernel_half_is_flushed_once_on_every_cpu_that_is_online() {
 #[test]
 fn a_cpu_that_is_not_online_is_not_interrupted() {
     let emu = EmuMachine::with_cpus(3);
-    let mm = mm::world::Mm::new(emu.clone(), 3);
+    let mm = mm::context::MmContext::new(emu.clone(), 3);
     let weak = mm::sync::Arc::downgrade(&mm);
     emu.set_ipi_handler(move || {
-        let mm = weak.upgrade().expect("the world lives");
+        let mm = weak.upgrade().expect("the machine lives");
         mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
     });
     for (online, cpu) in [0, 2, 1].into_iter().enumerate() {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Device, page, space_with, store_to, world};
+use common::{Device, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::gather::ZapStats;
 use mm::shootdown::{FULL_FLUSH_ABOVE, ShootdownStats};
@@ -22,7 +22,7 @@ fn since_is_the_difference_of_each_figure() {
 /// On three CPUs: rounds that flush page by page, and one that flushes everything; each figure as the machine saw it.
 #[test]
 fn each_figure_counts_what_it_says() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let many = FULL_FLUSH_ABOVE + 1;
     let device = Device::dax_with(&mm, 4 * many, PageSize::Size4K);
     let space = space_with(&mm, &device, 3 * many, &[0, 1, 2]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::gup_rig::FAST;
-use common::{Device, page, pin, space_with, store_to, unpin, world_on};
+use common::{Device, machine_with, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::Config;
 use mm::entry::Prot;
@@ -19,7 +19,7 @@ const ROUNDS: u64 = if cfg!(miri) { 1 } else { 100 };
 /// CPU 1 pins runs of `nr_pages`, by the lockless walk where `fast`, while CPU 0 unmaps the first page, or all of them,
 /// and maps them anew. Nothing is left in the end. covers: G1, G2, G3, G5, G8
 fn pins_against_unmaps(nr_pages: u64, unmapped: u64, flags: GupFlags) {
-    let (emu, mm) = world_on(Config { cpus: 2, table_pages: 16, ..Config::default() });
+    let (emu, mm) = machine_with(Config { cpus: 2, table_pages: 16, ..Config::default() });
     let device = emu.on_cpu(0, || Device::dax_with(&mm, 64, PageSize::Size4K));
     let space = emu.on_cpu(0, || space_with(&mm, &device, nr_pages, &[0, 1]));
     let done = AtomicBool::new(false);

@@ -13,12 +13,12 @@ use dax::devdax::{DevDax, OpenOptions};
 use dax::device::DataCache;
 use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step as RemovalStep};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::context::MmContext;
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, VmOps};
-use mm::world::Mm;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
 use nvdimm::pmem::{AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 
@@ -81,10 +81,10 @@ impl PmemHost for Host {
     }
 }
 
-type World = Arc<Mm<EmuMachine>>;
+type EmuContext = Arc<MmContext<EmuMachine>>;
 
 struct Bench {
-    mm: World,
+    mm: EmuContext,
     driver: PmemDriver<EmuMachine>,
     ranges: [PfnRange; 2],
 }

@@ -16,7 +16,7 @@ use core::hint::black_box;
 use crate::console::report;
 use crate::cpu::time;
 
-/// Turns of a loop, where a turn is cheap.
+/// Rounds of a loop, where a round is cheap.
 pub const TURNS: u64 = 1000;
 
 /// A cost in hundredths, so that the cost of one of 512 pages can be said.

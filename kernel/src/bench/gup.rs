@@ -21,7 +21,7 @@ use crate::mem::paging;
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// Pages of the requests for many pages.
 const MANY: u64 = 512;
-/// Turns of those.
+/// Rounds of those.
 const MANY_TURNS: u64 = 50;
 
 /// Fast path or nothing.

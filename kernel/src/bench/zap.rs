@@ -24,7 +24,7 @@ use crate::task::{sched, user};
 
 const GIB: u64 = PageSize::Size1G.bytes();
 const MIB2: u64 = PageSize::Size2M.bytes();
-/// Turns where each takes a few thousand instructions.
+/// Rounds where each takes a few thousand instructions.
 const TURNS: u64 = 64;
 
 /// Measures zaps of `device`, which has at least 1 GiB.

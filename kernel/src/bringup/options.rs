@@ -49,8 +49,8 @@ pub struct Options {
     pub inject: Option<Fault>,
     /// `dax.aliasing=1`: the CPU's data cache counts as one that aliases.
     pub dax_aliasing: bool,
-    /// `wishes=`: somebody reads the console and grants what the kernel wishes for, within so many seconds; 0: nobody.
-    pub wishes_s: u64,
+    /// `host_requests=`: somebody reads the console and grants what the kernel asks for, within so many seconds; 0: nobody.
+    pub host_requests_s: u64,
 }
 
 impl Default for Options {
@@ -65,13 +65,13 @@ impl Default for Options {
             stress: Stress::Short,
             inject: None,
             dax_aliasing: false,
-            wishes_s: 0,
+            host_requests_s: 0,
         }
     }
 }
 
-const MAX_WISHES_S: u64 = 3600;
-const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, wishes";
+const MAX_HOST_REQUESTS_S: u64 = 3600;
+const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, host_requests";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
@@ -120,8 +120,8 @@ impl Options {
                 Ok(fault) => self.inject = Some(fault),
                 Err(_) => return Err(Bad::Value("attach:N, remove:N, alloc:N, with N from 1")),
             },
-            "wishes" => match value.parse() {
-                Ok(seconds) if seconds <= MAX_WISHES_S => self.wishes_s = seconds,
+            "host_requests" => match value.parse() {
+                Ok(seconds) if seconds <= MAX_HOST_REQUESTS_S => self.host_requests_s = seconds,
                 _ => return Err(Bad::Value("seconds, from 0 to 3600")),
             },
             "stress" => {

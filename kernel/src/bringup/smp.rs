@@ -80,7 +80,7 @@ pub fn halt_once() {
     }
 }
 
-/// Brings the boot CPU up: its final tables, APIC and timer. The world is made.
+/// Brings the boot CPU up: its final tables, APIC and timer. The context is made.
 ///
 /// # Panics
 /// When the APIC's registers cannot be mapped.

@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::removal::Method;
 use fs::error::FsError;
+use fs::lock_order::Context;
 use fs::notify::NotifyReport;
-use fs::rank::Context;
 use mm::addr::{PAGE_SIZE, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -42,7 +42,7 @@ const SHARED_PAGES: u64 = 512;
 const RECORDS: u64 = 16;
 /// Pages of a file that is made, read back and unlinked.
 const SCRATCH_PAGES: u64 = 3;
-/// Turns until a task counts as being under way.
+/// Rounds until a task counts as being under way.
 const WARM_TURNS: u64 = 8;
 
 /// What the tasks count.
@@ -58,7 +58,7 @@ struct Counters {
     calls: AtomicU64,
     /// Pages of files pinned.
     pins: AtomicU64,
-    /// Turns of the bystanders.
+    /// Rounds of the bystanders.
     bystanders: AtomicU64,
     /// Words that were not what had been stored. Must stay 0.
     wrong: AtomicU64,

@@ -55,7 +55,7 @@ pub struct Counters {
     pub accesses: AtomicU64,
     /// Mappings made and taken away.
     pub maps: AtomicU64,
-    /// Turns of the tasks that have nothing to do with the device.
+    /// Rounds of the tasks that have nothing to do with the device.
     pub bystanders: AtomicU64,
     /// Stamps that were wrong. Must stay 0.
     pub wrong_stamps: AtomicU64,

@@ -5,10 +5,10 @@
 
 mod books;
 mod files;
+mod host_request;
 mod load;
 mod page;
 mod verdict;
-mod wish;
 
 use alloc::format;
 use alloc::string::String;
@@ -29,9 +29,9 @@ use crate::pmem::devices;
 const BASELINE_FRAMES: u64 = 64;
 const _: () = assert!(BASELINE_FRAMES << PAGE_SHIFT <= load::SMALL_BYTES);
 
-/// Runs the demonstration; answers whether the verdict is good. `wishes_s`: see [`wish`].
-pub fn run(wishes_s: u64) -> bool {
-    let verdict = match rounds(wishes_s) {
+/// Runs the demonstration; answers whether the verdict is good. `host_requests_s`: see [`host_request`].
+pub fn run(host_requests_s: u64) -> bool {
+    let verdict = match rounds(host_requests_s) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::bad(reason),
     };
@@ -39,7 +39,7 @@ pub fn run(wishes_s: u64) -> bool {
     verdict.is_good()
 }
 
-fn rounds(wishes_s: u64) -> Result<Verdict, String> {
+fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
     let slots = devices::slots();
     let Some(slot) = slots.first() else {
         log::info!("no NVDIMM was found: there is nothing to pull out (start with --pmem 1G)");
@@ -61,7 +61,7 @@ fn rounds(wishes_s: u64) -> Result<Verdict, String> {
         slot.frames.nr_pages()
     );
     let per_frame = round(Method::PerFrame(frames))?;
-    let page = page::run(wishes_s)?;
+    let page = page::run(host_requests_s)?;
     let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;

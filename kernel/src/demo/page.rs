@@ -17,8 +17,8 @@ use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use super::books::{Books, Removed};
+use super::host_request;
 use super::load::{give_way, wait_until};
-use super::wish;
 use crate::console::{self, report};
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};
@@ -71,8 +71,8 @@ fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("one page: {what}: {error}")
 }
 
-/// The act, on device 0. `wishes_s`: see [`wish`].
-pub fn run(wishes_s: u64) -> Result<PageAct, String> {
+/// The act, on device 0. `host_requests_s`: see [`host_request`].
+pub fn run(host_requests_s: u64) -> Result<PageAct, String> {
     let (faults, leaks) = faults()?;
     log::info!("{faults} steps of attach and removal were made to fail, one by one; {leaks} leaks");
     devices::attach(0).map_err(said("attach"))?;
@@ -82,7 +82,7 @@ pub fn run(wishes_s: u64) -> Result<PageAct, String> {
     block.write(first, &[0; PAGE_SIZE as usize]).map_err(said("write"))?;
     let (victim, _) = reader("victim", LOST_PAGE)?;
     let (neighbour, reads) = reader("neighbour", LOST_PAGE + 1)?;
-    let lost = wish::lose(devices::slots()[0].frames.start().add(LOST_PAGE), wishes_s);
+    let lost = host_request::lose(devices::slots()[0].frames.start().add(LOST_PAGE), host_requests_s);
     let poisoned = Signal::SigBus { addr: BASE, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
     let told = sched::join(&victim) == Err(poisoned);
     let goal = reads.load(Ordering::Relaxed) + WARM_READS;

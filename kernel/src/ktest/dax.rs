@@ -6,12 +6,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dax::bay::BayError;
 use dax::devdax::OpenOptions;
 use dax::device::State;
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::range::WHOLE;
 use dax::removal::{Method, RemovalReport, Step, Waiting};
+use dax::slot::SlotError;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast};
@@ -269,14 +269,14 @@ fn pinned(_: &mut Ctx, device: &Device) -> Result<(), String> {
 
 /// What is tried while a removal waits: every way to something new is closed, every way to let go is open.
 fn attempts(space: &Arc<Space>, ops: &Arc<dyn VmOps<KernelMachine>>) -> Result<(), String> {
-    let removing = Err(BayError::Removing);
-    let bay = |result: Result<(), DeviceError>| match result {
-        Err(DeviceError::Bay(error)) => Err(error),
+    let removing = Err(SlotError::Removing);
+    let refused = |result: Result<(), DeviceError>| match result {
+        Err(DeviceError::DeviceSlot(error)) => Err(error),
         _ => Ok(()),
     };
-    check_eq!(bay(devices::remove(0, Method::Ranged).map(drop)), removing, "a second removal");
-    check_eq!(bay(devices::file(0).map(drop)), removing, "the file");
-    check_eq!(bay(devices::block(0).map(drop)), removing, "the block path");
+    check_eq!(refused(devices::remove(0, Method::Ranged).map(drop)), removing, "a second removal");
+    check_eq!(refused(devices::file(0).map(drop)), removing, "the file");
+    check_eq!(refused(devices::block(0).map(drop)), removing, "the block path");
     check!(devices::attach(0).is_err(), "the device was attached while it goes");
     let mapped = space.map(at(MIB2), page(1), Prot::USER_WRITE, ops, 0);
     check_eq!(mapped, Err(MapError::Refused(SigBusCause::DeviceGone)), "a new mapping");
@@ -321,7 +321,7 @@ fn once(_: &mut Ctx, device: &Device) -> Result<(), String> {
         sched::spawn("remover", cpu, None, move || {
             match devices::remove(0, Method::Ranged) {
                 Ok(_) => drop(removed.fetch_add(1, Ordering::Relaxed)),
-                Err(DeviceError::Bay(BayError::Removing | BayError::Empty)) => {}
+                Err(DeviceError::DeviceSlot(SlotError::Removing | SlotError::Empty)) => {}
                 Err(error) => panic!("a removal that is not the first answers: {error}"),
             }
             Ok(())
@@ -334,7 +334,7 @@ fn once(_: &mut Ctx, device: &Device) -> Result<(), String> {
     }
     check_eq!(removed.load(Ordering::Relaxed), 1, "removals that took place");
     let again = devices::remove(0, Method::Ranged).map(drop);
-    check!(matches!(again, Err(DeviceError::Bay(BayError::Empty))), "a removal of nothing answers {again:?}");
+    check!(matches!(again, Err(DeviceError::DeviceSlot(SlotError::Empty))), "a removal of nothing answers {again:?}");
     Ok(())
 }
 
@@ -347,7 +347,7 @@ fn two_at_once(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
             let worked = remove_both(device);
             let left = devices::remove(1, Method::Ranged);
             worked?;
-            check!(matches!(left, Err(DeviceError::Bay(BayError::Empty))), "device 1 was left");
+            check!(matches!(left, Err(DeviceError::DeviceSlot(SlotError::Empty))), "device 1 was left");
         }
     }
     Ok(())

@@ -10,10 +10,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dax::bay::BayError;
 use dax::devdax::OpenOptions;
 use dax::device::DaxError;
 use dax::removal::{Method, RemovalReport, Step};
+use dax::slot::SlotError;
 use mm::addr::PageSize;
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
@@ -184,7 +184,7 @@ fn round(shared: &Arc<Shared>) -> Result<(), String> {
 fn remove() -> Result<Option<Arc<RemovalReport>>, String> {
     match devices::remove_quietly(0, Method::Ranged) {
         Ok(report) => Ok(Some(report)),
-        Err(DeviceError::Bay(BayError::Empty)) => Ok(None),
+        Err(DeviceError::DeviceSlot(SlotError::Empty)) => Ok(None),
         Err(error) => Err(format!("removal: {error}")),
     }
 }
@@ -192,8 +192,8 @@ fn remove() -> Result<Option<Arc<RemovalReport>>, String> {
 /// What a device that is not attached answers.
 fn absent(error: DeviceError) -> Result<Met, String> {
     match error {
-        DeviceError::Bay(BayError::Removing) => Ok(Met::Removing),
-        DeviceError::Bay(BayError::Empty) => Ok(Met::Idle),
+        DeviceError::DeviceSlot(SlotError::Removing) => Ok(Met::Removing),
+        DeviceError::DeviceSlot(SlotError::Empty) => Ok(Met::Idle),
         error => Err(format!("the device answers: {error}")),
     }
 }
@@ -253,7 +253,7 @@ fn attaches(_: &Arc<Space>, _: &mut Random) -> Result<Met, String> {
         // Its name or its frames are in use, or it was there, or still there, when everything had been made.
         Err(
             DeviceError::Attach(_, AttachError::NameTaken | AttachError::Taken(_))
-            | DeviceError::Bay(BayError::Occupied | BayError::Removing),
+            | DeviceError::DeviceSlot(SlotError::Occupied | SlotError::Removing),
         ) => state.map_or_else(absent, |()| Ok(Met::Idle)),
         Err(error) => Err(format!("attach: {error}")),
     }

@@ -7,9 +7,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use dax::bay::BayError;
 use dax::devdax::OpenOptions;
 use dax::removal::{Method, RemovalReport};
+use dax::slot::SlotError;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::entry::Prot;
 use mm::ledger::Snapshot;
@@ -94,7 +94,7 @@ impl Device {
         let pins = give_back_pins();
         let removed = match devices::remove(0, Method::Ranged) {
             Ok(report) => no_problems(&report),
-            Err(DeviceError::Bay(BayError::Empty)) => Ok(()),
+            Err(DeviceError::DeviceSlot(SlotError::Empty)) => Ok(()),
             Err(error) => Err(format!("removal: {error}")),
         };
         worked.and(pins).and(removed).and_then(|()| before.compare())

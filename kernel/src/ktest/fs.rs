@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use dax::removal::Method;
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
-use fs::rank::Context;
+use fs::lock_order::Context;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};

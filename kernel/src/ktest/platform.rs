@@ -1,4 +1,4 @@
-//! Tests of the ground: page tables, traps, heap, console arithmetic, interrupts between CPUs.
+//! Tests of the platform: page tables, traps, heap, console arithmetic, interrupts between CPUs.
 
 use alloc::format;
 use alloc::string::String;
@@ -17,22 +17,22 @@ use crate::task::sched;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
-    Test { name: "ground.paging.nothing_is_writable_and_executable", covers: "", run: write_xor_execute },
-    Test { name: "ground.paging.segments_have_their_rights", covers: "", run: segment_rights },
-    Test { name: "ground.paging.lower_half_is_empty", covers: "", run: lower_half_is_empty },
-    Test { name: "ground.paging.device_maps_and_unmaps_in_leaves", covers: "", run: device_leaves },
-    Test { name: "ground.paging.overlap_is_refused", covers: "", run: overlap_is_refused },
-    Test { name: "ground.cpu.protections_are_on", covers: "", run: protections_are_on },
-    Test { name: "ground.stack.guard_is_unmapped", covers: "", run: guard_is_unmapped },
-    Test { name: "ground.stack.what_is_kept_is_counted", covers: "", run: kept_stacks },
-    Test { name: "ground.trap.breakpoint_returns", covers: "", run: breakpoint_returns },
-    Test { name: "ground.trap.an_unused_vector_is_a_note", covers: "", run: unused_vector },
-    Test { name: "ground.heap.big_blocks_are_frames", covers: "", run: |_| undisturbed(big_blocks_are_frames) },
-    Test { name: "ground.memory.frames_come_back", covers: "", run: |_| undisturbed(frames_come_back) },
-    Test { name: "ground.memory.the_map_is_shown_whole", covers: "", run: map_is_whole },
-    Test { name: "ground.time.is_monotonic", covers: "", run: time_is_monotonic },
-    Test { name: "ground.smp.every_cpu_answers", covers: "", run: every_cpu_answers },
-    Test { name: "ground.options.bad_words_get_one_line", covers: "", run: bad_options },
+    Test { name: "platform.paging.nothing_is_writable_and_executable", covers: "", run: write_xor_execute },
+    Test { name: "platform.paging.segments_have_their_rights", covers: "", run: segment_rights },
+    Test { name: "platform.paging.lower_half_is_empty", covers: "", run: lower_half_is_empty },
+    Test { name: "platform.paging.device_maps_and_unmaps_in_leaves", covers: "", run: device_leaves },
+    Test { name: "platform.paging.overlap_is_refused", covers: "", run: overlap_is_refused },
+    Test { name: "platform.cpu.protections_are_on", covers: "", run: protections_are_on },
+    Test { name: "platform.stack.guard_is_unmapped", covers: "", run: guard_is_unmapped },
+    Test { name: "platform.stack.what_is_kept_is_counted", covers: "", run: kept_stacks },
+    Test { name: "platform.trap.breakpoint_returns", covers: "", run: breakpoint_returns },
+    Test { name: "platform.trap.an_unused_vector_is_a_note", covers: "", run: unused_vector },
+    Test { name: "platform.heap.big_blocks_are_frames", covers: "", run: |_| undisturbed(big_blocks_are_frames) },
+    Test { name: "platform.memory.frames_come_back", covers: "", run: |_| undisturbed(frames_come_back) },
+    Test { name: "platform.memory.the_map_is_shown_whole", covers: "", run: map_is_whole },
+    Test { name: "platform.time.is_monotonic", covers: "", run: time_is_monotonic },
+    Test { name: "platform.smp.every_cpu_answers", covers: "", run: every_cpu_answers },
+    Test { name: "platform.options.bad_words_get_one_line", covers: "", run: bad_options },
 ];
 
 fn write_xor_execute(_: &mut Ctx) -> Result<(), String> {
@@ -276,12 +276,12 @@ fn every_cpu_answers(_: &mut Ctx) -> Result<(), String> {
 fn bad_options(_: &mut Ctx) -> Result<(), String> {
     let mut lines = alloc::vec::Vec::new();
     let mut complain = |args: core::fmt::Arguments<'_>| lines.push(format!("{args}"));
-    let text = "mode=test tests=ground.* colour=red deterministic=2 quiet= deterministic=1";
+    let text = "mode=test tests=platform.* colour=red deterministic=2 quiet= deterministic=1";
     let options = crate::bringup::options::Options::parse(text, &mut complain);
     check_eq!(lines.len(), 3, "complaints, one for each bad word: {lines:?}");
     check!(lines[0].contains("unknown option \"colour\""), "the first complaint is {:?}", lines[0]);
     check_eq!(options.mode, crate::bringup::options::Mode::Test, "mode");
-    check_eq!(options.tests.as_str(), "ground.*", "tests");
+    check_eq!(options.tests.as_str(), "platform.*", "tests");
     check!(options.deterministic && !options.quiet, "good words around bad ones were lost: {options:?}");
     Ok(())
 }

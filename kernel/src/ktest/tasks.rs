@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::addr::VirtAddr;
-use mm::held;
+use mm::lock_check;
 use mm::sync::Mutex;
 
 use crate::cpu::lock::IrqLock;
@@ -160,23 +160,27 @@ fn locks_are_counted(ctx: &mut Ctx) -> Result<(), String> {
         ctx.skip("a release build counts no locks");
         return Ok(());
     }
-    check_eq!(held::locks(), 0, "locks held at first");
+    check_eq!(lock_check::locks_held(), 0, "locks held at first");
     let elsewhere = Arc::new(AtomicU64::new(u64::MAX));
     let there = Arc::clone(&elsewhere);
     let (one, two) = (Mutex::new(()), Mutex::new(()));
     let guards = (one.lock(), two.lock());
     // Of this CPU: it runs while this task, which holds two, does not.
     let other = sched::spawn("other", arch::percpu::cpu(), None, move || {
-        there.store(held::locks() as u64, Ordering::Release);
+        there.store(lock_check::locks_held() as u64, Ordering::Release);
         Ok(())
     });
     while elsewhere.load(Ordering::Acquire) == u64::MAX {
         sched::yield_now();
     }
-    let here = held::locks();
+    let here = lock_check::locks_held();
     drop(guards);
     check_eq!(sched::join(&other), Ok(()), "end of the other task");
-    check_eq!((here, elsewhere.load(Ordering::Relaxed), held::locks()), (2, 0, 0), "locks here, of the other, at last");
+    check_eq!(
+        (here, elsewhere.load(Ordering::Relaxed), lock_check::locks_held()),
+        (2, 0, 0),
+        "locks here, of the other, at last"
+    );
     Ok(())
 }
 

@@ -5,11 +5,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{cpu, percpu as area, tlb};
 use mm::addr::{Pfn, PhysAddr, VirtAddr};
+use mm::context::MmContext;
 use mm::entry::Entry;
-use mm::held;
+use mm::lock_check;
 use mm::machine::{CpuId, CpuMask, GROUP, Machine};
 use mm::shootdown::Round;
-use mm::world::Mm;
 use spin::Once;
 
 use crate::cpu::{ipi, percpu, time};
@@ -26,11 +26,11 @@ const RELAXES_PER_YIELD: u64 = 1024;
 /// An address space of this kernel.
 pub type Space = mm::space::AddressSpace<KernelMachine>;
 
-static WORLD: Once<Arc<Mm<KernelMachine>>> = Once::new();
+static CONTEXT: Once<Arc<MmContext<KernelMachine>>> = Once::new();
 
-/// Makes the world for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
+/// Makes the context for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
 pub fn init(nr_cpus: usize) {
-    WORLD.call_once(|| Mm::new(KernelMachine(()), nr_cpus)).pins.switch(true);
+    CONTEXT.call_once(|| MmContext::new(KernelMachine(()), nr_cpus)).pins.switch(true);
 }
 
 /// What a waiter does now and then: it lets other tasks of its CPU run, once there are tasks.
@@ -41,17 +41,17 @@ pub fn yield_by(yield_if_allowed: fn()) {
     YIELD.call_once(|| yield_if_allowed);
 }
 
-/// The world.
+/// The context.
 ///
 /// # Panics
 /// Before [`init`].
-pub fn mm() -> &'static Arc<Mm<KernelMachine>> {
-    WORLD.get().expect("the world is not made yet")
+pub fn mm() -> &'static Arc<MmContext<KernelMachine>> {
+    CONTEXT.get().expect("the context is not made yet")
 }
 
-/// The world, if it is made.
-pub fn try_mm() -> Option<&'static Arc<Mm<KernelMachine>>> {
-    WORLD.get()
+/// The context, if it is made.
+pub fn try_mm() -> Option<&'static Arc<MmContext<KernelMachine>>> {
+    CONTEXT.get()
 }
 
 /// Every CPU drops every translation of the kernel half. When it returns, all have. Call from a task.
@@ -92,7 +92,7 @@ impl Machine for KernelMachine {
         area::set_loaded(root.as_u64());
     }
     fn relax(&self) {
-        held::assert_none("something");
+        lock_check::might_sleep("something");
         cpu::pause();
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
         if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD)

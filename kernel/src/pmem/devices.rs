@@ -10,11 +10,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use dax::bay::{Bay, BayError};
 use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
 use dax::removal::{Method, RemovalReport, Waiting};
+use dax::slot::{DeviceSlot, SlotError};
 use mm::addr::{PageSize, PfnRange};
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
@@ -28,7 +28,7 @@ use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{removals, virtio};
+use crate::pmem::{removal_log, virtio};
 use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.
@@ -41,7 +41,7 @@ pub struct Slot {
     /// The frames that the provider reports.
     pub frames: PfnRange,
     provider: Provider,
-    bay: Bay<Attached>,
+    occupancy: DeviceSlot<Attached>,
     /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
     last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
 }
@@ -134,8 +134,13 @@ fn init(
 ) {
     DEVICES.call_once(|| {
         let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot =
-            |name, frames, provider| Slot { name, frames, provider, bay: Bay::new(), last: mm::sync::Mutex::default() };
+        let slot = |name, frames, provider| Slot {
+            name,
+            frames,
+            provider,
+            occupancy: DeviceSlot::new(),
+            last: mm::sync::Mutex::default(),
+        };
         let nvdimms = nvdimms.into_iter().enumerate();
         let lent = lent.into_iter().enumerate();
         let slots = nvdimms
@@ -188,7 +193,7 @@ pub enum DeviceError {
     /// No slot has this number.
     NoSlot(usize),
     /// The slot's device is not where it would have to be.
-    Bay(BayError),
+    DeviceSlot(SlotError),
     /// A step of attaching failed.
     Attach(Step, AttachError),
     /// The device has no device-dax file, or it cannot be opened so.
@@ -205,7 +210,7 @@ impl fmt::Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSlot(at) => write!(f, "there is no NVDIMM {at} (there are {})", slots().len()),
-            Self::Bay(error) => error.fmt(f),
+            Self::DeviceSlot(error) => error.fmt(f),
             Self::Attach(step, error) => write!(f, "step {step}: {error}"),
             Self::Dax(error) => error.fmt(f),
             Self::Injected => f.write_str("step file: step file was made to fail"),
@@ -215,9 +220,9 @@ impl fmt::Display for DeviceError {
     }
 }
 
-impl From<BayError> for DeviceError {
-    fn from(error: BayError) -> Self {
-        Self::Bay(error)
+impl From<SlotError> for DeviceError {
+    fn from(error: SlotError) -> Self {
+        Self::DeviceSlot(error)
     }
 }
 
@@ -296,7 +301,7 @@ fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>)
         slot.driver(devices).attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
     let file = new_file(&device, &section)?;
     let (size, has_dax) = (device.size_bytes(), device.dax().is_some());
-    slot.bay.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    slot.occupancy.attach(Attached { device, file }).map_err(|(error, _)| error)?;
     Ok((size, has_dax))
 }
 
@@ -367,17 +372,17 @@ fn remove_with(
     quiet: bool,
 ) -> Result<Arc<RemovalReport>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
-    let (Attached { device, file }, _removing) = slot.bay.begin_removal()?;
+    let (Attached { device, file }, _removing) = slot.occupancy.begin_removal()?;
     settle();
     let section = services::enter_section();
     if !quiet {
-        log::info!("{}: going away, {}", slot.name, removals::method_in_words(method));
+        log::info!("{}: going away, {}", slot.name, removal_log::method_in_words(method));
     }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
     let told = &mut || announce(News::HoldersTold(at));
-    let mut watch = removals::Watch { name: &slot.name, frames: slot.frames, told, waits, quiet };
+    let mut watch = removal_log::Watch { name: &slot.name, frames: slot.frames, told, waits, quiet };
     let report = device.remove(mappings, method, &mut watch);
     announce(News::Gone(at));
     let report = Arc::new(report);
@@ -393,7 +398,7 @@ fn remove_with(
 /// in the reserve, which the next removal needs; by now the device's tables and metadata have gone, and there is mostly
 /// memory for a copy. Where there is none it stays there, until [`settle`]. Answers what is kept.
 fn keep(at: usize, slot: &Slot, report: Arc<RemovalReport>, was_short: bool) -> Arc<RemovalReport> {
-    let copy = if was_short { removals::out_of_reserve(&report) } else { Some(Arc::clone(&report)) };
+    let copy = if was_short { removal_log::out_of_reserve(&report) } else { Some(Arc::clone(&report)) };
     let stays = copy.is_none();
     let kept = copy.unwrap_or(report);
     let before = slot.last.lock().replace(Arc::clone(&kept));
@@ -419,7 +424,7 @@ fn settle_one(number: usize, but: Option<usize>) {
     let Some(at) = number.checked_sub(1).filter(|&at| Some(at) != but) else { return };
     let slot = &slots()[at];
     let Some(report) = slot.last.lock().clone() else { return };
-    let copy = removals::out_of_reserve(&report);
+    let copy = removal_log::out_of_reserve(&report);
     if copy.is_none() {
         log::warn!("{}: memory is short still: the report of its removal is kept no longer", slot.name);
     }
@@ -450,7 +455,7 @@ pub fn last_removal(at: usize) -> Result<Option<Arc<RemovalReport>>, DeviceError
 /// [`DaxError::NotSupported`] where it came up without DAX.
 pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
     let (_, slot) = devices_and_slot(at)?;
-    slot.bay.with(|attached| match (&attached.file, attached.device.dax()) {
+    slot.occupancy.with(|attached| match (&attached.file, attached.device.dax()) {
         (Some(file), _) => Ok(Arc::clone(file)),
         (None, Some(_)) => Err(DeviceError::ForFileSystem),
         (None, None) => Err(DeviceError::Dax(DaxError::NotSupported)),
@@ -463,12 +468,12 @@ pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
 /// As for [`remove`]; [`DaxError::NotSupported`] where it came up without DAX.
 pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
-    slot.bay.with(|_| ())?;
+    slot.occupancy.with(|_| ())?;
     let block = slot.driver(devices).find_block(&slot.name);
     match slot.driver(devices).find_dax(&slot.name) {
         Some(dax) => Ok(dax),
         // Its places go in the first step of a removal, and those of the DAX device and of the block device together.
-        None if block.is_none() => Err(DeviceError::Bay(BayError::Removing)),
+        None if block.is_none() => Err(DeviceError::DeviceSlot(SlotError::Removing)),
         None => Err(DeviceError::Dax(DaxError::NotSupported)),
     }
 }
@@ -491,6 +496,6 @@ pub fn has_dax(at: usize) -> Result<bool, DeviceError> {
 /// As for [`remove`].
 pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMachine>>, DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
-    slot.bay.with(|_| ())?;
-    slot.driver(devices).find_block(&slot.name).ok_or(DeviceError::Bay(BayError::Removing))
+    slot.occupancy.with(|_| ())?;
+    slot.driver(devices).find_block(&slot.name).ok_or(DeviceError::DeviceSlot(SlotError::Removing))
 }

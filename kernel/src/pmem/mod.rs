@@ -8,5 +8,5 @@ pub mod host;
 pub mod mounts;
 pub mod pci;
 pub mod registrations;
-pub mod removals;
+pub mod removal_log;
 pub mod virtio;

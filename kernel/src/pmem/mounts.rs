@@ -14,9 +14,9 @@ use dax::device::State;
 use dax::holder::NotifyFlags;
 use fs::check;
 use fs::layout::Layout;
+use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
 use fs::mounted::Mounted;
-use fs::rank::Context;
 use mm::addr::{PAGE_SIZE, Pfn};
 use spin::Mutex;
 

@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 
 use mm::addr::{PAGE_SIZE, Pfn, PhysAddr};
 use mm::machine::Machine;
-use mm::sync::{Turn, TurnGuard};
+use mm::sync::{SleepLock, SleepLockGuard};
 use nvdimm::nfit::Limits;
 use nvdimm::pmem::memory::FlushError;
 use nvdimm::virtio_pmem::{self, REQUEST_QUEUE, Region, RequestQueue};
@@ -86,7 +86,7 @@ fn set_up(function: DeviceFunction) -> Result<Found, alloc::string::String> {
     let words = device.transport.read_consistent(|| device.transport.read_config_space::<[u32; 4]>(0));
     let region = Region::from_words(words.map_err(|error| alloc::format!("{error}"))?);
     device.stop();
-    Ok(Found { region, queue: Arc::new(Queue { device: Turn::new(device) }) })
+    Ok(Found { region, queue: Arc::new(Queue { device: SleepLock::new(device) }) })
 }
 
 /// Configuration space in which a virtio-pmem device has the number of a virtio-mem device: the crate knows none for
@@ -111,12 +111,12 @@ impl ConfigurationAccess for Presented {
 
 /// The request queue of one device, for all CPUs.
 pub struct Queue {
-    device: Turn<Device>,
+    device: SleepLock<Device>,
 }
 
 impl Queue {
     /// Waits for the others. Their requests may take long, so this CPU's other tasks run meanwhile.
-    fn lock(&self) -> TurnGuard<'_, Device> {
+    fn lock(&self) -> SleepLockGuard<'_, Device> {
         self.device.take(|| mm().machine.relax())
     }
 }

@@ -8,8 +8,8 @@ use alloc::vec;
 use fs::error::FsError;
 use fs::format::Kind;
 use fs::freeze::FreezeHolder;
+use fs::lock_order::Context;
 use fs::mounted::FreezeError;
-use fs::rank::Context;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 

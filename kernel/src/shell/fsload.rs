@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use fs::error::FsError;
 use fs::load::Load;
+use fs::lock_order::Context;
 use fs::mounted::Mounted;
-use fs::rank::Context;
 
 use crate::console::command::Command;
 use crate::cpu::percpu;

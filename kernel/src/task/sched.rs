@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering;
 use ::sched::queue::{self, Chosen};
 use arch::cpu::{self, IrqSave};
 use arch::{apic, context, percpu as area};
-use mm::held;
+use mm::lock_check;
 use mm::machine::{CpuId, IrqOff};
 
 use crate::console::ring;
@@ -212,7 +212,7 @@ pub fn park() {
 /// off, another CPU may already wake it.
 pub(crate) fn park_with(between: impl FnOnce()) {
     assert!(cpu::irqs_on(), "a task parked with interrupts off");
-    held::assert_none("a wake-up");
+    lock_check::might_sleep("a wake-up");
     let _irq = IrqSave::new();
     let parks = runner::this().queue.lock().tasks.begin_park();
     if !parks {
@@ -231,7 +231,7 @@ pub fn unpark(task: &Arc<Task>) {
 /// Sleeps for `ns` nanoseconds or a little more.
 pub fn sleep_ns(ns: u64) {
     assert!(cpu::irqs_on(), "a task slept with interrupts off");
-    held::assert_none("a time");
+    lock_check::might_sleep("a time");
     let _irq = IrqSave::new();
     let sleeps = runner::this().queue.lock().tasks.begin_sleep(time::since_first_line_ns() + ns);
     if sleeps {

@@ -2,16 +2,16 @@
 
 use core::sync::atomic::Ordering;
 
-use mm::held;
+use mm::lock_check;
 
 use crate::mem::machine;
 use crate::mem::reserve::Section;
 use crate::task::sched;
 
-/// From now on a waiter lets other tasks run, and each task's locks are counted. Called once, when the world is made.
+/// From now on a waiter lets other tasks run, and each task's locks are counted. Called once, when the context is made.
 pub fn start() {
     machine::yield_by(sched::yield_if_allowed);
-    held::count_by(count_locks);
+    lock_check::count_by(count_locks);
 }
 
 /// Adds to the number of locks that the running task holds. An interrupt handler counts on the task that it

@@ -154,7 +154,7 @@ pub struct Task {
     /// A signal that somebody else has sent.
     pending: IrqLock<Option<Signal>>,
     has_pending: AtomicBool,
-    /// Locks that it holds; counted in debug builds ([`mm::held`]).
+    /// Locks that it holds; counted in debug builds ([`mm::lock_check`]).
     pub(crate) locks_held: AtomicI64,
     /// What it does about a SIGBUS; not here while it runs.
     sigbus_handler: IrqLock<Option<SigBusHandler>>,

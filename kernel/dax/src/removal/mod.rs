@@ -39,6 +39,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use mm::addr::VirtRange;
+use mm::context::MmContext;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
 use mm::machine::{Machine, has_room};
@@ -46,7 +47,6 @@ use mm::mapping::{Unmapped, unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
-use mm::world::Mm;
 
 pub use self::report::{Cost, Drained, Method, PinFound, Registration, RemovalReport, TaskFound, User, Waiting};
 pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
@@ -63,7 +63,7 @@ pub struct Target<M: Machine> {
     /// Its DAX device; `None` where it came up without, which leaves the steps the same.
     pub dax: Option<Live>,
     /// The device's own files. Whoever maps one of them is in the report, whether or not a page is installed there. What
-    /// its holders let others map is found by the page map ([`Mm::for_each_mapping`]), and is in the report where a
+    /// its holders let others map is found by the page map ([`MmContext::for_each_mapping`]), and is in the report where a
     /// holder has not taken it apart.
     pub mappings: Vec<Arc<Mapping<M>>>,
 }
@@ -149,7 +149,7 @@ impl<M: Machine> RemovalWatch<M> for () {}
 /// of the device ([`LiveGuard`](crate::device::LiveGuard)).
 ///
 /// A device is removed once because its [`Live`] handle exists once; who may use it is decided by
-/// [`Bay`](crate::bay::Bay).
+/// [`DeviceSlot`](crate::slot::DeviceSlot).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -190,7 +190,7 @@ impl<M: Machine> RemovalWatch<M> for () {}
 /// assert_eq!(report.step(Step::Release).unwrap().problem, Some("the name is stuck".into()));
 /// ```
 pub fn remove<M: Machine, E: RemovalEnv<M>>(
-    mm: &Arc<Mm<M>>,
+    mm: &Arc<MmContext<M>>,
     target: Target<M>,
     method: Method,
     env: &mut E,
@@ -220,7 +220,7 @@ struct Going<M: Machine> {
 
 /// A removal under way.
 struct Removal<'a, M: Machine, E> {
-    mm: &'a Arc<Mm<M>>,
+    mm: &'a Arc<MmContext<M>>,
     env: &'a mut E,
     report: RemovalReport,
     map: Arc<DevPagemap>,
@@ -267,7 +267,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     fn metered<R>(
         &mut self,
         sum: fn(&mut RemovalReport) -> &mut Cost,
-        work: impl FnOnce(&Arc<Mm<M>>) -> (ZapStats, R),
+        work: impl FnOnce(&Arc<MmContext<M>>) -> (ZapStats, R),
     ) -> R {
         let flushes = self.mm.shootdown.stats();
         let (ns, instructions) = (self.mm.machine.now_ns(), self.env.watch().instructions());

@@ -1,4 +1,4 @@
-//! A small world for host tests: an emulated machine, devices with device-dax over them, address spaces.
+//! A small machine for host tests: an emulated machine, devices with device-dax over them, address spaces.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::kill::{KillReport, Phase};
 use dax::removal::{Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
+use mm::context::MmContext;
 use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
@@ -15,10 +16,9 @@ use mm::machine::IrqOff;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{Access, AddressSpace, FaultError, MapError, VmOps};
-use mm::world::Mm;
 
-/// The world of the emulated machine.
-pub type World = Mm<EmuMachine>;
+/// The machine of the emulated machine.
+pub type EmuContext = MmContext<EmuMachine>;
 /// One of its address spaces.
 pub type Space = AddressSpace<EmuMachine>;
 
@@ -38,8 +38,8 @@ pub fn frames(start: u64, nr_pages: u64) -> PfnRange {
     PfnRange::new(Pfn::new(start), nr_pages).unwrap()
 }
 
-/// A world on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
-pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
+/// A machine on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
+pub fn machine(cpus: usize) -> (EmuMachine, Arc<EmuContext>) {
     let mm = emu::context(cpus);
     (mm.machine.clone(), mm)
 }
@@ -52,7 +52,7 @@ pub struct Attached {
 }
 
 /// Attaches a device over `ranges`.
-pub fn attach(mm: &Arc<World>, ranges: &[PfnRange], alignment: PageSize) -> Result<Attached, DaxError> {
+pub fn attach(mm: &Arc<EmuContext>, ranges: &[PfnRange], alignment: PageSize) -> Result<Attached, DaxError> {
     let map = DevPagemap::new(MemoryKind::DevDax, ranges.iter().copied()).unwrap();
     let live = alloc_dax("dax0.0", &map, DataCache::Coherent, &mm.ledger)?;
     let dev = DevDax::new(mm, live.device(), alignment)?;
@@ -61,7 +61,7 @@ pub fn attach(mm: &Arc<World>, ranges: &[PfnRange], alignment: PageSize) -> Resu
 }
 
 /// One range of `nr_pages` frames at the usual place.
-pub fn attach_one(mm: &Arc<World>, nr_pages: u64) -> Attached {
+pub fn attach_one(mm: &Arc<EmuContext>, nr_pages: u64) -> Attached {
     attach(mm, &[frames(START, nr_pages)], PageSize::Size4K).unwrap()
 }
 
@@ -80,7 +80,7 @@ impl Attached {
     }
 }
 
-pub fn space(mm: &Arc<World>, name: &str) -> Arc<Space> {
+pub fn space(mm: &Arc<EmuContext>, name: &str) -> Arc<Space> {
     AddressSpace::new(mm, name).unwrap()
 }
 
@@ -90,13 +90,13 @@ pub fn map(space: &Arc<Space>, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64)
 }
 
 /// Loads `space` on the current CPU.
-pub fn load(mm: &World, space: Option<&Arc<Space>>) {
+pub fn load(mm: &EmuContext, space: Option<&Arc<Space>>) {
     mm.shootdown.switch_to(&IrqOff::new(&mm.machine), space.map(|space| space.tlb()));
 }
 
 /// A space that is loaded on a CPU until this is dropped.
 pub struct Loaded {
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     cpu: usize,
     /// `None` only while it is dropped.
     space: Option<Arc<Space>>,
@@ -104,7 +104,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// A new space with `nr_pages` of `file` mapped at [`BASE`], loaded on `cpu`.
-    pub fn new(mm: &Arc<World>, cpu: usize, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64) -> Self {
+    pub fn new(mm: &Arc<EmuContext>, cpu: usize, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64) -> Self {
         let space = mm.machine.on_cpu(cpu, || {
             let space = space(mm, &format!("task{cpu}"));
             map(&space, file, nr_pages).unwrap();
@@ -170,7 +170,7 @@ pub fn pin(space: &Space, va: VirtAddr, nr_pages: u64, flags: GupFlags) -> Resul
     Ok(sink.iter().collect())
 }
 
-pub fn unpin(mm: &World, runs: &[PfnRange]) {
+pub fn unpin(mm: &EmuContext, runs: &[PfnRange]) {
     runs.iter().for_each(|run| gup::unpin(mm, run.start(), run.nr_pages()));
 }
 

@@ -9,7 +9,7 @@ use mm::pagemap::MemoryKind;
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
 use proptest::prelude::*;
 
-use crate::world::World;
+use crate::rig::EmuContext;
 
 /// Pages of the device, and of its one file.
 pub const DEVICE_PAGES: u64 = 128;
@@ -124,7 +124,7 @@ pub struct StrayFile {
 
 impl StrayFile {
     /// `careful`: it asks whether the device lives.
-    pub fn over(mm: &Arc<World>, device: &Arc<DaxDevice>, careful: bool) -> Arc<dyn VmOps<EmuMachine>> {
+    pub fn over(mm: &Arc<EmuContext>, device: &Arc<DaxDevice>, careful: bool) -> Arc<dyn VmOps<EmuMachine>> {
         Arc::new(Self { mapping: Mapping::new(mm, device.pagemap()), device: device.clone(), careful })
     }
 }

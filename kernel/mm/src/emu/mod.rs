@@ -46,7 +46,7 @@ pub use self::run::Background;
 pub use self::small::{Frames, Task, context, context_on};
 pub use self::walk::{Cached, Fault};
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
-use crate::held;
+use crate::lock_check;
 use crate::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
 use crate::sync::AtomicU64 as LiveEntry;
 
@@ -163,7 +163,7 @@ impl EmuMachine {
         self.inner.growths.store(times, Ordering::SeqCst);
     }
 
-    /// Connects the interrupt to its handler: a closure that calls `Shootdown::handle_ipi` of the world that owns
+    /// Connects the interrupt to its handler: a closure that calls `Shootdown::handle_ipi` of the context that owns
     /// this machine. It runs on the target CPU with interrupts off.
     ///
     /// # Panics
@@ -271,7 +271,7 @@ impl Machine for EmuMachine {
     }
 
     fn relax(&self) {
-        held::assert_none("something");
+        lock_check::might_sleep("something");
         self.wait_a_little();
     }
 

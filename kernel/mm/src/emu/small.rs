@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::{Config, EmuMachine, Fault};
 use crate::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use crate::context::MmContext;
 use crate::machine::{CpuId, IrqOff};
 use crate::mapping::Mapping;
 use crate::pagemap::{DevPagemap, MemoryKind};
 use crate::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
-use crate::world::Mm;
 
 /// Faults of one access after which it is taken to fault for ever.
 const MAX_FAULTS: usize = 4;
 
 /// An emulated machine with `cpus` CPUs, and what belongs to it: see [`context_on`].
-pub fn context(cpus: usize) -> Arc<Mm<EmuMachine>> {
+pub fn context(cpus: usize) -> Arc<MmContext<EmuMachine>> {
     context_on(Config { cpus, ..Config::default() })
 }
 
@@ -23,9 +23,9 @@ pub fn context(cpus: usize) -> Arc<Mm<EmuMachine>> {
 ///
 /// # Panics
 /// As [`EmuMachine::new`].
-pub fn context_on(config: Config) -> Arc<Mm<EmuMachine>> {
+pub fn context_on(config: Config) -> Arc<MmContext<EmuMachine>> {
     let emu = EmuMachine::new(config);
-    let mm = Mm::new(emu.clone(), config.cpus);
+    let mm = MmContext::new(emu.clone(), config.cpus);
     let weak = Arc::downgrade(&mm);
     emu.set_ipi_handler(move || {
         if let Some(mm) = weak.upgrade() {
@@ -53,7 +53,7 @@ impl Frames {
     ///
     /// # Panics
     /// Where there are none, or another page map has one of them.
-    pub fn new(mm: &Arc<Mm<EmuMachine>>, first: Pfn, nr_pages: u64) -> Arc<Self> {
+    pub fn new(mm: &Arc<MmContext<EmuMachine>>, first: Pfn, nr_pages: u64) -> Arc<Self> {
         let range = PfnRange::new(first, nr_pages).expect("there is a frame");
         let map = DevPagemap::new(MemoryKind::DevDax, [range]).expect("one range");
         mm.meta.register(&map).expect("the frames are nobody else's");

@@ -26,7 +26,7 @@
 //! # The tree
 //! Four dependent loads lead from the root's pointer to the page: top table (512 GiB a slot) → 1 GiB slots →
 //! 2 MiB slots → chunk of 512 pages. A folio of 1 GiB or 2 MiB hangs in the slot of its block, in the place of
-//! further tables. See `door/mod.rs` for the slots' values.
+//! further tables. See `raw/mod.rs` for the slots' values.
 //!
 //! # What is simplified
 //! - Folios never merge or split: the size is chosen when the first reference is taken, and holds until the last
@@ -36,10 +36,10 @@
 //! - A put without a get is found by the count or by the empty slot. Where it races with the folio's last
 //!   legitimate put, what is found may be memory that was just freed: the kernel was lost by then.
 
-mod door;
 mod life;
 mod maps;
 mod page;
+mod raw;
 mod runs;
 mod tree;
 
@@ -47,9 +47,9 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 
-use self::door::Held;
 use self::maps::Maps;
 use self::page::{Dropped, Nature};
+use self::raw::Held;
 use self::tree::{Spot, Tree};
 use crate::addr::{PageSize, Pfn, PfnRange};
 use crate::ledger::{Kind, Ledger, Snapshot};
@@ -57,9 +57,9 @@ use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::sync::{Arc, Mutex, Ordering, fence};
 
-pub use self::door::{Covering, Folio, Near};
 pub use self::maps::{RegisterError, UnregisterError};
 pub use self::page::{Counts, GetError, MAX_REFS, Owner, Page};
+pub use self::raw::{Covering, Folio, Near};
 pub use self::runs::Run;
 
 /// Why there is no metadata for a frame.
@@ -101,7 +101,7 @@ pub struct Totals {
 
 /// Most places that a listing looks at under one hold of the store's lock: as many as the longest other hold, which is
 /// for one chunk.
-pub const LOOKS_AT_ONCE: u64 = door::FAN_OUT as u64;
+pub const LOOKS_AT_ONCE: u64 = raw::FAN_OUT as u64;
 /// Folios that are listed under one hold of it.
 const LISTED_AT_ONCE: usize = 16;
 

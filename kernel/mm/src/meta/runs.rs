@@ -4,8 +4,8 @@
 //! order-0 pages it is one subtraction a page and one visit to the lock a chunk, or, where a page table maps a whole
 //! block that nobody else uses, one look at each page.
 
-use super::door::{Chunk, FAN_OUT, Folio, Found};
 use super::page::Page;
+use super::raw::{Chunk, FAN_OUT, Folio, Found};
 use super::tree::Spot;
 use super::{GetError, Inner, Lent, MetaError, MetaStore, Owner, nature, refused};
 use crate::addr::{ENTRIES, PageSize, Pfn};

@@ -5,12 +5,12 @@
 //! lives that have begun and whose end was not yet brought to the lock is kept beside the pointer to the chunk, and
 //! the chunk goes when it is zero. There can be more such lives than pages: a page may come to life again before the
 //! CPU that ended its life before has taken the lock. What does not fit beside the pointer is in
-//! [`Held::excess`](super::door::Held::excess), and leaves first.
+//! [`Held::excess`](super::raw::Held::excess), and leaves first.
 
 use arrayvec::ArrayVec;
 
-use super::door::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
 use super::page::{Nature, Owner, Page};
+use super::raw::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
 use crate::addr::{PageSize, Pfn};
 use crate::ledger::{Kind, Ledger};
 use crate::sync::Arc;

@@ -45,16 +45,16 @@ pub use self::info::{
 };
 use self::list::{Lists, maps_of};
 use crate::addr::{Pfn, PfnRange, VirtAddr};
+use crate::context::MmContext;
 use crate::gup::{GupError, GupFlags};
-use crate::held;
 use crate::ledger::Kind;
+use crate::lock_check;
 use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::pins::{How, PinnedPages};
 use crate::space::{Access, AddressSpace, SigBusCause};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
-use crate::world::Mm;
 
 /// A use in flight that is waited for longer than this is worth a word, in nanoseconds; the next after twice as long.
 const SLOW_USE_NS: u64 = 10_000_000;
@@ -81,7 +81,7 @@ struct Region<M: Machine> {
     deadline_ns: AtomicU64,
     asked_ns: AtomicU64,
     owner: Weak<dyn RegionOwner>,
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     /// Taken by who closes the gate.
     pins: Mutex<Option<PinnedPages<M>>>,
 }
@@ -109,7 +109,7 @@ impl<M: Machine> Region<M> {
     /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
     /// in flight when it was closed, all of which have been waited for. `slow` is called, ever more seldom, while that takes long.
     fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
-        held::assert_none("the uses of a registration");
+        lock_check::might_sleep("the uses of a registration");
         let machine = &self.mm.machine;
         let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
         let relax = || {
@@ -190,7 +190,7 @@ impl<M: Machine> Regions<M> {
     ///
     /// Not with interrupts off, nor from inside a use.
     pub fn take_back(&self, machine: &M, map: &DevPagemap, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
-        held::assert_none("registrations");
+        lock_check::might_sleep("registrations");
         loop {
             match self.next_of(map, ranges, machine.now_ns()) {
                 Next::Nothing => return,

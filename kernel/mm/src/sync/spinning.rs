@@ -5,9 +5,9 @@ use core::ops::{Deref, DerefMut};
 
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use crate::held::Held;
+use crate::lock_check::HeldLock;
 
-/// A spin lock, held for a few steps and never while waiting, which stops a debug build: see [`crate::held`].
+/// A spin lock, held for a few steps and never while waiting, which stops a debug build: see [`crate::lock_check`].
 /// Interrupts stay as they are: do not take one in an interrupt handler that is also taken outside without
 /// interrupts off.
 #[derive(Debug, Default)]
@@ -21,12 +21,12 @@ impl<T> Mutex<T> {
     /// Spins for the lock.
     #[inline(always)]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard { guard: self.0.lock(), _held: Held::new() }
+        MutexGuard { guard: self.0.lock(), _held: HeldLock::new() }
     }
     /// Takes the lock if it is free.
     #[inline(always)]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        Some(MutexGuard { guard: self.0.try_lock()?, _held: Held::new() })
+        Some(MutexGuard { guard: self.0.try_lock()?, _held: HeldLock::new() })
     }
     /// The value, which nobody else can reach.
     pub fn get_mut(&mut self) -> &mut T {
@@ -43,7 +43,7 @@ impl<T> Mutex<T> {
 pub struct MutexGuard<'a, T> {
     // In this order: it is counted for as long as it is held.
     guard: SpinMutexGuard<'a, T>,
-    _held: Held,
+    _held: HeldLock,
 }
 
 impl<T> Deref for MutexGuard<'_, T> {
@@ -67,18 +67,18 @@ pub(crate) type RawMutex<T> = SpinMutex<T>;
 
 /// A lock that its holder may keep while it waits. So nobody spins for it: who finds it taken lets others run.
 #[derive(Debug, Default)]
-pub struct Turn<T>(SpinMutex<T>);
-/// Guard of a [`Turn`].
-pub type TurnGuard<'a, T> = SpinMutexGuard<'a, T>;
+pub struct SleepLock<T>(SpinMutex<T>);
+/// Guard of a [`SleepLock`].
+pub type SleepLockGuard<'a, T> = SpinMutexGuard<'a, T>;
 
-impl<T> Turn<T> {
-    /// A turn that nobody has.
+impl<T> SleepLock<T> {
+    /// A lock that nobody has.
     pub const fn new(value: T) -> Self {
         Self(SpinMutex::new(value))
     }
     /// Takes it if it is free.
     #[inline]
-    pub fn try_take(&self) -> Option<TurnGuard<'_, T>> {
+    pub fn try_take(&self) -> Option<SleepLockGuard<'_, T>> {
         self.0.try_lock()
     }
     /// Takes it; calls `relax` for as long as another has it.
@@ -86,11 +86,11 @@ impl<T> Turn<T> {
     /// # Panics
     /// In debug builds, when the task holds a [`Mutex`].
     #[track_caller]
-    pub fn take(&self, mut relax: impl FnMut()) -> TurnGuard<'_, T> {
-        crate::held::assert_none("a turn");
+    pub fn take(&self, mut relax: impl FnMut()) -> SleepLockGuard<'_, T> {
+        crate::lock_check::might_sleep("a sleep lock");
         loop {
             match self.try_take() {
-                Some(turn) => return turn,
+                Some(guard) => return guard,
                 None => relax(),
             }
         }

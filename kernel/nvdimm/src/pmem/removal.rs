@@ -4,11 +4,11 @@ use alloc::vec::Vec;
 
 use dax::device::DaxDevice;
 use dax::removal::{self, Method, Problem, RemovalEnv, RemovalReport, RemovalWatch, Target};
+use mm::context::MmContext;
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::space::Mapping;
 use mm::sync::Arc;
-use mm::world::Mm;
 
 use super::block::BlockDevice;
 use super::guards::{Announced, DirectMapping, Queue};
@@ -37,7 +37,7 @@ impl<M: Machine> PmemDevice<M> {
 }
 
 struct Env<'a, M: Machine, W> {
-    mm: &'a Arc<Mm<M>>,
+    mm: &'a Arc<MmContext<M>>,
     /// What finds the block device by its name, and the DAX device.
     disk: Option<Entry<BlockDevice<M>>>,
     host: Option<Entry<DaxDevice>>,

@@ -24,7 +24,7 @@ use super::memory::{FlushError, MediaError, PmemMemory};
 use super::*;
 use crate::nfit::builder::NfitBuilder;
 
-type World = Arc<Mm<EmuMachine>>;
+type EmuContext = Arc<MmContext<EmuMachine>>;
 
 type Meanwhile = alloc::boxed::Box<dyn FnOnce() + Send>;
 
@@ -127,7 +127,7 @@ impl PmemHost for Host {
 }
 
 struct Bench {
-    mm: World,
+    mm: EmuContext,
     host: Arc<Host>,
     driver: PmemDriver<EmuMachine>,
 }

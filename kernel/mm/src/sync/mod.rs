@@ -19,19 +19,19 @@ pub use shuttle::sync::atomic::{AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Atom
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use self::spinning::RawMutex;
 #[cfg(not(any(loom, shuttle)))]
-pub use self::spinning::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Turn, TurnGuard};
+pub use self::spinning::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, SleepLock, SleepLockGuard};
 
 #[cfg(any(loom, shuttle))]
-pub(crate) use self::modelled::RawMutex;
+pub(crate) use self::checked::RawMutex;
 #[cfg(any(loom, shuttle))]
-pub use self::modelled::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, Turn, TurnGuard};
+pub use self::checked::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, SleepLock, SleepLockGuard};
 
+#[cfg(any(loom, shuttle))]
+mod checked;
 #[cfg(loom)]
 mod counted;
 #[cfg(any(loom, shuttle, feature = "emu"))]
 pub mod model;
-#[cfg(any(loom, shuttle))]
-mod modelled;
 #[cfg(shuttle)]
 mod sampled;
 #[cfg(not(any(loom, shuttle)))]

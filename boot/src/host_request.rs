@@ -1,9 +1,9 @@
-//! What the guest wishes of its host: a machine check, which nobody but QEMU can raise as the hardware does.
+//! What the guest asks of its host: a machine check, which nobody but QEMU can raise as the hardware does.
 //!
-//! Where the boot option `wishes=` has promised that somebody grants it, the kernel says what it wishes for in a line of its
-//! console, `@wish what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of its own reads the
-//! console with everybody else and grants such a wish through QEMU's monitor. The monitor serves one connection at a time,
-//! so each wish has its own, which ends at once.
+//! Where the boot option `host_requests=` has promised that somebody grants it, the kernel says what it asks for in a line of its
+//! console, `@host_request what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of its own reads the
+//! console with everybody else and grants such a request through QEMU's monitor. The monitor serves one connection at a time,
+//! so each request has its own, which ends at once.
 
 use crate::console::Console;
 use crate::qmp::Qmp;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long the kernel waits for a wish, in seconds: for a host that has very much else to do.
+/// How long the kernel waits for a request, in seconds: for a host that has very much else to do.
 pub(crate) const PATIENCE_S: u64 = 60;
 /// The CPU that QEMU raises it on: every machine has this one.
 const CPU: u32 = 0;
@@ -27,13 +27,13 @@ const STATUS: u64 = 0xbd00_0000_0000_00c0;
 const RESTARTABLE: u64 = 0b101;
 /// MCi_MISC: the address is physical; bits 0 to 5 are log2 of what is lost.
 const PHYSICAL: u64 = 0b10 << 6;
-/// The smallest and the largest loss that a wish can be for, in bytes: a page, and what the kernel takes away for one
+/// The smallest and the largest loss that a request can be for, in bytes: a page, and what the kernel takes away for one
 /// machine check.
 const LEN_BYTES: std::ops::RangeInclusive<u64> = 4096..=2 << 20;
 
-/// A wish for a machine check.
+/// A request for a machine check.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Wish {
+struct HostRequest {
     /// The physical address of what is to be lost.
     addr: u64,
     /// How much: a power of two.
@@ -42,18 +42,18 @@ struct Wish {
     within: Duration,
 }
 
-impl Wish {
-    /// Reads a console line; `None` where it is no wish, or one that makes no sense.
+impl HostRequest {
+    /// Reads a console line; `None` where it is no request, or one that makes no sense.
     fn parse(line: &str) -> Option<Self> {
-        let record = Record::parse(line).filter(|record| record.topic == "wish")?;
+        let record = Record::parse(line).filter(|record| record.topic == "host_request")?;
         let what = record.get("what")?;
-        let wish = Self {
+        let request = Self {
             addr: record.number("addr")?,
             len_bytes: record.number("len")?,
             within: Duration::from_nanos(record.number("within_ns")?),
         };
-        let is_whole = wish.len_bytes.is_power_of_two() && wish.addr.is_multiple_of(wish.len_bytes);
-        (what == "machine_check" && is_whole && LEN_BYTES.contains(&wish.len_bytes)).then_some(wish)
+        let is_whole = request.len_bytes.is_power_of_two() && request.addr.is_multiple_of(request.len_bytes);
+        (what == "machine_check" && is_whole && LEN_BYTES.contains(&request.len_bytes)).then_some(request)
     }
 
     /// Raises the machine check. One that comes when the guest no longer waits would be one too many.
@@ -67,17 +67,17 @@ impl Wish {
     }
 }
 
-/// Starts a thread that grants every wish until the guest ends. One that cannot be granted is one line, and the guest
+/// Starts a thread that grants every request until the guest ends. One that cannot be granted is one line, and the guest
 /// goes on without.
 pub(crate) fn grant_all(console: Arc<Console>, qmp_socket: PathBuf) {
     thread::spawn(move || {
         let mut next = 0;
-        while let Ok(at) = console.wait_line(next, None, |line| Wish::parse(line).is_some()) {
+        while let Ok(at) = console.wait_line(next, None, |line| HostRequest::parse(line).is_some()) {
             let since = Instant::now();
             next = at + 1;
-            let Some(wish) = console.lines().get(at).and_then(|line| Wish::parse(line)) else { continue };
-            if let Err(error) = wish.grant(&qmp_socket, since) {
-                eprintln!("run-qemu: the machine check that the guest wishes for is not raised: {error:#}");
+            let Some(request) = console.lines().get(at).and_then(|line| HostRequest::parse(line)) else { continue };
+            if let Err(error) = request.grant(&qmp_socket, since) {
+                eprintln!("run-qemu: the machine check that the guest asks for is not raised: {error:#}");
             }
         }
     });
@@ -89,19 +89,19 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
 
-    const LINE: &str = "@wish what=machine_check addr=0x100005000 len=4096 within_ns=60000000000";
+    const LINE: &str = "@host_request what=machine_check addr=0x100005000 len=4096 within_ns=60000000000";
 
     #[test]
-    fn a_wish_is_read() {
-        let wish = Wish { addr: 0x1_0000_5000, len_bytes: 4096, within: Duration::from_secs(60) };
-        assert_eq!(Wish::parse(LINE), Some(wish));
+    fn a_host_request_is_read() {
+        let request = HostRequest { addr: 0x1_0000_5000, len_bytes: 4096, within: Duration::from_secs(60) };
+        assert_eq!(HostRequest::parse(LINE), Some(request));
     }
 
     #[test]
     fn what_is_no_wish_or_makes_no_sense_is_passed_over() {
         for (from, to) in [
-            ("@wish", "@wishes"),
-            ("@wish", "wish"),
+            ("@host_request", "@host_requests"),
+            ("@host_request", "host_request"),
             ("machine_check", "power_cut"),
             ("what=machine_check ", ""),
             ("0x100005000", "0x100005800"),
@@ -118,13 +118,13 @@ mod tests {
             ("within_ns=60000000000", ""),
         ] {
             let line = LINE.replace(from, to);
-            assert!(line != LINE && Wish::parse(&line).is_none(), "{line:?}");
+            assert!(line != LINE && HostRequest::parse(&line).is_none(), "{line:?}");
         }
-        let huge = "@wish what=machine_check addr=0x100000000 len=0x40000000 within_ns=1";
-        assert!(Wish::parse(huge).is_none() && Wish::parse("").is_none());
+        let huge = "@host_request what=machine_check addr=0x100000000 len=0x40000000 within_ns=1";
+        assert!(HostRequest::parse(huge).is_none() && HostRequest::parse("").is_none());
     }
 
-    /// Grants the wish of a guest that has said `line`, on a monitor that says `words`: the result, and the requests
+    /// Grants the request of a guest that has said `line`, on a monitor that says `words`: the result, and the requests
     /// that the monitor was sent.
     fn grant(line: &str, words: &str) -> (Result<()>, Vec<String>) {
         let directory = tempfile::tempdir().expect("a temporary directory");
@@ -140,13 +140,13 @@ mod tests {
                 .inspect(|_| stream.write_all(answer.as_bytes()).expect("a reader"))
                 .collect::<Vec<_>>()
         });
-        let result = Wish::parse(line).expect("a wish").grant(&socket, Instant::now());
+        let result = HostRequest::parse(line).expect("a request").grant(&socket, Instant::now());
         // The connection has ended, or the server would wait for the next request.
         (result, server.join().expect("no panic"))
     }
 
     #[test]
-    fn a_wish_is_one_command_on_a_connection_of_its_own() {
+    fn a_host_request_is_one_command_on_a_connection_of_its_own() {
         let (result, requests) = grant(LINE, "");
         result.expect("granted");
         assert_eq!(requests.len(), 2, "{requests:?}");
@@ -163,19 +163,19 @@ mod tests {
         let (late, requests) = grant(&LINE.replace("within_ns=60000000000", "within_ns=0"), "");
         assert!(late.expect_err("late").to_string().contains("waits no more"));
         assert_eq!(requests.len(), 1, "nothing is raised: {requests:?}");
-        let wish = Wish::parse(LINE).expect("a wish");
-        assert!(wish.grant(Path::new("/nonexistent/qmp"), Instant::now()).is_err());
+        let request = HostRequest::parse(LINE).expect("a request");
+        assert!(request.grant(Path::new("/nonexistent/qmp"), Instant::now()).is_err());
     }
 
     #[test]
-    fn every_wish_of_a_console_is_granted_until_the_guest_ends() {
+    fn every_host_request_of_a_console_is_granted_until_the_guest_ends() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("qmp");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let console = Arc::new(Console::default());
         grant_all(console.clone(), socket);
         for addr in ["0x100005000", "0x100007000"] {
-            console.say(&format!("@unplug v\n@wish what=nonsense\n{}\n", LINE.replace("0x100005000", addr)));
+            console.say(&format!("@unplug v\n@host_request what=nonsense\n{}\n", LINE.replace("0x100005000", addr)));
             let (mut stream, _) = listener.accept().expect("a connection");
             stream.write_all(b"{\"QMP\": {}}\n").expect("a reader");
             let mut requests = BufReader::new(stream.try_clone().expect("a second handle")).lines();

@@ -25,12 +25,12 @@ fn owner(offset: u64) -> Owner {
     Owner { mapping: 7, offset }
 }
 
-struct World {
+struct Rig {
     store: MetaStore,
     ledger: Arc<Ledger>,
 }
 
-impl World {
+impl Rig {
     fn new() -> Self {
         let ledger = Arc::new(Ledger::new());
         Self { store: MetaStore::new(Arc::clone(&ledger)), ledger }
@@ -74,29 +74,29 @@ impl World {
 /// covers: R4
 #[test]
 fn an_idle_device_of_6_tib_has_no_metadata() {
-    let world = World::new();
-    let map = world.device(MemoryKind::DevDax, &[range(1 << 28, 6 << 28)]);
-    world.assert_idle();
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::DevDax, &[range(1 << 28, 6 << 28)]);
+    rig.assert_idle();
     assert_eq!(map.nr_pages(), 1_610_612_736);
-    assert!(world.store.idle_bytes() <= 64 << 10);
+    assert!(rig.store.idle_bytes() <= 64 << 10);
     // One page in use anywhere in it costs two tables and a chunk, and they go with it.
-    world.store.get_or_create(Pfn::new(3 << 28), KIB4, owner(2 << 28), 1).expect("in the device");
-    assert_eq!(world.ledger.count(Kind::MetadataBytes), 4096 + 4096 + 16384);
-    world.store.put(Pfn::new(3 << 28), 1);
-    world.assert_idle();
+    rig.store.get_or_create(Pfn::new(3 << 28), KIB4, owner(2 << 28), 1).expect("in the device");
+    assert_eq!(rig.ledger.count(Kind::MetadataBytes), 4096 + 4096 + 16384);
+    rig.store.put(Pfn::new(3 << 28), 1);
+    rig.assert_idle();
 }
 
 #[test]
 fn a_folio_is_as_large_as_its_place_allows() {
-    let world = World::new();
+    let rig = Rig::new();
     // Begins and ends in the middle of 2 MiB blocks (a label area is taken off the end).
-    let map = world.device(MemoryKind::DevDax, &[range(B1 - 16, B1 + 16 + B2 + 32)]);
+    let map = rig.device(MemoryKind::DevDax, &[range(B1 - 16, B1 + 16 + B2 + 32)]);
     let size = |pfn: u64, offset: u64| {
-        let (head, size) = world.store.get_or_create(Pfn::new(pfn), GIB1, owner(offset), 1).expect("in the device");
-        let folio = world.store.inspect(head).expect("just made");
+        let (head, size) = rig.store.get_or_create(Pfn::new(pfn), GIB1, owner(offset), 1).expect("in the device");
+        let folio = rig.store.inspect(head).expect("just made");
         assert_eq!(folio.owner.offset, offset - (pfn - head.as_u64()), "the owner's offset is the head's");
         assert_eq!((folio.head, folio.size), (head, size));
-        world.store.put(Pfn::new(pfn), 1);
+        rig.store.put(Pfn::new(pfn), 1);
         (head.as_u64(), size)
     };
     assert_eq!(size(B1 - 1, 15), (B1 - 1, KIB4), "the block begins before the device");
@@ -105,40 +105,40 @@ fn a_folio_is_as_large_as_its_place_allows() {
     assert_eq!(size(B1 + 700, 100), (B1 + 700, KIB4));
     assert_eq!(size(2 * B1 + 5, B1), (2 * B1, MIB2));
     assert_eq!(size(2 * B1 + B2 + 31, B1), (2 * B1 + B2 + 31, KIB4), "the block ends after the device");
-    assert_eq!(world.store.get_or_create(Pfn::new(2 * B1 + B2 + 32), KIB4, owner(0), 1), Err(MetaError::NoPageMap));
-    assert_eq!(world.store.get_or_create(Pfn::new(B1 - 17), KIB4, owner(0), 1), Err(MetaError::NoPageMap));
+    assert_eq!(rig.store.get_or_create(Pfn::new(2 * B1 + B2 + 32), KIB4, owner(0), 1), Err(MetaError::NoPageMap));
+    assert_eq!(rig.store.get_or_create(Pfn::new(B1 - 17), KIB4, owner(0), 1), Err(MetaError::NoPageMap));
     assert!(map.is_drained());
-    world.assert_idle();
+    rig.assert_idle();
 }
 
 #[test]
 fn a_live_folio_decides_the_size() {
-    let world = World::new();
-    world.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
-    let get = |pfn: u64, want| world.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1).expect("in the device");
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
+    let get = |pfn: u64, want| rig.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1).expect("in the device");
     assert_eq!(get(5, KIB4), (Pfn::new(5), KIB4));
     assert_eq!(get(5, GIB1), (Pfn::new(5), KIB4), "a live small one stays");
     assert_eq!(get(6, GIB1), (Pfn::new(6), KIB4), "no 2 MiB folio over a live small one");
     assert_eq!(get(B2, GIB1), (Pfn::new(B2), MIB2), "no 1 GiB folio over a live small one");
-    assert_eq!(get(B2 + 9, KIB4), (Pfn::new(B2), MIB2), "a live large one serves a small wish");
+    assert_eq!(get(B2 + 9, KIB4), (Pfn::new(B2), MIB2), "a live large one serves a small request");
     for (pfn, nr) in [(5, 2), (6, 1), (B2, 2)] {
-        world.store.put(Pfn::new(pfn), nr);
+        rig.store.put(Pfn::new(pfn), nr);
     }
     assert_eq!(get(5, GIB1), (Pfn::new(0), GIB1), "all went, so the whole block is free again");
-    world.store.put(Pfn::new(B1 - 1), 1);
-    world.assert_idle();
+    rig.store.put(Pfn::new(B1 - 1), 1);
+    rig.assert_idle();
 }
 
 #[test]
 fn policy_and_poison_reach_the_page() {
-    let world = World::new();
-    let dax = world.device(MemoryKind::DevDax, &[range(0, B2)]);
-    world.device(MemoryKind::FsDax, &[range(B2, B2)]);
+    let rig = Rig::new();
+    let dax = rig.device(MemoryKind::DevDax, &[range(0, B2)]);
+    rig.device(MemoryKind::FsDax, &[range(B2, B2)]);
     let look = |pfn: u64| {
         let pfn = Pfn::new(pfn);
-        world.store.get_or_create(pfn, MIB2, owner(0), 1).expect("in a device");
-        let seen = world.store.with_page(pfn, |page| (page.long_term(), page.is_reserved(), page.is_poisoned()));
-        world.store.put(pfn, 1);
+        rig.store.get_or_create(pfn, MIB2, owner(0), 1).expect("in a device");
+        let seen = rig.store.with_page(pfn, |page| (page.long_term(), page.is_reserved(), page.is_poisoned()));
+        rig.store.put(pfn, 1);
         seen.expect("live")
     };
     assert_eq!(look(0), (LongTermPin::Revocable, true, false));
@@ -154,12 +154,12 @@ fn policy_and_poison_reach_the_page() {
 /// However far the making of a folio gets before memory is exhausted: nothing of it stays. covers: A6
 #[test]
 fn memory_that_runs_out_leaves_nothing_behind() {
-    let world = World::new();
-    let map = world.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
     let attempt = |pfn: u64, want, left| {
-        door::tests::limit_allocations(Some(left));
-        let got = world.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1);
-        door::tests::limit_allocations(None);
+        raw::tests::limit_allocations(Some(left));
+        let got = rig.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1);
+        raw::tests::limit_allocations(None);
         got
     };
     // Nodes and folios to allocate where nothing is: two tables and a chunk, two tables and a folio, and so on.
@@ -167,28 +167,28 @@ fn memory_that_runs_out_leaves_nothing_behind() {
         for left in 0..needed {
             assert_eq!(attempt(B1, want, left), Err(MetaError::OutOfMemory), "{want} with {left} of {needed}");
             assert!(map.is_drained());
-            world.assert_idle();
+            rig.assert_idle();
         }
         attempt(B1, want, needed).expect("just enough");
-        world.store.put(Pfn::new(B1), 1);
-        world.assert_idle();
+        rig.store.put(Pfn::new(B1), 1);
+        rig.assert_idle();
     }
     // Beside a page that is in use, only what was new goes.
-    world.store.get_or_create(Pfn::new(5), KIB4, owner(5), 1).expect("in the device");
-    let bytes = world.ledger.count(Kind::MetadataBytes);
+    rig.store.get_or_create(Pfn::new(5), KIB4, owner(5), 1).expect("in the device");
+    let bytes = rig.ledger.count(Kind::MetadataBytes);
     assert_eq!(attempt(B2, KIB4, 0), Err(MetaError::OutOfMemory));
     assert_eq!(attempt(B1, KIB4, 1), Err(MetaError::OutOfMemory));
-    assert_eq!(world.ledger.count(Kind::MetadataBytes), bytes);
-    world.store.put(Pfn::new(5), 1);
-    world.assert_idle();
+    assert_eq!(rig.ledger.count(Kind::MetadataBytes), bytes);
+    rig.store.put(Pfn::new(5), 1);
+    rig.assert_idle();
 }
 
 /// A walk over many frames finds what single looks find, across folios of every size.
 #[test]
 fn a_walk_that_remembers_agrees_with_single_looks() {
-    let world = World::new();
-    world.device(MemoryKind::DevDax, &[range(0, 3 * B1)]);
-    let hold = |pfn: u64, want| world.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1).expect("in the device");
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0, 3 * B1)]);
+    let hold = |pfn: u64, want| rig.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1).expect("in the device");
     let frames: Vec<u64> = (0..4).chain([B2, B2 + 1, 2 * B2 + 7, 2 * B2 + 8, B1, B1 + B2, 1, 2 * B1 + 3]).collect();
     for &pfn in &frames {
         hold(
@@ -206,13 +206,13 @@ fn a_walk_that_remembers_agrees_with_single_looks() {
     for &pfn in &frames {
         let pfn = Pfn::new(pfn);
         // SAFETY: the test owns a reference on every one of them.
-        let (found, single) = unsafe { (world.store.lookup_near(pfn, &mut near), world.store.lookup(pfn)) };
+        let (found, single) = unsafe { (rig.store.lookup_near(pfn, &mut near), rig.store.lookup(pfn)) };
         let (found, single) = (found.expect("held"), single.expect("held"));
         assert_eq!((found.head, found.size), (single.head, single.size));
         assert!(core::ptr::eq(found.page, single.page));
     }
-    frames.iter().for_each(|&pfn| world.store.put(Pfn::new(pfn), 1));
-    world.assert_idle();
+    frames.iter().for_each(|&pfn| rig.store.put(Pfn::new(pfn), 1));
+    rig.assert_idle();
 }
 
 // ---- page maps ----
@@ -220,35 +220,35 @@ fn a_walk_that_remembers_agrees_with_single_looks() {
 /// covers: R8
 #[test]
 fn every_range_of_a_page_map_has_metadata() {
-    let world = World::new();
+    let rig = Rig::new();
     let ranges = [range(0x100, 0x10), range(1 << 30, 0x10), range(0x300, 1)];
-    let map = world.device(MemoryKind::DevDax, &ranges);
+    let map = rig.device(MemoryKind::DevDax, &ranges);
     for range in ranges {
         for pfn in range.start().as_u64()..range.end().as_u64() {
-            world.store.get_or_create(Pfn::new(pfn), GIB1, owner(pfn), 1).expect("in the device");
+            rig.store.get_or_create(Pfn::new(pfn), GIB1, owner(pfn), 1).expect("in the device");
         }
     }
     assert_eq!(map.live_folios(), 0x21);
-    assert_eq!(world.live().len(), 0x21, "all ranges are listed");
+    assert_eq!(rig.live().len(), 0x21, "all ranges are listed");
     for range in ranges {
-        world.store.put_run(range.start(), range.nr_pages(), KIB4);
+        rig.store.put_run(range.start(), range.nr_pages(), KIB4);
     }
     assert!(map.is_drained());
-    world.assert_idle();
+    rig.assert_idle();
 }
 
 #[test]
 fn the_live_folios_of_a_range_are_found_by_what_is_in_use_there() {
-    let world = World::new();
-    let map = world.device(MemoryKind::FsDax, &[range(0, 8 * B1)]);
-    let get = |pfn, size| world.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in the device");
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::FsDax, &[range(0, 8 * B1)]);
+    let get = |pfn, size| rig.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in the device");
     let folios = [(7, KIB4), (B2 - 1, KIB4), (3 * B2, MIB2), (2 * B1, GIB1), (5 * B1 + 9, KIB4)];
     for (pfn, size) in folios {
         get(pfn, size);
     }
     let list = |start, nr_pages| {
         let mut found = Vec::new();
-        let looks = world.store.for_each_live_in(range(start, nr_pages), &mut |folio| found.push(folio.head.as_u64()));
+        let looks = rig.store.for_each_live_in(range(start, nr_pages), &mut |folio| found.push(folio.head.as_u64()));
         (found, looks.total)
     };
     assert_eq!(list(0, 8 * B1).0, folios.map(|(pfn, _)| pfn));
@@ -260,20 +260,20 @@ fn the_live_folios_of_a_range_are_found_by_what_is_in_use_there() {
     assert_eq!(list(6 * B1, 2 * B1), (vec![], 2));
     // Two chunks, one folio of 2 MiB, what is empty beside them: never a look for each of the two million pages.
     assert_eq!(list(0, 8 * B1).1, (512 + 511) + 1 + (512 + 511) + 5);
-    folios.iter().for_each(|&(pfn, _)| world.store.put(Pfn::new(pfn), 1));
+    folios.iter().for_each(|&(pfn, _)| rig.store.put(Pfn::new(pfn), 1));
     assert!(map.is_drained());
-    world.assert_idle();
+    rig.assert_idle();
 }
 
 /// Of one device and of all, the lock is held for a bounded number of looks, and not while somebody is told: so he may
 /// ask the store himself.
 #[test]
 fn a_listing_holds_the_lock_for_a_bounded_number_of_looks() {
-    let world = World::new();
+    let rig = Rig::new();
     // Two devices far from each other, the second at the end of the physical address space.
     let last = (1 << 40) - 8 * B1;
-    let maps = [range(0, 8 * B1), range(last, 8 * B1)].map(|range| world.device(MemoryKind::FsDax, &[range]));
-    let get = |pfn, size| world.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in a device");
+    let maps = [range(0, 8 * B1), range(last, 8 * B1)].map(|range| rig.device(MemoryKind::FsDax, &[range]));
+    let get = |pfn, size| rig.store.get_or_create(Pfn::new(pfn), size, owner(pfn), 1).expect("in a device");
     // Four blocks with every page in use, one with a page, folios of both sizes.
     let dense = (B1..B1 + 4 * B2).map(|pfn| (pfn, KIB4));
     let sparse = [(2 * B1 + 7, KIB4), (3 * B1, MIB2), (4 * B1, GIB1), (last + 5, KIB4), (last + 8 * B1 - 1, KIB4)];
@@ -281,241 +281,241 @@ fn a_listing_holds_the_lock_for_a_bounded_number_of_looks() {
     folios.iter().for_each(|&(pfn, size)| _ = get(pfn, size));
     let mut found = Vec::new();
     let mut visit = |folio: LiveFolio| {
-        assert_eq!(crate::held::locks(), 0, "a lock is held while somebody is told");
-        assert_eq!(world.store.inspect(folio.head), Some(folio), "he may ask");
+        assert_eq!(crate::lock_check::locks_held(), 0, "a lock is held while somebody is told");
+        assert_eq!(rig.store.inspect(folio.head), Some(folio), "he may ask");
         found.push(folio.head.as_u64());
     };
     let expected: Vec<_> = folios.iter().map(|&(pfn, _)| pfn).collect();
-    let all = world.store.for_each_live(&mut visit);
+    let all = rig.store.for_each_live(&mut visit);
     assert_eq!(core::mem::take(&mut found), expected);
     assert!(all.at_once <= LOOKS_AT_ONCE && all.holds >= all.total / LOOKS_AT_ONCE, "{all:?}");
     let mut visit = |folio: LiveFolio| found.push(folio.head.as_u64());
-    let one = world.store.for_each_live_in(range(0, 8 * B1), &mut visit);
+    let one = rig.store.for_each_live_in(range(0, 8 * B1), &mut visit);
     assert_eq!(found.len(), expected.len() - 2, "of the other device nothing is listed");
     assert!(one.at_once <= LOOKS_AT_ONCE && one.total < all.total, "{one:?}");
     // Dense as it is, no more than these can be told of at a time.
     assert!(one.holds >= 4 * B2 / LISTED_AT_ONCE as u64, "{one:?}");
     // What comes behind the place that a listing has come to is met, whoever makes it.
     let (mut met, mut made) = (0, false);
-    world.store.for_each_live_in(range(0, 8 * B1), &mut |_| {
+    rig.store.for_each_live_in(range(0, 8 * B1), &mut |_| {
         if !core::mem::replace(&mut made, true) {
             get(7 * B1, KIB4);
         }
         met += 1;
     });
     assert_eq!(met, expected.len() - 2 + 1);
-    world.store.put(Pfn::new(7 * B1), 1);
-    folios.iter().for_each(|&(pfn, _)| world.store.put(Pfn::new(pfn), 1));
+    rig.store.put(Pfn::new(7 * B1), 1);
+    folios.iter().for_each(|&(pfn, _)| rig.store.put(Pfn::new(pfn), 1));
     assert!(maps.iter().all(|map| map.is_drained()));
-    world.assert_idle();
+    rig.assert_idle();
 }
 
 #[test]
 fn page_maps_do_not_overlap() {
-    let world = World::new();
-    let first = world.device(MemoryKind::DevDax, &[range(0x100, 0x100), range(0x400, 0x100)]);
+    let rig = Rig::new();
+    let first = rig.device(MemoryKind::DevDax, &[range(0x100, 0x100), range(0x400, 0x100)]);
     let other = |start, nr_pages| DevPagemap::new(MemoryKind::DevDax, [range(start, nr_pages)]).expect("a range");
     let wide = other(0x1ff, 0x300);
-    assert_eq!(world.store.register(&wide), Err(RegisterError::Overlap(range(0x100, 0x100))));
+    assert_eq!(rig.store.register(&wide), Err(RegisterError::Overlap(range(0x100, 0x100))));
     assert_eq!(wide.state(), MapState::Unregistered);
-    assert_eq!(world.store.register(&other(0x4ff, 1)), Err(RegisterError::Overlap(range(0x400, 0x100))));
-    assert_eq!(world.store.register(&first), Err(RegisterError::AlreadyRegistered));
+    assert_eq!(rig.store.register(&other(0x4ff, 1)), Err(RegisterError::Overlap(range(0x400, 0x100))));
+    assert_eq!(rig.store.register(&first), Err(RegisterError::AlreadyRegistered));
     let between = other(0x200, 0x200);
-    world.store.register(&between).expect("the gap is free");
+    rig.store.register(&between).expect("the gap is free");
     assert_ne!(first.id(), between.id());
-    assert!(Arc::ptr_eq(&world.store.find_map(Pfn::new(0x4ff)).expect("in the first"), &first));
-    assert!(world.store.find_map(Pfn::new(0x500)).is_none());
-    assert_eq!(world.ledger.count(Kind::PageMaps), 2);
+    assert!(Arc::ptr_eq(&rig.store.find_map(Pfn::new(0x4ff)).expect("in the first"), &first));
+    assert!(rig.store.find_map(Pfn::new(0x500)).is_none());
+    assert_eq!(rig.ledger.count(Kind::PageMaps), 2);
 }
 
 /// covers: R10, R12
 #[test]
 fn a_dying_map_only_drains() {
-    let world = World::new();
-    let map = world.device(MemoryKind::DevDax, &[range(0, B2)]);
-    let get = || world.store.get_or_create(Pfn::new(1), KIB4, owner(1), 1);
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::DevDax, &[range(0, B2)]);
+    let get = || rig.store.get_or_create(Pfn::new(1), KIB4, owner(1), 1);
     get().expect("alive");
-    assert!(world.store.kill(&map));
-    assert!(!world.store.kill(&map), "once");
+    assert!(rig.store.kill(&map));
+    assert!(!rig.store.kill(&map), "once");
     assert_eq!(get(), Err(MetaError::Dying), "not even a further reference on a live folio");
-    let run = world.store.get_or_create_run(Pfn::new(0), 4, KIB4, KIB4, owner(0));
+    let run = rig.store.get_or_create_run(Pfn::new(0), 4, KIB4, KIB4, owner(0));
     assert_eq!(run, Err(MetaError::Dying));
-    assert_eq!(world.store.unregister(&map), Err(UnregisterError::Busy(1)));
-    world.store.put(Pfn::new(1), 1);
+    assert_eq!(rig.store.unregister(&map), Err(UnregisterError::Busy(1)));
+    rig.store.put(Pfn::new(1), 1);
     assert!(map.is_drained());
-    world.store.unregister(&map).expect("drained");
-    assert_eq!(world.store.unregister(&map), Err(UnregisterError::NotRegistered));
+    rig.store.unregister(&map).expect("drained");
+    assert_eq!(rig.store.unregister(&map), Err(UnregisterError::NotRegistered));
     assert_eq!(get(), Err(MetaError::NoPageMap));
-    assert_eq!(world.ledger.count(Kind::PageMaps), 0);
+    assert_eq!(rig.ledger.count(Kind::PageMaps), 0);
     // The same device can be attached again.
-    world.store.register(&map).expect("free again");
+    rig.store.register(&map).expect("free again");
     get().expect("alive again");
-    world.store.put(Pfn::new(1), 1);
-    world.assert_idle();
+    rig.store.put(Pfn::new(1), 1);
+    rig.assert_idle();
 }
 
 #[test]
 fn two_devices_in_one_2_mib_block_are_told_apart() {
-    let world = World::new();
-    let left = world.device(MemoryKind::DevDax, &[range(0, 100)]);
-    let right = world.device(MemoryKind::FsDax, &[range(100, 100)]);
+    let rig = Rig::new();
+    let left = rig.device(MemoryKind::DevDax, &[range(0, 100)]);
+    let right = rig.device(MemoryKind::FsDax, &[range(100, 100)]);
     for pfn in 0..200 {
-        world.store.get_or_create(Pfn::new(pfn), MIB2, owner(pfn), 1).expect("in a device");
+        rig.store.get_or_create(Pfn::new(pfn), MIB2, owner(pfn), 1).expect("in a device");
     }
     assert_eq!((left.live_folios(), right.live_folios()), (100, 100));
-    world.store.put_run(Pfn::new(50), 100, KIB4);
+    rig.store.put_run(Pfn::new(50), 100, KIB4);
     assert_eq!((left.live_folios(), right.live_folios()), (50, 50));
-    world.store.put_run(Pfn::new(0), 50, KIB4);
-    world.store.put_run(Pfn::new(150), 50, KIB4);
+    rig.store.put_run(Pfn::new(0), 50, KIB4);
+    rig.store.put_run(Pfn::new(150), 50, KIB4);
     assert!(left.is_drained() && right.is_drained());
-    world.assert_idle();
+    rig.assert_idle();
 }
 
 // ---- misuse: each stops the kernel and names the page ----
 
-fn held_page() -> (World, Pfn) {
-    let world = World::new();
-    world.device(MemoryKind::DevDax, &[range(0x1000, B1)]);
+fn held_page() -> (Rig, Pfn) {
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0x1000, B1)]);
     let pfn = Pfn::new(0x1234);
-    world.store.get_or_create(pfn, KIB4, owner(0x234), 1).expect("in the device");
+    rig.store.get_or_create(pfn, KIB4, owner(0x234), 1).expect("in the device");
     // A neighbour keeps the chunk, so that the count alone must betray the misuse.
-    world.store.get_or_create(pfn.add(1), KIB4, owner(0x235), 1).expect("in the device");
-    (world, pfn)
+    rig.store.get_or_create(pfn.add(1), KIB4, owner(0x235), 1).expect("in the device");
+    (rig, pfn)
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 0, pins 0)")]
 fn a_put_too_many() {
-    let (world, pfn) = held_page();
-    world.store.put(pfn, 1);
-    world.store.put(pfn, 1);
+    let (rig, pfn) = held_page();
+    rig.store.put(pfn, 1);
+    rig.store.put(pfn, 1);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234: put without a get: nobody holds it")]
 fn a_put_where_nothing_is() {
-    let (world, pfn) = held_page();
-    world.store.put(pfn.add(1), 1);
-    world.store.put(pfn, 1);
-    world.store.put(pfn, 1);
+    let (rig, pfn) = held_page();
+    rig.store.put(pfn.add(1), 1);
+    rig.store.put(pfn, 1);
+    rig.store.put(pfn, 1);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 1, pins 0)")]
 fn two_puts_at_once_of_one_reference() {
-    let (world, pfn) = held_page();
-    world.store.put(pfn, 2);
+    let (rig, pfn) = held_page();
+    rig.store.put(pfn, 2);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234 (4KiB): unpin without a pin (references 2, pins 0)")]
 fn an_unpin_without_a_pin() {
-    let (world, pfn) = held_page();
-    _ = world.store.get_mapped(pfn, 1);
-    world.store.unpin(pfn, 1);
+    let (rig, pfn) = held_page();
+    _ = rig.store.get_mapped(pfn, 1);
+    rig.store.unpin(pfn, 1);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 1, pins 1)")]
 fn a_pin_put_as_a_plain_reference() {
-    let (world, pfn) = held_page();
-    world.store.with_page(pfn, |page| page.try_pin(1)).expect("live").expect("room");
-    world.store.put(pfn, 1);
-    world.store.put(pfn, 1);
+    let (rig, pfn) = held_page();
+    rig.store.with_page(pfn, |page| page.try_pin(1)).expect("live").expect("room");
+    rig.store.put(pfn, 1);
+    rig.store.put(pfn, 1);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1236 (4KiB): put without a get (references 0, pins 0)")]
 fn a_run_put_too_far() {
-    let (world, pfn) = held_page();
-    world.store.get_or_create(pfn.add(2), KIB4, owner(0x236), 1).expect("in the device");
-    world.store.put(pfn.add(2), 1);
-    world.store.put_run(pfn, 3, KIB4);
+    let (rig, pfn) = held_page();
+    rig.store.get_or_create(pfn.add(2), KIB4, owner(0x236), 1).expect("in the device");
+    rig.store.put(pfn.add(2), 1);
+    rig.store.put_run(pfn, 3, KIB4);
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x40000 (1GiB): put without a get (references 2, pins 0)")]
 fn a_run_put_twice_over_a_large_folio() {
-    let world = World::new();
-    world.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
-    let run = world.store.get_or_create_run(Pfn::new(B1), 2 * B2, MIB2, GIB1, owner(0)).expect("in the device");
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
+    let run = rig.store.get_or_create_run(Pfn::new(B1), 2 * B2, MIB2, GIB1, owner(0)).expect("in the device");
     assert_eq!(run, Run { nr_pages: 2 * B2, folio: GIB1, leaf: MIB2 });
-    world.store.put_run(Pfn::new(B1), 3 * B2, MIB2);
+    rig.store.put_run(Pfn::new(B1), 3 * B2, MIB2);
 }
 
 /// covers: G8
 #[test]
 fn a_count_does_not_overflow() {
-    let (world, pfn) = held_page();
-    world.store.get_mapped(pfn, MAX_REFS - 1).expect("room for all but one");
-    let counts = || world.store.inspect(pfn).expect("live").counts;
+    let (rig, pfn) = held_page();
+    rig.store.get_mapped(pfn, MAX_REFS - 1).expect("room for all but one");
+    let counts = || rig.store.inspect(pfn).expect("live").counts;
     assert_eq!(counts(), Counts { refs: MAX_REFS, pins: 0 });
-    let attempt = |nr| world.store.with_page(pfn, |page| (page.try_get(nr), page.try_pin(nr))).expect("live");
+    let attempt = |nr| rig.store.with_page(pfn, |page| (page.try_get(nr), page.try_pin(nr))).expect("live");
     assert_eq!(attempt(1), (Err(GetError::Overflow), Err(GetError::Overflow)));
     assert_eq!(attempt(u32::MAX), (Err(GetError::Overflow), Err(GetError::Overflow)));
-    assert_eq!(world.store.get_or_create(pfn, KIB4, owner(0), 1), Err(MetaError::Overflow));
+    assert_eq!(rig.store.get_or_create(pfn, KIB4, owner(0), 1), Err(MetaError::Overflow));
     assert_eq!(counts(), Counts { refs: MAX_REFS, pins: 0 }, "a refusal changes nothing");
     // A run stops before the page that is full.
-    world.store.put(pfn.add(1), 1);
-    let run = world.store.get_or_create_run(Pfn::new(0x1230), 16, KIB4, KIB4, owner(0x230)).expect("in the device");
+    rig.store.put(pfn.add(1), 1);
+    let run = rig.store.get_or_create_run(Pfn::new(0x1230), 16, KIB4, KIB4, owner(0x230)).expect("in the device");
     assert_eq!(run.nr_pages, 4);
-    world.store.put_run(Pfn::new(0x1230), 4, KIB4);
-    world.store.put(pfn, MAX_REFS);
-    world.assert_idle();
+    rig.store.put_run(Pfn::new(0x1230), 4, KIB4);
+    rig.store.put(pfn, MAX_REFS);
+    rig.assert_idle();
 }
 
 /// covers: G8
 #[test]
 fn references_of_a_mapping_that_do_not_fit_are_refused_and_none_is_taken() {
-    let (world, pfn) = held_page();
-    let refs = |pfn| world.store.inspect(pfn).expect("live").counts.refs;
-    assert_eq!(world.store.get_mapped(pfn, MAX_REFS), Err(MetaError::Overflow));
+    let (rig, pfn) = held_page();
+    let refs = |pfn| rig.store.inspect(pfn).expect("live").counts.refs;
+    assert_eq!(rig.store.get_mapped(pfn, MAX_REFS), Err(MetaError::Overflow));
     assert_eq!(refs(pfn), 1);
     // A run that meets a full page behind one that is not.
-    world.store.get_mapped(pfn.add(1), MAX_REFS - 1).expect("room for all but one");
-    assert_eq!(world.store.get_run(pfn, 2, KIB4), Err(MetaError::Overflow));
+    rig.store.get_mapped(pfn.add(1), MAX_REFS - 1).expect("room for all but one");
+    assert_eq!(rig.store.get_run(pfn, 2, KIB4), Err(MetaError::Overflow));
     assert_eq!((refs(pfn), refs(pfn.add(1))), (1, MAX_REFS));
-    world.store.put(pfn.add(1), MAX_REFS);
-    world.store.put(pfn, 1);
-    world.assert_idle();
+    rig.store.put(pfn.add(1), MAX_REFS);
+    rig.store.put(pfn, 1);
+    rig.assert_idle();
 }
 
 /// covers: G8
 #[test]
 #[should_panic(expected = "page 0x1234: get without a reference (references 0)")]
 fn a_further_reference_from_zero() {
-    let (world, pfn) = held_page();
-    world.store.put(pfn, 1);
-    _ = world.store.get_mapped(pfn, 1);
+    let (rig, pfn) = held_page();
+    rig.store.put(pfn, 1);
+    _ = rig.store.get_mapped(pfn, 1);
 }
 
 /// covers: G1
 #[test]
 fn a_speculative_reference_never_starts_from_zero() {
-    let (world, pfn) = held_page();
+    let (rig, pfn) = held_page();
     // SAFETY: the test owns a reference on the page, and then on its neighbour in the same chunk.
-    let page = unsafe { world.store.lookup(pfn) }.expect("live").page;
-    world.store.put(pfn, 1);
+    let page = unsafe { rig.store.lookup(pfn) }.expect("live").page;
+    rig.store.put(pfn, 1);
     assert_eq!((page.try_get(1), page.try_pin(1)), (Err(GetError::Zero), Err(GetError::Zero)));
-    assert!(world.store.with_page(pfn, |_| ()).is_none() && world.store.inspect(pfn).is_none());
+    assert!(rig.store.with_page(pfn, |_| ()).is_none() && rig.store.inspect(pfn).is_none());
 }
 
 #[test]
 fn a_leak_has_a_name() {
-    let (world, pfn) = held_page();
-    world.store.with_page(pfn, |page| page.try_pin(2)).expect("live").expect("room");
-    assert_eq!(format!("{}", world.live()[0]), "page 0x1234 4KiB refs=3 pins=2 mapping=7 offset=0x234");
-    assert_eq!(world.store.totals(), Totals { folios: 2, refs: 4, pins: 2 });
-    world.store.unpin(pfn, 2);
-    world.store.put_run(pfn, 2, KIB4);
-    world.assert_idle();
+    let (rig, pfn) = held_page();
+    rig.store.with_page(pfn, |page| page.try_pin(2)).expect("live").expect("room");
+    assert_eq!(format!("{}", rig.live()[0]), "page 0x1234 4KiB refs=3 pins=2 mapping=7 offset=0x234");
+    assert_eq!(rig.store.totals(), Totals { folios: 2, refs: 4, pins: 2 });
+    rig.store.unpin(pfn, 2);
+    rig.store.put_run(pfn, 2, KIB4);
+    rig.assert_idle();
 }
 
 mod model;

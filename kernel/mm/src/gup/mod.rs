@@ -45,6 +45,7 @@ use bitflags::bitflags;
 pub use self::error::GupError;
 pub use self::sink::{PageArray, PinSink, RangeArray};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::Machine;
 use crate::meta::{GetError, Page};
@@ -53,7 +54,6 @@ use crate::pagemap::LongTermPin;
 use crate::space::AddressSpace;
 use crate::table::Found;
 use crate::vma::{Access, FaultError, Vmas};
-use crate::world::Mm;
 
 bitflags! {
     /// How to pin (Linux: `FOLL_*`).
@@ -246,7 +246,7 @@ pub(crate) fn pin_user_pages_longterm<M: Machine, S: PinSink>(
 /// # Panics
 /// A page that is not pinned (G8).
 #[inline]
-pub fn unpin<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
+pub fn unpin<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
     mm.meta.unpin_run(first, nr_pages);
 }
 
@@ -255,7 +255,7 @@ pub fn unpin<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
 /// # Panics
 /// A page without a reference (G8).
 #[inline]
-pub fn put_page<M: Machine>(mm: &Mm<M>, first: Pfn, nr_pages: u64) {
+pub fn put_page<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
     if nr_pages == 1 { mm.meta.put(first, 1) } else { mm.meta.put_run(first, nr_pages, PageSize::Size4K) }
 }
 
@@ -383,7 +383,7 @@ fn faulty_end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
 
 impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     #[inline(always)]
-    fn mm(&self) -> &Mm<M> {
+    fn mm(&self) -> &MmContext<M> {
         self.space.mm()
     }
 
@@ -488,6 +488,6 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
 /// Apart, and with what it needs as numbers: so that no [`Request`] has to be in memory.
 #[cold]
 #[inline(never)]
-fn give_back<M: Machine>(mm: &Mm<M>, pin: bool, pfn: Pfn, nr_pages: u64) {
+fn give_back<M: Machine>(mm: &MmContext<M>, pin: bool, pfn: Pfn, nr_pages: u64) {
     if pin { unpin(mm, pfn, nr_pages) } else { put_page(mm, pfn, nr_pages) }
 }

@@ -5,16 +5,16 @@
 mod common;
 
 use common::gup_rig::{Rig, panic_of, rig};
-use common::{Space, World, load, page};
+use common::{EmuContext, Space, load, page};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::gup::GupFlags;
-use mm::held;
+use mm::lock_check;
 use mm::machine::{IrqOff, Machine};
 use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, RegionOwner, Terms};
 use mm::shootdown::Round;
 use mm::space::Access;
-use mm::sync::{Arc, Mutex, Turn, Weak};
+use mm::sync::{Arc, Mutex, SleepLock, Weak};
 use mm::tlb::FlushRange;
 
 /// Everything that calls somebody under a lock of this package, by name.
@@ -52,14 +52,14 @@ fn in_use(test: impl FnOnce(&Rig)) {
 type Wait = (&'static str, Box<dyn FnOnce()>);
 
 /// Each way to wait.
-fn waits(mm: &Arc<World>, space: &Arc<Space>) -> [Wait; 6] {
-    let (zapped, faulted, looked, world) = (space.clone(), space.clone(), space.clone(), mm.machine.clone());
-    let (turn, all, tlb) = (Turn::new(()), mm.clone(), space.tlb().clone());
+fn waits(mm: &Arc<EmuContext>, space: &Arc<Space>) -> [Wait; 6] {
+    let (zapped, faulted, looked, machine) = (space.clone(), space.clone(), space.clone(), mm.machine.clone());
+    let (turn, all, tlb) = (SleepLock::new(()), mm.clone(), space.tlb().clone());
     [
         ("unmap", Box::new(move || _ = zapped.unmap(page(2), PAGE_SIZE))),
         ("fault", Box::new(move || _ = faulted.handle_fault(page(3), Access::Read))),
         ("look", Box::new(move || _ = looked.translate(page(3)))),
-        ("relax", Box::new(move || world.relax())),
+        ("relax", Box::new(move || machine.relax())),
         ("turn", Box::new(move || drop(turn.take(|| unreachable!("it is free"))))),
         (
             "shootdown",
@@ -88,7 +88,7 @@ fn who_waits_inside_a_visit_is_stopped() {
                     });
                 });
                 assert!(message.contains("with a lock held (1 in all)"), "{wait} inside {name}: {message}");
-                assert_eq!((visited, held::locks()), (1, 0), "{wait} inside {name}");
+                assert_eq!((visited, lock_check::locks_held()), (1, 0), "{wait} inside {name}");
             }
         }
     });
@@ -100,7 +100,7 @@ fn who_holds_nothing_may_wait() {
     in_use(|rig| {
         for (name, wait) in waits(&rig.mm, &rig.space) {
             wait();
-            assert_eq!(held::locks(), 0, "after {name}");
+            assert_eq!(lock_check::locks_held(), 0, "after {name}");
         }
     });
 }
@@ -112,16 +112,16 @@ fn a_lock_counts_for_as_long_as_it_is_held() {
     let first = one.lock();
     let second = two.try_lock();
     assert!(second.is_some() && one.try_lock().is_none());
-    assert_eq!(held::locks(), 2);
+    assert_eq!(lock_check::locks_held(), 2);
     drop(first);
-    assert_eq!(held::locks(), 1);
-    assert_eq!(std::thread::spawn(held::locks).join().unwrap(), 0, "of another thread");
+    assert_eq!(lock_check::locks_held(), 1);
+    assert_eq!(std::thread::spawn(lock_check::locks_held).join().unwrap(), 0, "of another thread");
     drop(second);
-    assert_eq!(held::locks(), 0);
+    assert_eq!(lock_check::locks_held(), 0);
     // A turn is there to be held while waiting.
-    let turn = Turn::new(());
+    let turn = SleepLock::new(());
     let taken = turn.take(|| unreachable!("it is free"));
-    assert_eq!((held::locks(), turn.try_take().is_none()), (0, true));
+    assert_eq!((lock_check::locks_held(), turn.try_take().is_none()), (0, true));
     drop(taken);
 }
 

@@ -5,11 +5,11 @@
 //!
 //! 1. Nobody waits with interrupts off: `dispatch` and `sync` of a shootdown check that, in every build.
 //! 2. Nobody waits with a [`Mutex`](crate::sync::Mutex) held: not for a shootdown, a lock of an address space, a pin, a
-//!    use, a reader or a [`Turn`](crate::sync::Turn). Such a lock is spun for, perhaps by the one that is waited for.
-//!    [`assert_none`] checks that, in debug builds: before each wait, whether or not there is something to wait for, and
+//!    use, a reader or a [`SleepLock`](crate::sync::SleepLock). Such a lock is spun for, perhaps by the one that is waited for.
+//!    [`might_sleep`] checks that, in debug builds: before each wait, whether or not there is something to wait for, and
 //!    in each `relax` of a machine.
 //! 3. What may be held while waiting is taken by trying and `relax` only: the locks of address spaces, and
-//!    [`Turn`](crate::sync::Turn)s, which have no operation that spins.
+//!    [`SleepLock`](crate::sync::SleepLock)s, which have no operation that spins.
 //!
 //! So what is called under a lock (a visitor of the page metadata, say) and waits after all is found by the first test
 //! that gets there, not by the first deadlock.
@@ -74,7 +74,7 @@ pub fn count_by(counter: fn(i64) -> i64) {
 
 /// How many locks the running task holds; always 0 in a release build.
 #[inline]
-pub fn locks() -> i64 {
+pub fn locks_held() -> i64 {
     counting::add(0)
 }
 
@@ -84,9 +84,9 @@ pub fn locks() -> i64 {
 /// In debug builds, when it holds a [`Mutex`](crate::sync::Mutex).
 #[inline(always)]
 #[track_caller]
-pub fn assert_none(what: &str) {
+pub fn might_sleep(what: &str) {
     if cfg!(debug_assertions) {
-        let nr = locks();
+        let nr = locks_held();
         assert!(nr == 0, "waits for {what} with a lock held ({nr} in all)");
     }
 }
@@ -94,10 +94,10 @@ pub fn assert_none(what: &str) {
 /// A lock that the running task holds.
 #[cfg(not(any(loom, shuttle)))]
 #[derive(Debug)]
-pub(crate) struct Held(());
+pub(crate) struct HeldLock(());
 
 #[cfg(not(any(loom, shuttle)))]
-impl Held {
+impl HeldLock {
     #[inline(always)]
     pub(crate) fn new() -> Self {
         counting::add(1);
@@ -106,7 +106,7 @@ impl Held {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-impl Drop for Held {
+impl Drop for HeldLock {
     #[inline(always)]
     fn drop(&mut self) {
         counting::add(-1);

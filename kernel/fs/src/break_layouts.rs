@@ -35,9 +35,9 @@ use crate::error::FsError;
 use crate::freeze::WriteGuard;
 use crate::gate::Closed;
 use crate::inode::Inode;
+use crate::lock_order::Context;
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
-use crate::rank::Context;
 
 /// The pages are closed, nobody reaches them, and the right to change the file system is held.
 #[must_use = "the pages are open again when this is dropped"]

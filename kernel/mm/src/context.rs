@@ -1,4 +1,4 @@
-//! The world that `mm` manages: one machine with its page metadata, its ledger and its shootdowns.
+//! The context of all that `mm` manages: one machine with its page metadata, its ledger and its shootdowns.
 
 use alloc::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::space::Mapping;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
 
 /// Everything that belongs to one machine. The kernel has one; each host test makes its own.
-pub struct Mm<M: Machine> {
+pub struct MmContext<M: Machine> {
     /// The machine below.
     pub machine: M,
     /// Page metadata, by frame number.
@@ -46,8 +46,8 @@ fn name_of(map: &DevPagemap, id: u64) -> MappingName {
     (core::ptr::from_ref(map).addr(), id)
 }
 
-impl<M: Machine> Mm<M> {
-    /// A world around `machine`, which has `nr_cpus` CPUs.
+impl<M: Machine> MmContext<M> {
+    /// A context around `machine`, which has `nr_cpus` CPUs.
     pub fn new(machine: M, nr_cpus: usize) -> Arc<Self> {
         let ledger = Arc::new(Ledger::new());
         Arc::new(Self {

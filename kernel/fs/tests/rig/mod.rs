@@ -1,4 +1,4 @@
-//! A small world for host tests: an emulated machine, devices with file systems on them, tasks.
+//! A small rig for host tests: an emulated machine, devices with file systems on them, tasks.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::collections::BTreeMap;
@@ -11,12 +11,13 @@ use dax::removal::{Problem, RemovalEnv, RemovalWatch, Target};
 use fs::check::check;
 use fs::error::FsError;
 use fs::handle::File;
+use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
 use fs::mounted::{Host, Mounted, Source};
 use fs::pmem::Pmem;
-use fs::rank::Context;
 use fs::sim::SimPmem;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtAddr, VirtRange};
+use mm::context::MmContext;
 use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
@@ -24,9 +25,8 @@ use mm::ledger::Snapshot;
 use mm::machine::{IrqOff, Machine};
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, SigBusCause};
-use mm::world::Mm;
 
-pub type World = Mm<EmuMachine>;
+pub type EmuContext = MmContext<EmuMachine>;
 pub type Space = AddressSpace<EmuMachine>;
 pub type Fs = Mounted<EmuMachine>;
 pub type Open = Arc<File<EmuMachine>>;
@@ -40,7 +40,7 @@ pub fn page(nr: u64) -> VirtAddr {
     VirtAddr::new(BASE + nr * PAGE_SIZE)
 }
 
-pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
+pub fn rig(cpus: usize) -> (EmuMachine, Arc<EmuContext>) {
     let mm = emu::context(cpus);
     (mm.machine.clone(), mm)
 }
@@ -79,7 +79,7 @@ impl Host<EmuMachine> for Kernel {
 /// A device with a file system on it.
 pub struct Device {
     pub name: String,
-    pub mm: Arc<World>,
+    pub mm: Arc<EmuContext>,
     pub live: Live,
     pub map: Arc<DevPagemap>,
     pub sim: Arc<SimPmem>,
@@ -113,7 +113,7 @@ impl Drop for Checked {
 }
 
 /// A DAX device of `len_bytes` from frame `start` on.
-fn dax_of(mm: &World, name: &str, start: u64, len_bytes: u64) -> (Arc<DevPagemap>, Live) {
+fn dax_of(mm: &EmuContext, name: &str, start: u64, len_bytes: u64) -> (Arc<DevPagemap>, Live) {
     let range = PfnRange::new(Pfn::new(start), len_bytes / PAGE_SIZE).unwrap();
     let map = DevPagemap::new(MemoryKind::FsDax, [range]).unwrap();
     let live = alloc_dax(name, &map, DataCache::Coherent, &mm.ledger).unwrap();
@@ -136,7 +136,7 @@ fn source_of(name: &str, live: &Live, pmem: Arc<dyn Pmem>, kernel: Arc<Kernel>) 
 
 /// Mounts what is on a memory of whatever kind, from [`START`] on.
 #[allow(dead_code, reason = "not every test program needs it")]
-pub fn mount_over(mm: &Arc<World>, pmem: Arc<dyn Pmem>) -> (Live, Arc<Fs>) {
+pub fn mount_over(mm: &Arc<EmuContext>, pmem: Arc<dyn Pmem>) -> (Live, Arc<Fs>) {
     let (_map, live) = dax_of(mm, "pmem0", START, pmem.len_bytes());
     let fs = Mounted::mount(mm, source_of("pmem0", &live, pmem, Arc::default())).unwrap();
     (live, fs)
@@ -144,18 +144,18 @@ pub fn mount_over(mm: &Arc<World>, pmem: Arc<dyn Pmem>) -> (Live, Arc<Fs>) {
 
 impl Device {
     /// `blocks` frames from `start` on, over what `sim` holds.
-    pub fn attach(mm: &Arc<World>, name: &str, start: u64, sim: Arc<SimPmem>) -> Self {
+    pub fn attach(mm: &Arc<EmuContext>, name: &str, start: u64, sim: Arc<SimPmem>) -> Self {
         let (map, live) = dax_of(mm, name, start, sim.len_bytes());
         let checked = Checked::new(&sim);
         Self { name: name.into(), mm: mm.clone(), live, map, sim, kernel: Arc::default(), checked }
     }
 
     /// As [`attach`](Self::attach), with a new file system of `blocks` blocks.
-    pub fn new(mm: &Arc<World>, name: &str, start: u64, blocks: u64) -> Self {
+    pub fn new(mm: &Arc<EmuContext>, name: &str, start: u64, blocks: u64) -> Self {
         Self::make(mm, name, start, blocks, &MakeOptions::default())
     }
 
-    pub fn make(mm: &Arc<World>, name: &str, start: u64, blocks: u64, options: &MakeOptions) -> Self {
+    pub fn make(mm: &Arc<EmuContext>, name: &str, start: u64, blocks: u64, options: &MakeOptions) -> Self {
         let sim = Arc::new(SimPmem::new((blocks * PAGE_SIZE) as usize));
         let pmem: Arc<dyn Pmem> = sim.clone();
         make(&pmem, options).unwrap();
@@ -266,7 +266,7 @@ impl Pmem for Slow {
 }
 
 /// A file system whose journal is on a second device.
-pub fn with_log(mm: &Arc<World>) -> (Device, Live, Arc<Fs>) {
+pub fn with_log(mm: &Arc<EmuContext>) -> (Device, Live, Arc<Fs>) {
     let log = Arc::new(SimPmem::new(1 << 18));
     let options = MakeOptions { log: Some(log.clone()), ..MakeOptions::default() };
     let mut device = Device::make(mm, "pmem0", START, 512, &options);
@@ -304,7 +304,7 @@ pub fn assert_clean(sim: &Arc<SimPmem>) {
 }
 
 /// Nothing is held that was not held before.
-pub fn assert_no_leak(mm: &World, before: Snapshot) {
+pub fn assert_no_leak(mm: &EmuContext, before: Snapshot) {
     let now = mm.ledger_snapshot();
     let leaks: Vec<_> = now.diff(&before).map(|(kind, nr)| format!("{kind} {nr:+}")).collect();
     assert!(leaks.is_empty(), "leaked: {leaks:?}");
@@ -312,13 +312,13 @@ pub fn assert_no_leak(mm: &World, before: Snapshot) {
 
 /// A task: an address space that is loaded on a CPU until this is dropped.
 pub struct Task {
-    pub mm: Arc<World>,
+    pub mm: Arc<EmuContext>,
     pub cpu: usize,
     pub space: Arc<Space>,
 }
 
 impl Task {
-    pub fn new(mm: &Arc<World>, cpu: usize) -> Self {
+    pub fn new(mm: &Arc<EmuContext>, cpu: usize) -> Self {
         let space = AddressSpace::new(mm, &format!("task{cpu}")).unwrap();
         mm.machine.on_cpu(cpu, || mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb())));
         Self { mm: mm.clone(), cpu, space }
@@ -328,7 +328,7 @@ impl Task {
         self.space.map(page(at), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), first).unwrap();
     }
     /// As a task that has mapped, and closed the file.
-    pub fn with(mm: &Arc<World>, cpu: usize, file: &Open, nr_pages: u64) -> Self {
+    pub fn with(mm: &Arc<EmuContext>, cpu: usize, file: &Open, nr_pages: u64) -> Self {
         let task = Self::new(mm, cpu);
         task.map(0, file, 0, nr_pages);
         task
@@ -379,7 +379,7 @@ impl Drop for Task {
     }
 }
 
-pub fn unpin(mm: &World, runs: &[PfnRange]) {
+pub fn unpin(mm: &EmuContext, runs: &[PfnRange]) {
     runs.iter().for_each(|run| gup::unpin(mm, run.start(), run.nr_pages()));
 }
 

@@ -36,26 +36,26 @@ pub(crate) type RawMutex<T> = Mutex<T>;
 
 /// A [`Mutex`] that its holder may keep while it waits.
 #[derive(Debug, Default)]
-pub struct Turn<T>(Mutex<T>);
-/// Guard of a [`Turn`].
-pub type TurnGuard<'a, T> = MutexGuard<'a, T>;
-impl<T> Turn<T> {
+pub struct SleepLock<T>(Mutex<T>);
+/// Guard of a [`SleepLock`].
+pub type SleepLockGuard<'a, T> = MutexGuard<'a, T>;
+impl<T> SleepLock<T> {
     /// A turn that nobody has.
     pub fn new(value: T) -> Self {
         Self(Mutex::new(value))
     }
     /// Takes it if it is free.
-    pub fn try_take(&self) -> Option<TurnGuard<'_, T>> {
+    pub fn try_take(&self) -> Option<SleepLockGuard<'_, T>> {
         self.0.try_lock()
     }
     /// Takes it. loom's threads wait by themselves: `relax` is not needed.
     #[cfg(loom)]
-    pub fn take(&self, _relax: impl FnMut()) -> TurnGuard<'_, T> {
+    pub fn take(&self, _relax: impl FnMut()) -> SleepLockGuard<'_, T> {
         self.0.lock()
     }
     /// Takes it; calls `relax` for as long as another has it, as the kernel does.
     #[cfg(shuttle)]
-    pub fn take(&self, mut relax: impl FnMut()) -> TurnGuard<'_, T> {
+    pub fn take(&self, mut relax: impl FnMut()) -> SleepLockGuard<'_, T> {
         loop {
             match self.try_take() {
                 Some(turn) => return turn,

@@ -1,7 +1,7 @@
 //! How the demonstration loses a page: by a machine check that its host raises.
 //!
-//! Where the boot option `wishes=` promises that somebody reads the console and grants wishes, the kernel says what it
-//! wishes for, in a line for programs, and who reads it grants it, through QEMU's monitor. Elsewhere, and where the promise
+//! Where the boot option `host_requests=` promises that somebody reads the console and grants requests, the kernel says what it
+//! requests for, in a line for programs, and who reads it grants it, through QEMU's monitor. Elsewhere, and where the promise
 //! is not kept, the kernel raises the machine check itself. In deterministic mode nothing is promised: a command of the
 //! host's would come at another instruction in each run.
 
@@ -12,25 +12,25 @@ use crate::console::report;
 use crate::cpu::time;
 use crate::trap::memory_error::{self, Loss};
 
-/// How much longer than a wish can be granted the kernel waits: one that was granted at the last moment is still dealt
+/// How much longer than a request can be granted the kernel waits: one that was granted at the last moment is still dealt
 /// with, so that no machine check comes twice.
 const GRACE_NS: u64 = 2_000_000_000;
 
-/// Loses one frame by a machine check, raised by whoever grants wishes within `wishes_s` seconds, if that is not 0. Answers
+/// Loses one frame by a machine check, raised by whoever grants requests within `host_requests_s` seconds, if that is not 0. Answers
 /// what its handler has noted; `None` where nobody can raise one, and the frame was lost without. The page is taken away.
-pub fn lose(frame: Pfn, wishes_s: u64) -> Option<Loss> {
+pub fn lose(frame: Pfn, host_requests_s: u64) -> Option<Loss> {
     // What came before this is of no interest.
     memory_error::take_dealt_with();
-    if wishes_s != 0 {
-        let within_ns = wishes_s * 1_000_000_000;
+    if host_requests_s != 0 {
+        let within_ns = host_requests_s * 1_000_000_000;
         let addr = frame.addr().as_u64();
         log::info!("the host is asked for a machine check: {PAGE_SIZE} bytes from {addr:#x}");
-        report!("wish what=machine_check addr={addr:#x} len={PAGE_SIZE} within_ns={within_ns}");
+        report!("host_request what=machine_check addr={addr:#x} len={PAGE_SIZE} within_ns={within_ns}");
         let granted = wait_for(frame, within_ns + GRACE_NS);
         if granted.is_some() {
             return granted;
         }
-        log::info!("nobody grants the wish: the kernel raises the machine check itself");
+        log::info!("nobody grants the request: the kernel raises the machine check itself");
     }
     if !arch::mce::raise(frame.addr().as_u64(), PAGE_SHIFT) {
         log::warn!(

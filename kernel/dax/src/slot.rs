@@ -2,23 +2,23 @@
 
 use core::fmt;
 
-use mm::held;
+use mm::lock_check;
 use mm::sync::Mutex;
 
 use crate::mutant::Mutant;
 
 /// Why something could not be put in or taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BayError {
+pub enum SlotError {
     /// There is no device.
     Empty,
     /// There is a device already.
     Occupied,
-    /// A removal is under way; [`Bay::wait`] waits for its end.
+    /// A removal is under way; [`DeviceSlot::wait`] waits for its end.
     Removing,
 }
 
-impl fmt::Display for BayError {
+impl fmt::Display for SlotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "no device is attached here",
@@ -28,7 +28,7 @@ impl fmt::Display for BayError {
     }
 }
 
-impl core::error::Error for BayError {}
+impl core::error::Error for SlotError {}
 
 enum State<T> {
     Empty,
@@ -39,27 +39,27 @@ enum State<T> {
 /// The place of a device `T`, for all CPUs.
 ///
 /// ```
-/// use dax::bay::{Bay, BayError};
+/// use dax::slot::{DeviceSlot, SlotError};
 ///
-/// let bay = Bay::new();
-/// bay.attach("pmem0").unwrap();
-/// let (device, removing) = bay.begin_removal().unwrap();
+/// let slot = DeviceSlot::new();
+/// slot.attach("pmem0").unwrap();
+/// let (device, removing) = slot.begin_removal().unwrap();
 /// assert_eq!(device, "pmem0");
-/// assert_eq!(bay.begin_removal().err(), Some(BayError::Removing), "of two callers one gets it");
+/// assert_eq!(slot.begin_removal().err(), Some(SlotError::Removing), "of two callers one gets it");
 /// drop(removing);
-/// assert_eq!(bay.with(|_| ()), Err(BayError::Empty));
+/// assert_eq!(slot.with(|_| ()), Err(SlotError::Empty));
 /// ```
-pub struct Bay<T> {
+pub struct DeviceSlot<T> {
     state: Mutex<State<T>>,
 }
 
-impl<T> Default for Bay<T> {
+impl<T> Default for DeviceSlot<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T> Bay<T> {
+impl<T> DeviceSlot<T> {
     /// An empty place.
     pub fn new() -> Self {
         Self { state: Mutex::new(State::Empty) }
@@ -68,28 +68,28 @@ impl<T> Bay<T> {
     /// Puts a device in.
     ///
     /// # Errors
-    /// [`BayError::Occupied`] or [`BayError::Removing`], with the device.
-    pub fn attach(&self, device: T) -> Result<(), (BayError, T)> {
+    /// [`SlotError::Occupied`] or [`SlotError::Removing`], with the device.
+    pub fn attach(&self, device: T) -> Result<(), (SlotError, T)> {
         let mut state = self.state.lock();
         match *state {
             State::Empty => {
                 *state = State::Attached(device);
                 Ok(())
             }
-            State::Attached(_) => Err((BayError::Occupied, device)),
-            State::Removing => Err((BayError::Removing, device)),
+            State::Attached(_) => Err((SlotError::Occupied, device)),
+            State::Removing => Err((SlotError::Removing, device)),
         }
     }
 
     /// Looks at the device. `look` runs under a spin lock: it copies what it needs and leaves.
     ///
     /// # Errors
-    /// [`BayError::Empty`] or [`BayError::Removing`].
-    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R, BayError> {
+    /// [`SlotError::Empty`] or [`SlotError::Removing`].
+    pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R, SlotError> {
         match &*self.state.lock() {
-            State::Empty => Err(BayError::Empty),
+            State::Empty => Err(SlotError::Empty),
             State::Attached(device) => Ok(look(device)),
-            State::Removing => Err(BayError::Removing),
+            State::Removing => Err(SlotError::Removing),
         }
     }
 
@@ -97,22 +97,22 @@ impl<T> Bay<T> {
     /// gets it.
     ///
     /// # Errors
-    /// [`BayError::Empty`] or [`BayError::Removing`].
-    pub fn begin_removal(&self) -> Result<(T, Removing<'_, T>), BayError> {
+    /// [`SlotError::Empty`] or [`SlotError::Removing`].
+    pub fn begin_removal(&self) -> Result<(T, Removing<'_, T>), SlotError> {
         let mut state = self.state.lock();
         match core::mem::replace(&mut *state, State::Removing) {
-            State::Attached(device) => Ok((device, Removing { bay: self })),
+            State::Attached(device) => Ok((device, Removing { slot: self })),
             State::Empty => {
                 *state = State::Empty;
-                Err(BayError::Empty)
+                Err(SlotError::Empty)
             }
-            State::Removing => Err(BayError::Removing),
+            State::Removing => Err(SlotError::Removing),
         }
     }
 
     /// Waits until no removal is under way. `relax` is called in every round.
     pub fn wait(&self, mut relax: impl FnMut()) {
-        held::assert_none("a removal");
+        lock_check::might_sleep("a removal");
         while matches!(*self.state.lock(), State::Removing) && !Mutant::SecondDoesNotWait.is_on() {
             relax();
         }
@@ -122,11 +122,11 @@ impl<T> Bay<T> {
 /// A removal is under way for as long as this lives; the place is empty afterwards.
 #[must_use = "the place counts as empty when this is dropped"]
 pub struct Removing<'b, T> {
-    bay: &'b Bay<T>,
+    slot: &'b DeviceSlot<T>,
 }
 
 impl<T> Drop for Removing<'_, T> {
     fn drop(&mut self) {
-        *self.bay.state.lock() = State::Empty;
+        *self.slot.state.lock() = State::Empty;
     }
 }

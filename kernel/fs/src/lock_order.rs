@@ -16,14 +16,14 @@
 use core::cell::Cell;
 use core::ops::{Deref, DerefMut};
 
-use mm::held;
+use mm::lock_check;
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, Ordering, Turn, TurnGuard};
+use mm::sync::{AtomicU32, Ordering, SleepLock, SleepLockGuard};
 
-/// Rank of a lock; taken in rising order.
+/// LockOrder of a lock; taken in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Rank {
+pub enum LockOrder {
     /// An inode's `fsync`, which locks address spaces.
     Sync = 0,
     /// An address space.
@@ -44,8 +44,8 @@ pub enum Rank {
 /// one change after the other keep everybody else out for as long as they go on, for they hold the metadata most of the
 /// time, and so most likely also when their time slice ends.
 #[derive(Debug, Default)]
-pub struct RankedLock<T> {
-    lock: Turn<T>,
+pub struct OrderedLock<T> {
+    lock: SleepLock<T>,
     /// How many have tried for long.
     starving: AtomicU32,
 }
@@ -53,10 +53,10 @@ pub struct RankedLock<T> {
 /// So many tries are long.
 const LONG: u32 = 8;
 
-impl<T> RankedLock<T> {
+impl<T> OrderedLock<T> {
     /// A lock that nobody holds.
     pub fn new(value: T) -> Self {
-        Self { lock: Turn::new(value), starving: AtomicU32::new(0) }
+        Self { lock: SleepLock::new(value), starving: AtomicU32::new(0) }
     }
 
     /// The value, without a context, where it is nobody else's yet.
@@ -64,7 +64,7 @@ impl<T> RankedLock<T> {
         *self.lock.try_take().expect("nobody else has it yet") = value;
     }
 
-    fn take<M: Machine>(&self, machine: &M) -> TurnGuard<'_, T> {
+    fn take<M: Machine>(&self, machine: &M) -> SleepLockGuard<'_, T> {
         let (mut tries, mut starves) = (0, false);
         loop {
             // Relaxed: this only says who tries, and who tries takes the lock or does not.
@@ -105,7 +105,7 @@ impl Context {
     }
     /// A task that faults: its address space is locked.
     pub fn fault() -> Self {
-        Self { held: Cell::new(1 << Rank::Space as u8), reclaim: false }
+        Self { held: Cell::new(1 << LockOrder::Space as u8), reclaim: false }
     }
     /// Is this a task that looks for memory?
     pub fn is_reclaim(&self) -> bool {
@@ -118,7 +118,7 @@ impl Context {
     /// In debug builds, while memory is being reclaimed or with a lock held.
     #[track_caller]
     pub fn may_wait(&self, what: &str) {
-        held::assert_none(what);
+        lock_check::might_sleep(what);
         debug_assert!(!self.reclaim, "waits for {what} while memory is being reclaimed");
         debug_assert!(self.held.get() == 0, "waits for {what} with locks of ranks {:#b} held", self.held.get());
     }
@@ -128,37 +128,42 @@ impl Context {
     /// # Panics
     /// In debug builds, where a lock of the same or a higher rank is held.
     #[track_caller]
-    pub fn lock<'l, T, M: Machine>(&'l self, machine: &M, rank: Rank, lock: &'l RankedLock<T>) -> Ranked<'l, T> {
+    pub fn lock<'l, T, M: Machine>(
+        &'l self,
+        machine: &M,
+        rank: LockOrder,
+        lock: &'l OrderedLock<T>,
+    ) -> OrderedGuard<'l, T> {
         let bit = 1 << rank as u8;
-        held::assert_none("a lock of a file system");
+        lock_check::might_sleep("a lock of a file system");
         debug_assert!(self.held.get() < bit, "takes a lock of rank {rank:?} while it holds {:#b}", self.held.get());
         let guard = lock.take(machine);
         self.held.set(self.held.get() | bit);
-        Ranked { guard, context: self, bit }
+        OrderedGuard { guard, context: self, bit }
     }
 }
 
 /// A lock that is held.
-pub struct Ranked<'l, T> {
-    guard: TurnGuard<'l, T>,
+pub struct OrderedGuard<'l, T> {
+    guard: SleepLockGuard<'l, T>,
     context: &'l Context,
     bit: u8,
 }
 
-impl<T> Deref for Ranked<'_, T> {
+impl<T> Deref for OrderedGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
         &self.guard
     }
 }
 
-impl<T> DerefMut for Ranked<'_, T> {
+impl<T> DerefMut for OrderedGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.guard
     }
 }
 
-impl<T> Drop for Ranked<'_, T> {
+impl<T> Drop for OrderedGuard<'_, T> {
     fn drop(&mut self) {
         self.context.held.set(self.context.held.get() & !self.bit);
     }
