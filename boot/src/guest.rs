@@ -3,10 +3,10 @@
 use crate::backing::Ready;
 use crate::console::{Console, Echo, Gone};
 use crate::hang;
+use crate::host_request;
 use crate::machine::{Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
-use crate::wish;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::io::Write;
@@ -121,8 +121,8 @@ impl Guest {
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
         let reader = console.clone().read_from(stdout, stderr, echo);
-        if machine.promises_wishes() {
-            wish::grant_all(console.clone(), qmp_socket.clone());
+        if machine.promises_host_requests() {
+            host_request::grant_all(console.clone(), qmp_socket.clone());
         }
         Ok(Self {
             stdin: child.stdin.take(),

@@ -13,21 +13,26 @@ pub mod console;
 pub mod fsimage;
 pub mod guest;
 pub mod hang;
+mod host_request;
 pub mod image;
 pub mod ktap;
+#[cfg(test)]
+mod links;
 pub mod machine;
+pub mod miri;
 pub mod mutants;
 pub mod outcome;
 pub mod paths;
 pub mod qmp;
 pub mod records;
+#[cfg(test)]
+mod rooms;
 pub mod run;
 pub mod size;
 pub mod suite;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
-mod wish;
 
 use std::process::ExitCode;
 

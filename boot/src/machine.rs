@@ -2,9 +2,9 @@
 
 use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options};
+use crate::host_request;
 use crate::paths::Firmware;
 use crate::size::{self, GIB, MIB, TIB};
-use crate::wish;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
 
-/// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/layout.rs`).
+/// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/mem/layout.rs`).
 const DIRECT_MAP_BYTES: u64 = 64 * TIB;
 
 /// A machine, and what its kernel is to do.
@@ -38,9 +38,9 @@ pub struct Machine {
     pub acpitables: Vec<PathBuf>,
     /// Start with the CPUs stopped, and listen for gdb here: a character device in QEMU's words.
     pub gdb: Option<String>,
-    /// Raise the machine check that the demonstration wishes for. Not in deterministic mode, in which it would come at
+    /// Raise the machine check that the demonstration asks for. Not in deterministic mode, in which it would come at
     /// another instruction each time.
-    pub grants_wishes: bool,
+    pub grants_host_requests: bool,
     /// How long the guest may take before it counts as hung.
     pub timeout: Option<Duration>,
 }
@@ -58,7 +58,7 @@ impl Default for Machine {
             append: Vec::new(),
             acpitables: Vec::new(),
             gdb: None,
-            grants_wishes: true,
+            grants_host_requests: true,
             timeout: Some(Duration::from_secs(300)),
         }
     }
@@ -115,7 +115,7 @@ impl Machine {
             append: options.append.clone(),
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
-            grants_wishes: true,
+            grants_host_requests: true,
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         };
         machine.check_window()?;
@@ -129,9 +129,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Is the kernel told that its wishes are granted?
-    pub(crate) fn promises_wishes(&self) -> bool {
-        self.grants_wishes && self.mode == Mode::Demo && !self.deterministic
+    /// Is the kernel told that its requests are granted?
+    pub(crate) fn promises_host_requests(&self) -> bool {
+        self.grants_host_requests && self.mode == Mode::Demo && !self.deterministic
     }
 
     /// The kernel's boot options, in the form in which they go through fw_cfg.
@@ -141,8 +141,8 @@ impl Machine {
         if self.deterministic {
             words.push("deterministic=1".into());
         }
-        if self.promises_wishes() {
-            words.push(format!("wishes={}", wish::PATIENCE_S));
+        if self.promises_host_requests() {
+            words.push(format!("host_requests={}", host_request::PATIENCE_S));
         }
         words.extend(self.append.iter().filter(|word| !word.is_empty()).cloned());
         words.join(" ")
@@ -297,7 +297,7 @@ mod tests {
             "-m size=512M,slots=1,maxmem=3072M",
             "size=1073872896,id=pmem0",
             "label-size=131072",
-            "string=mode=demo wishes=60",
+            "string=mode=demo host_requests=60",
             "file=a,,b",
         ] {
             assert!(line.contains(part), "{part:?} is not in {line}");

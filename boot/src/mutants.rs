@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A fault is switched on by `<PACKAGE>_MUTANT=name` in the environment of a test. For each fault every named test
-//! must fail with it and pass without it. A test whose binary's name begins with `loom` is a model.
+//! must fail with it and pass without it. A test whose binary's name begins with `loom` is a model, which loom runs, or
+//! shuttle where `shuttle:` stands before it.
 
 use crate::paths;
 use crate::tally::Counts;
@@ -21,11 +22,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The packages that have such a list.
-const PACKAGES: [&str; 3] = ["mm", "dax", "fs"];
+const PACKAGES: [&str; 4] = ["mm", "dax", "fs", "sched"];
 /// What turns the faults of all packages on, as far as a variable can choose them.
 const FEATURES: &str = "-Fmm/emu,dax/mutants";
 /// A test that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Schedules that shuttle has to find a fault in.
+const SCHEDULES: &str = "20000";
 
 /// A deliberate fault.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +39,32 @@ struct Fault {
     what: String,
     /// `binary::test`, or `binary` for all its tests.
     tests: Vec<String>,
+}
+
+/// What runs the tests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Runner {
+    /// Plain threads.
+    Host,
+    /// The tests in files that begin with `loom`.
+    Loom,
+    /// The same.
+    Shuttle,
+}
+
+impl Runner {
+    /// Where it builds, under the directory for what is built; the word for the compiler as well.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Loom => "loom",
+            Self::Shuttle => "shuttle",
+        }
+    }
+    /// What stands before the name of a test.
+    fn prefix(self) -> &'static str {
+        if self == Self::Shuttle { "shuttle:" } else { "" }
+    }
 }
 
 /// Test programs by package and name, with the directory that they run in.
@@ -65,8 +95,10 @@ pub fn job() -> Result<u8> {
 /// The lists cannot be read, or the tests do not build.
 pub fn run() -> Result<Counts> {
     let faults = faults()?;
-    let mut binaries = build(false)?;
-    binaries.extend(build(true)?);
+    let mut binaries = Binaries::new();
+    for runner in [Runner::Host, Runner::Loom, Runner::Shuttle] {
+        binaries.extend(build(runner)?);
+    }
     let mut counts = Counts::default();
     let mut clean = BTreeMap::new();
     println!("{:<6} {:<26} {:<72} caught by", "where", "fault", "what is wrong");
@@ -128,21 +160,22 @@ fn parse(package: &str, text: &str) -> Result<Vec<Fault>> {
 }
 
 /// Builds the tests, or the models, and finds their programs.
-fn build(models: bool) -> Result<Binaries> {
+fn build(runner: Runner) -> Result<Binaries> {
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics", FEATURES]);
     cargo.args(PACKAGES.map(|package| format!("-p{package}")));
     cargo.current_dir(paths::root()).env_remove("RUSTC_BOOTSTRAP").env_remove("RUSTFLAGS");
-    let place = if models { "loom" } else { "host" };
+    let models = runner != Runner::Host;
     if models {
-        cargo.args(["--release", "--test", "loom*"]).env("RUSTFLAGS", "--cfg loom");
+        cargo.args(["--release", "--test", "loom*"]).env("RUSTFLAGS", format!("--cfg {}", runner.word()));
     }
-    cargo.env("CARGO_TARGET_DIR", paths::target().join(place));
+    cargo.env("CARGO_TARGET_DIR", paths::target().join(runner.word()));
     let output = cargo.stderr(Stdio::inherit()).output().context("cargo cannot be started")?;
     ensure!(output.status.success(), "the tests do not build");
     let lines = String::from_utf8_lossy(&output.stdout);
     let programs = lines.lines().filter_map(|line| program(&serde_json::from_str(line).ok()?));
-    Ok(programs.filter(|((_, name), _)| name.starts_with("loom") == models).collect())
+    let ours = programs.filter(|((_, name), _)| name.starts_with("loom") == models);
+    Ok(ours.map(|((package, name), program)| ((package, format!("{}{name}", runner.prefix())), program)).collect())
 }
 
 /// The test program that a message of cargo tells of.
@@ -164,6 +197,9 @@ fn attempt(binaries: &Binaries, fault: &Fault, test: &str, with_fault: bool) -> 
     command.current_dir(directory).args(name).env("RUST_BACKTRACE", "0").stderr(Stdio::null());
     if name.is_some() {
         command.arg("--exact");
+    }
+    if test.starts_with(Runner::Shuttle.prefix()) {
+        command.env("UNPLUG_SCHEDULES", SCHEDULES);
     }
     let variable = format!("{}_MUTANT", fault.package.to_uppercase());
     if with_fault {
@@ -235,9 +271,28 @@ mod tests {
     #[test]
     fn the_lists_of_the_packages_can_be_read() {
         let faults = faults().unwrap();
-        for (package, nr) in [("mm", 12), ("dax", 1), ("fs", 20)] {
+        for (package, nr) in [("mm", 12), ("dax", 1), ("fs", 20), ("sched", 10)] {
             assert!(faults.iter().filter(|fault| fault.package == package).count() >= nr, "{package}");
         }
+    }
+
+    /// A name with a slip in it would be a test that neither passes nor fails, which only the full run notices.
+    #[test]
+    fn the_models_that_catch_a_fault_exist() {
+        let mut by_shuttle = 0;
+        for fault in faults().unwrap() {
+            for test in &fault.tests {
+                by_shuttle += u32::from(test.starts_with("shuttle:"));
+                let test = test.trim_start_matches("shuttle:");
+                let Some((file, name)) = test.split_once("::").filter(|(file, _)| file.starts_with("loom")) else {
+                    continue;
+                };
+                let path = paths::root().join(format!("kernel/{}/tests/{file}.rs", fault.package));
+                let text = std::fs::read_to_string(&path).unwrap();
+                assert!(text.contains(&format!("fn {name}()")), "{}: there is no model {test}", fault.name);
+            }
+        }
+        assert!(by_shuttle > 10, "faults of interleaving are shown to both checkers");
     }
 
     /// One row for each fault, which says what the list says; and no row of a fault that is no more.

@@ -1,20 +1,22 @@
 //! The job `test`: every check and test of the project, one stage after the other.
 //!
-//! Three directories for what is built keep the stages from undoing each other's work, because cargo builds everything
+//! Five directories for what is built keep the stages from undoing each other's work, because cargo builds everything
 //! again when the flags change: the front door's own (the kernel and this program, with unstable features), `host` (the
-//! tests of the portable packages, as any stable toolchain would build them) and `loom`.
+//! tests of the portable packages, as any stable toolchain would build them), `loom`, `shuttle` and `miri`.
 
 use crate::cli::Cli;
 use crate::paths::{self, Profile};
 use crate::tally::{Counts, Kind, Tally};
-use crate::{build, image, mutants};
+use crate::{build, image, miri, mutants};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 4] = ["-pmm", "-pdax", "-pnvdimm", "-pfs"];
+const PORTABLE: [&str; 5] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-psched"];
+/// The packages that have tests for Miri.
+const MIRI: [&str; 2] = ["-pmm", "-pdax"];
 
 /// Runs all of it and says with which status this program ends.
 ///
@@ -26,9 +28,11 @@ pub fn run(cli: &Cli) -> Result<u8> {
     lint(&mut tally);
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-Fmm/emu", "--no-fail-fast"]);
-    tally.stage("unit tests: mm, dax, nvdimm, fs", Kind::Tests, full(&mut portable, options.full));
+    tally.stage("unit tests: mm, dax, nvdimm, fs, sched", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
-    tally.stage("loom models", Kind::Tests, full(&mut loom(), options.full));
+    tally.stage("loom models", Kind::Tests, full(&mut models("loom"), options.full));
+    tally.stage("shuttle models", Kind::Tests, full(&mut models("shuttle"), options.full));
+    under_miri(&mut tally, miri::find(), options.full);
     if options.full {
         deliberate_faults(&mut tally);
     }
@@ -70,7 +74,7 @@ fn release_build(tally: &mut Tally, quiet: bool) {
     }
 }
 
-/// Format, and the lints of both worlds with every warning an error.
+/// Format, the lints of both worlds and the documentation, with every warning an error.
 fn lint(tally: &mut Tally) {
     tally.stage("format", Kind::Check, host_cargo("fmt").args(["--all", "--check"]));
     let mut host = host_cargo("clippy");
@@ -78,6 +82,9 @@ fn lint(tally: &mut Tally) {
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
+    let mut pages = host_cargo("doc");
+    pages.args(PORTABLE).args(["-Fmm/emu", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings");
+    tally.stage("documentation: mm, dax, nvdimm, fs, sched", Kind::Check, &mut pages);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.
@@ -99,12 +106,25 @@ fn host_cargo(verb: &str) -> Command {
     command
 }
 
-/// The model checker's tests: those in files whose name begins with `loom`.
-fn loom() -> Command {
+/// The models under a `checker`, loom or shuttle: the tests in files whose name begins with `loom`.
+fn models(checker: &str) -> Command {
     let mut command = host_cargo("test");
-    command.args(["--release", "-pmm", "-pdax", "-pfs", "--test", "loom*", "--no-fail-fast"]);
-    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target().join("loom"));
+    command.args(["--release", "-pmm", "-pdax", "-pfs", "-psched", "--test", "loom*", "--no-fail-fast"]);
+    command.env("RUSTFLAGS", format!("--cfg {checker}")).env("CARGO_TARGET_DIR", paths::target().join(checker));
     command
+}
+
+/// The small tests with two threads under Miri, where it is installed: once each, and with many seeds if all is wanted.
+fn under_miri(tally: &mut Tally, toolchain: Option<miri::Toolchain>, all: bool) {
+    let Some(toolchain) = toolchain else {
+        eprintln!("\n{}", miri::SKIPPED);
+        tally.record("Miri", Counts { skipped: 1, ..Counts::default() }, Duration::ZERO);
+        return;
+    };
+    tally.stage("Miri", Kind::Tests, &mut toolchain.tests(&MIRI, None));
+    if all {
+        tally.stage("Miri, 32 seeds", Kind::Check, &mut toolchain.tests(&MIRI, Some("1..33")));
+    }
 }
 
 /// Tests which start QEMU: two at a time, and each knows what to boot.
@@ -118,4 +138,40 @@ fn end_to_end(test: &str, kernel: &Path, image: &Path) -> Command {
 /// Tells tests by `UNPLUG_FULL` that the slow cases are wanted too.
 fn full(command: &mut Command, wanted: bool) -> &mut Command {
     if wanted { command.env("UNPLUG_FULL", "1") } else { command.env_remove("UNPLUG_FULL") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(command: &Command, name: &str) -> Option<String> {
+        let value = command.get_envs().find(|(key, _)| *key == name)?.1?;
+        Some(value.to_string_lossy().into_owned())
+    }
+
+    /// The counts say that it was passed over, and it makes the run neither good nor bad.
+    #[test]
+    fn miri_is_skipped_where_it_is_not_installed() {
+        let mut tally = Tally::new(true);
+        under_miri(&mut tally, None, true);
+        assert_eq!(tally.total(), Counts { passed: 0, failed: 0, skipped: 1 });
+        assert!(!tally.finish(), "nothing passed");
+        tally.record("another", Counts::one(true), Duration::ZERO);
+        assert!(tally.finish());
+    }
+
+    #[test]
+    fn each_checker_builds_in_a_directory_of_its_own() {
+        for checker in ["loom", "shuttle"] {
+            let command = models(checker);
+            assert_eq!(variable(&command, "RUSTFLAGS"), Some(format!("--cfg {checker}")));
+            assert!(variable(&command, "CARGO_TARGET_DIR").unwrap().ends_with(&format!("/{checker}")));
+        }
+    }
+
+    #[test]
+    fn the_slow_cases_are_asked_for_by_a_variable() {
+        assert_eq!(variable(full(&mut models("shuttle"), true), "UNPLUG_FULL"), Some("1".into()));
+        assert_eq!(variable(full(&mut models("shuttle"), false), "UNPLUG_FULL"), None);
+    }
 }

@@ -54,6 +54,12 @@ impl Tally {
         Self { quiet, ..Self::default() }
     }
 
+    /// All that was counted so far.
+    #[must_use]
+    pub fn total(&self) -> Counts {
+        self.total
+    }
+
     /// Runs one stage and says whether nothing in it failed. A command that cannot be started is a failure, not an
     /// error: the other stages still run.
     pub fn stage(&mut self, name: &str, kind: Kind, command: &mut Command) -> bool {

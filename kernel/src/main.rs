@@ -7,71 +7,17 @@
 
 extern crate alloc;
 
-mod acpi;
 mod bench;
-mod bench_flush;
-mod bench_gup;
-mod bench_removal;
-mod bench_zap;
+mod bringup;
 mod console;
+mod cpu;
 mod demo;
-mod devices;
-mod exit;
-mod fs_device;
-mod fsload;
-mod fwcfg;
-mod heap;
-mod image;
-mod kstack;
 mod ktest;
-mod ktests_dax;
-mod ktests_dax_pages;
-mod ktests_dax_race;
-mod ktests_fail;
-mod ktests_fs;
-mod ktests_fs_removal;
-mod ktests_fs_sync;
-mod ktests_ground;
-mod ktests_mm;
-mod ktests_mm_gup;
-mod ktests_mm_map;
-mod ktests_mm_tlb;
-mod ktests_pins;
-mod ktests_protection;
-mod ktests_signals;
-mod ktests_stress;
-mod ktests_tasks;
-mod ktests_virtio;
-mod layout;
-mod lock;
-mod machine;
-mod memory;
-mod memory_error;
-mod memory_map;
-mod mounts;
-mod options;
-mod paging;
-mod panic;
-mod pci;
-mod percpu;
-mod pmem_host;
-mod random;
-mod removals;
-mod reserve;
-mod ring;
-mod sched;
+mod mem;
+mod pmem;
 mod shell;
-mod shell_devices;
-mod shell_fail;
-mod shell_fs;
-mod shell_pins;
-mod smp;
 mod task;
-mod time;
 mod trap;
-mod user;
-mod virtio;
-mod wait;
 
 use alloc::vec::Vec;
 
@@ -83,9 +29,17 @@ use dax::device::DataCache;
 use mm::addr::PhysAddr;
 use spin::Once;
 
-use crate::kstack::Stack;
-use crate::options::{Mode, Options};
-use crate::percpu::PerCpu;
+use crate::bringup::options::{self, Mode, Options};
+use crate::bringup::{acpi, fwcfg, memory_map, smp};
+use crate::console::{report, ring};
+use crate::cpu::{exit, lock, percpu, time};
+use crate::mem::kstack::Stack;
+use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
+use crate::pmem::{devices, mounts};
+use crate::shell::runs::Runs;
+use crate::task::runner::{self, Runner};
+use crate::task::{sched, services, tcb};
+use crate::trap::memory_error::{self, Listener};
 
 static BOOTLOADER_CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
@@ -103,7 +57,6 @@ bootloader_api::entry_point!(start, config = &BOOTLOADER_CONFIG);
 
 /// What the later stages need of what the first found out.
 struct Found {
-    options: Options,
     features: Features,
     rsdp: Option<u64>,
     heap_bytes: usize,
@@ -125,8 +78,8 @@ fn start(boot: &'static mut BootInfo) -> ! {
     early_tables();
     let features = Features::detect();
     smp::quiesce(&features);
-    let options = read_options();
-    if options.deterministic {
+    options::set(read_options());
+    if options::get().deterministic {
         smp::halt_once();
         time::start();
         // Exactly one nanosecond for each tick: what could be measured would be off by a rounding.
@@ -163,7 +116,6 @@ fn start(boot: &'static mut BootInfo) -> ! {
     let stack_top = stack.top();
     let rsdp = boot.rsdp_addr.into_option();
     FOUND.call_once(|| Found {
-        options,
         features,
         rsdp,
         heap_bytes,
@@ -181,11 +133,11 @@ fn early_tables() {
     #[repr(align(16))]
     struct Early([[u8; 16 << 10]; NR_IST]);
     static mut STACKS: Early = Early([[0; 16 << 10]; NR_IST]);
-    static mut AREA: PerCpu = PerCpu::new(0);
+    static mut AREA: Runner = Runner::new(0);
     static mut TABLES: Option<CpuTables> = None;
     // SAFETY: called once, by the only CPU that runs; each static is used through these pointers alone.
     unsafe {
-        percpu::install(&raw mut AREA);
+        runner::install(&raw mut AREA);
         let stacks = &raw mut STACKS;
         let tops = core::array::from_fn(|n| (&raw mut (*stacks).0[n]).add(1) as u64);
         let tables = &raw mut TABLES;
@@ -229,7 +181,8 @@ fn too_little_memory() -> ! {
 
 /// Second stage: on our own stack and page tables; one CPU, interrupts off, no tasks.
 extern "C" fn on_own_tables() -> ! {
-    let Found { options, features, rsdp, heap_bytes, direct_map_leaves, boot_stack } = found();
+    let Found { features, rsdp, heap_bytes, direct_map_leaves, boot_stack } = found();
+    let options = options::get();
     let (ram, usable) = memory::ram_bytes();
     report!("memory ram_bytes={ram} usable_bytes={usable} heap_bytes={heap_bytes}");
     log::info!(target: "memory", "{} MiB of RAM, {} MiB usable; heap of {} KiB", ram >> 20, usable >> 20, heap_bytes >> 10);
@@ -250,8 +203,10 @@ extern "C" fn on_own_tables() -> ! {
         .and_then(|info| info.madt.as_ref())
         .map_or_else(Vec::new, |madt| madt.cpus.iter().map(|cpu| cpu.apic_id).collect());
     machine::init(apic_ids.len().max(1));
+    services::start();
     time::set_deterministic(options.deterministic);
     let cache = if options.dax_aliasing { DataCache::Aliasing } else { DataCache::Coherent };
+    mounts::start();
     devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits, cache);
     smp::init_boot_cpu(features);
     let (tsc_hz, timer_hz) = time::rates();
@@ -292,23 +247,35 @@ fn print_features(features: &Features) {
 }
 
 /// Third stage: a task like every other.
-fn main_task() -> task::Exit {
+fn main_task() -> tcb::Exit {
     let silent = smp::test_interrupts();
     let others = percpu::online().len() - 1;
     log::info!(target: "smp", "{} of {others} other CPUs have acknowledged an interrupt", others - silent.len());
     report!("ipi sent={others} silent={}", silent.len());
     assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
-    memory_error::start();
-    found().options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
+    let frames = devices::slots().iter().map(|slot| slot.frames);
+    memory_error::start(
+        frames,
+        Listener {
+            holders: |pfn| {
+                mounts::media_failure(pfn);
+            },
+            devices: devices::keep_bad_blocks,
+        },
+    );
+    let options = options::get();
+    options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();
-    let options = &found().options;
     match options.mode {
         Mode::Test => {
-            let summary = ktest::run(&options.tests);
+            let summary = ktest::runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }
-        Mode::Shell => shell::run(),
-        Mode::Demo => exit::now(if demo::run(options.wishes_s) { exit::SUCCESS } else { exit::FAILURE }),
+        // Whoever types there promises nothing: no request is granted.
+        Mode::Shell => {
+            shell::run(Runs { tests: |glob| ktest::runner::run(glob).failed, demo: || demo::run(0) });
+        }
+        Mode::Demo => exit::now(if demo::run(options.host_requests_s) { exit::SUCCESS } else { exit::FAILURE }),
         Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

@@ -6,9 +6,14 @@ use boot::machine::Machine;
 use boot::outcome::Outcome;
 use boot::size::{MIB, TIB};
 
-/// The steps of a removal, in the order of the specification.
+/// The steps of a removal whose order the specification says; others may stand between them.
 const STEPS: [&str; 8] =
     ["stop_io", "kill_dax", "invalidate", "shootdown", "drain", "free_metadata", "unmap_direct_map", "release"];
+
+/// How many steps an attach or a removal has, as each of its lines says.
+fn nr_steps(outcome: &Outcome, topic: &str) -> u64 {
+    records(outcome, topic)[0].number("of").unwrap_or_else(|| panic!("no number of steps\n{}", tail(outcome)))
+}
 
 /// What every demonstration shows, whatever the machine: four removals, by range, by frame, from a task that maps one
 /// page, and from under a file system, each with all its steps.
@@ -20,11 +25,14 @@ fn assert_whole_story(outcome: &Outcome, cpus: usize, raised_by: &str) {
     // Of the device that goes under load: others, which the bystanders use, go at the end.
     let steps: Vec<_> =
         records(outcome, "removal").into_iter().filter(|step| step.get("device") == Some("pmem0")).collect();
-    let names: Vec<_> = steps.iter().filter_map(|step| step.get("step")).collect();
+    let of = nr_steps(outcome, "removal");
+    assert!(steps.iter().map(|step| step.number("n")).eq((0..4).flat_map(|_| (1..=of).map(Some))), "{steps:#?}");
+    let names: Vec<_> = steps.iter().filter_map(|step| step.get("step").filter(|name| STEPS.contains(name))).collect();
     assert_eq!(names, [STEPS; 4].concat());
     let troubled = steps.iter().find(|step| step.number("problem") != Some(0));
     assert_eq!(troubled, None);
-    let [ranged, perframe] = [&steps[..8], &steps[8..16]].map(|steps| steps[3].number("rounds"));
+    let mut shootdowns = steps.iter().filter(|step| step.get("step") == Some("shootdown"));
+    let [ranged, perframe] = [(); 2].map(|()| shootdowns.next().and_then(|step| step.number("rounds")));
     assert_eq!(ranged, Some(1), "one shootdown for the whole device");
     assert!(perframe.is_some());
     // One long-term pin in each round, whose owner does not listen.
@@ -67,11 +75,15 @@ fn assert_lines_are_whole(outcome: &Outcome) {
 fn assert_page(outcome: &Outcome) {
     let [act] = &records(outcome, "page")[..] else { panic!("not one line of the page\n{}", tail(outcome)) };
     let number = |key| act.number(key).unwrap_or_else(|| panic!("no {key} in {act}"));
-    // 11 steps of attach, the device-dax file among them, and 8 of removal.
-    assert_eq!(["faults", "leaks", "users", "sigbus", "bad_sectors"].map(number), [19, 0, 2, 2, 8], "{act}");
+    // Each step of attach, the device-dax file that comes after them, and each of removal.
+    let (attach, removal) = (nr_steps(outcome, "attach"), nr_steps(outcome, "removal"));
+    let faults = attach + 1 + removal;
+    assert_eq!(["faults", "leaks", "users", "sigbus", "bad_sectors"].map(number), [faults, 0, 2, 2, 8], "{act}");
     assert_eq!(["same", "told", "read_on", "io_error", "healed"].map(number), [1; 5], "{act}");
     assert_eq!(records(outcome, "memory_failure").len(), 1, "{}", tail(outcome));
-    for words in ["  1/8 stop_io: ", "  mapped by neighbour (space ", "  used by neighbour (task ", "  8/8 release: "] {
+    let ends = [format!("  1/{removal} stop_io: "), format!("  {removal}/{removal} release: ")];
+    for words in ends.iter().map(String::as_str).chain(["  mapped by neighbour (space ", "  used by neighbour (task "])
+    {
         assert!(outcome.console.iter().any(|line| line.starts_with(words)), "{words:?}\n{}", tail(outcome));
     }
 }
@@ -85,9 +97,9 @@ fn assert_raised(outcome: &Outcome, by: &str) {
     assert!(lost.is_some() && check.number("addr") == lost.map(|pfn| pfn << 12), "{check}");
 }
 
-/// How many wishes the kernel had.
-fn wishes(outcome: &Outcome) -> usize {
-    records(outcome, "wish").len()
+/// How many requests the kernel had.
+fn host_requests(outcome: &Outcome) -> usize {
+    records(outcome, "host_request").len()
 }
 
 /// The file system was told before the device died, and told every task in its turn; each task ended as its kind has to;
@@ -153,16 +165,17 @@ fn assert_tasks(outcome: &Outcome) {
 fn with_cpus(smp: u32) {
     let outcome = run(&Machine { smp, ..machine() });
     assert_whole_story(&outcome, smp as usize, "host");
-    assert_eq!(wishes(&outcome), 1, "{}", tail(&outcome));
+    assert_eq!(host_requests(&outcome), 1, "{}", tail(&outcome));
 }
 
-/// A promise that is not kept: nobody raises the machine check that the kernel wishes for, and so it does so itself. (That
+/// A promise that is not kept: nobody raises the machine check that the kernel asks for, and so it does so itself. (That
 /// it does so at once where nothing was promised is seen in deterministic mode.)
 #[test]
-fn one_cpu_and_nobody_who_grants_a_wish() {
-    let outcome = run(&Machine { smp: 1, grants_wishes: false, append: vec!["wishes=1".into()], ..machine() });
+fn one_cpu_and_nobody_who_grants_a_host_request() {
+    let outcome =
+        run(&Machine { smp: 1, grants_host_requests: false, append: vec!["host_requests=1".into()], ..machine() });
     assert_whole_story(&outcome, 1, "kernel");
-    assert_eq!(wishes(&outcome), 1, "{}", tail(&outcome));
+    assert_eq!(host_requests(&outcome), 1, "{}", tail(&outcome));
 }
 
 /// Only lines for programs are left, and warnings: the demonstration has one, of the page that it loses.
@@ -204,13 +217,13 @@ fn with_lent_memory_beside_the_nvdimm() {
 
 /// Deterministic mode on one CPU is what its name says: two runs print the same bytes. With several CPUs QEMU 7.2 lets
 /// the host's clock into the turns that they take, in ways that docs/testing.md lists as far as they are known. The
-/// kernel has no wish then: the host would grant it at another instruction each time.
+/// kernel asks for nothing then: the host would grant it at another instruction each time.
 #[test]
 fn deterministic_twice_is_the_same_to_the_byte() {
     let machine = Machine { smp: 1, deterministic: true, ..machine() };
     let (first, second) = (run(&machine), run(&machine));
     assert_whole_story(&first, 1, "kernel");
-    assert_eq!(wishes(&first), 0, "{}", tail(&first));
+    assert_eq!(host_requests(&first), 0, "{}", tail(&first));
     for (number, (one, other)) in first.console.iter().zip(&second.console).enumerate() {
         assert_eq!(one, other, "line {}", number + 1);
     }

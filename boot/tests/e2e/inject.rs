@@ -27,7 +27,7 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     let starved = command(&mut guest, "remove pmem0");
     assert!(starved.iter().any(|line| line.contains("the report is kept in the reserve")), "{starved:?}");
     let kept = command(&mut guest, "removal pmem0");
-    assert!(kept.iter().any(|line| line.contains("  8/8 release: ")), "{kept:?}");
+    assert!(kept.iter().any(|line| line.contains(" release: ")), "{kept:?}");
     let refused = command(&mut guest, "attach 0");
     assert!(refused.iter().any(|line| line.contains("the report of its removal is kept no longer")), "{refused:?}");
     assert!(refused.last().is_some_and(|line| line.ends_with("memory ran out")), "{refused:?}");
@@ -40,7 +40,7 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     let phases: Vec<_> = removal.iter().filter(|line| line.starts_with("@kill")).collect();
     assert!(phases.len() == 5 && phases[1].contains("phase=holders_told told=0 failed=0"), "{removal:?}");
     let kept = command(&mut guest, "removal 0");
-    let words = ["removal of pmem0 (idle)", "  1/8 stop_io: ", "first attempt was made to fail"];
+    let words = ["removal of pmem0 (idle)", " stop_io: ", "first attempt was made to fail"];
     assert!(words.iter().all(|words| kept.iter().any(|line| line.contains(words))), "{kept:?}");
     for (bad, line) in [
         ("removal 1", "no report of a removal is kept"),

@@ -25,7 +25,7 @@ fn a_holder_is_listed_limited_and_revoked() {
         "pins",
         &[
             &["8 pages from frame", "long-term (registration 1) by holder at", "0 pages count, 8 are exempt"],
-            &["@pin owner=holder place=kernel/src/shell_pins.rs:", "term=long registration=1", "exempt=8"],
+            &["@pin owner=holder place=kernel/src/shell/pins.rs:", "term=long registration=1", "exempt=8"],
             &["1 holders, 8 pins in all"],
             &["@registration key=1 owner=holder", "pages=8 grace_ns=50000000 state=live"],
             &["@account owner=holder limit=2048 used=0 exempt=8"],

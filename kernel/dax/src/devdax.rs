@@ -8,15 +8,40 @@
 use alloc::sync::Arc;
 
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
-use mm::world::Mm;
 
 use crate::device::{DaxDevice, DaxError, DaxUse};
 use crate::mutant::Mutant;
 
 /// A DAX device as a file.
+///
+/// ```
+/// use std::sync::Arc;
+/// use dax::devdax::{DevDax, OpenOptions};
+/// use dax::device::{DataCache, alloc_dax};
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, FaultError, SigBusCause, VmOps};
+///
+/// let mm = emu::context(1);
+/// let map = &Frames::new(&mm, Pfn::new(0x10_0000), 512).map;
+/// let live = alloc_dax("dax0.0", map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let file: Arc<dyn VmOps<_>> =
+///     DevDax::new(&mm, live.device(), PageSize::Size4K).unwrap().open(OpenOptions::default()).unwrap();
+///
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 2 * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+/// let task = Task::start(&space, 0);
+/// task.store(va, 1).unwrap();
+/// drop(live); // which kills the device
+/// let second = VirtAddr::new(va.as_u64() + PAGE_SIZE);
+/// let sigbus = FaultError::SigBus { addr: second, len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
+/// assert_eq!(task.load(second), Err(sigbus));
+/// ```
 pub struct DevDax<M: Machine> {
     device: Arc<DaxDevice>,
     mapping: Arc<Mapping<M>>,
@@ -32,13 +57,18 @@ impl<M: Machine> DevDax<M> {
     /// [`DaxError::Misaligned`] where a range of frames does not begin at a multiple of `alignment`, or one that is
     /// not the last does not end at one: leaves of that size would not fit. [`DaxError::OutOfRange`] where the
     /// device is smaller than one such leaf.
-    pub fn new(mm: &Arc<Mm<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
+    pub fn new(mm: &Arc<MmContext<M>>, device: &Arc<DaxDevice>, alignment: PageSize) -> Result<Arc<Self>, DaxError> {
         check_alignment(device, alignment)?;
         let nr_pages = (device.size_bytes() >> PAGE_SHIFT) & !(alignment.nr_pages() - 1);
         if nr_pages == 0 {
             return Err(DaxError::OutOfRange { size: device.size_bytes() });
         }
-        Ok(Arc::new(Self { device: Arc::clone(device), mapping: Mapping::new(mm), alignment, nr_pages }))
+        Ok(Arc::new(Self {
+            device: Arc::clone(device),
+            mapping: Mapping::new(mm, device.pagemap()),
+            alignment,
+            nr_pages,
+        }))
     }
     /// The device.
     pub fn device(&self) -> &Arc<DaxDevice> {

@@ -93,6 +93,26 @@ pub fn check_supported(kind: MemoryKind, cache: DataCache) -> Result<(), DaxErro
 /// Makes a DAX device over the frames of `map`, alive at once. Offsets run through the page map's ranges in rising
 /// order, without gaps.
 ///
+/// ```
+/// use dax::device::{DataCache, DaxError, alloc_dax};
+/// use dax::kill::kill_dax;
+/// use mm::addr::Pfn;
+/// use mm::emu::{self, Frames};
+///
+/// let mm = emu::context(1);
+/// let frames = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let live = alloc_dax("dax0.0", &frames.map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let device = live.device().clone();
+/// let user = device.open().unwrap();
+///
+/// // It is killed once, for its owner's handle is used up; the other one can be asked what this one could not.
+/// let (dead, _) = kill_dax(live, &mut core::hint::spin_loop, &mut |_, _| ());
+/// assert_eq!(device.open().err(), Some(DaxError::NoSuchDevice));
+/// assert!(!dead.is_idle());
+/// drop(user);
+/// assert!(dead.is_idle(), "nobody can open it again, so this is final");
+/// ```
+///
 /// # Errors
 /// [`DaxError::NotSupported`]: see [`check_supported`]. For a driver that has another way to reach the memory
 /// that is not fatal: the device comes up without DAX.
@@ -278,6 +298,23 @@ impl DaxDevice {
 }
 
 /// Proof that the device is alive, and stays so until this is dropped.
+///
+/// ```
+/// use dax::device::{DataCache, DaxError, alloc_dax};
+/// use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+/// use mm::pagemap::{DevPagemap, MemoryKind};
+///
+/// let mm = mm::emu::context(1);
+/// // A device in two pieces: its offsets run through both.
+/// let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
+/// let map = DevPagemap::new(MemoryKind::DevDax, [frames(0x10_0000, 2), frames(0x20_0000, 6)]).unwrap();
+/// let live = alloc_dax("dax0.0", &map, DataCache::Coherent, &mm.ledger).unwrap();
+///
+/// let guard = live.device().read_lock().unwrap();
+/// assert_eq!(guard.direct_access(PAGE_SIZE, 4 * PAGE_SIZE), Ok(frames(0x10_0001, 1)), "what lies in a row");
+/// assert_eq!(guard.direct_access(2 * PAGE_SIZE, 4 * PAGE_SIZE), Ok(frames(0x20_0000, 4)));
+/// assert_eq!(guard.direct_access(8 * PAGE_SIZE, PAGE_SIZE), Err(DaxError::OutOfRange { size: 8 * PAGE_SIZE }));
+/// ```
 #[derive(Debug)]
 #[must_use = "the device may go away once this is dropped"]
 pub struct LiveGuard<'d> {
@@ -381,6 +418,24 @@ impl Registration {
     /// The device that is held.
     pub fn device(&self) -> &Arc<DaxDevice> {
         &self.user
+    }
+
+    /// For a holder that registers first and gets ready then, as a mount does: calls `ready`, by which the holder says to
+    /// itself that it is ready to be told, unless the device's removal has begun. Both are decided under the lock under
+    /// which a removal begins. So either the holder is ready when it is told, or it hears here that it is too late: none
+    /// answers "not ready", for good, and gets ready afterwards. `ready` must not call the device.
+    ///
+    /// # Errors
+    /// [`DaxError::NoSuchDevice`] once the removal has begun; `ready` has not been called then.
+    pub fn confirm(&self, ready: impl FnOnce()) -> Result<(), DaxError> {
+        let list = self.user.holders.lock();
+        let alive = self.user.state.load(Ordering::Acquire) == ALIVE || Mutant::ReadyNotRechecked.is_on();
+        let _list = (!Mutant::ReadyUnlocked.is_on()).then_some(list);
+        if alive {
+            ready();
+            return Ok(());
+        }
+        Err(DaxError::NoSuchDevice)
     }
 }
 

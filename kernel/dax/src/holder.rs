@@ -64,6 +64,31 @@ impl fmt::Display for NotifyError {
 impl core::error::Error for NotifyError {}
 
 /// Somebody who builds on a DAX device.
+///
+/// ```
+/// use std::sync::Arc;
+/// use dax::device::{DataCache, alloc_dax};
+/// use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
+/// use dax::kill::kill_dax;
+/// use mm::{addr::Pfn, emu::{self, Frames}};
+///
+/// struct FileSystem;
+/// impl Holder for FileSystem {
+///     fn name(&self) -> &str { "fs" }
+///     fn notify_failure(&self, offset: u64, len: u64, flags: NotifyFlags) -> Result<(), NotifyError> {
+///         assert_eq!((offset, len, flags), (0, dax::range::WHOLE, NotifyFlags::PRE_REMOVE));
+///         Err(NotifyError::Io)
+///     }
+/// }
+///
+/// let mm = emu::context(1);
+/// let frames = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let live = alloc_dax("dax0.0", &frames.map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let _registration = live.device().register_holder(Role::Owner, Arc::new(FileSystem)).unwrap();
+/// // Its answer is on record. It does not keep the device from dying.
+/// let (_dead, report) = kill_dax(live, &mut core::hint::spin_loop, &mut |_, _| ());
+/// assert_eq!(report.answers[0].to_string(), "fs: I/O error");
+/// ```
 pub trait Holder: Send + Sync {
     /// The name for reports.
     fn name(&self) -> &str;
@@ -83,7 +108,8 @@ pub trait Holder: Send + Sync {
     }
 }
 
-/// How a holder holds.
+/// How a holder holds. Who is not ready to be told when it registers says so later, by
+/// [`Registration::confirm`](crate::device::Registration::confirm).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// It owns the contents, as a file system does: there is at most one.

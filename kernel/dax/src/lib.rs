@@ -2,7 +2,7 @@
 //!
 //! How to read it: [`device`] is a DAX device, alive or dead; [`srcu`] is how its killer waits for those who are
 //! using it; [`holder`] is who must be told; [`kill`] is the order of telling, dying and waiting; [`devdax`] is the
-//! device as a file that tasks map; [`removal`] takes a device away from everybody; [`bay`] sees to it that this
+//! device as a file that tasks map; [`removal`] takes a device away from everybody; [`slot`] sees to it that this
 //! happens once; [`inject`] makes a step of it fail.
 //!
 //! States are types where they can be. A live device cannot be asked whether it is idle:
@@ -24,9 +24,9 @@ extern crate alloc;
 #[cfg(feature = "mutants")]
 extern crate std;
 
-pub mod bay;
+pub mod slot;
 // Not under the model checker, whose types keep an address space from crossing threads; `mm` models those parts.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod devdax;
 pub mod device;
 pub mod holder;
@@ -34,6 +34,6 @@ pub mod inject;
 pub mod kill;
 pub mod mutant;
 pub mod range;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod removal;
 pub mod srcu;

@@ -23,7 +23,8 @@ macro_rules! mutants {
 mutants! {
     /// A synchronizer reads the counter with a plain load. Caught by `loom_srcu`, all tests.
     SrcuPlainRead = "srcu_plain_read",
-    /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for`.
+    /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for` and
+    /// `shuttle:loom_srcu::a_reader_that_read_an_old_index_is_waited_for`.
     SrcuNoRecheck = "srcu_no_recheck",
     /// Leaving orders nothing. Caught by `loom_srcu`, all tests.
     SrcuRelaxedUnlock = "srcu_relaxed_unlock",
@@ -40,6 +41,15 @@ mutants! {
     /// A new user is let in while the holders are told. Caught by
     /// `device::one_owner_and_nobody_new_on_a_dying_device`.
     DyingLetsUsersIn = "dying_lets_users_in",
+    /// A holder that takes its time to get ready does not look whether the removal has begun meanwhile. Caught by
+    /// `loom_holder`, all tests, and `device::a_holder_that_gets_ready_is_told_or_hears_that_it_is_too_late`.
+    ReadyNotRechecked = "ready_not_rechecked",
+    /// It looks, but not under the lock under which the removal begins. Caught by
+    /// `loom_holder::a_holder_that_gets_ready_against_a_kill`.
+    ReadyUnlocked = "ready_unlocked",
+    /// A removal takes away what its device's own files map, and nothing that a holder has left. Caught by
+    /// `leftovers::what_a_holder_leaves_mapped_is_taken_away_whatever_it_answers`.
+    LeftoversStay = "leftovers_stay",
     /// The whole device is not recognised before its end is computed. Caught by `range`, two tests.
     WholeNotRecognised = "whole_not_recognised",
     /// The last byte of a range is lost. Caught by `range`, two tests.
@@ -55,7 +65,7 @@ mutants! {
     /// A removal asks for long-term pins and does not take them back. Caught by
     /// `registrations::an_owner_that_does_nothing_cannot_hold_a_removal_up`.
     PinsNotTakenBack = "pins_not_taken_back",
-    /// Who waits for the end of a removal does not. Caught by `bay::a_second_removal_is_refused_or_waits`.
+    /// Who waits for the end of a removal does not. Caught by `slot::a_second_removal_is_refused_or_waits`.
     SecondDoesNotWait = "second_does_not_wait",
 }
 

@@ -13,6 +13,16 @@ use crate::mutant::Mutant;
 pub const WHOLE: u64 = u64::MAX;
 
 /// A run of bytes with inclusive ends. Never empty.
+///
+/// ```
+/// use dax::range::ByteSpan;
+///
+/// let failed = ByteSpan::from_len(4096, 8192).unwrap();
+/// let part = ByteSpan::new(8192, u64::MAX).unwrap();
+/// let hit = failed.intersection(part).unwrap();
+/// assert_eq!((hit.first(), hit.last()), (8192, 12287));
+/// assert_eq!(hit.relative_to(part).unwrap().first(), 0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteSpan {
     first: u64,

@@ -25,7 +25,7 @@
 //!
 //! Model: `tests/loom_srcu.rs`, with one mutant for each of S1, S2, R3 and R5.
 
-use mm::sync::{AtomicU64, Ordering, Turn};
+use mm::sync::{AtomicU64, Ordering, SleepLock};
 
 use crate::mutant::Mutant;
 
@@ -37,7 +37,7 @@ pub struct Srcu {
     /// Readers inside, by the index that they read.
     readers: [AtomicU64; 2],
     /// One synchronizer at a time: a flip while another waits would send readers to the counter waited for.
-    turn: Turn<()>,
+    turn: SleepLock<()>,
 }
 
 impl Default for Srcu {
@@ -49,7 +49,11 @@ impl Default for Srcu {
 impl Srcu {
     /// No reader inside.
     pub fn new() -> Self {
-        Self { index: AtomicU64::new(0), readers: core::array::from_fn(|_| AtomicU64::new(0)), turn: Turn::new(()) }
+        Self {
+            index: AtomicU64::new(0),
+            readers: core::array::from_fn(|_| AtomicU64::new(0)),
+            turn: SleepLock::new(()),
+        }
     }
 
     /// Enters. Never waits: it starts again only when a synchronizer flipped the index in that very moment.

@@ -28,7 +28,7 @@ struct Took {
 /// Removes a device of `device_pages` that one space maps by `extents` VMAs of one leaf of `size` each, no two of them
 /// side by side. Every other CPU has the space loaded.
 fn removal(device_pages: u64, size: PageSize, extents: u64) -> Took {
-    let (emu, mm) = world(CPUS);
+    let (emu, mm) = machine(CPUS);
     // Frames that are aligned for the largest leaf.
     let attached = attach(&mm, &[frames(1 << 28, device_pages)], PageSize::Size4K).unwrap();
     let file = attached.file(OpenOptions::exactly(size));

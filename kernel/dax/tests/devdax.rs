@@ -19,7 +19,7 @@ use mm::space::{Access, FaultError, MapError, SigBusCause};
 
 #[test]
 fn a_fault_installs_the_largest_leaf_that_fits() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     // 1 GiB, then 2 MiB and three pages more.
     let attached = attach_one(&mm, GIB + 512 + 3);
     let file = attached.file(OpenOptions::default());
@@ -39,7 +39,7 @@ fn a_fault_installs_the_largest_leaf_that_fits() {
 
 #[test]
 fn an_opener_may_ask_for_smaller_leaves_and_stricter_alignment() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let attached = attach_one(&mm, 2 * GIB);
     for size in PageSize::ALL {
         let file = attached.file(OpenOptions::exactly(size));
@@ -54,7 +54,7 @@ fn an_opener_may_ask_for_smaller_leaves_and_stricter_alignment() {
 /// covers: L2
 #[test]
 fn misaligned_requests_are_refused_with_the_alignment_in_the_message() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let whole = [frames(START, 4 * 512 + 100)];
     let attached = attach(&mm, &whole, PageSize::Size2M).unwrap();
     assert_eq!(attached.dev.size_bytes(), 4 << 21, "the tail is too short for a leaf");
@@ -73,7 +73,7 @@ fn misaligned_requests_are_refused_with_the_alignment_in_the_message() {
 
 #[test]
 fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let refused = |ranges: &[_], size| attach(&mm, ranges, size).map(|_| ()).unwrap_err();
     let misaligned = DaxError::Misaligned { required: 2 << 20 };
     assert_eq!(refused(&[frames(START + 1, 1024)], PageSize::Size2M), misaligned);
@@ -92,7 +92,7 @@ fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
 /// covers: R8
 #[test]
 fn several_ranges_are_one_file() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let attached = attach(&mm, &[frames(START + 4 * 512, 512), frames(START, 512)], PageSize::Size2M).unwrap();
     let file = attached.file(OpenOptions::default());
     let task = space(&mm, "task");
@@ -107,7 +107,7 @@ fn several_ranges_are_one_file() {
 /// covers: G4 R7
 #[test]
 fn a_fault_on_a_dead_device_is_sigbus_and_nothing_can_be_mapped_or_pinned() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let attached = attach_one(&mm, 1024);
     let file = attached.file(OpenOptions::default());
     let task = space(&mm, "task");
@@ -130,7 +130,7 @@ fn a_fault_on_a_dead_device_is_sigbus_and_nothing_can_be_mapped_or_pinned() {
 /// covers: L2 L3 L6
 #[test]
 fn both_kinds_of_pin_are_allowed() {
-    let (_, mm) = world(1);
+    let (_, mm) = machine(1);
     let attached = attach_one(&mm, 1024);
     let file = attached.file(OpenOptions::default());
     assert_eq!(file.kind(), MemoryKind::DevDax);
@@ -154,7 +154,7 @@ fn both_kinds_of_pin_are_allowed() {
 /// covers: P1
 #[test]
 fn a_page_that_fails_is_taken_away_and_sigbus_and_its_neighbours_are_not() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let attached = attach_one(&mm, 1024);
     let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::default()), 1024);
     task.store(page(9), 1).unwrap();

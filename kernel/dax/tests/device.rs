@@ -1,6 +1,7 @@
 //! The life of a DAX device: attach, use, tell, kill, let go.
 #![cfg(not(loom))]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use dax::device::{DataCache, DaxDevice, DaxError, Live, Registration, State, alloc_dax, check_supported, is_idle};
@@ -246,4 +247,28 @@ fn one_owner_and_nobody_new_on_a_dying_device() {
     assert_eq!(*late.1.lock().unwrap(), [DaxError::NoSuchDevice; 2]);
     assert_eq!(ledger.count(Kind::Holders), 0);
     assert_eq!(ledger.count(Kind::DaxDevices), 0);
+}
+
+/// A holder that takes its time to get ready, as a mount does.
+/// covers: N1 N14
+#[test]
+fn a_holder_that_gets_ready_is_told_or_hears_that_it_is_too_late() {
+    let ready = AtomicBool::new(false);
+    let get_ready = |registration: &Registration| registration.confirm(|| ready.store(true, Ordering::SeqCst));
+    let ledger = Arc::new(Ledger::new());
+    let live = device(&ledger);
+    let early = live.device().register_holder(Role::Owner, Arc::new(Mute)).unwrap();
+    assert_eq!(get_ready(&early), Ok(()));
+    assert!(ready.swap(false, Ordering::SeqCst));
+    let late = live.device().register_holder(Role::Observer, Arc::new(Mute)).unwrap();
+    let mut refused = 0;
+    let (dead, report) = kill_dax(live, &mut never, &mut |_, _| {
+        // In every phase: once the removal has begun it is too late.
+        assert_eq!(get_ready(&late), Err(DaxError::NoSuchDevice));
+        refused += 1;
+    });
+    assert_eq!((report.answers.len(), refused), (2, 5));
+    assert!(!ready.load(Ordering::SeqCst), "ready, and told before");
+    drop((early, late, dead));
+    assert_eq!(ledger.count(Kind::Holders), 0);
 }

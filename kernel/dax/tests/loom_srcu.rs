@@ -6,13 +6,9 @@
 //!
 //! With `--features mutants` and one of `DAX_MUTANT=srcu_plain_read`, `srcu_no_recheck` or `srcu_relaxed_unlock` the
 //! same tests fail; `srcu_no_flip` is caught by `tests/srcu.rs`.
-#![cfg(loom)]
-
 use dax::srcu::Srcu;
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::sync::atomic::{AtomicBool, Ordering};
-use loom::thread;
+use mm::sync::model::{AtomicBool, Bound, UnsafeCell, explore, sized, thread};
+use mm::sync::{Arc, Ordering};
 
 /// What the writer takes away.
 struct Device {
@@ -48,17 +44,23 @@ impl Device {
     }
 }
 
+/// Threads that read: one for loom; three, each three times, for shuttle.
+fn readers(device: &Arc<Device>) -> Vec<thread::JoinHandle<()>> {
+    let reader = |_| {
+        let device = device.clone();
+        thread::spawn(move || (0..sized(1, 3)).for_each(|_| device.reader()))
+    };
+    (0..sized(1, 3)).map(reader).collect()
+}
+
 /// covers: N1 (the wait for readers in flight)
 #[test]
 fn a_reader_keeps_the_device_from_being_torn_down() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let device = Device::new();
-        let reader = {
-            let device = device.clone();
-            thread::spawn(move || device.reader())
-        };
+        let readers = readers(&device);
         device.kill();
-        reader.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
         device.reader();
     });
 }
@@ -67,30 +69,21 @@ fn a_reader_keeps_the_device_from_being_torn_down() {
 /// stood between reading it and counting itself: the reader must not end up on a counter that nobody waits for.
 #[test]
 fn a_reader_that_read_an_old_index_is_waited_for() {
-    loom::model(|| {
+    explore(Bound::None, || {
         let device = Device::new();
-        let reader = {
-            let device = device.clone();
-            thread::spawn(move || device.reader())
-        };
+        let readers = readers(&device);
         device.srcu.synchronize(thread::yield_now);
         device.kill();
-        reader.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
     });
 }
 
 /// Two synchronizers at once take turns, and both wait for the reader.
 #[test]
 fn synchronizers_serialise() {
-    let mut model = loom::model::Builder::new();
-    // Three threads, two of which wait in loops: some schedules are long, all of them are explored.
-    model.max_branches = 20_000;
-    model.check(|| {
+    explore(Bound::None, || {
         let device = Device::new();
-        let reader = {
-            let device = device.clone();
-            thread::spawn(move || device.reader())
-        };
+        let readers = readers(&device);
         let other = {
             let device = device.clone();
             thread::spawn(move || {
@@ -98,7 +91,7 @@ fn synchronizers_serialise() {
             })
         };
         device.kill();
-        reader.join().unwrap();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
         other.join().unwrap();
     });
 }

@@ -25,14 +25,14 @@ const GRACE_NS: u64 = 50_000;
 /// A device, a task that maps it on CPU 1, and an owner that does what `act` says when it is asked.
 struct Rig {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     attached: Option<Attached>,
     task: Option<Loaded>,
     account: Arc<PinAccount>,
 }
 
 fn rig() -> Rig {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let attached = attach_one(&mm, 1024);
     let task = Loaded::new(&mm, 1, &attached.file(OpenOptions::exactly(PageSize::Size4K)), 1024);
     let account = mm.pins.open_account("task", 16);

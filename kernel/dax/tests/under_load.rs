@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use common::*;
-use dax::bay::{Bay, BayError};
 use dax::devdax::{DevDax, OpenOptions};
 use dax::removal::{Method, RemovalReport, remove};
+use dax::slot::{DeviceSlot, SlotError};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
@@ -24,7 +24,7 @@ const PAGES: u64 = 1024;
 const WARM: u64 = 20;
 
 /// What a task on `cpu` does until the device is gone: returns when it has been told so.
-fn work(mm: &Arc<World>, cpu: usize, dev: &Arc<DevDax<EmuMachine>>, rounds: &AtomicU64) {
+fn work(mm: &Arc<EmuContext>, cpu: usize, dev: &Arc<DevDax<EmuMachine>>, rounds: &AtomicU64) {
     let emu = mm.machine.clone();
     let size = [PageSize::Size4K, PageSize::Size2M][cpu % 2];
     let file: Arc<dyn mm::space::VmOps<_>> = dev.open(OpenOptions::exactly(size)).unwrap();
@@ -60,8 +60,8 @@ fn work(mm: &Arc<World>, cpu: usize, dev: &Arc<DevDax<EmuMachine>>, rounds: &Ato
 }
 
 /// One removal among several: the report, or `None` for who came second and waited.
-fn try_remove(mm: &Arc<World>, bay: &Bay<Attached>, method: Method) -> Option<RemovalReport> {
-    match bay.begin_removal() {
+fn try_remove(mm: &Arc<EmuContext>, slot: &DeviceSlot<Attached>, method: Method) -> Option<RemovalReport> {
+    match slot.begin_removal() {
         Ok((attached, _removing)) => {
             let report = remove(mm, attached.target(), method, &mut Env::default());
             // Before anybody who waits may attach the device again.
@@ -70,23 +70,23 @@ fn try_remove(mm: &Arc<World>, bay: &Bay<Attached>, method: Method) -> Option<Re
             }
             Some(report)
         }
-        Err(BayError::Removing | BayError::Empty) => {
-            bay.wait(|| mm.machine.relax());
+        Err(SlotError::Removing | SlotError::Empty) => {
+            slot.wait(|| mm.machine.relax());
             None
         }
-        Err(BayError::Occupied) => panic!("taking out found no room"),
+        Err(SlotError::Occupied) => panic!("taking out found no room"),
     }
 }
 
 fn pull_out_under_load(method: Method) {
-    let (emu, mm) = world(6);
+    let (emu, mm) = machine(6);
     let before = mm.ledger_snapshot();
-    let bay = Bay::new();
+    let slot = DeviceSlot::new();
     let mut under_load = 0;
     for _ in 0..10 {
         let attached = attach_one(&mm, 2 * PAGES);
         let dev = attached.dev.clone();
-        assert!(bay.attach(attached).is_ok());
+        assert!(slot.attach(attached).is_ok());
         let rounds: Vec<_> = (0..4).map(|_| AtomicU64::new(0)).collect();
         let reports = thread::scope(|scope| {
             for (cpu, rounds) in (1..5).zip(&rounds) {
@@ -94,13 +94,13 @@ fn pull_out_under_load(method: Method) {
                 scope.spawn(move || work(mm, cpu, dev, rounds));
             }
             let removers = [0, 5].map(|cpu| {
-                let (emu, mm, bay, rounds) = (&emu, &mm, &bay, &rounds);
+                let (emu, mm, slot, rounds) = (&emu, &mm, &slot, &rounds);
                 scope.spawn(move || {
                     emu.on_cpu(cpu, || {
                         while rounds.iter().any(|rounds| rounds.load(Ordering::Relaxed) < WARM) {
                             emu.relax();
                         }
-                        try_remove(mm, bay, method)
+                        try_remove(mm, slot, method)
                     })
                 })
             });
@@ -135,7 +135,7 @@ fn by_frame() {
 /// covers: R2 R7 R8 R12
 #[test]
 fn two_devices_at_once_and_a_third_stays() {
-    let (emu, mm) = world(4);
+    let (emu, mm) = machine(4);
     let before = mm.ledger_snapshot();
     for _ in 0..10 {
         // Two ranges each, between one another's.

@@ -7,17 +7,28 @@ use mm::addr::VirtAddr;
 use mm::gather::ZapStats;
 use mm::machine::Machine;
 use mm::space::{AddressSpace, MapError};
-use mm::sync::{Arc, Ordering};
+use mm::sync::Arc;
 
 use crate::error::FsError;
-use crate::format::{BLOCK_SIZE, Kind};
+use crate::file::WRITE_BLOCKS;
+use crate::format::{BLOCK_SIZE, Kind, MAX_FILE};
+use crate::gate;
 use crate::handle::File;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::names::{DirEntry, Stat};
-use crate::rank::{Context, Rank};
 use crate::volume::Volume;
+
+/// Most bytes that a call reads or writes before it lets go of what a freeze and a removal wait for: as much as one
+/// operation of [`Volume::write`] takes.
+pub const CHUNK_BYTES: u64 = WRITE_BLOCKS * BLOCK_SIZE;
+
+/// How many of `len` bytes from `at` on are done next.
+fn chunk(at: u64, len: usize) -> usize {
+    len.min((CHUNK_BYTES - at % BLOCK_SIZE) as usize)
+}
 
 impl<M: Machine> Mounted<M> {
     /// Makes an empty file and opens it. `dax`: it can be mapped.
@@ -40,15 +51,20 @@ impl<M: Machine> Mounted<M> {
         self.freeze.check()?;
         let _live = self.live()?;
         // The table first: who frees an inode looks there, and at the name's absence, before it does.
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         let (ino, dax) = {
             let mut volume = self.volume(context)?;
             let ino = volume.resolve(path.as_bytes())?;
             let node = volume.file(ino)?;
             (ino, node.is_dax())
         };
-        let inode = inodes.entry(ino).or_insert_with(|| Inode::new(&self.mm, ino, dax));
+        let inode = inodes.entry(ino).or_insert_with(|| self.new_inode(ino, dax));
         Ok(File::new(self, inode))
+    }
+
+    /// An inode that comes into memory.
+    fn new_inode(&self, ino: u64, dax: bool) -> Arc<Inode<M>> {
+        Inode::new(&self.mm, self.source.device.pagemap(), self.faults, ino, dax)
     }
 
     /// Makes an empty directory.
@@ -149,23 +165,59 @@ impl<M: Machine> Mounted<M> {
         })
     }
 
-    /// Reads; see [`Volume::read`].
+    /// Reads; see [`Volume::read`]. No more than [`CHUNK_BYTES`] at a time keep the device from leaving. Other calls on
+    /// the file come before it or after it.
     ///
     /// # Errors
     /// As [`Volume::read`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn read(&self, context: &Context, file: &File<M>, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
-        self.read_with(context, |volume| volume.read(file.inode.ino, offset, buf))
+        let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &file.inode.lock);
+        let mut done = 0;
+        loop {
+            let at = offset.saturating_add(done as u64);
+            let len = if self.faults.has(Mutant::ReadAtOneGo) { buf.len() } else { chunk(at, buf.len() - done) };
+            let part = &mut buf[done..done + len];
+            let nr = self.read_with(context, |volume| volume.read(file.inode.ino, at, part))?;
+            done += nr;
+            if nr < len || done == buf.len() {
+                return Ok(done);
+            }
+        }
     }
 
-    /// Writes, durably; see [`Volume::write`].
+    /// Writes, durably; see [`Volume::write`]. A freeze, and so a removal, waits for no more than [`CHUNK_BYTES`] of it.
+    /// Other calls on the file come before it or after it, unless it is longer than that and a freeze comes in between:
+    /// then also where it waits for the thaw.
     ///
     /// # Errors
     /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let _write = self.begin_write(context)?;
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &file.inode.lock);
-        self.change_with(context, |volume| volume.write(file.inode.ino, offset, bytes))
+        let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_FILE);
+        let lock = || context.lock(&self.mm.machine, LockOrder::Inode, &file.inode.lock);
+        let (mut at, mut rest) = (offset, bytes);
+        let mut write = self.begin_write(context)?;
+        let mut inode = lock();
+        loop {
+            let whole = !fits || self.faults.has(Mutant::WriteAtOneGo);
+            let (part, later) = rest.split_at(if whole { rest.len() } else { chunk(at, rest.len()) });
+            // One that is too long is refused as a whole.
+            self.change_with(context, |volume| volume.write(file.inode.ino, at, part))?;
+            if later.is_empty() {
+                return Ok(());
+            }
+            (at, rest) = (at + part.len() as u64, later);
+            drop(write);
+            write = match self.freeze.try_write()? {
+                Some(write) => write,
+                None => {
+                    // Nobody waits for a thaw with the inode locked: reading goes on meanwhile.
+                    drop(inode);
+                    let write = self.begin_write(context)?;
+                    inode = lock();
+                    write
+                }
+            };
+        }
     }
 
     /// Makes the file `size` bytes long. When it returns nobody reaches what was cut off, by whatever way: it waits for
@@ -178,7 +230,7 @@ impl<M: Machine> Mounted<M> {
         let cut = |volume: &mut Volume| volume.truncate(inode.ino, size);
         {
             let _write = self.begin_write(context)?;
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
             // Under the lock, which whoever makes the file longer holds too.
             let old = self.read_with(context, |volume| volume.stat(inode.ino))?.size;
             if size >= old || !inode.dax {
@@ -188,10 +240,15 @@ impl<M: Machine> Mounted<M> {
         let first = Volume::blocks(size);
         inode.set_limit(first);
         let result = self.break_layouts(context, inode, first, u64::MAX).and_then(|_broken| {
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
-            self.change_with(context, cut)
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
+            let cut = self.change_with(context, cut);
+            // Under the lock: the pages of who makes the file longer again are not those that were cut off.
+            inode.set_limit(u64::MAX);
+            cut
         });
-        inode.set_limit(u64::MAX);
+        if result.is_err() {
+            inode.set_limit(u64::MAX);
+        }
         result
     }
 
@@ -206,11 +263,11 @@ impl<M: Machine> Mounted<M> {
         let cut = |volume: &mut Volume| volume.punch(inode.ino, offset, len);
         if first >= last || !inode.dax {
             let _write = self.begin_write(context)?;
-            let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+            let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
             return self.change_with(context, cut);
         }
         let _broken = self.break_layouts(context, inode, first, last)?;
-        let _inode = context.lock(&self.mm.machine, Rank::Inode, &inode.lock);
+        let _inode = context.lock(&self.mm.machine, LockOrder::Inode, &inode.lock);
         self.change_with(context, cut)
     }
 
@@ -252,10 +309,10 @@ impl<M: Machine> Mounted<M> {
     /// already, that one does it, and is waited for if `wait`.
     fn let_go_of(&self, context: &Context, ino: u64, wait: bool) -> Result<(), FsError> {
         match self.turn_to_let_go(context, ino)? {
-            Turn::Nothing => Ok(()),
-            Turn::Ours(inode) => self.let_go_in_turn(context, &inode),
-            Turn::Theirs(inode) => {
-                while wait && inode.is_leaving() {
+            Eviction::Nothing => Ok(()),
+            Eviction::Ours(inode) => self.let_go_in_turn(context, &inode),
+            Eviction::Theirs(inode) => {
+                while wait && inode.handles.is_leaving() {
                     context.may_wait("another CPU that frees the file");
                     self.mm.machine.relax();
                 }
@@ -265,13 +322,13 @@ impl<M: Machine> Mounted<M> {
     }
 
     /// Who lets go of the inode? Two who did would free it twice, and with its second life another file.
-    fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Turn<M>, FsError> {
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+    fn turn_to_let_go(&self, context: &Context, ino: u64) -> Result<Eviction<M>, FsError> {
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         if let Some(inode) = inodes.get(&ino) {
-            return Ok(match inode.users.load(Ordering::SeqCst) {
-                0 if self.faults.has(Mutant::LetGoTwice) || inode.begin_leaving() => Turn::Ours(Arc::clone(inode)),
-                0 => Turn::Theirs(Arc::clone(inode)),
-                _ => Turn::Nothing,
+            return Ok(match inode.handles.ask() {
+                gate::Evictor::InUse => Eviction::Nothing,
+                gate::Evictor::Ours => Eviction::Ours(Arc::clone(inode)),
+                gate::Evictor::Theirs => Eviction::Theirs(Arc::clone(inode)),
             });
         }
         self.freeze.check()?;
@@ -279,17 +336,17 @@ impl<M: Machine> Mounted<M> {
         let mut volume = self.volume(context)?;
         match volume.node(ino) {
             Ok(node) if node.raw.nlink.get() == 0 => {
-                let inode = Inode::new(&self.mm, ino, node.is_dax());
-                inode.begin_leaving();
+                let inode = self.new_inode(ino, node.is_dax());
+                inode.handles.ask();
                 inodes.insert(ino, Arc::clone(&inode));
-                Ok(Turn::Ours(inode))
+                Ok(Eviction::Ours(inode))
             }
             Ok(_) => {
                 volume.forget(ino);
-                Ok(Turn::Nothing)
+                Ok(Eviction::Nothing)
             }
             // Another was faster.
-            Err(FsError::NotFound) => Ok(Turn::Nothing),
+            Err(FsError::NotFound) => Ok(Eviction::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -298,10 +355,9 @@ impl<M: Machine> Mounted<M> {
     fn let_go_in_turn(&self, context: &Context, inode: &Arc<Inode<M>>) -> Result<(), FsError> {
         loop {
             let saved = self.save(context, inode);
-            let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
-            if inode.users.load(Ordering::SeqCst) != 0 {
+            let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
+            if !inode.handles.may_go() {
                 // Somebody has opened it, and lets go of it in turn.
-                inode.end_leaving();
                 return saved;
             }
             if saved.is_ok() && inode.is_touched() {
@@ -324,7 +380,7 @@ impl<M: Machine> Mounted<M> {
         }
         let freed = self.evict(context, inode);
         if freed.is_err() {
-            self.leave(&mut context.lock(&self.mm.machine, Rank::Table, &self.inodes), inode);
+            self.leave(&mut context.lock(&self.mm.machine, LockOrder::Table, &self.inodes), inode);
         }
         freed
     }
@@ -345,7 +401,7 @@ impl<M: Machine> Mounted<M> {
     /// The inode is no longer in memory.
     fn leave(&self, inodes: &mut BTreeMap<u64, Arc<Inode<M>>>, inode: &Inode<M>) {
         inodes.remove(&inode.ino);
-        inode.end_leaving();
+        inode.handles.end();
     }
 
     /// The end of an inode without link and without handle: break layouts, cut to nothing, free. Its number may have a
@@ -355,7 +411,7 @@ impl<M: Machine> Mounted<M> {
         // What is not mapped by DAX nobody can have pinned.
         let _broken = inode.dax.then(|| self.break_layouts(context, inode, 0, u64::MAX)).transpose()?;
         let _write = (!inode.dax).then(|| self.begin_write(context)).transpose()?;
-        let mut inodes = context.lock(&self.mm.machine, Rank::Table, &self.inodes);
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         self.change_with(context, |volume| volume.free(inode.ino))?;
         self.leave(&mut inodes, inode);
         Ok(())
@@ -363,7 +419,7 @@ impl<M: Machine> Mounted<M> {
 }
 
 /// Who lets go of an inode.
-enum Turn<M: Machine> {
+enum Eviction<M: Machine> {
     /// Nobody need: somebody has it open, or it is not in memory.
     Nothing,
     /// Who asks.

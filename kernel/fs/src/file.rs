@@ -14,7 +14,7 @@ use crate::volume::Volume;
 use zerocopy::IntoBytes;
 
 /// Most blocks that one operation writes: longer writes are several operations.
-const WRITE_BLOCKS: u64 = 2048;
+pub(crate) const WRITE_BLOCKS: u64 = 2048;
 
 static ZEROES: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 

@@ -25,11 +25,11 @@
 //! Linux: `fs/super.c`, `freeze_super` with `enum freeze_holder`.
 
 use mm::machine::Machine;
-use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering, Turn, TurnGuard, fence};
+use mm::sync::{AtomicU32, AtomicU64, Mutex, Ordering, SleepLock, SleepLockGuard, fence};
 
 use crate::error::{FsError, ShutdownReason};
+use crate::lock_order::Context;
 use crate::mutant::{Faults, Mutant};
-use crate::rank::Context;
 
 /// Who freezes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Freeze {
     shutdown: AtomicU32,
     /// Held from the first step of a freeze or a thaw to its last, so that who finds the file system frozen finds the
     /// medium at rest, and of two thaws at once one is the last.
-    turn: Turn<()>,
+    turn: SleepLock<()>,
 }
 
 /// A change is under way: no freeze completes.
@@ -81,7 +81,7 @@ impl Freeze {
             frozen: AtomicU32::new(0),
             writers: AtomicU64::new(0),
             shutdown: AtomicU32::new(0),
-            turn: Turn::new(()),
+            turn: SleepLock::new(()),
         }
     }
 
@@ -149,7 +149,7 @@ impl Freeze {
     }
 
     /// The right to freeze or to thaw. Waits for who has it, who waits for changes under way at most.
-    pub(crate) fn turn<M: Machine>(&self, machine: &M) -> TurnGuard<'_, ()> {
+    pub(crate) fn turn<M: Machine>(&self, machine: &M) -> SleepLockGuard<'_, ()> {
         self.turn.take(|| machine.relax())
     }
 

@@ -14,14 +14,14 @@ use mm::machine::Machine;
 use mm::mapping::clean_mapping_range;
 use mm::pagemap::MemoryKind;
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
-use mm::sync::{Arc, Ordering};
+use mm::sync::Arc;
 
 use crate::error::FsError;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::node::Piece;
-use crate::rank::{Context, Rank};
 
 /// An open file. Mapping it keeps it open. After the last handle is dropped, whoever dropped it calls
 /// [`Mounted::reap`] as soon as it holds no lock, as Linux does on the way out of a system call.
@@ -32,7 +32,7 @@ pub struct File<M: Machine> {
 
 impl<M: Machine> File<M> {
     pub(crate) fn new(mounted: &Arc<Mounted<M>>, inode: &Arc<Inode<M>>) -> Arc<Self> {
-        inode.users.fetch_add(1, Ordering::SeqCst);
+        inode.handles.open();
         Arc::new(Self { mounted: Arc::clone(mounted), inode: Arc::clone(inode) })
     }
     /// The inode's number.
@@ -110,7 +110,7 @@ impl<M: Machine> File<M> {
 
 impl<M: Machine> Drop for File<M> {
     fn drop(&mut self) {
-        if self.inode.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+        if self.inode.handles.close() {
             // Perhaps with an address space locked: the rest is for `reap`. A lock of its own, so that whatever the
             // dropping task holds does no harm.
             self.mounted.let_go.lock().push(self.inode.ino);
@@ -185,7 +185,7 @@ impl<M: Machine> Mounted<M> {
         let live = self.live()?;
         let inode = &*file.inode;
         // Who finds nothing to do has waited for the one who does it.
-        let _turn = context.lock(&self.mm.machine, Rank::Sync, &inode.syncing);
+        let _turn = context.lock(&self.mm.machine, LockOrder::Sync, &inode.syncing);
         let ranges = inode.take_touched();
         let synced = self.sync_ranges(context, &live, inode, &ranges);
         if synced.is_err() {

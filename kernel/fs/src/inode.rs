@@ -3,13 +3,16 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use mm::held;
+use mm::context::MmContext;
+use mm::lock_check;
 use mm::machine::Machine;
+use mm::pagemap::DevPagemap;
 use mm::space::Mapping;
-use mm::sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Mutex, Ordering};
-use mm::world::Mm;
+use mm::sync::{Arc, AtomicU64, Mutex, Ordering};
 
-use crate::rank::RankedLock;
+use crate::gate::{Closed, Gate, Handles, Inside};
+use crate::lock_order::OrderedLock;
+use crate::mutant::Faults;
 
 /// An inode that somebody has open, or that is being freed.
 pub(crate) struct Inode<M: Machine> {
@@ -18,56 +21,34 @@ pub(crate) struct Inode<M: Machine> {
     pub(crate) dax: bool,
     /// Who maps it.
     pub(crate) mapping: Arc<Mapping<M>>,
-    /// Serialises changes of size and blocks by calls. Rank: inode.
-    pub(crate) lock: RankedLock<()>,
-    /// One `fsync` at a time. Rank: sync.
-    pub(crate) syncing: RankedLock<()>,
-    /// Handles; each VMA that maps it counts through its handle.
-    pub(crate) users: AtomicUsize,
-    /// 1 while a CPU lets go of it. Changed with the table of inodes locked.
-    leaving: AtomicU32,
-    gate: Mutex<Gate>,
+    /// Serialises changes of size and blocks by calls. LockOrder: inode.
+    pub(crate) lock: OrderedLock<()>,
+    /// One `fsync` at a time. LockOrder: sync.
+    pub(crate) syncing: OrderedLock<()>,
+    /// Each VMA that maps it counts through its handle.
+    pub(crate) handles: Handles,
+    gate: Gate,
+    /// Ranges of pages that tasks may store to without a fault, or have stored to and nobody has written back, by start;
+    /// disjoint.
+    touched: Mutex<BTreeMap<u64, u64>>,
     /// Pages beyond this are being cut off: they are gone already for a fault.
     limit: AtomicU64,
 }
 
-#[derive(Default)]
-struct Gate {
-    /// Ranges of pages to which no fault is let.
-    closed: Vec<(u64, u64)>,
-    /// Faults that are past the gate.
-    inside: u64,
-    /// Ranges of pages that tasks may store to without a fault, or have stored to and nobody has written back, by start;
-    /// disjoint.
-    touched: BTreeMap<u64, u64>,
-}
-
 impl<M: Machine> Inode<M> {
-    pub(crate) fn new(mm: &Arc<Mm<M>>, ino: u64, dax: bool) -> Arc<Self> {
+    /// `map`: the page map of the device that has its blocks.
+    pub(crate) fn new(mm: &Arc<MmContext<M>>, map: &Arc<DevPagemap>, faults: Faults, ino: u64, dax: bool) -> Arc<Self> {
         Arc::new(Self {
             ino,
             dax,
-            mapping: Mapping::new(mm),
-            lock: RankedLock::new(()),
-            syncing: RankedLock::new(()),
-            users: AtomicUsize::new(0),
-            leaving: AtomicU32::new(0),
-            gate: Mutex::new(Gate::default()),
+            mapping: Mapping::new(mm, map),
+            lock: OrderedLock::new(()),
+            syncing: OrderedLock::new(()),
+            handles: Handles::new(faults),
+            gate: Gate::new(faults),
+            touched: Mutex::new(BTreeMap::new()),
             limit: AtomicU64::new(u64::MAX),
         })
-    }
-
-    /// Takes the turn to let go of it; `false` where another CPU has it.
-    pub(crate) fn begin_leaving(&self) -> bool {
-        self.leaving.swap(1, Ordering::SeqCst) == 0
-    }
-    /// Gives the turn back.
-    pub(crate) fn end_leaving(&self) {
-        self.leaving.store(0, Ordering::SeqCst);
-    }
-    /// Is a CPU letting go of it?
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::SeqCst) == 1
     }
 
     /// Is the page being cut off?
@@ -79,21 +60,15 @@ impl<M: Machine> Inode<M> {
     }
 
     /// Lets a fault for `first..end` in; `None` while some of it is closed.
-    pub(crate) fn enter(&self, first: u64, end: u64) -> Option<Inside<'_, M>> {
-        let mut gate = self.gate.lock();
-        if gate.closed.iter().any(|&(from, to)| from < end && first < to) {
-            return None;
-        }
-        gate.inside += 1;
-        Some(Inside { inode: self })
+    pub(crate) fn enter(&self, first: u64, end: u64) -> Option<Inside<'_>> {
+        self.gate.enter(first, end)
     }
 
     /// Closes `first..end` to faults; when it returns none is inside.
-    pub(crate) fn close(&self, machine: &M, first: u64, end: u64) -> Closed<'_, M> {
-        held::assert_none("faults");
-        self.gate.lock().closed.push((first, end));
-        let closed = Closed { inode: self, first, end };
-        while self.gate.lock().inside != 0 {
+    pub(crate) fn close(&self, machine: &M, first: u64, end: u64) -> Closed<'_> {
+        lock_check::might_sleep("faults");
+        let closed = self.gate.begin_close(first, end);
+        while self.gate.has_inside() {
             machine.relax();
         }
         closed
@@ -101,7 +76,7 @@ impl<M: Machine> Inode<M> {
 
     /// Notes that tasks may store to `first..end` from now on.
     pub(crate) fn touch(&self, first: u64, end: u64) {
-        let touched = &mut self.gate.lock().touched;
+        let touched = &mut *self.touched.lock();
         let (mut first, mut end) = (first, end);
         // Melt with what it meets.
         while let Some((&from, &to)) = touched.range(..=end).next_back().filter(|&(_, &to)| to >= first) {
@@ -113,18 +88,18 @@ impl<M: Machine> Inode<M> {
 
     /// May tasks have stored to it since that was last forgotten?
     pub(crate) fn is_touched(&self) -> bool {
-        !self.gate.lock().touched.is_empty()
+        !self.touched.lock().is_empty()
     }
 
     /// What tasks may have stored to; forgotten.
     pub(crate) fn take_touched(&self) -> Vec<(u64, u64)> {
-        let touched = core::mem::take(&mut self.gate.lock().touched);
+        let touched = core::mem::take(&mut *self.touched.lock());
         touched.into_iter().collect()
     }
 
     /// The part of that within `first..end`; forgotten.
     pub(crate) fn untouch(&self, first: u64, end: u64) -> Vec<(u64, u64)> {
-        let touched = &mut self.gate.lock().touched;
+        let touched = &mut *self.touched.lock();
         let all = core::mem::take(touched);
         let mut inside = Vec::new();
         for (from, to) in all {
@@ -142,33 +117,5 @@ impl<M: Machine> Inode<M> {
             }
         }
         inside
-    }
-}
-
-/// A fault is past the gate.
-pub(crate) struct Inside<'i, M: Machine> {
-    inode: &'i Inode<M>,
-}
-
-impl<M: Machine> Drop for Inside<'_, M> {
-    fn drop(&mut self) {
-        self.inode.gate.lock().inside -= 1;
-    }
-}
-
-/// A range of pages is closed to faults.
-#[must_use = "the range is open again when this is dropped"]
-pub(crate) struct Closed<'i, M: Machine> {
-    inode: &'i Inode<M>,
-    first: u64,
-    end: u64,
-}
-
-impl<M: Machine> Drop for Closed<'_, M> {
-    fn drop(&mut self) {
-        let closed = &mut self.inode.gate.lock().closed;
-        if let Some(at) = closed.iter().position(|&range| range == (self.first, self.end)) {
-            closed.swap_remove(at);
-        }
     }
 }

@@ -13,8 +13,8 @@ extern crate alloc;
 #[cfg(any(test, feature = "mutants", feature = "sim"))]
 extern crate std;
 
-mod breaks;
-mod calls;
+mod break_layouts;
+pub mod calls;
 pub mod check;
 #[cfg(feature = "sim")]
 pub mod damage;
@@ -23,11 +23,15 @@ pub mod error;
 mod file;
 pub mod format;
 pub mod freeze;
+pub mod gate;
 pub mod handle;
 mod inode;
+mod inode_table;
 mod journal;
 pub mod layout;
+mod life;
 pub mod load;
+pub mod lock_order;
 pub mod mount;
 pub mod mounted;
 pub mod mutant;
@@ -37,11 +41,9 @@ pub mod notify;
 pub mod owner;
 mod place;
 pub mod pmem;
-pub mod rank;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod space;
-mod table;
 mod tx;
 pub mod volume;
 

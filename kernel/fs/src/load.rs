@@ -20,8 +20,8 @@ use mm::sync::Arc;
 
 use crate::error::FsError;
 use crate::format::Kind;
+use crate::lock_order::Context;
 use crate::mounted::Mounted;
-use crate::rank::Context;
 use crate::volume::Volume;
 
 /// Files of one task, at most.

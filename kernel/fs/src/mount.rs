@@ -16,6 +16,7 @@ use crate::format::{
     BLOCK_SIZE, FLAG_NO_REVERSE_MAP, INODE_SIZE, INODES_PER_BLOCK, Kind, ROOT_INO, RawDesc, RawExtent, RawState,
     STATE_MAGIC, TABLE_INO, is_sealed, seal, view,
 };
+use crate::inode_table::{free_block, free_inode};
 use crate::journal::{Area, Change, Journal};
 use crate::layout::{DESCS_PER_BLOCK, Layout, STATE_BLOCK, TABLE_CHUNK};
 use crate::mutant::{Faults, Mutant};
@@ -23,7 +24,6 @@ use crate::node::Node;
 use crate::owner::{Owner, ReverseMap};
 use crate::pmem::{Dirty, Overlay, Pmem, store};
 use crate::space::first_desc;
-use crate::table::{free_block, free_inode};
 use crate::tx::{BlockKind, Store, Tx};
 use crate::volume::Volume;
 

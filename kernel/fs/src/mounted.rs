@@ -1,35 +1,33 @@
-//! A file system in its world: a device that may go away, tasks that map its files, freezes, and the end.
+//! A file system as the rest of the kernel meets it: a device that may go away, tasks that map its files, freezes, and the end.
 //!
 //! [`Mounted`] is what the rest of the kernel sees. Each operation goes through the same doors, in this order:
 //! not shut down → not frozen ([`WriteGuard`]) → the device is alive → the inode → the metadata. Waiting (for a thaw,
-//! for pins) is done before the first of them, with nothing held; see [`rank`](crate::rank).
+//! for pins) is done before the first of them, with nothing held; see [`lock_order`](crate::lock_order).
 //!
 //! Linux: `fs/super.c`, `fs/xfs/xfs_super.c`.
 
 use alloc::collections::BTreeMap;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 use dax::device::{DaxDevice, DaxError, LiveGuard, Registration};
-use dax::holder::{Holder, Role};
 use dax::range::ByteSpan;
-use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtRange};
+use mm::addr::{Pfn, PfnRange, VirtRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::space::{AddressSpace, SigBusCause};
-use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
-use mm::world::Mm;
+use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
 
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::freeze::{Freeze, FreezeHolder, WriteGuard};
 use crate::inode::Inode;
-use crate::mount::{MountOptions, mount};
+use crate::lock_order::{Context, LockOrder, OrderedGuard, OrderedLock};
 use crate::mutant::{Faults, Mutant};
 use crate::node::Piece;
-use crate::notify::{DataHolder, LogHolder, NotifyReport};
+use crate::notify::NotifyReport;
 use crate::pmem::Pmem;
-use crate::rank::{Context, Rank, Ranked, RankedLock};
 use crate::volume::{StatFs, Volume};
 
 /// What the file system needs of the kernel around it.
@@ -77,18 +75,18 @@ pub const FIRST_COMPLAINT_NS: u64 = 10_000_000;
 
 /// A mounted file system.
 pub struct Mounted<M: Machine> {
-    pub(crate) mm: Arc<Mm<M>>,
+    pub(crate) mm: Arc<MmContext<M>>,
     pub(crate) source: Source<M>,
     pub(crate) part: ByteSpan,
     pub(crate) freeze: Freeze,
     /// `None` until it is mounted, and after it was unmounted.
-    volume: RankedLock<Option<Volume>>,
+    pub(crate) volume: OrderedLock<Option<Volume>>,
     /// 1 once it is mounted.
-    born: AtomicU32,
-    pub(crate) inodes: RankedLock<BTreeMap<u64, Arc<Inode<M>>>>,
+    pub(crate) born: AtomicU32,
+    pub(crate) inodes: OrderedLock<BTreeMap<u64, Arc<Inode<M>>>>,
     /// Inodes whose last handle was dropped, perhaps with an address space locked: [`reap`](Self::reap) sees to them.
     pub(crate) let_go: Mutex<Vec<u64>>,
-    registrations: Mutex<Vec<Registration>>,
+    pub(crate) registrations: Mutex<Vec<Registration>>,
     /// See [`folio_looks`](Self::folio_looks).
     pub(crate) folio_looks: AtomicU64,
     pub(crate) last_notification: Mutex<Option<NotifyReport>>,
@@ -108,69 +106,6 @@ pub(crate) fn from_dax(error: DaxError) -> FsError {
 }
 
 impl<M: Machine> Mounted<M> {
-    /// Mounts the file system and becomes the device's holder.
-    ///
-    /// # Errors
-    /// [`FsError::Busy`] where the device has an owner, [`FsError::DeviceGone`], and those of
-    /// [`mount`](crate::mount::mount).
-    pub fn mount(mm: &Arc<Mm<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
-        let whole = ByteSpan::from_len(0, source.device.size_bytes()).ok_or(FsError::TooSmall)?;
-        let part = source.part.unwrap_or(whole);
-        let fits = part.first().is_multiple_of(PAGE_SIZE) && part.last() <= whole.last();
-        if !fits || part.len_bytes().is_none_or(|len| source.pmem.len_bytes() > len) {
-            return Err(FsError::Invalid);
-        }
-        let mounted = Arc::new(Self {
-            mm: Arc::clone(mm),
-            part,
-            freeze: Freeze::new(Faults::default()),
-            volume: RankedLock::new(None),
-            born: AtomicU32::new(0),
-            inodes: RankedLock::new(BTreeMap::new()),
-            let_go: Mutex::new(Vec::new()),
-            registrations: Mutex::new(Vec::new()),
-            folio_looks: AtomicU64::new(0),
-            last_notification: Mutex::new(None),
-            last_complaint: Mutex::new(None),
-            faults: Faults::default(),
-            source,
-        });
-        // First the hold, so that two do not mount one device; a notification that comes now finds nobody at home.
-        mounted.register()?;
-        let log = mounted.source.log.as_ref().map(|(_, pmem)| Arc::clone(pmem));
-        let options = MountOptions { log, ..MountOptions::default() };
-        let volume = mounted.live_both().and_then(|_live| mount(&mounted.source.pmem, &options));
-        match volume {
-            Ok(volume) => mounted.volume.set(Some(volume)),
-            Err(error) => {
-                mounted.unregister();
-                return Err(error);
-            }
-        }
-        mounted.born.store(1, Ordering::Release);
-        Ok(mounted)
-    }
-
-    fn register(self: &Arc<Self>) -> Result<(), FsError> {
-        let weak: Weak<Self> = Arc::downgrade(self);
-        let data: Arc<dyn Holder> = Arc::new(DataHolder { name: self.source.name.clone(), mounted: weak.clone() });
-        let mut registrations = Vec::new();
-        registrations.push(self.source.device.register_holder(Role::Owner, data).map_err(from_dax)?);
-        if let Some((device, _)) = &self.source.log {
-            let log: Arc<dyn Holder> =
-                Arc::new(LogHolder { name: self.source.name.to_string() + "-log", mounted: weak });
-            registrations.push(device.register_holder(Role::Owner, log).map_err(from_dax)?);
-        }
-        *self.registrations.lock() = registrations;
-        Ok(())
-    }
-
-    fn unregister(&self) {
-        // Dropped after the lock is free again.
-        let registrations = core::mem::take(&mut *self.registrations.lock());
-        drop(registrations);
-    }
-
     /// Its name in messages.
     pub fn name(&self) -> &str {
         &self.source.name
@@ -179,8 +114,8 @@ impl<M: Machine> Mounted<M> {
     pub fn device(&self) -> &Arc<DaxDevice> {
         &self.source.device
     }
-    /// The world around it.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The machine, page metadata and mappings that it works with.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
     }
     /// Is it mounted, all of it?
@@ -230,7 +165,7 @@ impl<M: Machine> Mounted<M> {
 
     /// The metadata.
     pub(crate) fn volume<'l>(&'l self, context: &'l Context) -> Result<VolumeGuard<'l>, FsError> {
-        let mut guard = context.lock(&self.mm.machine, Rank::Volume, &self.volume);
+        let mut guard = context.lock(&self.mm.machine, LockOrder::Volume, &self.volume);
         match &mut *guard {
             Some(volume) => volume.set_time(self.mm.machine.now_ns()),
             None => return Err(FsError::ShutDown(ShutdownReason::ForcedUnmount)),
@@ -377,52 +312,12 @@ impl<M: Machine> Mounted<M> {
         Ok(rows)
     }
 
-    // ---- the end ----
-
     /// Sizes.
     ///
     /// # Errors
     /// [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn statfs(&self) -> Result<StatFs, FsError> {
         self.read_with(&Context::new(), |volume| Ok(volume.statfs()))
-    }
-
-    /// Unmounts: lets go of the device. One that was shut down, or whose device has gone, is given up as it is.
-    ///
-    /// # Errors
-    /// [`FsError::Busy`]: a file is open, a page of it is held, or a user has frozen it. It goes on being mounted then.
-    /// Any other: it is unmounted, and the next mount recovers.
-    pub fn unmount(&self, context: &Context) -> Result<(), FsError> {
-        self.reap(context);
-        let ended = match self.come_to_rest(context) {
-            Err(FsError::Busy) => return Err(FsError::Busy),
-            Err(FsError::ShutDown(_) | FsError::DeviceGone) => Ok(()),
-            ended => ended,
-        };
-        drop(context.lock(&self.mm.machine, Rank::Volume, &self.volume).take());
-        self.born.store(0, Ordering::Release);
-        self.freeze.shut_down(ShutdownReason::ForcedUnmount);
-        self.unregister();
-        ended
-    }
-
-    /// Nobody uses it any more: brings the medium to rest.
-    fn come_to_rest(&self, context: &Context) -> Result<(), FsError> {
-        self.freeze.check()?;
-        if self.freeze_holders().1 > 0 {
-            return Err(FsError::Busy);
-        }
-        let _write = self.begin_write(context)?;
-        if !context.lock(&self.mm.machine, Rank::Table, &self.inodes).is_empty() {
-            return Err(FsError::Busy);
-        }
-        let live = self.live_both()?;
-        let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
-        let all = Piece { logical: 0, len: blocks, physical: Some(0) };
-        if !self.held_folios(&self.rows(&live.0, &[all])?).is_empty() {
-            return Err(FsError::Busy);
-        }
-        self.volume(context)?.quiesce()
     }
 }
 
@@ -436,7 +331,7 @@ pub enum FreezeError {
 }
 
 /// The metadata, locked.
-pub(crate) struct VolumeGuard<'l>(Ranked<'l, Option<Volume>>);
+pub(crate) struct VolumeGuard<'l>(OrderedGuard<'l, Option<Volume>>);
 
 impl core::ops::Deref for VolumeGuard<'_> {
     type Target = Volume;

@@ -73,15 +73,30 @@ mutants! {
     /// `sync::what_a_sync_could_not_make_durable_is_for_the_next_one` and
     /// `sync::what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile`.
     NotesLost = "notes_lost",
-    /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it`.
+    /// Two CPUs let go of the same inode. Caught by `letting_go::of_two_who_let_go_of_a_file_one_frees_it` and
+    /// `loom_gate::two_who_let_go`.
     LetGoTwice = "let_go_twice",
+    /// Who lets go of an inode does not look again whether somebody has opened it. Caught by
+    /// `loom_gate::one_who_lets_go_against_one_who_opens`.
+    OpenedNotLookedFor = "opened_not_looked_for",
+    /// Who finds that somebody has opened the inode keeps the turn to let go of it. Caught by
+    /// `loom_gate::one_who_lets_go_against_one_who_opens`.
+    TurnKept = "turn_kept",
+    /// A fault looks whether its page is closed, and counts itself in a second step. Caught by
+    /// `loom_gate::a_fault_against_who_breaks_the_layout`.
+    EnteredInTwoSteps = "entered_in_two_steps",
+    /// Who breaks a layout does not wait for the faults that are inside. Caught by
+    /// `loom_gate::a_fault_against_who_breaks_the_layout`.
+    InsideNotWaitedFor = "inside_not_waited_for",
     /// Of two thaws at once none takes itself for the last. Caught by `doors::of_two_thaws_at_once_one_is_the_last`.
     ThawsOverlap = "thaws_overlap",
     /// A change asks first whether the file system is shut down, and then whether it is frozen. Caught by
-    /// `loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown`.
+    /// `loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown` and
+    /// `shuttle:loom_freeze::a_change_against_a_freeze_that_ends_in_a_shutdown`.
     ShutdownAskedFirst = "shutdown_asked_first",
     /// A change looks whether the file system is frozen before it counts itself. Caught by
-    /// `loom_freeze::a_change_against_a_freeze_and_a_thaw`.
+    /// `loom_freeze::a_change_against_a_freeze_and_a_thaw` and
+    /// `shuttle:loom_freeze::a_change_against_a_freeze_and_a_thaw`.
     WriterCountedLate = "writer_counted_late",
     /// Nothing is frozen before a removal. Caught by
     /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
@@ -98,6 +113,21 @@ mutants! {
     /// After a removal the file system goes on. Caught by
     /// `notify::before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted`.
     RemovalNotShutDown = "removal_not_shut_down",
+    /// A mount is done without asking whether the device leaves. Caught by
+    /// `leaving::a_mount_that_is_under_way_when_the_device_is_told_to_leave_comes_to_nothing`.
+    BornUnasked = "born_unasked",
+    /// An unmount lets files be opened between its look and its end. Caught by
+    /// `leaving::a_file_is_open_when_an_unmount_looks_or_cannot_be_opened`.
+    UnmountLetsIn = "unmount_lets_in",
+    /// After a freeze that failed the file system is shut down at the end of the walk only. Caught by
+    /// `leaving::after_a_freeze_that_failed_no_fault_comes_in_behind_the_walk`.
+    UnfrozenWalk = "unfrozen_walk",
+    /// A write keeps the right to change the file system, and so keeps a freeze out, until all of it is done. Caught by
+    /// `leaving::a_freeze_waits_for_a_part_of_a_long_write`.
+    WriteAtOneGo = "write_at_one_go",
+    /// A read keeps the device alive until all of it is done. Caught by
+    /// `leaving::a_removal_waits_for_a_part_of_a_long_read`.
+    ReadAtOneGo = "read_at_one_go",
     /// Metadata in the range makes a removal a failure. Caught by
     /// `notify::metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure`.
     MetadataEndsRemoval = "metadata_ends_removal",

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  PRE_REMOVE                                   a real failure
-//!  1 freeze (an error is recorded)              -
+//!  1 freeze (an error is recorded, and 6        -
+//!    is done before 2 then)
 //!  2 walk the reverse map over the range        load every inode, then walk
 //!      metadata: skipped                          metadata: asks for a shutdown
 //!      a file: unmap everywhere                   a file: mark the pages, unmap everywhere
@@ -34,10 +35,10 @@ use mm::sync::{Arc, Weak};
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::inode::Inode;
+use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::mutant::Mutant;
 use crate::owner::{Owned, Owner};
-use crate::rank::{Context, Rank};
 
 /// What a notification met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -170,6 +171,16 @@ impl<M: Machine> Mounted<M> {
             report.errors.extend(error.map(|error| ("freeze", error)));
             frozen = guard;
         }
+        if pre_remove
+            && frozen.is_none()
+            && !self.faults.has(Mutant::RemovalNotShutDown)
+            && !self.faults.has(Mutant::UnfrozenWalk)
+        {
+            // Nothing holds faults back: one that came in behind the walk would leave a mapping that nobody takes away.
+            // Shut down, they are refused; those under way have their address space locked, and the walk waits for them.
+            // What tasks have stored is written back all the same: calls are refused, and not this.
+            self.shut_down(ShutdownReason::ForcedUnmount);
+        }
         self.walk(&context, span, &mut report);
         let hit = report.metadata > 0 && (!pre_remove || self.faults.has(Mutant::MetadataEndsRemoval));
         if pre_remove && !self.faults.has(Mutant::RemovalNotShutDown) {
@@ -284,7 +295,7 @@ impl<M: Machine> Mounted<M> {
         if !report.pre_remove || self.faults.has(Mutant::PoisonedOnRemoval) {
             report.poisoned += self.poison(from, to - from, report);
         }
-        let inode = context.lock(&self.mm.machine, Rank::Table, &self.inodes).get(&ino).cloned();
+        let inode = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes).get(&ino).cloned();
         let Some(inode) = inode else {
             report.not_in_memory += 1;
             return;
@@ -302,10 +313,7 @@ impl<M: Machine> Mounted<M> {
                 let row = self.frames(&live, at, first + nr - at)?;
                 for pfn in (row.start().as_u64()..row.end().as_u64()).map(Pfn::new) {
                     marked += u64::from(self.source.device.pagemap().poison(pfn));
-                    if let Some(folio) = self.mm.meta.get_live(pfn) {
-                        folio.page.set_poisoned(true);
-                        self.mm.meta.put(pfn, 1);
-                    }
+                    self.mm.meta.with_page(pfn, |page| page.set_poisoned(true));
                 }
                 at += row.nr_pages();
             }

@@ -1,7 +1,7 @@
 //! How much is done: counts of stores, write-backs, fences, reads and looks, never of time.
 
+mod rig;
 mod sparse;
-mod world;
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use fs::pmem::Pmem;
 use fs::sim::Stats;
 use mm::addr::PAGE_SIZE;
 use mm::gup::GupFlags;
+use rig::*;
 use sparse::{Done, Sparse};
-use world::*;
 
 fn cost(device: &Device, work: impl FnOnce()) -> Stats {
     let before = device.sim.stats();
@@ -30,7 +30,7 @@ fn cost(device: &Device, work: impl FnOnce()) -> Stats {
 
 #[test]
 fn a_four_kilobyte_write_and_fsync_takes_two_fences_and_few_lines() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 16 * 1024);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "log", true).unwrap();
@@ -94,7 +94,7 @@ struct Holes {
 }
 
 impl Holes {
-    fn new(mm: &Arc<World>, extents: u64, pages: u64) -> Self {
+    fn new(mm: &Arc<EmuContext>, extents: u64, pages: u64) -> Self {
         let sparse = Arc::new(Sparse::new((extents * pages + 8192) * PAGE_SIZE));
         let pmem: Arc<dyn Pmem> = sparse.clone();
         make(&pmem, &MakeOptions::default()).unwrap();
@@ -113,7 +113,7 @@ impl Holes {
 
 /// What cutting a file off costs: the medium, looks at the page metadata, looks at page-table entries.
 fn cut(extents: u64, pages: u64, touched: u64) -> (Done, u64, u64) {
-    let (emu, mm) = world(1);
+    let (emu, mm) = rig(1);
     let holes = Holes::new(&mm, extents, pages);
     let task = Task::with(&mm, 0, &holes.file, extents * 2 * pages);
     (0..touched).for_each(|nr| task.store(nr * 2 * pages, 1).unwrap());
@@ -156,7 +156,7 @@ fn a_truncate_costs_by_extents_and_by_what_is_in_use_not_by_pages() {
 /// by one.
 fn cut_pinned(pins: u64) -> u64 {
     const EXTENTS: u64 = 64;
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let holes = Holes::new(&mm, EXTENTS, 1);
         let task = Task::with(&mm, 1, &holes.file, EXTENTS * 2);
@@ -187,7 +187,7 @@ fn a_truncate_costs_by_the_pins_found_also_where_they_end_one_by_one() {
 #[test]
 fn a_removal_costs_by_extents_and_by_what_is_in_use_not_by_pages() {
     let remove = |extents: u64, pages: u64| {
-        let (emu, mm) = world(1);
+        let (emu, mm) = rig(1);
         let holes = Holes::new(&mm, extents, pages);
         let task = Task::with(&mm, 0, &holes.file, extents * 2 * pages);
         (0..extents).for_each(|nr| task.store(nr * 2 * pages, 1).unwrap());

@@ -3,7 +3,7 @@
 //! device, and for what tasks store through mappings.
 
 mod common;
-mod world;
+mod rig;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use fs::pmem::Pmem;
 use fs::sim::{Counts, Limits, SimPmem};
 use fs::volume::Volume;
 use mm::addr::PAGE_SIZE;
-use world::{Device, START, Task, cx, page, world};
+use rig::{Device, START, Task, cx, page, rig};
 
 /// A part of the memory: two devices that lose power together.
 struct Window {
@@ -268,7 +268,7 @@ fn with_the_journal_on_another_device_too() {
 /// What a task has stored is, line by line, there or not before `fsync`, and there after it.
 #[test]
 fn what_a_task_has_stored_is_durable_after_fsync() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 320);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();

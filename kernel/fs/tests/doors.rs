@@ -1,6 +1,6 @@
 //! Freezes, thaws, cuts and unmounts that meet; and what becomes of a file system whose journal's device leaves.
 
-mod world;
+mod rig;
 
 use std::sync::Arc;
 use std::sync::Barrier;
@@ -17,7 +17,7 @@ use mm::addr::PAGE_SIZE;
 use mm::emu::Event;
 use mm::machine::Point;
 use mm::space::SigBusCause;
-use world::*;
+use rig::*;
 
 /// The bytes as a power cut would leave them now, if the cache had just been written back.
 fn copy_of(sim: &SimPmem) -> Arc<dyn Pmem> {
@@ -28,7 +28,7 @@ fn copy_of(sim: &SimPmem) -> Arc<dyn Pmem> {
 /// system before the first change. (Were it not, a power cut would leave a file system that calls itself clean.)
 #[test]
 fn of_two_thaws_at_once_one_is_the_last() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 128);
         let fs = device.mount().unwrap();
@@ -52,7 +52,7 @@ fn of_two_thaws_at_once_one_is_the_last() {
 /// The same with threads that really meet, as far as they do.
 #[test]
 fn thaws_from_two_threads() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 128);
     let fs = device.mount().unwrap();
     for nr in 0..100 {
@@ -82,7 +82,7 @@ fn thaws_from_two_threads() {
 /// covers: E1 E2
 #[test]
 fn a_truncate_that_meets_a_growing_file_ends_all_access_to_what_it_cuts_off() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let fs = device.mount().unwrap();
@@ -113,7 +113,7 @@ fn a_truncate_that_meets_a_growing_file_ends_all_access_to_what_it_cuts_off() {
 /// A console that has frozen it must not wait for itself.
 #[test]
 fn an_unmount_of_a_frozen_file_system_is_busy() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     fs.freeze(FreezeHolder::User).unwrap();
@@ -125,7 +125,7 @@ fn an_unmount_of_a_frozen_file_system_is_busy() {
 /// covers: N6
 #[test]
 fn a_thaw_that_fails_is_an_emergency_line_and_the_users_freeze_is_lifted_all_the_same() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = rig(1);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let fs = device.mount().unwrap();
@@ -148,7 +148,7 @@ fn a_thaw_that_fails_is_an_emergency_line_and_the_users_freeze_is_lifted_all_the
 /// covers: N13 N15
 #[test]
 fn without_the_journals_device_nothing_is_changed_any_more() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let (device, log, fs) = with_log(&mm);
     fs.mkdir(&cx(), "d").unwrap();
     let dax = log.device().clone();
@@ -167,7 +167,7 @@ fn without_the_journals_device_nothing_is_changed_any_more() {
 /// covers: N14 N15
 #[test]
 fn without_a_reverse_map_the_device_goes_and_is_let_go_of() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let options = MakeOptions { no_reverse_map: true, ..MakeOptions::default() };
     let device = Device::make(&mm, "pmem0", START, 512, &options);
     let fs = device.mount().unwrap();
@@ -180,7 +180,7 @@ fn without_a_reverse_map_the_device_goes_and_is_let_go_of() {
 
 #[test]
 fn a_fault_in_a_large_hole_makes_do_with_a_page_where_no_two_megabytes_are_free() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 1024);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -215,7 +215,7 @@ fn a_new_file_system_over_an_old_one_with_the_same_name_takes_none_of_its_record
 /// it left on the medium is unknown; so does a sync of what a task has stored fail.
 #[test]
 fn what_is_not_confirmed_is_not_acknowledged() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 128);
         let fs = device.mount().unwrap();
@@ -240,7 +240,7 @@ fn what_is_not_confirmed_is_not_acknowledged() {
 /// covers: N5 N8 N11 N12
 #[test]
 fn a_medium_that_fails_does_not_end_the_walk_before_a_removal() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let fs = device.mount().unwrap();

@@ -1,7 +1,7 @@
 //! Leaves of 1 GiB on files: a device of 4 GiB, of which the memory is sparse.
 
+mod rig;
 mod sparse;
-mod world;
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use fs::sim::Random;
 use fs::volume::Volume;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::space::SigBusCause;
+use rig::*;
 use sparse::Sparse;
-use world::*;
 
 const GIB: u64 = GIANT_BLOCKS * BLOCK_SIZE;
 
@@ -43,7 +43,7 @@ fn is_giant(volume: &mut Volume, ino: u64, first: u64) -> bool {
 
 #[test]
 fn a_preallocated_file_is_mapped_by_a_leaf_of_a_gibibyte() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let (pmem, mut volume) = new_fs(4 * GIB);
     let ino = volume.create(ROOT_INO, b"pool", true).unwrap();
     volume.truncate(ino, GIB + 5 * PAGE_SIZE).unwrap();

@@ -1,19 +1,19 @@
 //! Mapped files: faults, and taking blocks away from those who map or pin them.
 
-mod world;
+mod rig;
 
 use std::sync::Arc;
 
 use fs::error::FsError;
 use fs::freeze::FreezeHolder;
-use fs::rank::{Context, Rank, RankedLock};
+use fs::lock_order::{Context, LockOrder, OrderedLock};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, FaultError, SigBusCause};
-use world::*;
+use rig::*;
 
 const HUGE: u64 = 512;
 
@@ -23,7 +23,7 @@ fn free_blocks(fs: &Fs) -> u64 {
 
 #[test]
 fn faults_install_the_largest_leaf_that_the_extent_allows() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 8192);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "big", true).unwrap();
@@ -49,7 +49,7 @@ fn faults_install_the_largest_leaf_that_the_extent_allows() {
 
 #[test]
 fn a_read_only_mapping_shows_what_others_store_and_takes_no_store() {
-    let (_emu, mm) = world(2);
+    let (_emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -69,7 +69,7 @@ fn a_read_only_mapping_shows_what_others_store_and_takes_no_store() {
 
 #[test]
 fn beyond_the_end_is_a_sigbus_until_the_file_grows() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -84,7 +84,7 @@ fn beyond_the_end_is_a_sigbus_until_the_file_grows() {
 /// covers: E1 E2
 #[test]
 fn truncate_and_punch_end_all_access_before_they_return() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 4096);
         let fs = device.mount().unwrap();
@@ -120,7 +120,7 @@ fn truncate_and_punch_end_all_access_before_they_return() {
 /// covers: E2 L3
 #[test]
 fn truncate_waits_for_a_transient_pin_and_frees_nothing_meanwhile() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 4096);
         let fs = device.mount().unwrap();
@@ -152,7 +152,7 @@ fn truncate_waits_for_a_transient_pin_and_frees_nothing_meanwhile() {
 /// covers: E2
 #[test]
 fn a_cut_through_a_huge_folio_waits_for_pins_anywhere_in_it() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 8192);
         let fs = device.mount().unwrap();
@@ -176,7 +176,7 @@ fn a_cut_through_a_huge_folio_waits_for_pins_anywhere_in_it() {
 /// covers: E3
 #[test]
 fn a_file_without_dax_is_neither_mapped_nor_waited_for() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "plain", false).unwrap();
@@ -192,7 +192,7 @@ fn a_file_without_dax_is_neither_mapped_nor_waited_for() {
 #[test]
 #[should_panic(expected = "waits for pins while memory is being reclaimed")]
 fn breaking_layouts_in_reclaim_stops_a_debug_build() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -204,13 +204,13 @@ fn breaking_layouts_in_reclaim_stops_a_debug_build() {
 #[test]
 #[should_panic(expected = "with locks of ranks")]
 fn breaking_layouts_under_an_inode_lock_stops_a_debug_build() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
-    let another_inode = RankedLock::new(());
+    let another_inode = OrderedLock::new(());
     let context = cx();
-    let _inode = context.lock(&mm.machine, Rank::Inode, &another_inode);
+    let _inode = context.lock(&mm.machine, LockOrder::Inode, &another_inode);
     drop(file);
     let _ = fs.unlink(&context, "a");
 }
@@ -219,38 +219,38 @@ fn breaking_layouts_under_an_inode_lock_stops_a_debug_build() {
 #[test]
 #[should_panic(expected = "takes a lock of rank Inode")]
 fn a_lock_out_of_rank_stops_a_debug_build() {
-    let (_emu, mm) = world(1);
-    let (a, b) = (RankedLock::new(()), RankedLock::new(()));
+    let (_emu, mm) = rig(1);
+    let (a, b) = (OrderedLock::new(()), OrderedLock::new(()));
     let context = cx();
-    let _volume = context.lock(&mm.machine, Rank::Volume, &a);
-    let _inode = context.lock(&mm.machine, Rank::Inode, &b);
+    let _volume = context.lock(&mm.machine, LockOrder::Volume, &a);
+    let _inode = context.lock(&mm.machine, LockOrder::Inode, &b);
 }
 
 /// A task that takes a lock again and again does not keep another out that has tried for long.
 #[test]
 fn who_has_tried_for_long_gets_a_lock_before_who_comes_again() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
-        let lock = Arc::new(RankedLock::new(Vec::new()));
+        let lock = Arc::new(OrderedLock::new(Vec::new()));
         let context = cx();
-        let mut held = context.lock(&mm.machine, Rank::Volume, &lock);
+        let mut held = context.lock(&mm.machine, LockOrder::Volume, &lock);
         held.push("first");
         let waiter = emu.start(1, {
             let (mm, lock) = (mm.clone(), lock.clone());
-            move || cx().lock(&mm.machine, Rank::Volume, &lock).push("waiter")
+            move || cx().lock(&mm.machine, LockOrder::Volume, &lock).push("waiter")
         });
         (0..600).for_each(|_| assert!(!emu.let_run(1, &waiter)));
         drop(held);
-        context.lock(&mm.machine, Rank::Volume, &lock).push("again");
+        context.lock(&mm.machine, LockOrder::Volume, &lock).push("again");
         emu.finish(waiter);
-        assert_eq!(*context.lock(&mm.machine, Rank::Volume, &lock), ["first", "waiter", "again"]);
+        assert_eq!(*context.lock(&mm.machine, LockOrder::Volume, &lock), ["first", "waiter", "again"]);
     });
 }
 
 /// covers: E5 E6
 #[test]
 fn the_last_reference_to_an_unlinked_file_frees_it_at_once() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 4096);
     let fs = device.mount().unwrap();
     fs.mkdir(&cx(), "keep").unwrap();
@@ -282,7 +282,7 @@ fn the_last_reference_to_an_unlinked_file_frees_it_at_once() {
 /// covers: E8 E6
 #[test]
 fn an_orphan_pin_outlives_its_task_and_the_file_waits_for_it() {
-    let (emu, mm) = world(4);
+    let (emu, mm) = rig(4);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 4096);
         let fs = device.mount().unwrap();
@@ -329,7 +329,7 @@ fn an_orphan_pin_outlives_its_task_and_the_file_waits_for_it() {
 /// covers: E9
 #[test]
 fn a_pin_that_does_not_end_is_named_on_the_console() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let fs = device.mount().unwrap();
@@ -361,7 +361,7 @@ fn a_pin_that_does_not_end_is_named_on_the_console() {
 /// covers: L1 L3
 #[test]
 fn long_term_pins_are_refused_and_leave_nothing_pinned() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -378,7 +378,7 @@ fn long_term_pins_are_refused_and_leave_nothing_pinned() {
 
 #[test]
 fn fsync_writes_back_what_tasks_have_stored() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -399,7 +399,7 @@ fn fsync_writes_back_what_tasks_have_stored() {
 /// it fails.
 #[test]
 fn a_pin_waits_for_a_thaw() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 128);
         let fs = device.mount().unwrap();
@@ -431,7 +431,7 @@ fn a_pin_waits_for_a_thaw() {
 /// does not have, and in the end everything is given back.
 #[test]
 fn faults_and_pins_against_truncate() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 4096);

@@ -1,20 +1,20 @@
 //! Files that several CPUs let go of at once: each is freed once, and never in its number's second life.
 
-mod world;
+mod rig;
 
 use std::sync::Arc;
 
 use fs::error::FsError;
 use mm::addr::PAGE_SIZE;
 use mm::gup::GupFlags;
-use world::*;
+use rig::*;
 
 /// Two let go of an unlinked file while a page of it is pinned: one of them waits for the pin and frees the file, and the
 /// other has nothing to do with that.
 // covers: E8
 #[test]
 fn of_two_who_let_go_of_a_file_one_frees_it() {
-    let (emu, mm) = world(4);
+    let (emu, mm) = rig(4);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 128);
         let fs = device.mount().unwrap();
@@ -39,7 +39,7 @@ fn of_two_who_let_go_of_a_file_one_frees_it() {
 /// An unlink returns when the file is freed, also where another CPU has begun to free it.
 #[test]
 fn an_unlink_waits_for_another_who_frees_the_file() {
-    let (emu, mm) = world(4);
+    let (emu, mm) = rig(4);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 128);
         let fs = device.mount().unwrap();
@@ -88,7 +88,7 @@ fn round(fs: &Arc<Fs>, name: &str, nr: u8) -> Result<(), FsError> {
 /// Four CPUs make, unlink and let go of files, and of each other's: none loses one, and nothing is left.
 #[test]
 fn four_cpus_make_and_let_go_of_files() {
-    let (emu, mm) = world(5);
+    let (emu, mm) = rig(5);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 256);
         let fs = device.mount().unwrap();

@@ -1,6 +1,6 @@
 //! The write load of the kill test, on the host: what it says of an image is right, and wrong images are found.
 
-mod world;
+mod rig;
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use fs::load::{Files, Known, Load, Step};
 use fs::mount::{MountOptions, mount};
 use fs::pmem::Pmem;
 use fs::sim::{Limits, SimPmem};
-use world::{Device, START, assert_clean, cx, world};
+use rig::{Device, START, assert_clean, cx, rig};
 
 const LOADS: [Load; 3] = [Load { seed: 42, task: 0 }, Load { seed: 42, task: 1 }, Load { seed: 42, task: 2 }];
 
@@ -21,7 +21,7 @@ fn files(image: &[u8]) -> [Files; 3] {
 /// Power cuts during the load: the next step is found for each task, and to go on from there comes out right.
 #[test]
 fn the_next_step_is_found_after_a_power_cut_at_any_fence() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     LOADS.iter().for_each(|load| fs.prepare_load(&cx(), load).unwrap());

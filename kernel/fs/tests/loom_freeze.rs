@@ -3,14 +3,11 @@
 //!
 //! Property: while a file system is frozen nobody changes it, and what a change did before comes before what is done while it
 //! is frozen; and where it is shut down before it is thawed, nobody changes it ever after.
-#![cfg(loom)]
-
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::{Freeze, FreezeHolder};
 use fs::mutant::Faults;
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
+use mm::sync::Arc;
+use mm::sync::model::{Bound, UnsafeCell, explore, thread};
 
 /// What is on the medium, seen from the gate of changes alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,17 +63,21 @@ impl Frozen {
     }
 }
 
+/// A change against a freeze; `end` is what follows, with the number of changes that came before.
+fn against_a_freeze(end: fn(&Frozen, u32, thread::JoinHandle<Result<bool, FsError>>)) {
+    explore(Bound::None, move || {
+        let frozen = Frozen::new();
+        let changing = frozen.clone();
+        let writer = thread::spawn(move || changing.change());
+        frozen.freeze();
+        end(&frozen, frozen.changes(), writer);
+    });
+}
+
 /// covers: N5
 #[test]
 fn a_change_against_a_freeze_that_ends_in_a_shutdown() {
-    loom::model(|| {
-        let frozen = Frozen::new();
-        let writer = {
-            let frozen = frozen.clone();
-            thread::spawn(move || frozen.change())
-        };
-        frozen.freeze();
-        let before = frozen.changes();
+    against_a_freeze(|frozen, before, writer| {
         assert!(frozen.freeze.shut_down(ShutdownReason::ForcedUnmount));
         assert_eq!(frozen.freeze.thaw(FreezeHolder::Kernel), Ok(true));
         let end = writer.join().unwrap();
@@ -93,14 +94,7 @@ fn a_change_against_a_freeze_that_ends_in_a_shutdown() {
 /// covers: N5
 #[test]
 fn a_change_against_a_freeze_and_a_thaw() {
-    loom::model(|| {
-        let frozen = Frozen::new();
-        let writer = {
-            let frozen = frozen.clone();
-            thread::spawn(move || frozen.change())
-        };
-        frozen.freeze();
-        let before = frozen.changes();
+    against_a_freeze(|frozen, before, writer| {
         frozen.set_at_rest(false);
         assert_eq!(frozen.freeze.thaw(FreezeHolder::Kernel), Ok(true));
         let changed = writer.join().unwrap().expect("nothing shuts it down");

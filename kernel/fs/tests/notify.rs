@@ -1,6 +1,6 @@
 //! The file system as its device's holder.
 
-mod world;
+mod rig;
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +20,7 @@ use mm::gup::GupFlags;
 use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, SigBusCause};
-use world::*;
+use rig::*;
 
 const MEDIA: NotifyFlags = NotifyFlags::ACTION_REQUIRED.union(NotifyFlags::MUST_KILL);
 
@@ -40,7 +40,7 @@ fn offset_of(device: &Device, task: &Task, nr: u64) -> u64 {
 /// covers: N5 N6 N11 N12 R7 E7
 #[test]
 fn before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_freeze_is_lifted() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 4096);
@@ -93,7 +93,7 @@ fn before_a_removal_all_tasks_are_told_the_file_system_is_shut_down_and_every_fr
 /// covers: R7 R9 R10
 #[test]
 fn removing_one_device_under_load_leaves_the_other_alone_and_it_can_come_back() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = rig(3);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let leaving = Device::new(&mm, "pmem0", START, 4096);
@@ -151,7 +151,7 @@ fn fs_unmap(fs: &Fs, task: &Task) {
 /// covers: N5
 #[test]
 fn a_freeze_that_fails_is_recorded_and_the_removal_goes_on() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     let context = cx();
@@ -168,7 +168,7 @@ fn a_freeze_that_fails_is_recorded_and_the_removal_goes_on() {
 
 #[test]
 fn a_frozen_file_system_holds_changes_back_until_the_last_thaw() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     emu.clone().on_cpu(0, || {
         let device = Device::new(&mm, "pmem0", START, 512);
         let fs = device.mount().unwrap();
@@ -200,7 +200,7 @@ fn metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure() {
     // A block of each kind, found by the reverse map.
     let kinds = ["metadata", "directory", "mapping", "attribute"];
     for (nr, kind) in kinds.iter().enumerate() {
-        let (_emu, mm) = world(1);
+        let (_emu, mm) = rig(1);
         let device = Device::new(&mm, "pmem0", START, 2048);
         let pmem: Arc<dyn Pmem> = device.sim.clone();
         let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
@@ -230,7 +230,7 @@ fn metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure() {
         assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::Corrupt));
         assert!(fs.last_notification().unwrap().metadata >= 1);
 
-        let (_emu, mm) = world(1);
+        let (_emu, mm) = rig(1);
         let again = Device::attach(&mm, "pmem0", START, device.sim.clone());
         let fs = again.mount().unwrap();
         assert_eq!(tell(again.live.device(), offset, PAGE_SIZE, NotifyFlags::PRE_REMOVE), Ok(()));
@@ -241,7 +241,7 @@ fn metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure() {
 /// covers: N8 N9
 #[test]
 fn files_that_are_not_in_memory_or_not_dax_do_not_end_the_walk() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let fs = device.mount().unwrap();
     for (name, dax) in [("absent", true), ("plain", false), ("mapped", true)] {
@@ -268,7 +268,7 @@ fn files_that_are_not_in_memory_or_not_dax_do_not_end_the_walk() {
 /// covers: N8
 #[test]
 fn an_inode_that_cannot_be_loaded_does_not_end_the_walk() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let mut device = Device::new(&mm, "pmem0", START, 2048);
     device.checked.damaged = true;
     let fs = device.mount().unwrap();
@@ -293,7 +293,7 @@ fn an_inode_that_cannot_be_loaded_does_not_end_the_walk() {
 /// covers: N10 N11 P1
 #[test]
 fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
-    let (_emu, mm) = world(2);
+    let (_emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let fs = device.mount().unwrap();
     let file = fs.create(&cx(), "a", true).unwrap();
@@ -321,7 +321,7 @@ fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
 /// covers: N13
 #[test]
 fn the_journals_device_may_leave_but_not_fail() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let (_device, log, fs) = with_log(&mm);
     fs.mkdir(&cx(), "d").unwrap();
     assert_eq!(tell(log.device(), 0, WHOLE, NotifyFlags::PRE_REMOVE), Ok(()));
@@ -333,7 +333,7 @@ fn the_journals_device_may_leave_but_not_fail() {
 /// covers: N14
 #[test]
 fn not_fully_mounted_is_an_io_error_and_no_reverse_map_is_not_supported() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     // The holder is told as soon as the mount begins to read.
     let early = Hooked::new(&device.sim);
@@ -344,7 +344,7 @@ fn not_fully_mounted_is_an_io_error_and_no_reverse_map_is_not_supported() {
     assert_eq!(answer.get(), Some(&Err(NotifyError::Io)));
     assert_eq!(fs.shutdown_reason(), None);
 
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let options = MakeOptions { no_reverse_map: true, ..MakeOptions::default() };
     let device = Device::make(&mm, "pmem0", START, 512, &options);
     let fs = device.mount().unwrap();
@@ -358,7 +358,7 @@ fn not_fully_mounted_is_an_io_error_and_no_reverse_map_is_not_supported() {
 /// covers: N4 N3
 #[test]
 fn a_range_outside_the_file_systems_part_is_no_such_address() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let sim = Arc::new(SimPmem::new(512 * PAGE_SIZE as usize));
     let pmem: Arc<dyn Pmem> = sim.clone();
     make(&pmem, &MakeOptions::default()).unwrap();
@@ -391,7 +391,7 @@ fn a_range_outside_the_file_systems_part_is_no_such_address() {
 /// covers: N15
 #[test]
 fn told_twice_and_let_go_of_after_the_device_was_killed() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let before = mm.ledger_snapshot();
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
@@ -407,7 +407,7 @@ fn told_twice_and_let_go_of_after_the_device_was_killed() {
 
 #[test]
 fn one_device_has_one_file_system_and_unmount_needs_it_idle() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 512);
     let fs = device.mount().unwrap();
     assert_eq!(device.mount().err(), Some(FsError::Busy));

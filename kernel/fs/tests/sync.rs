@@ -1,6 +1,6 @@
 //! What `fsync` writes back: what tasks have stored since the last one, all of that, and nothing else.
 
-mod world;
+mod rig;
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +14,7 @@ use mm::addr::{PAGE_SIZE, Pfn};
 use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
-use world::*;
+use rig::*;
 
 const NOTHING: Synced = Synced { ranges: 0, fenced: false };
 
@@ -51,7 +51,7 @@ fn is_durable(sim: &Arc<SimPmem>, recorder: &mut Recorder, at: u64) -> bool {
 
 #[test]
 fn a_sync_costs_what_was_stored_since_the_last_one() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (fs, file) = file_of(&device, 64);
     let (one, two) = (Task::with(&mm, 0, &file, 64), Task::with(&mm, 1, &file, 64));
@@ -87,7 +87,7 @@ fn a_sync_costs_what_was_stored_since_the_last_one() {
 
 #[test]
 fn a_change_of_rights_hides_no_store() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (fs, file) = file_of(&device, 4);
     let task = Task::with(&mm, 0, &file, 4);
@@ -103,7 +103,7 @@ fn a_change_of_rights_hides_no_store() {
 /// Stores from CPU 1 while CPU 0 syncs: `event` of `cpu` says when. The store is durable after the sync, or the next sync
 /// writes it back.
 fn race(cpu: usize, event: Event) {
-    let (emu, mm) = world(2);
+    let (emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (fs, file) = file_of(&device, 4);
     let task = Task::with(&mm, 1, &file, 4);
@@ -141,7 +141,7 @@ fn a_store_that_races_with_a_sync_is_written_back_or_noted() {
 
 #[test]
 fn a_page_that_is_pinned_stays_dirty() {
-    let (_emu, mm) = world(2);
+    let (_emu, mm) = rig(2);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (fs, file) = file_of(&device, 8);
     let task = Task::with(&mm, 0, &file, 8);
@@ -177,7 +177,7 @@ fn failing(device: &Device, pages: u64) -> (Arc<Hooked>, Arc<Fs>, Open) {
 
 #[test]
 fn what_a_sync_could_not_make_durable_is_for_the_next_one() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (pmem, fs, file) = failing(&device, 8);
     let task = Task::with(&mm, 0, &file, 8);
@@ -202,7 +202,7 @@ fn what_a_sync_could_not_make_durable_is_for_the_next_one() {
 /// sync that found nothing to do would tell him that it is durable.
 #[test]
 fn what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (pmem, fs, file) = failing(&device, 4);
     let task = Task::with(&mm, 0, &file, 4);
@@ -228,7 +228,7 @@ fn what_a_last_close_could_not_save_is_for_who_has_opened_the_file_meanwhile() {
 /// covers: E6
 #[test]
 fn the_last_close_makes_durable_what_tasks_have_stored() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = rig(1);
     let device = Device::new(&mm, "pmem0", START, 2048);
     let (fs, file) = file_of(&device, 4);
     let task = Task::with(&mm, 0, &file, 4);

@@ -1,7 +1,7 @@
 //! Removal under load: tasks on two file systems map, store, pin, write, truncate and unlink on CPUs of their own while
 //! the device of one file system is pulled out.
 
-mod world;
+mod rig;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{Access, FaultError, MapError, SigBusCause};
-use world::*;
+use rig::*;
 
 /// Pages that a worker maps.
 const PAGES: u64 = 48;
@@ -23,7 +23,7 @@ const PAGES: u64 = 48;
 #[derive(Clone)]
 struct Worker {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     fs: Arc<Fs>,
     cpu: usize,
     stop: Arc<AtomicBool>,
@@ -106,7 +106,7 @@ impl Worker {
 /// covers: R7 R10 R12 E7 N5
 #[test]
 fn one_of_two_devices_is_pulled_out_under_load() {
-    let (emu, mm) = world(7);
+    let (emu, mm) = rig(7);
     let before = mm.ledger_snapshot();
     emu.clone().on_cpu(0, || {
         let devices = [Device::new(&mm, "pmem0", START, 2048), Device::new(&mm, "pmem1", 2 * START, 2048)];
@@ -178,7 +178,7 @@ fn one_of_two_devices_is_pulled_out_under_load() {
 #[test]
 fn the_walk_costs_by_extents() {
     let cost = |files: u64| {
-        let (_emu, mm) = world(1);
+        let (_emu, mm) = rig(1);
         let device = Device::new(&mm, "pmem0", START, 4096);
         let fs = device.mount().unwrap();
         let task = Task::new(&mm, 0);

@@ -1,7 +1,7 @@
 //! Who may hold how many pins: an account for each owner, with a limit (Linux: `mm->pinned_vm` and `RLIMIT_MEMLOCK`).
 //!
 //! # Protocol
-//! Pages are charged *before* they are pinned, and a [`Charge`] that is dropped gives them back: so at no moment are
+//! Pages are charged *before* they are pinned, and a `Charge` that is dropped gives them back: so at no moment are
 //! more pages pinned than are charged, and no path out of an error leaves a charge behind. The sum is checked in the
 //! one atomic step that makes it: two requests at once cannot both find room that is there once, and a sum that would
 //! wrap is over every limit.
@@ -10,7 +10,11 @@
 //! ([`PinLedger::exempt_reserved`](crate::pins::PinLedger::exempt_reserved)). They are counted all the same, beside the
 //! others, so that whoever lists the accounts sees them.
 //!
-//! Long-term pins need an account. A short pin costs none: nothing here is on gup-fast's way.
+//! Every pin that is a value ([`PinnedPages`](crate::pins::PinnedPages), a registration) is charged, long or short, so the
+//! sum of what an owner keeps is bounded. Each address space has an account of its own
+//! ([`AddressSpace::account`](crate::space::AddressSpace::account)). The bare
+//! [`pin_user_pages_fast`](crate::gup::pin_user_pages_fast) is in nobody's books, and nothing here is on its way: it is for
+//! whoever gives the pages back before he returns, and is bounded by what a folio's count can hold.
 
 use alloc::string::String;
 use core::fmt;

@@ -6,8 +6,8 @@ use core::fmt;
 pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in a base page (4096).
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// Entries in one page-table page. Two under loom, so that a model's tables stay small enough to explore.
-pub const ENTRIES: usize = if cfg!(loom) { 2 } else { 512 };
+/// Entries in one page-table page. Two under a checker, so that a model's tables stay small enough to explore.
+pub const ENTRIES: usize = if cfg!(any(loom, shuttle)) { 2 } else { 512 };
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
@@ -199,6 +199,18 @@ impl fmt::Display for PageSize {
 }
 
 /// A run of page frames, `start .. start + nr_pages`. Never empty, never wraps.
+///
+/// ```
+/// use mm::addr::{PageSize, Pfn, PfnRange};
+///
+/// let device = PfnRange::new(Pfn::new(0x10_0000), 1024).unwrap();
+/// assert_eq!(device.start().addr().as_u64(), 4 << 30);
+/// assert!(device.contains(Pfn::new(0x10_03ff)) && !device.contains(device.end()));
+/// // The 2 MiB block around its tenth frame.
+/// assert_eq!(device.start().add(10).align_down(PageSize::Size2M), device.start());
+/// // Empty ranges and ranges beyond the 52 bits of a physical address do not exist.
+/// assert!(PfnRange::new(Pfn::new(5), 0).is_none() && PfnRange::new(Pfn::new(1 << 40), 1).is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PfnRange {
     start: Pfn,

@@ -42,6 +42,19 @@ impl Prot {
 }
 
 /// The value of one entry, read once from the live table. Holding it says nothing about the table any more.
+///
+/// ```
+/// use mm::addr::{PageSize, Pfn};
+/// use mm::entry::{Entry, Prot};
+///
+/// let leaf = Entry::leaf(Pfn::new(0x10_0000), PageSize::Size4K, Prot::USER_WRITE);
+/// // No execute; the frame, which begins at 4 GiB; user, writable, present.
+/// assert_eq!(leaf.bits(), 1 << 63 | 0x1_0000_0000 | 0b111);
+///
+/// // What the CPU's walker makes of it when a task stores there: accessed and dirty.
+/// let stored = leaf.with_accessed(true);
+/// assert!(stored.is_dirty() && stored.pfn() == leaf.pfn());
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Entry(u64);

@@ -10,11 +10,12 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{Pfn, PfnRange};
+use crate::context::MmContext;
 use crate::gather::{Gather, ZapStats};
 use crate::machine::Machine;
 use crate::mapping::{Unmapped, unmap_mapping_range};
+use crate::meta::Page;
 use crate::sync::Arc;
-use crate::world::Mm;
 
 /// Why the frame fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,29 +57,34 @@ pub struct Failure<M: Machine> {
 ///
 /// # Panics
 /// With interrupts off: it waits for a shootdown.
-pub fn memory_failure<M: Machine>(mm: &Arc<Mm<M>>, pfn: Pfn, kind: FailureKind) -> Result<Failure<M>, NoSuchFrame> {
+pub fn memory_failure<M: Machine>(
+    mm: &Arc<MmContext<M>>,
+    pfn: Pfn,
+    kind: FailureKind,
+) -> Result<Failure<M>, NoSuchFrame> {
     let map = mm.meta.find_map(pfn).ok_or(NoSuchFrame(pfn))?;
     let was_poisoned = kind == FailureKind::Media && !map.poison(pfn);
     let mut gather = Gather::new(mm);
     let mut users = Vec::new();
-    // The extra reference keeps the folio's owner readable while we look at it.
-    if let Some(folio) = mm.meta.get_live(pfn) {
+    // Without a reference: its count may have no room for one. If the folio goes meanwhile, there is nothing to unmap.
+    let look = |page: &Page| {
         if kind == FailureKind::Media {
-            folio.page.set_poisoned(true);
+            page.set_poisoned(true);
         }
-        let owner = folio.page.owner();
-        let offset = owner.offset + (pfn.as_u64() - folio.head.as_u64());
-        if let Some(mapping) = mm.find_mapping(owner.mapping) {
-            users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
-        }
-        mm.meta.put(pfn, 1);
+        (page.owner(), page.head())
+    };
+    if let Some((owner, head)) = mm.meta.with_page(pfn, look)
+        && let Some(mapping) = mm.find_mapping(&map, owner.mapping)
+    {
+        let offset = owner.offset + (pfn.as_u64() - head.as_u64());
+        users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
     }
     Ok(Failure { was_poisoned, users, stats: gather.finish() })
 }
 
 /// The baseline: [`memory_failure`] for each frame of a range, one after the other, each with a shootdown of its
 /// own. Frames that no device owns are skipped.
-pub fn fail_each_frame<M: Machine>(mm: &Arc<Mm<M>>, frames: PfnRange) -> ZapStats {
+pub fn fail_each_frame<M: Machine>(mm: &Arc<MmContext<M>>, frames: PfnRange) -> ZapStats {
     let mut stats = ZapStats::default();
     for pfn in frames.start().as_u64()..frames.end().as_u64() {
         if let Ok(failure) = memory_failure(mm, Pfn::new(pfn), FailureKind::PreRemove) {

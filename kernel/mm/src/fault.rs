@@ -14,6 +14,7 @@ use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use crate::entry::Prot;
 use crate::machine::Machine;
 use crate::meta::{MetaError, Owner};
+use crate::pagemap::MapState;
 use crate::space::AddressSpace;
 use crate::table::InstallError;
 use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, SigBusCause, Vma, Vmas};
@@ -73,11 +74,21 @@ impl<M: Machine> AddressSpace<M> {
         let limit = request.max_size.min(target.size);
         let want = PageSize::ALL.into_iter().rev().find(|&size| size <= limit && congruent(size));
         let want = want.unwrap_or(PageSize::Size4K);
-        let owner = Owner { mapping: vma.ops.mapping().id(), offset: request.offset_pages };
-        let meta = &self.mm().meta;
+        let mapping = vma.ops.mapping();
+        let map = mapping.pagemap();
+        debug_assert!(map.contains(target.pfn), "{} is not of the page map that it is mapped through", target.pfn);
         let gone = |cause| FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause };
+        // Whatever the provider thinks. A removal kills the page map and takes the address spaces after that: it waits for
+        // this fault, or this fault finds it here. (The store asks the same of the page map that has the frame now, which
+        // may be this one's successor.)
+        if map.state() != MapState::Live {
+            return Err(gone(SigBusCause::DeviceGone));
+        }
+        let owner = Owner { mapping: mapping.id(), offset: request.offset_pages };
+        let meta = &self.mm().meta;
         let (_, folio) = meta.get_or_create(target.pfn, want, owner, 1).map_err(|error| match error {
             MetaError::OutOfMemory => FaultError::OutOfMemory,
+            MetaError::Overflow => FaultError::TooManyRefs(request.addr),
             _ => gone(SigBusCause::DeviceGone),
         })?;
         // The reference is on the folio, so it serves any leaf within it: go down until one fits.

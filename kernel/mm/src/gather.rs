@@ -5,9 +5,9 @@
 //! touched, waits for it, and only then gives back table pages and references. A gather that is dropped
 //! finishes itself, so that no path can forget.
 //!
-//! **Without memory.** Its lists grow with what is removed. Where they cannot ([`Gather::has_room`]), the few places
-//! inside the gather itself serve: a zap shoots down and frees whenever they are full, and goes on. So a removal needs
-//! no memory to succeed, only more rounds.
+//! **Without memory.** A few places are inside the gather itself; the lists behind them grow with what is removed. Where
+//! they cannot (`Gather::has_room`), a zap shoots down and frees whenever those places are full, and goes on. So a
+//! removal needs no memory to succeed, only more rounds.
 //!
 //! Linux: `mm/mmu_gather.c`.
 
@@ -16,12 +16,12 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::{self, Machine};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, Ordering};
-use crate::world::Mm;
 
 /// What a zap found and what its shootdown cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,16 +76,45 @@ impl Run {
 const SPARE: usize = 4;
 
 /// Removed translations on their way to being freed.
+///
+/// One device is taken away from a task on another CPU:
+/// ```
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gather::Gather;
+/// use mm::mapping::unmap_mapping_range;
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(2);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let task = Task::start(&space, 1);
+/// task.store(va, 7).unwrap();
+///
+/// let mut gather = Gather::new(&mm);
+/// unmap_mapping_range(&device.mapping, 0, u64::MAX, &mut gather);
+/// // The entry is cleared, but CPU 1 still reads through its TLB: nothing may be freed yet.
+/// assert_eq!(task.run(|_| mm.machine.read(va, true)), Ok(7));
+/// assert!(!device.map.is_drained());
+///
+/// let cost = gather.finish();
+/// assert_eq!((cost.leaves, cost.rounds, cost.ipis), (1, 1, 1));
+/// assert!(task.run(|_| mm.machine.read(va, true)).is_err(), "a page fault");
+/// assert!(device.map.is_drained());
+/// ```
 #[must_use = "finish it where the time of the shootdown matters; dropping it finishes it too"]
 pub struct Gather<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     round: Round,
-    /// Detached sub-trees: a table page and its level.
+    /// Detached sub-trees, a table page and its level: the first few, for which there is always room.
+    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
+    /// Leaves: the first few.
+    spare_runs: ArrayVec<Run, SPARE>,
+    /// The rest of both.
     tables: Vec<(Pfn, u8)>,
     runs: Vec<Run>,
-    /// The same, where memory is short.
-    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
-    spare_runs: ArrayVec<Run, SPARE>,
     stats: ZapStats,
 }
 
@@ -94,14 +123,14 @@ impl<M: Machine> Gather<M> {
     const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
 
     /// An empty gather. It costs nothing until something is removed.
-    pub fn new(mm: &Arc<Mm<M>>) -> Self {
+    pub fn new(mm: &Arc<MmContext<M>>) -> Self {
         Self {
             mm: Arc::clone(mm),
             round: Round::new(),
-            tables: Vec::new(),
-            runs: Vec::new(),
             spare_tables: ArrayVec::new(),
             spare_runs: ArrayVec::new(),
+            tables: Vec::new(),
+            runs: Vec::new(),
             stats: ZapStats::default(),
         }
     }
@@ -123,24 +152,20 @@ impl<M: Machine> Gather<M> {
     pub(crate) fn leaf(&mut self, entry: Entry, size: PageSize) {
         self.stats.leaves += 1;
         self.stats.nr_pages += size.nr_pages();
-        let last = self.spare_runs.last_mut().or(self.runs.last_mut());
+        let last = self.runs.last_mut().or(self.spare_runs.last_mut());
         if last.is_some_and(|run| run.extend(entry.pfn(), size)) {
             return;
         }
         let run = Run { first: entry.pfn(), nr_leaves: 1, size };
-        if self.spare_runs.is_full() || machine::has_room(&self.mm.machine, &mut self.runs) {
-            self.runs.push(run);
-        } else {
-            self.spare_runs.push(run);
+        if let Err(full) = self.spare_runs.try_push(run) {
+            self.runs.push(full.element());
         }
     }
 
     /// The table page `table` of `level` has been unlinked with everything below it.
     pub(crate) fn subtree(&mut self, table: Pfn, level: u8) {
-        if self.spare_tables.is_full() || machine::has_room(&self.mm.machine, &mut self.tables) {
-            self.tables.push((table, level));
-        } else {
-            self.spare_tables.push((table, level));
+        if let Err(full) = self.spare_tables.try_push((table, level)) {
+            self.tables.push(full.element());
         }
     }
 
@@ -216,13 +241,13 @@ impl<M: Machine> Gather<M> {
     }
 
     fn put_pages(&mut self) {
-        for run in core::mem::take(&mut self.runs).into_iter().chain(core::mem::take(&mut self.spare_runs)) {
+        for run in core::mem::take(&mut self.spare_runs).into_iter().chain(core::mem::take(&mut self.runs)) {
             self.put(run);
         }
     }
 
     fn free_tables(&mut self) {
-        let tables = core::mem::take(&mut self.tables).into_iter().chain(core::mem::take(&mut self.spare_tables));
+        let tables = core::mem::take(&mut self.spare_tables).into_iter().chain(core::mem::take(&mut self.tables));
         for (table, level) in tables {
             let mut run = None;
             self.free_subtree(table, level, &mut run);

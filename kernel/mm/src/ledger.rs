@@ -59,6 +59,20 @@ kinds! {
 }
 
 /// The counters. One for each machine.
+///
+/// ```
+/// use mm::emu;
+/// use mm::ledger::Kind;
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(1);
+/// let before = mm.ledger_snapshot();
+/// let space = AddressSpace::new(&mm, "task").unwrap();
+/// let held: Vec<_> = mm.ledger_snapshot().diff(&before).collect();
+/// assert_eq!(held, [(Kind::TablePages, 1), (Kind::AddressSpaces, 1)]);
+/// drop(space);
+/// assert_eq!(mm.ledger_snapshot().diff(&before).count(), 0, "nothing stays behind");
+/// ```
 #[derive(Debug)]
 pub struct Ledger {
     counts: [AtomicI64; Kind::ALL.len()],

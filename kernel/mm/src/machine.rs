@@ -92,6 +92,18 @@ impl fmt::Debug for CpuMask {
 ///
 /// A function that takes `&IrqOff` cannot be interrupted, and no shootdown can complete while it runs (G2).
 /// The value is neither `Send` nor copyable; dropping it restores what was before.
+///
+/// ```
+/// use mm::emu;
+/// use mm::machine::{IrqOff, Machine};
+///
+/// let mm = emu::context(1);
+/// let outer = IrqOff::new(&mm.machine);
+/// drop(IrqOff::new(&mm.machine));
+/// assert!(!mm.machine.irqs_on(), "they were off before");
+/// drop(outer);
+/// assert!(mm.machine.irqs_on());
+/// ```
 #[must_use = "interrupts come back on when this is dropped"]
 pub struct IrqOff<'m, M: Machine> {
     machine: &'m M,
@@ -137,6 +149,8 @@ pub enum Point {
     GupPinned,
     /// A CPU that changes its address space has loaded the new root, and has not yet said so.
     SwitchLoaded,
+    /// The tables on the way to a leaf are there, and the leaf is not installed yet.
+    InstallReady,
     /// Who maps a range has been listed, and no address space is locked yet.
     UsersListed,
     /// The pages of a registration are pinned, and it is on no list yet.
@@ -174,7 +188,7 @@ pub trait Machine: Send + Sync + Sized + 'static {
     /// Keeps it for this CPU. With interrupts off.
     fn set_loaded(&self, root: PhysAddr);
     /// Called in every wait loop: executes `pause`, and lets another task run where that helps. Not called with
-    /// interrupts off, nor with a lock held ([`crate::held`]).
+    /// interrupts off, nor with a lock held ([`crate::lock_check`]).
     fn relax(&self);
 
     /// A zeroed frame for a table page, or `None` when memory is exhausted.
@@ -183,6 +197,10 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn free_table(&self, table: Pfn);
     /// The live entry `index` (< 512) of the table page `table`.
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64;
+    /// What the live entry says, for a check of a debug build: a look that a test machine does not count.
+    fn peek(&self, table: Pfn, index: usize) -> u64 {
+        self.entry(table, index).load(Ordering::Acquire)
+    }
     /// As [`entry`](Self::entry), by the table's address; a machine may know a shorter way.
     #[inline(always)]
     fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {

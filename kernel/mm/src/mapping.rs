@@ -7,15 +7,16 @@ use core::cell::Cell;
 use arrayvec::ArrayVec;
 
 use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{self, Machine, Point};
 use crate::mutant::Mutant;
+use crate::pagemap::DevPagemap;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
-use crate::sync::{Arc, Mutex, Turn, Weak};
+use crate::sync::{Arc, Mutex, SleepLock, Weak};
 use crate::vma::Vmas;
-use crate::world::Mm;
 
 /// Names one VMA's entry in a reverse map.
 pub(crate) type RmapId = IntervalId;
@@ -36,19 +37,22 @@ struct Mapped<M: Machine> {
 
 /// A device or file as the mapped side sees it: offsets in base pages → who maps them.
 pub struct Mapping<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     id: u64,
+    map: Arc<DevPagemap>,
     rmap: Mutex<IntervalTree<Mapped<M>>>,
     /// Listings in batches so far. Held by the one that goes on.
-    listings: Turn<u64>,
+    listings: SleepLock<u64>,
 }
 
 impl<M: Machine> Mapping<M> {
-    /// A mapping that nobody maps.
-    pub fn new(mm: &Arc<Mm<M>>) -> Arc<Self> {
+    /// A mapping that nobody maps. All frames that are ever installed through it are `map`'s: by that a removal finds
+    /// it, whoever made it ([`MmContext::for_each_mapping`]).
+    pub fn new(mm: &Arc<MmContext<M>>, map: &Arc<DevPagemap>) -> Arc<Self> {
         let id = mm.new_id();
         let rmap = Mutex::new(IntervalTree::new());
-        let mapping = Arc::new(Self { mm: Arc::clone(mm), id, rmap, listings: Turn::new(0) });
+        let mapping =
+            Arc::new(Self { mm: Arc::clone(mm), id, map: Arc::clone(map), rmap, listings: SleepLock::new(0) });
         mm.add_mapping(&mapping);
         mapping
     }
@@ -56,9 +60,13 @@ impl<M: Machine> Mapping<M> {
     pub fn id(&self) -> u64 {
         self.id
     }
-    /// The world it belongs to.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The context it belongs to.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
+    }
+    /// The page map whose frames it maps.
+    pub fn pagemap(&self) -> &Arc<DevPagemap> {
+        &self.map
     }
     /// How many VMAs map a part of it.
     pub fn nr_vmas(&self) -> usize {
@@ -151,7 +159,7 @@ fn found<M: Machine>(from: u64, to: u64, mapped: &Mapped<M>) -> Option<Found<M>>
 
 impl<M: Machine> Drop for Mapping<M> {
     fn drop(&mut self) {
-        self.mm.remove_mapping(self.id);
+        self.mm.remove_mapping(self);
     }
 }
 
@@ -192,6 +200,20 @@ pub fn unmap_each<M: Machine>(
     each: &mut dyn FnMut(Unmapped<M>),
 ) {
     for_each_part(mapping, first, nr_pages, |space, vmas, whole, part| {
+        let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
+        space.table().zap(part, window, gather);
+        each(Unmapped { space: Arc::clone(space), range: part });
+    });
+}
+
+/// Takes what is installed through `mapping` out of every page table, and tells `each` where that was: a VMA in which
+/// nothing is installed costs a look, and is not told. For what others should have taken apart. As for [`unmap_each`] it
+/// needs no memory, and nothing new is installed.
+pub fn unmap_leftovers<M: Machine>(mapping: &Mapping<M>, gather: &mut Gather<M>, each: &mut dyn FnMut(Unmapped<M>)) {
+    for_each_part(mapping, 0, u64::MAX, |space, vmas, whole, part| {
+        if !space.table().has_leaf(part, gather) {
+            return;
+        }
         let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
         space.table().zap(part, window, gather);
         each(Unmapped { space: Arc::clone(space), range: part });

@@ -24,45 +24,64 @@ macro_rules! mutants {
 
 mutants! {
     /// No CPU is interrupted after a zap. Caught by `stale::no_cpu_reaches_a_page_after_its_unmap` and
-    /// `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
+    /// `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page` and
+    /// `shuttle:loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     NoShootdown = "no_shootdown",
     /// The sender does not flush its own CPU. Caught by `stale::every_page_of_a_range_is_flushed` and
-    /// `loom_shootdown::two_shootdowns_at_once`.
+    /// `loom_shootdown::two_shootdowns_at_once` and
+    /// `shuttle:loom_shootdown::two_shootdowns_at_once`.
     NoLocalFlush = "no_local_flush",
     /// The handler acknowledges first and flushes then. Caught by `stale::the_acknowledgement_comes_after_the_flush`
-    /// and `loom_shootdown::a_table_page_is_freed_after_every_walk_through_it`.
+    /// and `loom_shootdown::a_table_page_is_freed_after_every_walk_through_it` and
+    /// `shuttle:loom_shootdown::a_table_page_is_freed_after_every_walk_through_it`.
     AckBeforeFlush = "ack_before_flush",
     /// The acknowledgement orders nothing. Caught by `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     RelaxedAck = "relaxed_ack",
     /// The handler flushes first and looks then which requests it has answered. Caught by
     /// `stale::a_request_that_comes_during_the_flush_is_not_acknowledged_with_it` and
-    /// `loom_shootdown::two_rounds_in_flight_against_one_receiver`.
+    /// `loom_shootdown::two_rounds_in_flight_against_one_receiver` and
+    /// `shuttle:loom_shootdown::two_rounds_in_flight_against_one_receiver`.
     RequestReadLate = "request_read_late",
     /// gup-fast does not read the leaf again once it has its reference. Caught by
     /// `gup::an_entry_that_is_zapped_before_the_recheck_is_not_pinned` and `loom_gup::gup_fast_against_zap` and
     /// `gup::a_run_ends_before_an_entry_that_is_zapped_meanwhile` and
-    /// `gup::small_leaves_over_one_large_folio_are_pinned_together_and_checked_together`.
+    /// `gup::small_leaves_over_one_large_folio_are_pinned_together_and_checked_together` and
+    /// `shuttle:loom_gup::gup_fast_against_zap`.
     NoEntryRecheck = "no_entry_recheck",
     /// gup-fast does not read the entry above the leaf again. Caught by
     /// `gup::a_page_table_that_is_unlinked_before_the_recheck_is_not_pinned_through` and
     /// `loom_gup::gup_fast_against_freeing_the_table_page` and
     /// `gup::a_run_through_a_table_that_is_unlinked_meanwhile_is_given_back` and
-    /// `loom_gup::gup_fast_of_a_run_against_freeing_the_table_page`.
+    /// `loom_gup::gup_fast_of_a_run_against_freeing_the_table_page` and
+    /// `shuttle:loom_gup::gup_fast_against_freeing_the_table_page`.
     NoUpperRecheck = "no_upper_recheck",
     /// gup-fast walks with interrupts on. Caught by `gup::nothing_that_a_walk_may_touch_is_freed_during_it`.
     GupIrqsOn = "gup_irqs_on",
+    /// gup-fast keeps interrupts off for all of a request. Caught by
+    /// `gup_bounds::interrupts_are_off_for_a_bounded_number_of_steps` and
+    /// `gup_bounds::a_shootdown_in_the_middle_of_a_large_request_is_answered_before_its_end`.
+    IrqsOffForAll = "irqs_off_for_all",
+    /// A listing of live folios holds the store's lock for all of a range. Caught by
+    /// `mm::meta::tests::a_listing_holds_the_lock_for_a_bounded_number_of_looks`.
+    ListedAtOnce = "listed_at_once",
     /// A speculative reference may be the first one. Caught by `loom_meta::speculative_get_against_last_put` and
-    /// `loom_gup::gup_fast_against_zap`.
+    /// `loom_gup::gup_fast_against_zap` and
+    /// `shuttle:loom_meta::speculative_get_against_last_put`.
     ReferenceFromZero = "reference_from_zero",
     /// Dropping a reference orders nothing. Caught by `loom_meta::pin_against_drain` and
     /// `loom_gup::gup_fast_against_zap`.
     RelaxedPut = "relaxed_put",
+    /// Who has dropped a reference of a page looks at its count again. Caught by
+    /// `loom_meta::a_put_looks_at_nothing_behind_it` and `loom_meta::two_leave_and_one_comes`.
+    PutLookedAtAgain = "put_looked_at_again",
     /// The one who drops the last reference frees the metadata without looking again under the lock. Caught by
-    /// `loom_meta::last_put_against_making_a_large_folio_anew`.
+    /// `loom_meta::last_put_against_making_a_large_folio_anew` and
+    /// `shuttle:loom_meta::last_put_against_making_a_large_folio_anew`.
     RetireNoRecheck = "retire_no_recheck",
     /// An unlinked table page is freed before the shootdown is acknowledged. Caught by
     /// `stale::table_pages_are_freed_after_every_cpu_has_forgotten_them` and
-    /// `loom_gup::gup_fast_against_freeing_the_table_page`.
+    /// `loom_gup::gup_fast_against_freeing_the_table_page` and
+    /// `shuttle:loom_gup::gup_fast_against_freeing_the_table_page`.
     TableFreedBeforeSync = "table_freed_before_sync",
     /// The mapping's reference is dropped before the shootdown is acknowledged. Caught by
     /// `gup::a_page_keeps_the_reference_of_its_mapping_until_every_cpu_has_answered`.
@@ -74,23 +93,28 @@ mutants! {
     /// `stale::every_page_of_a_range_is_flushed`.
     RangeRoundedDown = "range_rounded_down",
     /// The CPU with the highest number is left out of a round. Caught by `stale::no_cpu_reaches_a_page_after_its_unmap`
-    /// and `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
+    /// and `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page` and
+    /// `shuttle:loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     CpuMissing = "cpu_missing",
     /// An idle CPU uses its address space again without catching up. Caught by
     /// `stale::an_idle_cpu_is_left_alone_and_catches_up` and
-    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_wakes`.
+    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_wakes` and
+    /// `shuttle:loom_shootdown::a_shootdown_against_an_idle_cpu_that_wakes`.
     LazyNotCaughtUp = "lazy_not_caught_up",
     /// An idle CPU is not interrupted although a table page is freed. Caught by
     /// `stale::an_idle_cpu_must_answer_when_table_pages_are_freed` and
-    /// `loom_shootdown::a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it`.
+    /// `loom_shootdown::a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it` and
+    /// `shuttle:loom_shootdown::a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it`.
     LazySkippedForTables = "lazy_skipped_for_tables",
     /// A CPU that loads an address space enters itself into the set only afterwards. Caught by
     /// `stale::a_cpu_that_loads_the_space_during_a_round_takes_part_in_it` and
-    /// `loom_shootdown::a_shootdown_against_a_cpu_that_loads_the_space`.
+    /// `loom_shootdown::a_shootdown_against_a_cpu_that_loads_the_space` and
+    /// `shuttle:loom_shootdown::a_shootdown_against_a_cpu_that_loads_the_space`.
     SwitchEntersLate = "switch_enters_late",
     /// A CPU that loads an address space passes for idle until it has done so. Caught by
     /// `stale::an_idle_cpu_that_loads_the_space_does_not_pass_for_idle` and
-    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_loads_the_space`.
+    /// `loom_shootdown::a_shootdown_against_an_idle_cpu_that_loads_the_space` and
+    /// `shuttle:loom_shootdown::a_shootdown_against_an_idle_cpu_that_loads_the_space`.
     SwitchStaysLazy = "switch_stays_lazy",
     /// Splitting a huge leaf to remove a part of it flushes nothing. Caught by
     /// `leaves::a_part_of_a_huge_leaf_goes_and_the_rest_stays` and `properties::the_same_with_smaller_leaves`.
@@ -102,7 +126,8 @@ mutants! {
     CleanNoFlush = "clean_no_flush",
     /// A receiver that is further behind than the ring remembers flushes only the latest range. Caught by
     /// `stale::a_cpu_that_missed_more_rounds_than_the_ring_remembers_forgets_everything` and
-    /// `loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up`.
+    /// `loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up` and
+    /// `shuttle:loom_shootdown::more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up`.
     RingOverflowIgnored = "ring_overflow_ignored",
     /// An unpin takes off two pins. Caught by `gup_refused::every_pin_is_given_back_once`.
     UnpinTwice = "unpin_twice",
@@ -129,35 +154,64 @@ mutants! {
     /// `mm::account::tests::a_limit_holds_for_sums_that_would_wrap_too`.
     LimitWraps = "limit_wraps",
     /// A use of a registration does not look whether it was closed meanwhile. Caught by
-    /// `loom_region::a_use_against_a_revocation` and `loom_region::two_uses_against_a_revocation`.
+    /// `loom_region::a_use_against_a_revocation` and `loom_region::two_uses_against_a_revocation` and
+    /// `shuttle:loom_region::a_use_against_a_revocation`.
     UseNotRechecked = "use_not_rechecked",
     /// The end of a use orders nothing. Caught by `loom_region::a_use_against_a_revocation` and
     /// `loom_region::two_uses_against_a_revocation`.
     RelaxedUseEnd = "relaxed_use_end",
     /// A revocation does not wait for uses in flight. Caught by `loom_region::a_use_against_a_revocation` and
-    /// `region::a_use_in_flight_is_waited_for`.
+    /// `region::a_use_in_flight_is_waited_for` and
+    /// `shuttle:loom_region::a_use_against_a_revocation`.
     RevokeDoesNotWait = "revoke_does_not_wait",
     /// Who comes second to end a registration returns before its pages are given back. Caught by
-    /// `loom_region::the_owner_against_the_kernel` and `region::an_owner_that_lets_go_while_it_is_revoked_comes_second`.
+    /// `loom_region::the_owner_against_the_kernel` and `region::an_owner_that_lets_go_while_it_is_revoked_comes_second` and
+    /// `shuttle:loom_region::the_owner_against_the_kernel`.
     SecondCloserDoesNotWait = "second_closer_does_not_wait",
     /// A registration does not look, once it is on the list, whether its device is being removed. Caught by
     /// `region::a_registration_that_a_removal_could_not_ask_for_is_refused` and
-    /// `loom_region::a_registration_against_a_removal`.
+    /// `loom_region::a_registration_against_a_removal` and
+    /// `shuttle:loom_region::a_registration_against_a_removal`.
     RegistrationNotRechecked = "registration_not_rechecked",
     /// A registration is revoked at once, without a grace period. Caught by
     /// `region::an_owner_that_does_nothing_has_its_grace_period_and_no_more`.
     NoGrace = "no_grace",
+    /// A lost frame for which there is no slot is dropped. Caught by
+    /// `losses::what_is_taken_covers_what_was_noted_and_no_more_than_it_must` and
+    /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
+    LossDropped = "loss_dropped",
+    /// Of lost frames in two blocks only the first block is marked. Caught by
+    /// `losses::what_is_taken_covers_what_was_noted_and_no_more_than_it_must`.
+    LossFirstBlockOnly = "loss_first_block_only",
+    /// A handler makes a row of lost frames longer by a plain store. Caught by
+    /// `loom_losses::two_handlers_make_one_row_longer_against_the_taker`.
+    LossGrownByStore = "loss_grown_by_store",
+    /// A handler looks whether a slot is free and stores then. Caught by
+    /// `loom_losses::two_handlers_and_two_slots_against_the_taker`.
+    LossClaimedByStore = "loss_claimed_by_store",
+    /// A slot is read, and emptied by a store. Caught by
+    /// `loom_losses::two_handlers_make_one_row_longer_against_the_taker` and
+    /// `loom_losses::a_handler_notes_twice_against_the_taker`.
+    LossTakenByStore = "loss_taken_by_store",
+    /// A note of lost frames orders nothing. Caught by `loom_losses::a_handler_notes_twice_against_the_taker`.
+    LossRelaxed = "loss_relaxed",
+    /// A handler says that some block is marked before it marks one. Caught by
+    /// `loom_losses::a_handler_without_a_slot_against_the_taker`.
+    LossFlagBeforeBlock = "loss_flag_before_block",
+    /// A handler says that some block is marked by a plain store. Caught by
+    /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
+    LossFlagStored = "loss_flag_stored",
 }
 
 impl Mutant {
     /// Is this fault built in?
-    #[cfg(any(test, feature = "emu", loom))]
+    #[cfg(any(test, feature = "emu", loom, shuttle))]
     pub fn is_on(self) -> bool {
         chosen() == Some(self)
     }
 
     /// Is this fault built in? Never, here.
-    #[cfg(not(any(test, feature = "emu", loom)))]
+    #[cfg(not(any(test, feature = "emu", loom, shuttle)))]
     #[inline(always)]
     pub const fn is_on(self) -> bool {
         let _ = self;
@@ -169,7 +223,7 @@ impl Mutant {
 ///
 /// # Panics
 /// Where the name is none of ours: a run that tests nothing must not pass for one that does.
-#[cfg(any(test, feature = "emu", loom))]
+#[cfg(any(test, feature = "emu", loom, shuttle))]
 fn chosen() -> Option<Mutant> {
     static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
     *CHOSEN.get_or_init(|| {

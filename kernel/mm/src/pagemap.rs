@@ -127,6 +127,21 @@ const LIVE: u32 = 1;
 const DYING: u32 = 2;
 
 /// The frames of one device.
+///
+/// ```
+/// use mm::addr::{Pfn, PfnRange};
+/// use mm::pagemap::{DevPagemap, MapState, MemoryKind};
+///
+/// let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
+/// let map = DevPagemap::new(MemoryKind::FsDax, [frames(0x20_0000, 16), frames(0x10_0000, 16)]).unwrap();
+/// assert_eq!(map.ranges(), [frames(0x10_0000, 16), frames(0x20_0000, 16)]);
+///
+/// let mm = mm::emu::context(1);
+/// mm.meta.register(&map).unwrap();
+/// assert!(mm.meta.kill(&map) && map.state() == MapState::Dying);
+/// assert!(map.is_drained(), "nobody had a page of it");
+/// mm.meta.unregister(&map).unwrap();
+/// ```
 #[derive(Debug)]
 pub struct DevPagemap {
     kind: MemoryKind,

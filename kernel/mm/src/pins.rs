@@ -7,7 +7,8 @@
 //! one of these and can be taken back.
 //!
 //! The ledger costs gup-fast nothing, on or off: it is charged by this type alone, once for each value. Nor do the
-//! accounts ([`account`](crate::account)): they are charged where one is given.
+//! accounts ([`account`](crate::account)): each value is charged to one, to that of the address space where no other is
+//! given, whatever flags it was pinned with.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -17,13 +18,13 @@ use core::panic::Location;
 
 use crate::account::{Charge, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::gup::{GupError, GupFlags, PinSink, pin_user_pages_fast, pin_user_pages_longterm, unpin};
 use crate::machine::{Machine, has_room};
 use crate::mutant::Mutant;
 use crate::pagemap::MemoryKind;
 use crate::space::AddressSpace;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, Weak};
-use crate::world::Mm;
 
 /// One [`PinnedPages`] that is alive.
 #[derive(Clone, Debug)]
@@ -210,6 +211,7 @@ impl PinLedger {
 struct Runs<'a>(&'a mut Vec<PfnRange>);
 
 impl PinSink for Runs<'_> {
+    const BY_PAGE: bool = false;
     fn room(&self) -> u64 {
         if self.0.len() < self.0.capacity() { u64::MAX } else { 0 }
     }
@@ -228,7 +230,8 @@ impl PinSink for Runs<'_> {
 /// How pages are pinned.
 pub(crate) struct How<'a> {
     pub(crate) flags: GupFlags,
-    pub(crate) account: Option<&'a Arc<PinAccount>>,
+    /// Who pays.
+    pub(crate) account: &'a Arc<PinAccount>,
     /// Long-term, for the registration of this number.
     pub(crate) registration: Option<u64>,
     /// Where in the code.
@@ -236,30 +239,54 @@ pub(crate) struct How<'a> {
 }
 
 /// Pinned pages, given back when dropped.
+///
+/// ```
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gup::GupFlags;
+/// use mm::pins::PinnedPages;
+/// use mm::space::AddressSpace;
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let _task = Task::start(&space, 0);
+///
+/// mm.pins.switch(true);
+/// let pins = PinnedPages::pin(&space, va, 3, GupFlags::WRITE).unwrap();
+/// // Who holds them, where in the code and since when is on record, as long as they are held.
+/// mm.pins.for_each(&mut |record| assert_eq!(record.nr_pages(), 3));
+/// drop(pins);
+/// mm.pins.for_each(&mut |_| unreachable!("nobody holds a pin"));
+/// ```
 #[must_use = "the pages are given back when this is dropped"]
 pub struct PinnedPages<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     frames: Vec<PfnRange>,
     record: Option<u64>,
     charge: Option<Charge>,
 }
 
 impl<M: Machine> PinnedPages<M> {
-    /// Pins all of `nr_pages` pages from `start` on, or none.
+    /// Pins all of `nr_pages` pages from `start` on, or none, for the account of the address space: charged before the
+    /// first page is pinned.
     ///
     /// # Errors
     /// As [`pin_user_pages_fast`]; where only a part could be pinned, the error is that of the first page missing.
-    /// [`GupError::OutOfMemory`] also where there is no memory for the list of frames.
+    /// [`GupError::OverLimit`]: the account does not allow it. [`GupError::OutOfMemory`] also where there is no memory for the list of frames.
     #[track_caller]
     pub fn pin(space: &AddressSpace<M>, start: VirtAddr, nr_pages: u64, flags: GupFlags) -> Result<Self, GupError> {
-        let how = How { flags, account: None, registration: None, place: Location::caller() };
+        let account = space.account();
+        let how = How { flags, account: &account, registration: None, place: Location::caller() };
         Self::pin_as(space, start, nr_pages, &how)
     }
 
-    /// As [`pin`](Self::pin), for the account of somebody: charged before the first page is pinned.
+    /// As [`pin`](Self::pin), for the account of somebody else.
     ///
     /// # Errors
-    /// As [`pin`](Self::pin), and [`GupError::OverLimit`].
+    /// As [`pin`](Self::pin).
     #[track_caller]
     pub fn pin_charged(
         account: &Arc<PinAccount>,
@@ -268,7 +295,7 @@ impl<M: Machine> PinnedPages<M> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<Self, GupError> {
-        let how = How { flags, account: Some(account), registration: None, place: Location::caller() };
+        let how = How { flags, account, registration: None, place: Location::caller() };
         Self::pin_as(space, start, nr_pages, &how)
     }
 
@@ -287,10 +314,8 @@ impl<M: Machine> PinnedPages<M> {
         let range = range.ok_or(GupError::BadRange)?;
         // Whatever goes wrong from here on: what this holds is given back as it is dropped.
         let mut pinned = Self { mm: Arc::clone(mm), frames: Vec::new(), record: None, charge: None };
-        if let Some(account) = how.account {
-            let exempt = space.count_pages(range, &|kind| mm.pins.is_exempt(kind));
-            pinned.charge = Some(account.charge(nr_pages - exempt, exempt)?);
-        }
+        let exempt = space.count_pages(range, &|kind| mm.pins.is_exempt(kind));
+        pinned.charge = Some(how.account.charge(nr_pages - exempt, exempt)?);
         let all = pinned.pin_all(space, start, nr_pages, how);
         if all.is_err() && Mutant::PartKept.is_on() {
             pinned.frames.clear();
@@ -365,7 +390,7 @@ impl<M: Machine> PinnedPages<M> {
 }
 
 /// How many pages of a run are left out of pin limits.
-fn exempt_pages<M: Machine>(mm: &Mm<M>, run: PfnRange) -> u64 {
+fn exempt_pages<M: Machine>(mm: &MmContext<M>, run: PfnRange) -> u64 {
     let (mut at, mut pages) = (run.start(), 0);
     while at < run.end() {
         let found = mm.meta.find_map(at).and_then(|map| Some((map.kind(), map.range_of(at)?.end())));

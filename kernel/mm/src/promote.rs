@@ -29,7 +29,9 @@ impl<M: Machine> Table<'_, M> {
         let Some((table, entry)) = self.find_table(va, level) else { return false };
         gather.visited(ENTRIES as u64);
         let Some(huge) = self.as_one_leaf(entry.pfn(), size) else { return false };
-        self.mm.meta.get_mapped(huge.pfn(), 1);
+        if self.mm.meta.get_mapped(huge.pfn(), 1).is_err() {
+            return false;
+        }
         // AcqRel: the reference comes before the leaf that owns it.
         self.mm.machine.entry(table, va.index(level)).swap(huge.bits(), Ordering::AcqRel);
         gather.subtree(entry.pfn(), level - 1);

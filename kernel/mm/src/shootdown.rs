@@ -41,7 +41,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
-use crate::held;
+use crate::lock_check;
 use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, RawMutex, fence};
@@ -272,10 +272,8 @@ impl Shootdown {
         if behind == 0 {
             return;
         }
+        // Where the ring has forgotten one of them, that is the oldest, which comes first and ends it.
         let mut what = space.taken(generation);
-        if behind > RING as u64 && !Mutant::RingOverflowIgnored.is_on() {
-            what = FlushRange::All;
-        }
         for older in (generation - behind + 1)..generation {
             if what == FlushRange::All {
                 break;
@@ -443,7 +441,7 @@ impl<M: Machine> Dispatched<'_, M> {
     #[inline(always)]
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
-        held::assert_none("a shootdown");
+        lock_check::might_sleep("a shootdown");
         for cpu in self.waiting.iter() {
             let cpu = &self.shootdown.cpus[cpu];
             // Our own request, or a later one: a number that has stopped growing for us, since it is read once.

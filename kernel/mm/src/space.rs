@@ -24,28 +24,52 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::account::{DEFAULT_LIMIT_PAGES, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::Prot;
 use crate::gather::{Gather, ZapStats};
-use crate::held;
 use crate::ledger::Kind;
+use crate::lock_check;
 use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
 use crate::pagemap::MemoryKind;
 use crate::shootdown::{FlushRange, TlbState};
-use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::table::{Found, Table};
 pub use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use crate::vma::{Vma, Vmas};
-use crate::world::Mm;
 
 /// An address space: a page table and the VMAs that say what belongs into it.
+///
+/// A task maps a device, and touches it:
+/// ```
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, FaultError};
+///
+/// let mm = emu::context(2);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, PageSize::Size2M.bytes(), Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// assert_eq!(space.translate(va), None, "pages come with faults");
+///
+/// let task = Task::start(&space, 1);
+/// task.store(va, 42).unwrap();
+/// assert_eq!(space.translate(va).unwrap().size, PageSize::Size2M, "the largest leaf that fits");
+///
+/// space.unmap(va, PAGE_SIZE).unwrap();
+/// assert_eq!(task.load(va), Err(FaultError::NotMapped(va)));
+/// ```
 pub struct AddressSpace<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     tlb: Arc<TlbState>,
     /// That of `tlb`: gup-fast has it from here with one load.
     root: PhysAddr,
     name: String,
+    /// Who pays for what is pinned through it; opened when it is first asked for.
+    account: Mutex<Option<Arc<PinAccount>>>,
     vmas: RwLock<Vmas<M>>,
 }
 
@@ -54,17 +78,21 @@ impl<M: Machine> AddressSpace<M> {
     ///
     /// # Errors
     /// [`FaultError::OutOfMemory`]: no frame for the root table.
-    pub fn new(mm: &Arc<Mm<M>>, name: &str) -> Result<Arc<Self>, FaultError> {
+    pub fn new(mm: &Arc<MmContext<M>>, name: &str) -> Result<Arc<Self>, FaultError> {
         let root = mm.alloc_table().ok_or(FaultError::OutOfMemory)?;
         mm.machine.init_root(root);
         mm.ledger.charge(Kind::AddressSpaces, 1);
-        Ok(Arc::new(Self {
+        let space = Arc::new(Self {
             mm: Arc::clone(mm),
             tlb: Arc::new(TlbState::new(mm.new_id(), root)),
             root: root.addr(),
             name: String::from(name),
+            account: Mutex::new(None),
             vmas: RwLock::new(Vmas(BTreeMap::new())),
-        }))
+        });
+        #[cfg(all(debug_assertions, not(loom)))]
+        mm.add_space(&space);
+        Ok(space)
     }
 
     /// Number of the space; not 0.
@@ -75,9 +103,15 @@ impl<M: Machine> AddressSpace<M> {
     pub fn name(&self) -> &str {
         &self.name
     }
-    /// The world it belongs to.
-    pub fn mm(&self) -> &Arc<Mm<M>> {
+    /// The context it belongs to.
+    pub fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
+    }
+    /// The account of its owner: of all that is pinned through it, long or short, unless another is given. It has the
+    /// space's name and the usual limit ([`DEFAULT_LIMIT_PAGES`]).
+    pub fn account(&self) -> Arc<PinAccount> {
+        let open = || self.mm.pins.open_account(&self.name, DEFAULT_LIMIT_PAGES);
+        Arc::clone(self.account.lock().get_or_insert_with(open))
     }
     /// What [`Shootdown::switch_to`](crate::shootdown::Shootdown::switch_to) loads.
     pub fn tlb(&self) -> &Arc<TlbState> {
@@ -140,7 +174,7 @@ impl<M: Machine> AddressSpace<M> {
     #[track_caller]
     fn assert_may_wait(&self) {
         debug_assert!(self.mm.machine.irqs_on(), "an address space was locked with interrupts off");
-        held::assert_none("an address space");
+        lock_check::might_sleep("an address space");
     }
 
     fn user_range(&self, va: VirtAddr, len_bytes: u64) -> Result<VirtRange, MapError> {
@@ -342,6 +376,8 @@ impl<M: Machine> AddressSpace<M> {
 
 impl<M: Machine> Drop for AddressSpace<M> {
     fn drop(&mut self) {
+        #[cfg(all(debug_assertions, not(loom)))]
+        self.mm.remove_space(self.id());
         // No CPU has it loaded: whoever loads a space owns a reference to it. So nothing is sent, and the gather
         // frees at once; but for a round that somebody else has open, which keeps its own references.
         let mut gather = Gather::new(&self.mm);

@@ -25,13 +25,13 @@
 //! Linux: `mm/memory.c` (`zap_page_range`, `free_pgd_range` with its floor and ceiling), `mm/huge_memory.c`.
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
+use crate::context::MmContext;
 use crate::entry::{Entry, Prot};
 use crate::gather::Gather;
-use crate::machine::Machine;
+use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
-use crate::world::Mm;
 
 /// Why an install did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(crate) const fn span_bytes(level: u8) -> u64 {
 
 /// The page table of one address space.
 pub(crate) struct Table<'a, M: Machine> {
-    pub(crate) mm: &'a Mm<M>,
+    pub(crate) mm: &'a MmContext<M>,
     pub(crate) tlb: &'a Arc<TlbState>,
 }
 
@@ -170,6 +170,7 @@ impl<'a, M: Machine> Table<'a, M> {
         let level = size.level();
         let table = self.table_at(va, level)?;
         let slot = self.entry(table, va.index(level));
+        self.mm.machine.reached(Point::InstallReady);
         match slot.compare_exchange(0, Entry::leaf(pfn, size, prot).bits(), Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
             Err(bits) if Entry::from_bits(bits).is_table(level) => Err(InstallError::TableInTheWay),
@@ -236,6 +237,22 @@ impl<'a, M: Machine> Table<'a, M> {
         self.issue(zap);
     }
 
+    /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
+    pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
+        self.leaf_below(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap)
+    }
+
+    fn leaf_below(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) -> bool {
+        let span = span_bytes(level);
+        zap.visit(base, span).any(|index| {
+            let entry = Entry::from_bits(self.entry(table, index as usize).load(Ordering::Acquire));
+            let below = entry.is_table(level);
+            entry.is_leaf(level) || (below && self.leaf_below(entry.pfn(), level - 1, base + index * span, zap))
+        })
+    }
+
     fn issue(&self, mut zap: Zap<'_, M>) {
         if let Some(what) = zap.what() {
             zap.gather.issue(self.tlb, what, zap.frees_tables);
@@ -300,14 +317,19 @@ impl<'a, M: Machine> Table<'a, M> {
         zap.flush(start, end, size);
     }
 
-    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted.
+    /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted, or the count of the
+    /// folio behind it.
     fn split(&self, slot: &AtomicU64, size: PageSize) -> Option<Pfn> {
         let smaller = size.smaller()?;
         let below = self.mm.alloc_table()?;
         let mut old = slot.load(Ordering::Acquire);
         let huge = Entry::from_bits(old);
-        // One reference for each new leaf; the old leaf's own serves the first.
-        self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1);
+        // One reference for each new leaf; the old leaf's own serves the first. Where the count has no room for them it
+        // is as if there were no memory for the table, which nobody has seen yet.
+        if self.mm.meta.get_mapped(huge.pfn(), ENTRIES as u32 - 1).is_err() {
+            self.mm.free_table(below);
+            return None;
+        }
         debug_assert!(smaller < size);
         loop {
             let huge = Entry::from_bits(old);

@@ -8,12 +8,12 @@ use crate::mutant::Mutant;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, RawMutex, fence};
 
 /// How many generations a ring remembers.
-pub const RING: usize = if cfg!(loom) { 2 } else { 8 };
+pub const RING: usize = if cfg!(any(loom, shuttle)) { 2 } else { 8 };
 
 /// Up to this many single flushes; more become one full flush, unless
 /// [`set_full_flush_above`](crate::shootdown::Shootdown::set_full_flush_above) says otherwise.
 ///
-/// Measured (`docs/benchmarks.md`, `kernel/src/bench_flush.rs`): in the emulator both cost the same at 30 pages where
+/// Measured (`docs/benchmarks.md`, `kernel/src/bench/flush.rs`): in the emulator both cost the same at 30 pages where
 /// nothing else is in use, and at 59 where 64 other pages have to be walked for again.
 pub const FULL_FLUSH_ABOVE: u64 = 33;
 

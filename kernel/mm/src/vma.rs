@@ -61,6 +61,8 @@ pub enum FaultError {
         /// Why.
         cause: SigBusCause,
     },
+    /// The count of references on the page has no room for one more.
+    TooManyRefs(VirtAddr),
     /// No memory for a table page or for page metadata.
     OutOfMemory,
 }
@@ -73,6 +75,7 @@ impl fmt::Display for FaultError {
                 write!(f, "the mapping at {addr} does not allow this access")
             }
             Self::SigBus { addr, len_bytes, cause } => write!(f, "{len_bytes} bytes at {addr} are gone: {cause}"),
+            Self::TooManyRefs(addr) => write!(f, "too many references on the page at {addr}: its count has no room"),
             Self::OutOfMemory => f.write_str("out of memory"),
         }
     }

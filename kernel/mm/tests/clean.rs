@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Device, World, load_from, page, space_with, store_to, world};
+use common::{Device, EmuContext, load_from, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::gather::Gather;
@@ -17,7 +17,7 @@ use mm::sync::Arc;
 const DEVICE_PAGES: u64 = 4 << 18;
 
 /// Cleans `nr_pages` of the device from `first` on; how many rounds that took.
-fn clean(mm: &Arc<World>, device: &Device, first: u64, nr_pages: u64) -> u64 {
+fn clean(mm: &Arc<EmuContext>, device: &Device, first: u64, nr_pages: u64) -> u64 {
     let mut gather = Gather::new(mm);
     clean_mapping_range(device.mapping(), first, nr_pages, &mut gather);
     let stats = gather.finish();
@@ -28,7 +28,7 @@ fn clean(mm: &Arc<World>, device: &Device, first: u64, nr_pages: u64) -> u64 {
 // covers: G7
 #[test]
 fn a_page_that_was_cleaned_is_stored_to_after_a_fault_only() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size4K);
     device.note_stores();
     let space = space_with(&mm, &device, 3, &[0, 1]);
@@ -55,7 +55,7 @@ fn a_page_that_was_cleaned_is_stored_to_after_a_fault_only() {
 // covers: G7
 #[test]
 fn no_way_to_a_writable_page_goes_unnoticed() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
     device.note_stores();
     let space = space_with(&mm, &device, 1024, &[0]);

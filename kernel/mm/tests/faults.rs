@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Weak};
 
-use common::{BASE, Device, Space, page, world};
+use common::{BASE, Device, Space, machine, page};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
@@ -57,7 +57,7 @@ impl VmOps<EmuMachine> for Slow {
 // covers: G4
 #[test]
 fn faults_in_different_areas_and_in_one_go_on_in_parallel() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let slow = Arc::new(Slow {
         device: device.clone(),

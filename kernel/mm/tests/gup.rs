@@ -5,7 +5,7 @@
 mod common;
 
 use common::gup_rig::{FAST, Running, rig};
-use common::{Device, counts, load, page, pin, space_with, store_to, unpin, world};
+use common::{Device, counts, load, machine, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::emu::Event;
 use mm::entry::Prot;
@@ -220,7 +220,7 @@ fn nothing_of_the_page_map_is_touched() {
 // covers: G4, G5
 #[test]
 fn the_slow_path_serves_what_the_fast_one_cannot() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let space = space_with(&mm, &device, 8, &[0]);
     (0..3).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());
@@ -237,7 +237,7 @@ fn the_slow_path_serves_what_the_fast_one_cannot() {
 // covers: G4
 #[test]
 fn a_dead_device_is_noticed_by_the_slow_path() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let space = space_with(&mm, &device, 8, &[0]);
     device.kill();

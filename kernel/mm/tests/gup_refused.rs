@@ -5,7 +5,7 @@
 mod common;
 
 use common::gup_rig::{FAST, panic_of, rig};
-use common::{BASE, DEVICE_START, Device, counts, page, pin, space_with, store_to, unpin, world};
+use common::{BASE, DEVICE_START, Device, counts, machine, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
@@ -81,7 +81,7 @@ fn every_pin_is_given_back_once() {
 // covers: G8
 #[test]
 fn a_put_without_a_get_names_the_page() {
-    let (_emu, mm) = world(1);
+    let (_emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let message = panic_of(|| gup::put_page(&mm, device.pfn(3), 1));
     assert!(message.contains(&device.pfn(3).to_string()), "{message}");
@@ -90,7 +90,7 @@ fn a_put_without_a_get_names_the_page() {
 // covers: L2, L3, L6
 #[test]
 fn a_long_term_pin_that_could_not_be_taken_back_is_refused_on_every_path() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let dax = Device::dax_with(&mm, 64, PageSize::Size4K);
     let first = DEVICE_START.add(1 << 18);
     let file = Device::new(&mm, first, 64, MemoryKind::FsDax, PageSize::Size4K);

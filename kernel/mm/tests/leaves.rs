@@ -4,7 +4,7 @@
 mod common;
 
 use common::cached::{DEVICE_PAGES, assert_gone, mapped, unmap};
-use common::{Device, load_from, page, space_with, store_to, world};
+use common::{Device, load_from, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::Config;
 use mm::entry::Prot;
@@ -17,7 +17,7 @@ use mm::space::Access;
 #[test]
 fn a_part_of_a_huge_leaf_goes_and_the_rest_stays() {
     for (leaf, nr_pages, hole) in [(PageSize::Size2M, 512, 5), (PageSize::Size1G, 1 << 18, 70_000)] {
-        let (emu, mm) = world(3);
+        let (emu, mm) = machine(3);
         let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
         let space = space_with(&mm, &device, nr_pages, &[0, 1, 2]);
         for cpu in 0..3 {
@@ -39,7 +39,7 @@ fn a_part_of_a_huge_leaf_goes_and_the_rest_stays() {
 /// Accessed and dirty bits, which the CPU sets, are never lost by what the kernel does to a leaf that stays.
 #[test]
 fn what_the_cpu_has_noted_stays_with_the_page() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
     let space = space_with(&mm, &device, 3 * 512, &[0]);
     space.populate(page(0), 3 * 512 * PAGE_SIZE, Access::Read).unwrap();
@@ -76,7 +76,7 @@ fn what_the_cpu_has_noted_stays_with_the_page() {
 // covers: G3
 #[test]
 fn what_promotion_replaced_is_forgotten() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
     let space = space_with(&mm, &device, 1024, &[0, 1]);
     // The second huge leaf keeps the table above, so that the first is cleared by itself.
@@ -128,7 +128,7 @@ fn a_split_without_memory_takes_the_whole_leaf() {
 #[test]
 fn five_levels_and_machines_without_huge_leaves_work_alike() {
     for (levels, has_1g_leaves) in [(4, false), (5, true), (5, false)] {
-        let (emu, mm) = common::world_on(Config { cpus: 2, levels, has_1g_leaves, ..Config::default() });
+        let (emu, mm) = common::machine_with(Config { cpus: 2, levels, has_1g_leaves, ..Config::default() });
         let device = Device::dax(&mm, DEVICE_PAGES);
         let space = space_with(&mm, &device, 1 << 18, &[0, 1]);
         for cpu in 0..2 {

@@ -9,24 +9,24 @@
 //!    reference, that the entry has been cleared (the interrupt of the shootdown is on its way to it) fails.
 //!
 //! Besides, every table page that a walk may still touch is there.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
 use std::cell::Cell;
 
-use loom::sync::atomic::{AtomicBool, Ordering};
-use loom::thread;
+use loom_machine::{LoomMachine, be, bring_up, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::context::MmContext;
 use mm::entry::Prot;
 use mm::gup::{self, GupFlags, RangeArray};
 use mm::machine::{IrqOff, Point};
 use mm::mapping::Mapping;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
-use mm::sync::Arc;
-use mm::world::Mm;
-use modelled::{LoomMachine, be, bring_up, explore, va};
+use mm::sync::model::{self, AtomicBool, sized, thread};
+use mm::sync::{Arc, Ordering};
+use mm::tlb::TlbState;
 
 /// A file whose page n is frame n.
 struct Identity {
@@ -54,24 +54,35 @@ impl VmOps<LoomMachine> for Identity {
     }
 }
 
-struct World {
-    mm: Arc<Mm<LoomMachine>>,
+/// CPUs, of which all but one pin, and how often each does so.
+const CPUS: usize = sized(2, 3);
+const PINS: usize = sized(1, 2);
+
+struct EmuContext {
+    mm: Arc<MmContext<LoomMachine>>,
     space: Arc<AddressSpace<LoomMachine>>,
     file: Arc<dyn VmOps<LoomMachine>>,
 }
 
-thread_local! {
-    /// Whether the walk that is under way could know that a shootdown has begun. (All of loom's threads are this
-    /// one; only one of them walks.)
-    static KNEW: Cell<bool> = const { Cell::new(false) };
+model::thread_local! {
+    /// Whether the walk that is under way on this CPU could know that a shootdown has begun.
+    static KNEW: Cell<bool> = Cell::new(false);
 }
 
-impl World {
+fn knew(known: bool) {
+    KNEW.with(|cell| cell.set(known));
+}
+
+fn knows() -> bool {
+    KNEW.with(Cell::get)
+}
+
+impl EmuContext {
     /// `nr_pages` pages from `va(0, 0)` on (two levels of tables, three where there are huge leaves, because a root has
-    /// none), present in leaves of `leaf`; CPU 1 has the space loaded.
+    /// none), present in leaves of `leaf`; the CPUs but 0 have the space loaded.
     fn new(nr_pages: u64, leaf: PageSize) -> Arc<Self> {
         be(0);
-        let mm = Mm::new(LoomMachine::new(2, if leaf == PageSize::Size4K { 2 } else { 3 }), 2);
+        let mm = MmContext::new(LoomMachine::new(CPUS, if leaf == PageSize::Size4K { 2 } else { 3 }), CPUS);
         let weak = Arc::downgrade(&mm);
         mm.machine.set_handler(move |machine| {
             if let Some(mm) = weak.upgrade() {
@@ -81,28 +92,37 @@ impl World {
         bring_up(&mm.machine, &mm.shootdown);
         mm.machine.set_watcher(|machine, point| {
             if point == Point::GupLeafRead {
-                KNEW.set(machine.interrupt_is_pending());
+                knew(machine.interrupt_is_pending());
             }
         });
         let frames = PfnRange::new(Pfn::new(0), 1024).unwrap();
-        mm.meta.register(&DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap()).unwrap();
-        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm), leaf });
+        let map = DevPagemap::new(MemoryKind::DevDax, [frames]).unwrap();
+        mm.meta.register(&map).unwrap();
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity { mapping: Mapping::new(&mm, &map), leaf });
         let space = AddressSpace::new(&mm, "model").unwrap();
         space.map(va(0, 0), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
         for page in 0..nr_pages.min(2) {
             space.handle_fault(va(0, page), Access::Write).unwrap();
         }
-        be(1);
-        mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
+        let machine = Arc::new(Self { mm, space, file });
+        machine.others_load(Some(machine.space.tlb()));
+        machine
+    }
+
+    /// All CPUs but 0 load a space.
+    fn others_load(&self, space: Option<&Arc<TlbState>>) {
+        for cpu in 1..CPUS {
+            be(cpu);
+            self.mm.shootdown.switch_to(&IrqOff::new(&self.mm.machine), space);
+        }
         be(0);
-        Arc::new(Self { mm, space, file })
     }
 
     /// Pins two pages as a run, uses what there is, and lets it go. Answers how many.
     fn pin_two_and_use(&self, va: VirtAddr) -> u64 {
         let mut runs = [None];
         let mut sink = RangeArray::new(&mut runs);
-        KNEW.set(false);
+        knew(false);
         let Ok(nr) = gup::pin_user_pages_fast(&self.space, va, 2, GupFlags::FAST_ONLY, &mut sink) else { return 0 };
         for run in sink.iter() {
             (0..run.nr_pages()).for_each(|page| self.mm.machine.use_data(run.start().add(page)));
@@ -115,7 +135,7 @@ impl World {
     fn pin_and_use(&self, va: VirtAddr) -> Option<Pfn> {
         let mut runs = [None];
         let mut sink = RangeArray::new(&mut runs);
-        KNEW.set(false);
+        knew(false);
         gup::pin_user_pages_fast(&self.space, va, 1, GupFlags::FAST_ONLY, &mut sink).ok()?;
         let pfn = sink.iter().next()?.start();
         self.mm.machine.use_data(pfn);
@@ -126,7 +146,7 @@ impl World {
     /// As [`pin_and_use`](Self::pin_and_use), against an unmap: after its shootdown has begun no pin is taken.
     fn pin_unless_known(&self, va: VirtAddr) -> Option<Pfn> {
         let pfn = self.pin_and_use(va)?;
-        assert!(!KNEW.get(), "a page was pinned through an entry that was known to be gone");
+        assert!(!knows(), "a page was pinned through an entry that was known to be gone");
         Some(pfn)
     }
 
@@ -140,21 +160,24 @@ impl World {
         }
     }
 
-    /// Runs `this` on CPU 0 beside `other` on CPU 1, which then takes interrupts until CPU 0 is done.
-    fn race(self: &Arc<Self>, this: impl FnOnce(&Self), other: impl FnOnce(&Self) + Send + 'static) {
+    /// Runs `this` on CPU 0 beside `other` on the others, which then take interrupts until CPU 0 is done.
+    fn race(self: &Arc<Self>, this: impl FnOnce(&Self), other: impl Fn(&Self) + Clone + Send + 'static) {
         let done = Arc::new(AtomicBool::new(false));
-        let (theirs, flag) = (self.clone(), done.clone());
-        let thread = thread::spawn(move || {
-            be(1);
-            other(&theirs);
-            while !flag.load(Ordering::Acquire) {
-                mm::machine::Machine::relax(&theirs.mm.machine);
-            }
-            theirs.mm.shootdown.switch_to(&IrqOff::new(&theirs.mm.machine), None);
-        });
+        let pinner = |cpu| {
+            let (theirs, flag, other) = (self.clone(), done.clone(), other.clone());
+            thread::spawn(move || {
+                be(cpu);
+                (0..PINS).for_each(|_| other(&theirs));
+                while !flag.load(Ordering::Acquire) {
+                    mm::machine::Machine::relax(&theirs.mm.machine);
+                }
+                theirs.mm.shootdown.switch_to(&IrqOff::new(&theirs.mm.machine), None);
+            })
+        };
+        let threads: Vec<_> = (1..CPUS).map(pinner).collect();
         this(self);
         done.store(true, Ordering::Release);
-        thread.join().unwrap();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }
 
@@ -162,10 +185,10 @@ impl World {
 #[test]
 fn gup_fast_against_zap() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
+        let machine = EmuContext::new(2, PageSize::Size4K);
         // Page 1 stays mapped, so that page 0's own entry is what is cleared.
-        world.race(|world| world.unmap(va(0, 0), 1, &[0]), |world| _ = world.pin_unless_known(va(0, 0)));
-        assert!(world.mm.meta.inspect(Pfn::new(0)).is_none(), "neither the mapping nor the pin is left");
+        machine.race(|machine| machine.unmap(va(0, 0), 1, &[0]), |machine| _ = machine.pin_unless_known(va(0, 0)));
+        assert!(machine.mm.meta.inspect(Pfn::new(0)).is_none(), "neither the mapping nor the pin is left");
     });
 }
 
@@ -173,18 +196,18 @@ fn gup_fast_against_zap() {
 #[test]
 fn gup_fast_against_zap_and_reuse_of_the_page() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
-        let again = |world: &World| {
-            world.unmap(va(0, 0), 1, &[0]);
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        let again = |machine: &EmuContext| {
+            machine.unmap(va(0, 0), 1, &[0]);
             // Another page at the same address.
-            world.space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &world.file, 512).unwrap();
-            world.space.handle_fault(va(0, 0), Access::Write).unwrap();
+            machine.space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &machine.file, 512).unwrap();
+            machine.space.handle_fault(va(0, 0), Access::Write).unwrap();
         };
-        world.race(again, |world| {
-            let frame = world.pin_unless_known(va(0, 0));
+        machine.race(again, |machine| {
+            let frame = machine.pin_unless_known(va(0, 0));
             assert!(matches!(frame.map(Pfn::as_u64), None | Some(0 | 512)), "{frame:?}");
         });
-        let held = |frame| world.mm.meta.inspect(Pfn::new(frame)).map(|folio| folio.counts.refs);
+        let held = |frame| machine.mm.meta.inspect(Pfn::new(frame)).map(|folio| folio.counts.refs);
         assert_eq!((held(0), held(512)), (None, Some(1)));
     });
 }
@@ -193,10 +216,10 @@ fn gup_fast_against_zap_and_reuse_of_the_page() {
 #[test]
 fn gup_fast_against_freeing_the_table_page() {
     explore(4, || {
-        let world = World::new(2, PageSize::Size4K);
+        let machine = EmuContext::new(2, PageSize::Size4K);
         // The page table goes as a whole, and with it the entries that the walk reads.
-        world.race(|world| world.unmap(va(0, 0), 2, &[0, 1]), |world| _ = world.pin_unless_known(va(0, 1)));
-        let totals = world.mm.meta.totals();
+        machine.race(|machine| machine.unmap(va(0, 0), 2, &[0, 1]), |machine| _ = machine.pin_unless_known(va(0, 1)));
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
     });
 }
@@ -205,12 +228,12 @@ fn gup_fast_against_freeing_the_table_page() {
 #[test]
 fn gup_fast_of_a_run_against_zap_of_its_second_page() {
     explore(3, || {
-        let world = World::new(2, PageSize::Size4K);
-        world.race(
-            |world| world.unmap(va(0, 1), 1, &[1]),
-            |world| assert!(world.pin_two_and_use(va(0, 0)) > 0, "the first page was there all the time"),
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        machine.race(
+            |machine| machine.unmap(va(0, 1), 1, &[1]),
+            |machine| assert!(machine.pin_two_and_use(va(0, 0)) > 0, "the first page was there all the time"),
         );
-        let totals = world.mm.meta.totals();
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (1, 1, 0));
     });
 }
@@ -219,15 +242,15 @@ fn gup_fast_of_a_run_against_zap_of_its_second_page() {
 #[test]
 fn gup_fast_of_a_run_against_freeing_the_table_page() {
     explore(3, || {
-        let world = World::new(2, PageSize::Size4K);
-        world.race(
-            |world| world.unmap(va(0, 0), 2, &[0, 1]),
-            |world| {
-                let nr = world.pin_two_and_use(va(0, 0));
-                assert!(nr == 0 || !KNEW.get(), "pages were pinned through a table that was known to be gone");
+        let machine = EmuContext::new(2, PageSize::Size4K);
+        machine.race(
+            |machine| machine.unmap(va(0, 0), 2, &[0, 1]),
+            |machine| {
+                let nr = machine.pin_two_and_use(va(0, 0));
+                assert!(nr == 0 || !knows(), "pages were pinned through a table that was known to be gone");
             },
         );
-        let totals = world.mm.meta.totals();
+        let totals = machine.mm.meta.totals();
         assert_eq!((totals.folios, totals.refs, totals.pins), (0, 0, 0));
     });
 }
@@ -236,10 +259,10 @@ fn gup_fast_of_a_run_against_freeing_the_table_page() {
 #[test]
 fn gup_fast_against_splitting_a_huge_leaf() {
     explore(4, || {
-        let world = World::new(512, PageSize::Size2M);
+        let machine = EmuContext::new(512, PageSize::Size2M);
         // A part of the huge leaf goes: it becomes a table, of which one entry is cleared.
-        world.race(|world| world.unmap(va(0, 0), 1, &[]), |world| _ = world.pin_unless_known(va(0, 0)));
-        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("the rest is mapped");
+        machine.race(|machine| machine.unmap(va(0, 0), 1, &[]), |machine| _ = machine.pin_unless_known(va(0, 0)));
+        let folio = machine.mm.meta.inspect(Pfn::new(0)).expect("the rest is mapped");
         assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the one leaf that is left");
     });
 }
@@ -248,27 +271,23 @@ fn gup_fast_against_splitting_a_huge_leaf() {
 #[test]
 fn gup_fast_against_promoting_to_a_huge_leaf() {
     explore(4, || {
-        let world = World::new(512, PageSize::Size2M);
+        let machine = EmuContext::new(512, PageSize::Size2M);
         // A hole that is filled again leaves small leaves over one large folio.
-        be(1);
-        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), None);
-        be(0);
-        let mut gather = mm::gather::Gather::new(&world.mm);
-        mm::mapping::unmap_mapping_range(world.file.mapping(), 0, 1, &mut gather);
+        machine.others_load(None);
+        let mut gather = mm::gather::Gather::new(&machine.mm);
+        mm::mapping::unmap_mapping_range(machine.file.mapping(), 0, 1, &mut gather);
         gather.finish();
-        world.space.handle_fault(va(0, 0), Access::Write).unwrap();
-        be(1);
-        world.mm.shootdown.switch_to(&IrqOff::new(&world.mm.machine), Some(world.space.tlb()));
-        be(0);
-        let promote = |world: &World| {
-            assert_eq!(world.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
+        machine.space.handle_fault(va(0, 0), Access::Write).unwrap();
+        machine.others_load(Some(machine.space.tlb()));
+        let promote = |machine: &EmuContext| {
+            assert_eq!(machine.space.promote(va(0, 0), 512 * PAGE_SIZE), Ok(1));
         };
-        world.race(promote, |world| {
+        machine.race(promote, |machine| {
             // Through the old table or the new leaf, it is the same frame.
-            let frame = world.pin_and_use(va(0, 1));
+            let frame = machine.pin_and_use(va(0, 1));
             assert!(matches!(frame.map(Pfn::as_u64), None | Some(1)), "{frame:?}");
         });
-        let folio = world.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
+        let folio = machine.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
         assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the huge leaf alone");
     });
 }

@@ -9,21 +9,22 @@
 //! | `last_put_against_making_a_large_folio_anew` | a folio is freed once, by whoever finds it dead under the lock; the next life begins after all use of the last | `retire_no_recheck`, `relaxed_put` |
 //! | `last_put_against_making_a_page_anew` | the same for an order-0 page; its chunk stays while a life is on its way out | `relaxed_put` |
 //! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
-//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put` |
+//! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put`, `put_looked_at_again` |
+//! | `a_put_looks_at_nothing_behind_it` | who has given up a reference uses nothing behind it: the other may have freed it | `put_looked_at_again`, `relaxed_put` |
 //! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
 //! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
 //! | `killing_against_making` | once a page map is killed its counter only falls | — |
 //! | `a_walk_against_its_neighbours` | tables on the way to a held folio stay, whatever happens beside it | — |
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
 use std::sync::Arc;
 
-use loom::cell::UnsafeCell;
-use loom::thread;
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::{Kind, Ledger};
 use mm::meta::{MetaError, MetaStore, Owner, UnregisterError};
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::sync::model::{AtomicBool, Bound, UnsafeCell, explore, explore_as, sized, thread};
+use mm::sync::{Mutex, Ordering};
 
 /// First frames of two 2 MiB blocks of the same 1 GiB. The tables have two slots, so a frame number may use the
 /// lowest bit of each level alone.
@@ -32,7 +33,7 @@ const BLOCK: [u64; 2] = [0, 512];
 const OLD: Owner = Owner { mapping: 1, offset: 0 };
 const NEW: Owner = Owner { mapping: 2, offset: 0 };
 
-struct World {
+struct EmuContext {
     store: MetaStore,
     ledger: Arc<Ledger>,
     map: Arc<DevPagemap>,
@@ -41,9 +42,9 @@ struct World {
 }
 
 // SAFETY: loom watches each access to `contents`, and ends the model where two are not ordered.
-unsafe impl Sync for World {}
+unsafe impl Sync for EmuContext {}
 
-impl World {
+impl EmuContext {
     fn new() -> Arc<Self> {
         let ledger = Arc::new(Ledger::new());
         let store = MetaStore::new(Arc::clone(&ledger));
@@ -81,31 +82,36 @@ impl World {
     }
 }
 
+/// Holders of an old life.
+const LEAVING: usize = sized(1, 3);
+
 /// The old life's holder uses the device and leaves; another makes (or finds) a folio there. `pages` are held
 /// throughout.
 fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
-    loom::model(move || {
-        let world = World::new();
+    let name = format!("loom_meta::put_against_make({old}, {new}, {neighbour:?})").replace(' ', "");
+    explore_as(&name, Bound::None, move || {
+        let machine = EmuContext::new();
         if let Some(neighbour) = neighbour {
-            world.get(neighbour, PageSize::Size4K, OLD);
+            machine.get(neighbour, PageSize::Size4K, OLD);
         }
-        assert_eq!(world.get(BLOCK[0], old, OLD), old);
-        let leaving = {
-            let world = Arc::clone(&world);
+        (0..LEAVING).for_each(|_| assert_eq!(machine.get(BLOCK[0], old, OLD), old));
+        let leave = |_| {
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
-                world.use_alone();
-                world.put(BLOCK[0]);
+                machine.use_shared();
+                machine.put(BLOCK[0]);
             })
         };
-        let size = world.get(BLOCK[0], new, NEW);
+        let leaving: Vec<_> = (0..LEAVING).map(leave).collect();
+        let size = machine.get(BLOCK[0], new, NEW);
         assert!(size == old || size == new);
-        world.use_if_new(BLOCK[0]);
-        world.put(BLOCK[0]);
-        leaving.join().unwrap();
+        machine.use_if_new(BLOCK[0]);
+        machine.put(BLOCK[0]);
+        leaving.into_iter().for_each(|thread| thread.join().unwrap());
         if let Some(neighbour) = neighbour {
-            world.put(neighbour);
+            machine.put(neighbour);
         }
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
@@ -134,62 +140,85 @@ fn a_folio_changes_its_size_while_its_last_holder_leaves() {
 #[test]
 fn two_leave_and_one_comes() {
     for size in [PageSize::Size4K, PageSize::Size2M] {
-        let mut model = loom::model::Builder::new();
-        // Three threads: with more switches than this by force the model takes minutes and finds no more.
-        model.preemption_bound = Some(3);
-        model.check(move || {
-            let world = World::new();
-            world.get(BLOCK[0], size, OLD);
-            world.get(BLOCK[0], size, OLD);
-            let one = {
-                let world = Arc::clone(&world);
+        let name = format!("loom_meta::two_leave_and_one_comes({size})").replace(' ', "");
+        // Three threads: with more switches than this by force loom takes minutes and finds no more.
+        explore_as(&name, Bound::Preemptions(3), move || {
+            let machine = EmuContext::new();
+            machine.get(BLOCK[0], size, OLD);
+            let one = |_| {
+                let machine = Arc::clone(&machine);
+                machine.get(BLOCK[0], size, OLD);
                 thread::spawn(move || {
-                    world.use_shared();
-                    world.put(BLOCK[0]);
+                    machine.use_shared();
+                    machine.put(BLOCK[0]);
                 })
             };
+            let ones: Vec<_> = (0..LEAVING).map(one).collect();
             let other = {
-                let world = Arc::clone(&world);
+                let machine = Arc::clone(&machine);
                 thread::spawn(move || {
-                    world.use_shared();
-                    world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+                    machine.use_shared();
+                    machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
                 })
             };
-            world.get(BLOCK[0], size, NEW);
-            world.use_if_new(BLOCK[0]);
-            world.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
-            one.join().unwrap();
+            machine.get(BLOCK[0], size, NEW);
+            machine.use_if_new(BLOCK[0]);
+            machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K);
+            ones.into_iter().for_each(|one| one.join().unwrap());
             other.join().unwrap();
-            world.assert_idle();
+            machine.assert_idle();
         });
+    }
+}
+
+/// Two holders of one page, and nobody else of its chunk: it is freed between the other's subtraction and whatever that
+/// one does next. By the run, as an unmap does, and by the page. covers: G8, R10
+#[test]
+fn a_put_looks_at_nothing_behind_it() {
+    type Put = fn(&EmuContext);
+    let puts: [Put; 2] =
+        [|machine| machine.store.put_run(Pfn::new(BLOCK[0]), 1, PageSize::Size4K), |machine| machine.put(BLOCK[0])];
+    for (nr, (one, other)) in [(puts[0], puts[0]), (puts[0], puts[1]), (puts[1], puts[1])].into_iter().enumerate() {
+        for size in [PageSize::Size4K, PageSize::Size2M] {
+            explore_as(&format!("loom_meta::a_put_looks_at_nothing_behind_it({nr},{size})"), Bound::None, move || {
+                let machine = EmuContext::new();
+                machine.get(BLOCK[0], size, OLD);
+                machine.get(BLOCK[0], size, OLD);
+                let theirs = Arc::clone(&machine);
+                let thread = thread::spawn(move || one(&theirs));
+                other(&machine);
+                thread.join().unwrap();
+                machine.assert_idle();
+            });
+        }
     }
 }
 
 /// The neighbour's reference keeps the chunk, so that a look at a dead page is allowed. covers: G1
 #[test]
 fn speculative_get_against_last_put() {
-    loom::model(|| {
-        let world = World::new();
+    explore(Bound::None, || {
+        let machine = EmuContext::new();
         let neighbour = BLOCK[0] + 1;
-        world.get(neighbour, PageSize::Size4K, OLD);
-        world.get(BLOCK[0], PageSize::Size4K, OLD);
+        machine.get(neighbour, PageSize::Size4K, OLD);
+        machine.get(BLOCK[0], PageSize::Size4K, OLD);
         let speculating = {
-            let world = Arc::clone(&world);
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
                 // SAFETY: the model holds the neighbour until this thread has ended.
-                let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the chunk is there");
+                let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("the chunk is there");
                 if folio.page.try_get(1).is_ok() {
                     assert_eq!(folio.page.owner(), OLD);
-                    assert!(!world.map.is_drained());
-                    world.put(BLOCK[0]);
+                    assert!(!machine.map.is_drained());
+                    machine.put(BLOCK[0]);
                 }
             })
         };
-        world.put(BLOCK[0]);
+        machine.put(BLOCK[0]);
         speculating.join().unwrap();
-        assert_eq!(world.map.live_folios(), 1, "the neighbour");
-        world.put(neighbour);
-        world.assert_idle();
+        assert_eq!(machine.map.live_folios(), 1, "the neighbour");
+        machine.put(neighbour);
+        machine.assert_idle();
     });
 }
 
@@ -197,89 +226,93 @@ fn speculative_get_against_last_put() {
 /// interrupts are a lock that the shootdown waits for. covers: G1, R1, R12
 #[test]
 fn pin_against_drain() {
-    loom::model(|| {
-        let world = World::new();
-        let entry = Arc::new(loom::sync::atomic::AtomicBool::new(true));
-        let interrupts = Arc::new(loom::sync::Mutex::new(()));
-        world.get(BLOCK[0], PageSize::Size2M, OLD);
+    explore(Bound::None, || {
+        let machine = EmuContext::new();
+        let entry = Arc::new(AtomicBool::new(true));
+        let interrupts = Arc::new(Mutex::new(()));
+        machine.get(BLOCK[0], PageSize::Size2M, OLD);
         let pinner = {
-            let (world, entry, interrupts) = (Arc::clone(&world), Arc::clone(&entry), Arc::clone(&interrupts));
+            let (machine, entry, interrupts) = (Arc::clone(&machine), Arc::clone(&entry), Arc::clone(&interrupts));
             thread::spawn(move || {
-                let off = interrupts.lock().unwrap();
-                let present = entry.load(loom::sync::atomic::Ordering::Acquire);
+                let off = interrupts.lock();
+                let present = entry.load(Ordering::Acquire);
                 if present {
                     // SAFETY: interrupts are off and the entry was present in this walk.
-                    let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
+                    let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("the entry holds it");
                     folio.page.try_pin(1).expect("the entry holds it");
                 }
                 drop(off);
                 if present {
-                    world.use_alone();
-                    world.store.unpin(Pfn::new(BLOCK[0]), 1);
+                    machine.use_alone();
+                    machine.store.unpin(Pfn::new(BLOCK[0]), 1);
                 }
             })
         };
-        entry.store(false, loom::sync::atomic::Ordering::Release);
-        drop(interrupts.lock().unwrap());
-        assert!(world.store.kill(&world.map));
-        world.put(BLOCK[0]);
-        while !world.map.is_drained() {
+        entry.store(false, Ordering::Release);
+        drop(interrupts.lock());
+        assert!(machine.store.kill(&machine.map));
+        machine.put(BLOCK[0]);
+        while !machine.map.is_drained() {
             thread::yield_now();
         }
-        world.use_alone();
-        world.store.unregister(&world.map).expect("drained");
+        machine.use_alone();
+        machine.store.unregister(&machine.map).expect("drained");
         pinner.join().unwrap();
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
 /// covers: R12
 #[test]
 fn killing_against_making() {
-    loom::model(|| {
-        let world = World::new();
+    explore(Bound::None, || {
+        let machine = EmuContext::new();
         let maker = {
-            let world = Arc::clone(&world);
+            let machine = Arc::clone(&machine);
             thread::spawn(move || {
-                let made = world.store.get_or_create(Pfn::new(BLOCK[0]), PageSize::Size2M, OLD, 1);
+                let made = machine.store.get_or_create(Pfn::new(BLOCK[0]), PageSize::Size2M, OLD, 1);
                 match made {
-                    Ok(_) => world.put(BLOCK[0]),
+                    Ok(_) => machine.put(BLOCK[0]),
                     Err(error) => assert!(matches!(error, MetaError::Dying | MetaError::NoPageMap)),
                 }
             })
         };
-        assert!(world.store.kill(&world.map));
-        let live = world.map.live_folios();
-        let unregistered = world.store.unregister(&world.map);
+        assert!(machine.store.kill(&machine.map));
+        let live = machine.map.live_folios();
+        let unregistered = machine.store.unregister(&machine.map);
         match unregistered {
-            Ok(()) => assert!(world.map.is_drained()),
+            Ok(()) => assert!(machine.map.is_drained()),
             Err(error) => assert_eq!((error, live), (UnregisterError::Busy(1), 1), "the counter has risen"),
         }
         maker.join().unwrap();
-        world.assert_idle();
+        machine.assert_idle();
     });
 }
 
-/// covers: G1
+/// Two models: together they would make more stores to one slot than loom shows a load. covers: G1
 #[test]
 fn a_walk_against_its_neighbours() {
-    loom::model(|| {
-        let world = World::new();
-        world.get(BLOCK[0], PageSize::Size4K, OLD);
-        let neighbour = {
-            let world = Arc::clone(&world);
-            thread::spawn(move || {
-                world.get(BLOCK[1], PageSize::Size2M, NEW);
-                world.put(BLOCK[1]);
-                world.get(BLOCK[0] + 1, PageSize::Size4K, NEW);
-                world.put(BLOCK[0] + 1);
-            })
-        };
-        // SAFETY: this thread holds a reference on the page.
-        let folio = unsafe { world.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
-        assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
-        world.put(BLOCK[0]);
-        neighbour.join().unwrap();
-        world.assert_idle();
-    });
+    for (neighbour, size) in [(BLOCK[1], PageSize::Size2M), (BLOCK[0] + 1, PageSize::Size4K)] {
+        let name = format!("loom_meta::a_walk_against_its_neighbours({size})").replace(' ', "");
+        explore_as(&name, Bound::None, move || {
+            let machine = EmuContext::new();
+            machine.get(BLOCK[0], PageSize::Size4K, OLD);
+            let beside = {
+                let machine = Arc::clone(&machine);
+                thread::spawn(move || {
+                    // In more rounds for shuttle.
+                    for _ in 0..sized(1, 3) {
+                        machine.get(neighbour, size, NEW);
+                        machine.put(neighbour);
+                    }
+                })
+            };
+            // SAFETY: this thread holds a reference on the page.
+            let folio = unsafe { machine.store.lookup(Pfn::new(BLOCK[0])) }.expect("held");
+            assert_eq!((folio.size, folio.page.owner()), (PageSize::Size4K, OLD));
+            machine.put(BLOCK[0]);
+            beside.join().unwrap();
+            machine.assert_idle();
+        });
+    }
 }

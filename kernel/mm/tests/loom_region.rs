@@ -7,14 +7,13 @@
 //! | `a_use_against_a_revocation`, `two_uses_against_a_revocation` | The pages are given back after every use that was let in; one that begins later is refused |
 //! | `the_owner_against_the_kernel` | Exactly one gives the pages back, and neither returns before that is done |
 //! | `a_registration_against_a_removal` | No registration outlives a removal that could not ask for it |
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
-use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::thread;
+use loom_machine::{LoomMachine, be, bring_up, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
+use mm::context::MmContext;
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::machine::IrqOff;
@@ -23,8 +22,8 @@ use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::region::gate::{By, Gate};
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
-use mm::world::Mm;
-use modelled::{LoomMachine, be, bring_up, explore, va};
+use mm::sync::Arc;
+use mm::sync::model::{self, Bound, UnsafeCell, sized, thread};
 
 /// A registration without pages: a cell stands for them. Uses read it; who gives the pages back writes it.
 struct Registration {
@@ -68,9 +67,9 @@ impl Registration {
     }
 }
 
-fn spawn<R: 'static>(
+fn spawn<R: Send + 'static>(
     registration: &Arc<Registration>,
-    f: impl FnOnce(&Registration) -> R + 'static,
+    f: impl FnOnce(&Registration) -> R + Send + 'static,
 ) -> thread::JoinHandle<R> {
     let registration = registration.clone();
     thread::spawn(move || f(&registration))
@@ -79,9 +78,9 @@ fn spawn<R: 'static>(
 /// covers: L6
 #[test]
 fn a_use_against_a_revocation() {
-    loom::model(|| {
+    model::explore(Bound::None, || {
         let registration = Registration::new();
-        let engine = spawn(&registration, |registration| _ = registration.transfer());
+        let engine = spawn(&registration, |registration| (0..sized(1, 4)).for_each(|_| _ = registration.transfer()));
         assert!(registration.close(By::Kernel));
         assert_eq!(registration.transfer(), Err(By::Kernel), "a use that begins afterwards");
         engine.join().unwrap();
@@ -94,7 +93,8 @@ fn a_use_against_a_revocation() {
 fn two_uses_against_a_revocation() {
     explore(3, || {
         let registration = Registration::new();
-        let engines = [(); 2].map(|()| spawn(&registration, |registration| _ = registration.transfer()));
+        let engine = |_| spawn(&registration, |registration| _ = registration.transfer());
+        let engines: Vec<_> = (0..sized(2, 5)).map(engine).collect();
         assert!(registration.close(By::Kernel));
         assert_eq!(registration.given_back(), 1);
         engines.into_iter().for_each(|engine| engine.join().unwrap());
@@ -105,7 +105,7 @@ fn two_uses_against_a_revocation() {
 /// covers: L6
 #[test]
 fn the_owner_against_the_kernel() {
-    loom::model(|| {
+    model::explore(Bound::None, || {
         let registration = Registration::new();
         // A use that is in flight when the owner closes, or has ended, or is refused.
         let owner = spawn(&registration, |registration| {
@@ -122,7 +122,7 @@ fn the_owner_against_the_kernel() {
 }
 
 /// A file whose page n is frame n.
-struct Identity(mm::sync::Arc<Mapping<LoomMachine>>);
+struct Identity(Arc<Mapping<LoomMachine>>);
 
 impl VmOps<LoomMachine> for Identity {
     fn fault(
@@ -136,7 +136,7 @@ impl VmOps<LoomMachine> for Identity {
         insert();
         Ok(())
     }
-    fn mapping(&self) -> &mm::sync::Arc<Mapping<LoomMachine>> {
+    fn mapping(&self) -> &Arc<Mapping<LoomMachine>> {
         &self.0
     }
     fn kind(&self) -> MemoryKind {
@@ -149,12 +149,12 @@ impl VmOps<LoomMachine> for Identity {
 fn a_registration_against_a_removal() {
     explore(3, || {
         be(0);
-        let mm = Mm::new(LoomMachine::new(2, 2), 2);
+        let mm = MmContext::new(LoomMachine::new(2, 2), 2);
         bring_up(&mm.machine, &mm.shootdown);
         let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
         let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
         mm.meta.register(&map).unwrap();
-        let file: mm::sync::Arc<dyn VmOps<LoomMachine>> = mm::sync::Arc::new(Identity(Mapping::new(&mm)));
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity(Mapping::new(&mm, &map)));
         let space = AddressSpace::new(&mm, "model").unwrap();
         space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
         space.handle_fault(va(0, 0), Access::Write).unwrap();
@@ -166,9 +166,9 @@ fn a_registration_against_a_removal() {
             let (space, account) = (space.clone(), account.clone());
             thread::spawn(move || {
                 be(1);
-                let owner: mm::sync::Arc<dyn RegionOwner> = mm::sync::Arc::new(|_: &Notice| ());
+                let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
                 let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
-                let owner = mm::sync::Arc::downgrade(&owner);
+                let owner = Arc::downgrade(&owner);
                 let region = MemoryRegion::register(&space, va(0, 0), 1, &terms, owner);
                 region.ok()
             })

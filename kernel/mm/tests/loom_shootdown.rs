@@ -5,18 +5,17 @@
 //! the same sentence: *when `sync` has returned, no CPU uses the old translation any more, and what they did with it
 //! is ordered before whatever the sender does next.* The next owner's write to the page is that "next". See
 //! `docs/proofs.md` for which deliberate fault each model catches.
-#![cfg(loom)]
+#![cfg(any(loom, shuttle))]
 
-mod modelled;
+mod loom_machine;
 
-use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::thread;
+use loom_machine::{Bare, LoomMachine, be, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr, VirtRange};
 use mm::machine::{IrqOff, Machine, Point};
 use mm::shootdown::{Dispatched, Round};
-use mm::sync::Arc;
+use mm::sync::model::{sized, thread};
+use mm::sync::{Arc, AtomicUsize, Ordering};
 use mm::tlb::{FlushRange, TlbState};
-use modelled::{Bare, LoomMachine, be, explore, va};
 
 /// Two pages of one page table.
 const PAGES: [(VirtAddr, u64); 2] = [(va(0, 0), 0), (va(0, 1), 1)];
@@ -41,10 +40,23 @@ fn clear<'b>(bare: &'b Bare, space: &Arc<TlbState>, va: VirtAddr) -> Dispatched<
     round.dispatch(&bare.shootdown, &bare.machine)
 }
 
-/// Runs each part on a CPU of its own. A CPU that has done its part takes interrupts until all have.
-fn run<const N: usize>(bare: &Arc<Bare>, parts: [Box<dyn FnOnce(&Bare) + Send>; N]) {
-    let left = Arc::new(AtomicUsize::new(N));
-    let part = |cpu, part: Box<dyn FnOnce(&Bare) + Send>| {
+/// CPUs of a model that needs two.
+const CPUS: usize = sized(2, 3);
+
+/// What a CPU does in a model.
+type Part = Box<dyn FnOnce(&Bare) + Send>;
+
+/// Runs `first` on CPU 0 and `other` on each of the others. A CPU that has done its part takes interrupts until all
+/// have.
+fn run(bare: &Arc<Bare>, first: Part, other: impl Fn(&Bare) + Clone + Send + 'static) {
+    let others = (1..CPUS).map(|_| Box::new(other.clone()) as Part);
+    run_parts(bare, std::iter::once(first).chain(others).collect());
+}
+
+/// Runs each part on a CPU of its own.
+fn run_parts(bare: &Arc<Bare>, parts: Vec<Part>) {
+    let left = Arc::new(AtomicUsize::new(parts.len()));
+    let part = |cpu, part: Part| {
         let (bare, left) = (bare.clone(), left.clone());
         move || {
             be(cpu);
@@ -63,7 +75,7 @@ fn run<const N: usize>(bare: &Arc<Bare>, parts: [Box<dyn FnOnce(&Bare) + Send>; 
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A world of `cpus` CPUs, and a space that CPUs from `first` on have loaded, with both pages in their TLBs.
+/// A machine of `cpus` CPUs, and a space that CPUs from `first` on have loaded, with both pages in their TLBs.
 fn loaded_on(cpus: usize, first: usize) -> (Arc<Bare>, Arc<TlbState>) {
     let bare = Bare::new(cpus);
     let space = bare.space(1, &PAGES);
@@ -85,7 +97,7 @@ fn wake(bare: &Bare) {
 }
 
 /// The CPU whose part this is zaps a page.
-fn zaps(space: &Arc<TlbState>, page: usize) -> Box<dyn FnOnce(&Bare) + Send> {
+fn zaps(space: &Arc<TlbState>, page: usize) -> Part {
     let space = space.clone();
     Box::new(move |bare| zap(bare, &space, PAGES[page]))
 }
@@ -98,13 +110,13 @@ fn use_page(bare: &Bare, page: usize) {
 #[test]
 fn a_zap_against_a_cpu_that_uses_the_page() {
     explore(4, || {
-        let (bare, space) = loaded_on(2, 1);
+        let (bare, space) = loaded_on(CPUS, 1);
         let other = |bare: &Bare| {
             use_page(bare, 0);
             bare.machine.poll();
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -112,7 +124,7 @@ fn a_zap_against_a_cpu_that_uses_the_page() {
 #[test]
 fn two_shootdowns_at_once() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 0);
+        let (bare, space) = loaded_on(CPUS, 0);
         let part = |mine: usize| {
             let space = space.clone();
             move |bare: &Bare| {
@@ -122,7 +134,10 @@ fn two_shootdowns_at_once() {
                 use_page(bare, mine);
             }
         };
-        run(&bare, [Box::new(part(0)), Box::new(part(1))]);
+        let mut parts: Vec<Part> = vec![Box::new(part(0)), Box::new(part(1))];
+        // The others use what those take away.
+        parts.extend((2..CPUS).map(|cpu| Box::new(move |bare: &Bare| use_page(bare, cpu % 2)) as Part));
+        run_parts(&bare, parts);
     });
 }
 
@@ -131,7 +146,7 @@ fn two_shootdowns_at_once() {
 fn two_rounds_in_flight_against_one_receiver() {
     explore(4, || {
         // CPU 0 has other things to do than this space. Two of its tasks have a round under way at the same time.
-        let (bare, space) = loaded_on(2, 1);
+        let (bare, space) = loaded_on(CPUS, 1);
         let ours = space.clone();
         let sender = move |bare: &Bare| {
             let first = clear(bare, &ours, PAGES[0].0);
@@ -146,7 +161,7 @@ fn two_rounds_in_flight_against_one_receiver() {
             use_page(bare, 0);
             use_page(bare, 1);
         };
-        run(&bare, [Box::new(sender), Box::new(other)]);
+        run(&bare, Box::new(sender), other);
     });
 }
 
@@ -154,7 +169,7 @@ fn two_rounds_in_flight_against_one_receiver() {
 #[test]
 fn a_shootdown_against_a_cpu_that_loads_the_space() {
     explore(4, || {
-        let (bare, space) = loaded_on(2, 2);
+        let (bare, space) = loaded_on(CPUS, CPUS);
         // A CPU may fetch translations ahead of need from the moment that it has the root.
         bare.machine.set_watcher(|machine, point| {
             if point == Point::SwitchLoaded {
@@ -168,7 +183,7 @@ fn a_shootdown_against_a_cpu_that_loads_the_space() {
             bare.machine.poll();
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -176,7 +191,7 @@ fn a_shootdown_against_a_cpu_that_loads_the_space() {
 #[test]
 fn a_shootdown_against_a_cpu_that_leaves_the_space() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 1);
+        let (bare, space) = loaded_on(CPUS, 1);
         let theirs = space.clone();
         let other = move |bare: &Bare| {
             use_page(bare, 0);
@@ -184,7 +199,7 @@ fn a_shootdown_against_a_cpu_that_leaves_the_space() {
             bare.load(Some(&theirs));
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -192,14 +207,17 @@ fn a_shootdown_against_a_cpu_that_leaves_the_space() {
 #[test]
 fn a_shootdown_against_an_idle_cpu_that_wakes() {
     explore(4, || {
-        let (bare, space) = loaded_on(2, 1);
-        be(1);
-        go_idle(&bare);
+        let (bare, space) = loaded_on(CPUS, 1);
+        (1..CPUS).for_each(|cpu| {
+            be(cpu);
+            go_idle(&bare);
+        });
+        be(0);
         let other = |bare: &Bare| {
             wake(bare);
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -207,14 +225,14 @@ fn a_shootdown_against_an_idle_cpu_that_wakes() {
 #[test]
 fn a_shootdown_against_a_cpu_that_goes_idle_and_wakes() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 1);
+        let (bare, space) = loaded_on(CPUS, 1);
         let other = |bare: &Bare| {
             use_page(bare, 0);
             go_idle(bare);
             wake(bare);
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -222,11 +240,14 @@ fn a_shootdown_against_a_cpu_that_goes_idle_and_wakes() {
 #[test]
 fn a_shootdown_against_an_idle_cpu_that_loads_the_space() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 2);
+        let (bare, space) = loaded_on(CPUS, CPUS);
         let before = bare.space(2, &[]);
-        be(1);
-        bare.load(Some(&before));
-        go_idle(&bare);
+        (1..CPUS).for_each(|cpu| {
+            be(cpu);
+            bare.load(Some(&before));
+            go_idle(&bare);
+        });
+        be(0);
         bare.machine.set_watcher(|machine, point| {
             if point == Point::SwitchLoaded {
                 machine.fill(PAGES[0].0);
@@ -237,7 +258,7 @@ fn a_shootdown_against_an_idle_cpu_that_loads_the_space() {
             bare.load(Some(&theirs));
             use_page(bare, 0);
         };
-        run(&bare, [zaps(&space, 0), Box::new(other)]);
+        run(&bare, zaps(&space, 0), other);
     });
 }
 
@@ -245,9 +266,12 @@ fn a_shootdown_against_an_idle_cpu_that_loads_the_space() {
 #[test]
 fn more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 1);
-        be(1);
-        go_idle(&bare);
+        let (bare, space) = loaded_on(CPUS, 1);
+        (1..CPUS).for_each(|cpu| {
+            be(cpu);
+            go_idle(&bare);
+        });
+        be(0);
         let ours = space.clone();
         let sender = move |bare: &Bare| {
             // Three generations, of which the ring remembers two. The last one writes over the slot of the first.
@@ -260,12 +284,12 @@ fn more_rounds_than_the_ring_remembers_against_a_cpu_that_catches_up() {
             use_page(bare, 0);
             use_page(bare, 1);
         };
-        run(&bare, [Box::new(sender), Box::new(other)]);
+        run(&bare, Box::new(sender), other);
     });
 }
 
 /// CPU 0 unlinks the page table of the space, shoots down and frees it.
-fn frees_the_table(space: &Arc<TlbState>) -> Box<dyn FnOnce(&Bare) + Send> {
+fn frees_the_table(space: &Arc<TlbState>) -> Part {
     let space = space.clone();
     Box::new(move |bare| {
         let table = bare.page_table(&space);
@@ -282,13 +306,13 @@ fn frees_the_table(space: &Arc<TlbState>) -> Box<dyn FnOnce(&Bare) + Send> {
 #[test]
 fn a_table_page_is_freed_after_every_walk_through_it() {
     explore(4, || {
-        let (bare, space) = loaded_on(2, 1);
+        let (bare, space) = loaded_on(CPUS, 1);
         let other = |bare: &Bare| {
             use_page(bare, 0);
             bare.machine.poll();
             use_page(bare, 1);
         };
-        run(&bare, [frees_the_table(&space), Box::new(other)]);
+        run(&bare, frees_the_table(&space), other);
     });
 }
 
@@ -296,11 +320,14 @@ fn a_table_page_is_freed_after_every_walk_through_it() {
 #[test]
 fn a_table_page_is_freed_after_an_idle_cpu_has_forgotten_it() {
     explore(3, || {
-        let (bare, space) = loaded_on(2, 1);
-        be(1);
-        go_idle(&bare);
+        let (bare, space) = loaded_on(CPUS, 1);
+        (1..CPUS).for_each(|cpu| {
+            be(cpu);
+            go_idle(&bare);
+        });
+        be(0);
         // An idle CPU may still walk ahead of need.
         let other = |bare: &Bare| _ = bare.machine.fill(PAGES[1].0);
-        run(&bare, [frees_the_table(&space), Box::new(other)]);
+        run(&bare, frees_the_table(&space), other);
     });
 }

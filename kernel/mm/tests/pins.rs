@@ -3,18 +3,20 @@
 
 mod common;
 
-use common::{BASE, DEVICE_START, Device, counts, page, space_with, world};
+use common::{BASE, DEVICE_START, Device, counts, machine, page, space_with};
 use mm::account::OverLimit;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
+use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
+use mm::sync::Weak;
 
 // covers: G8
 #[test]
 fn pinned_pages_are_given_back_once_when_the_value_goes() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 8, &[0]);
     emu.on_cpu(0, || {
@@ -32,7 +34,7 @@ fn pinned_pages_are_given_back_once_when_the_value_goes() {
 // covers: G5
 #[test]
 fn a_value_holds_all_pages_or_none() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     emu.on_cpu(0, || {
@@ -46,7 +48,7 @@ fn a_value_holds_all_pages_or_none() {
 // covers: E9 L7
 #[test]
 fn the_ledger_names_owner_place_and_age_while_it_is_on() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     let listed = || {
@@ -62,7 +64,7 @@ fn the_ledger_names_owner_place_and_age_while_it_is_on() {
         assert_eq!(lines.len(), 1);
         assert!(lines[0].starts_with("2 pages from frame"), "{}", lines[0]);
         assert!(!lines[0].contains("long-term") && lines[0].contains(space.name()), "{}", lines[0]);
-        assert!(lines[0].contains("tests/pins.rs:") && lines[0].ends_with("5 ms ago"), "{}", lines[0]);
+        assert!(lines[0].contains("tests/pins.rs:") && lines[0].contains(" 5 ms ago; account "), "{}", lines[0]);
         drop((pinned, unlisted));
         assert!(listed().is_empty());
     });
@@ -72,7 +74,7 @@ fn the_ledger_names_owner_place_and_age_while_it_is_on() {
 // covers: L7
 #[test]
 fn the_ledger_costs_nothing_while_it_is_off() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0]);
     let pin = || PinnedPages::pin(&space, page(0), 4, GupFlags::WRITE);
@@ -103,7 +105,7 @@ fn the_ledger_costs_nothing_while_it_is_off() {
 #[test]
 fn memory_that_runs_out_for_the_list_leaves_nothing_pinned() {
     const RUNS: u64 = 12;
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let space = space_with(&mm, &device, 1, &[0]);
     // Every other page of the device, so that each is a run of its own.
@@ -140,7 +142,7 @@ fn memory_that_runs_out_for_the_list_leaves_nothing_pinned() {
 // covers: L5
 #[test]
 fn an_owner_is_held_to_its_limit() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::new(&mm, DEVICE_START, 4 << 18, MemoryKind::FsDax, PageSize::Size2M);
     let space = space_with(&mm, &device, 1024, &[0]);
     let account = mm.pins.open_account("owner", 600);
@@ -169,7 +171,7 @@ fn an_owner_is_held_to_its_limit() {
 // covers: L5 L7
 #[test]
 fn reserved_memory_is_exempt_by_policy_and_the_list_says_so() {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let dax = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
     let file = Device::new(&mm, DEVICE_START.add(4 << 18), 64, MemoryKind::FsDax, PageSize::Size4K);
     let space = space_with(&mm, &dax, 3, &[0]);
@@ -200,4 +202,40 @@ fn reserved_memory_is_exempt_by_policy_and_the_list_says_so() {
     });
     drop(account);
     mm.pins.for_each_account(&mut |account| panic!("the account of {} outlived its handles", account.owner()));
+}
+
+struct Nobody;
+
+impl RegionOwner for Nobody {
+    fn asked(&self, _: &Notice) {}
+}
+
+/// Short pins and registrations of one owner together; nobody need have asked for an account.
+// covers: L5
+#[test]
+fn the_pins_of_an_owner_are_bounded_by_its_account_whichever_flags_they_came_with() {
+    let (emu, mm) = machine(1);
+    let device = Device::dax_with(&mm, 4 << 18, PageSize::Size4K);
+    let space = space_with(&mm, &device, 4096, &[0]);
+    mm.pins.exempt_reserved(false);
+    let account = space.account();
+    assert_eq!((account.owner(), account.limit_pages()), (space.name(), 2048));
+    let over = |used_pages, wanted_pages| OverLimit { limit_pages: 2048, used_pages, wanted_pages };
+    let short = |flags, nr_pages| PinnedPages::pin(&space, page(0), nr_pages, flags);
+    let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+    let long = |nr_pages| MemoryRegion::register(&space, page(100), nr_pages, &terms, Weak::<Nobody>::new());
+    emu.on_cpu(0, || {
+        let first = short(GupFlags::WRITE, 2000).unwrap();
+        assert_eq!(short(GupFlags::empty(), 49).err(), Some(over(2000, 49).into()));
+        assert_eq!(short(GupFlags::FORCE, 49).err(), Some(over(2000, 49).into()));
+        assert_eq!(long(49).err(), Some(RegionError::Pin(over(2000, 49).into())));
+        let second = long(48).unwrap();
+        assert_eq!(short(GupFlags::WRITE, 1).err(), Some(over(2048, 1).into()), "not one more, however long");
+        assert_eq!((mm.meta.totals().pins, account.used_pages()), (2048, 2048));
+        drop(first);
+        assert_eq!(long(2001).err(), Some(RegionError::Pin(over(48, 2001).into())));
+        assert_eq!((mm.meta.totals().pins, account.used_pages()), (48, 48), "nothing is left of what was refused");
+        drop(second);
+        assert_eq!((mm.meta.totals().pins, account.used_pages()), (0, 0));
+    });
 }

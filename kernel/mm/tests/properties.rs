@@ -8,7 +8,7 @@ mod model;
 
 use std::collections::BTreeMap;
 
-use common::{Device, Space, World, load_from, page, store_to};
+use common::{Device, EmuContext, Space, load_from, page, store_to};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
@@ -24,7 +24,7 @@ use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 
 struct Rig {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     device: Arc<Device>,
     spaces: Vec<Arc<Space>>,
     models: Vec<Model>,
@@ -38,7 +38,7 @@ struct Rig {
 
 impl Rig {
     fn new(largest: PageSize) -> Self {
-        let (emu, mm) = common::world(CPUS);
+        let (emu, mm) = common::machine(CPUS);
         let device = Device::dax_with(&mm, DEVICE_PAGES, largest);
         let spaces = (0..SPACES).map(|_| AddressSpace::new(&mm, "p").unwrap()).collect();
         let models = (0..SPACES).map(|_| Model::default()).collect();
@@ -351,6 +351,7 @@ fn gup_error(error: FaultError) -> GupError {
         FaultError::NotMapped(va) => GupError::NotMapped(va),
         FaultError::AccessDenied(va) => GupError::AccessDenied(va),
         FaultError::SigBus { addr, cause, .. } => GupError::SigBus(addr, cause),
+        FaultError::TooManyRefs(va) => GupError::TooManyRefs(va),
         FaultError::OutOfMemory => GupError::OutOfMemory,
     }
 }

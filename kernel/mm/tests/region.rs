@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use common::{BASE, DEVICE_START, Device, Space, World, page, space_with, store_to, world};
+use common::{BASE, DEVICE_START, Device, EmuContext, Space, machine, page, space_with, store_to};
 use mm::account::{OverLimit, PinAccount};
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
 use mm::emu::{EmuMachine, Event};
@@ -36,7 +36,7 @@ impl RegionOwner for Listener {
 
 struct Rig {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     device: Arc<Device>,
     space: Arc<Space>,
     account: Arc<PinAccount>,
@@ -47,7 +47,7 @@ struct Rig {
 
 /// A device-dax of which 1024 pages are mapped and loaded on CPU 0.
 fn rig() -> Rig {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size2M);
     let space = space_with(&mm, &device, 1024, &[0]);
     let account = mm.pins.open_account("account", 2048);

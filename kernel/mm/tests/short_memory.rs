@@ -24,7 +24,7 @@ fn va(vma: u64) -> VirtAddr {
 }
 
 /// Three spaces that map scattered pages of a device, and a second VMA over the same pages in every other place.
-fn spaces(mm: &Arc<World>, device: &Arc<Device>) -> Vec<Arc<Space>> {
+fn spaces(mm: &Arc<EmuContext>, device: &Arc<Device>) -> Vec<Arc<Space>> {
     let space = |nr| {
         let space = AddressSpace::new(mm, &format!("space {nr}")).expect("an address space");
         for vma in 0..VMAS {
@@ -42,7 +42,7 @@ fn spaces(mm: &Arc<World>, device: &Arc<Device>) -> Vec<Arc<Space>> {
 fn without_memory_everything_goes_all_the_same() {
     let mut rounds = Vec::new();
     for growths in 0..64 {
-        let (emu, mm) = world(2);
+        let (emu, mm) = machine(2);
         let device = Device::dax_with(&mm, 512, PageSize::Size4K);
         let before = mm.ledger_snapshot();
         let spaces = spaces(&mm, &device);
@@ -76,7 +76,7 @@ fn without_memory_everything_goes_all_the_same() {
 /// A VMA that is cut while the batches are listed is found with both of its halves. covers: R12
 #[test]
 fn a_cut_between_two_batches_hides_nothing() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 512, PageSize::Size4K);
     let spaces = spaces(&mm, &device);
     let late = AddressSpace::new(&mm, "late").expect("an address space");

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Mutex;
 
 use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
-use common::{Device, Space, World, go_idle, load, load_from, page, space_with, store_to, wake, world};
+use common::{Device, EmuContext, Space, go_idle, load, load_from, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
@@ -168,7 +168,7 @@ fn the_acknowledgement_comes_after_the_flush() {
 // covers: G2, G3
 #[test]
 fn a_request_that_comes_during_the_flush_is_not_acknowledged_with_it() {
-    let (emu, mm) = world(3);
+    let (emu, mm) = machine(3);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0, 1, 2]);
     for cpu in 0..3 {
@@ -176,9 +176,9 @@ fn a_request_that_comes_during_the_flush_is_not_acknowledged_with_it() {
     }
     device.kill();
     // Zaps from outside, which do not wait with the space locked.
-    let (world, file) = (mm.clone(), device.clone());
+    let (machine, file) = (mm.clone(), device.clone());
     let zap = move |nr| {
-        let mut gather = Gather::new(&world);
+        let mut gather = Gather::new(&machine);
         unmap_mapping_range(&file.mapping, nr, 1, &mut gather);
         gather.finish();
     };
@@ -232,7 +232,7 @@ fn two_cpus_that_shoot_at_each_other_both_get_through() {
 
 /// CPU 1 loads `space` and, between the load of the root and the end of the switch, fetches the translation of page
 /// 1, which CPU 0 takes away at that moment. Answers whether CPU 0 had to wait.
-fn load_while_unmapped(emu: &EmuMachine, mm: &Arc<World>, space: &Arc<Space>) -> bool {
+fn load_while_unmapped(emu: &EmuMachine, mm: &Arc<EmuContext>, space: &Arc<Space>) -> bool {
     emu.on_cpu(1, || {
         let sender = Arc::new(Mutex::new(None));
         let (at, started, ours) = (emu.clone(), sender.clone(), space.clone());
@@ -276,8 +276,8 @@ fn a_cpu_that_leaves_the_space_during_a_round_answers_all_the_same() {
     let (emu, mm, space) = small_pages(2, 3);
     let other = AddressSpace::new(&mm, "other").unwrap();
     emu.on_cpu(0, || {
-        let (at, world, other) = (emu.clone(), mm.clone(), other.clone());
-        emu.at(0, Event::IpiSent, 1, move || at.on_cpu(1, || load(&world, Some(&other))));
+        let (at, machine, other) = (emu.clone(), mm.clone(), other.clone());
+        emu.at(0, Event::IpiSent, 1, move || at.on_cpu(1, || load(&machine, Some(&other))));
         unmap(&space, 1, 1);
         emu.assert_hooks_ran();
     });
@@ -288,7 +288,7 @@ fn a_cpu_that_leaves_the_space_during_a_round_answers_all_the_same() {
 // covers: R12
 #[test]
 fn addresses_are_not_used_again_while_a_round_from_outside_is_open() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0, 1]);
     for cpu in 0..2 {
@@ -312,7 +312,7 @@ fn addresses_are_not_used_again_while_a_round_from_outside_is_open() {
 // covers: G7, R12
 #[test]
 fn rights_are_narrowed_even_while_a_round_from_outside_is_open() {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let space = space_with(&mm, &device, 4, &[0, 1]);
     emu.on_cpu(1, || store_to(&space, &emu, page(1), 11).unwrap());
@@ -330,7 +330,7 @@ fn rights_are_narrowed_even_while_a_round_from_outside_is_open() {
 // covers: R2, R12
 #[test]
 fn one_round_serves_all_address_spaces() {
-    let (emu, mm) = world(4);
+    let (emu, mm) = machine(4);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
     let spaces: Vec<_> = (0..4).map(|cpu| space_with(&mm, &device, 8, &[cpu])).collect();
     for (cpu, space) in spaces.iter().enumerate() {
@@ -355,7 +355,7 @@ fn one_round_serves_all_address_spaces() {
 #[test]
 fn a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole() {
     for front in [false, true] {
-        let (emu, mm) = world(2);
+        let (emu, mm) = machine(2);
         let device = Device::dax_with(&mm, 64, PageSize::Size4K);
         let space = space_with(&mm, &device, 8, &[0, 1]);
         emu.on_cpu(1, || (0..8).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap()));

@@ -7,7 +7,9 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Device, Space, World, go_idle, load, load_from, page, pin, stamp_of, store_to, unpin, wake, world};
+use common::{
+    Device, EmuContext, Space, go_idle, load, load_from, machine, page, pin, stamp_of, store_to, unpin, wake,
+};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::emu::{Cached, EmuMachine};
 use mm::entry::Prot;
@@ -53,7 +55,7 @@ impl Numbers {
 
 struct Rig {
     emu: EmuMachine,
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     device: Arc<Device>,
     spaces: Vec<Arc<Space>>,
     /// CPUs that idle, and so may remember what they will not use.
@@ -210,7 +212,7 @@ fn rounds(usual: u64) -> u64 {
 #[test]
 fn a_device_is_removed_under_everything_that_uses_it() {
     for largest in [PageSize::Size4K, PageSize::Size2M] {
-        let (emu, mm) = world(WORKERS + 1);
+        let (emu, mm) = machine(WORKERS + 1);
         let device = Device::dax_with(&mm, PAGES, largest);
         (0..PAGES).for_each(|nr| emu.set_stamp(device.pfn(nr), stamp_of(device.pfn(nr))));
         let spaces = (0..2).map(|_| AddressSpace::new(&mm, "stress").unwrap()).collect();

@@ -17,7 +17,7 @@ const SPAN: u64 = 512 << 30;
 /// Entries looked at and tables freed until the shootdown is due, where `nr` pages of 4 KiB are present in 512 GiB, each
 /// in a GiB of its own; and entries visited and leaves found in all.
 fn unmap(nr: u64) -> (u64, usize, u64, u64) {
-    let (emu, mm) = world(1);
+    let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, SPAN / PAGE_SIZE, PageSize::Size4K);
     let space = AddressSpace::new(&mm, "large").expect("an address space");
     let start = VirtAddr::new(SPAN);

@@ -11,17 +11,15 @@ use std::sync::{Arc, Mutex};
 
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::DataCache;
-use dax::removal::{Method, Problem, RemovalReport, Step as RemovalStep};
+use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step as RemovalStep};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::context::MmContext;
 use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::ledger::Kind;
-use mm::machine::IrqOff;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, VmOps};
-use mm::world::Mm;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
-use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 
 thread_local! {
@@ -83,24 +81,17 @@ impl PmemHost for Host {
     }
 }
 
-type World = Arc<Mm<EmuMachine>>;
+type EmuContext = Arc<MmContext<EmuMachine>>;
 
 struct Bench {
-    mm: World,
+    mm: EmuContext,
     driver: PmemDriver<EmuMachine>,
     ranges: [PfnRange; 2],
 }
 
 impl Bench {
     fn new() -> Self {
-        let machine = EmuMachine::with_cpus(2);
-        let mm = Mm::new(machine.clone(), 2);
-        let weak = Arc::downgrade(&mm);
-        machine.set_ipi_handler(move || {
-            if let Some(mm) = weak.upgrade() {
-                mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-            }
-        });
+        let mm = mm::emu::context(2);
         let driver = PmemDriver::new(&mm, Arc::new(Host(Arc::clone(&mm.ledger))), DataCache::Coherent);
         let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
         Self { mm, driver, ranges: [frames(0x10_0000, 64), frames(0x20_0000, 64)] }

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dax::device::DataCache;
-use dax::removal::{Facts, Method, StepRecord};
+use dax::removal::{Facts, Method, RemovalWatch, StepRecord};
 use mm::addr::{Pfn, PfnRange};
+use mm::context::MmContext;
 use mm::emu::{EmuMachine, Stats};
 use mm::machine::IrqOff;
 use mm::pagemap::MemoryKind;
-use mm::world::Mm;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
-use nvdimm::pmem::removal::RemovalWatch;
 use nvdimm::pmem::{Config, PmemDriver};
 
 thread_local! {
@@ -102,7 +101,7 @@ type Took = ((u64, u64), Stats, (u64, u64), Vec<(&'static str, Facts)>);
 
 fn attached_and_removed(nr_pages: u64) -> Took {
     let machine = EmuMachine::with_cpus(4);
-    let mm = Mm::new(machine.clone(), 4);
+    let mm = MmContext::new(machine.clone(), 4);
     (0..4).for_each(|cpu| machine.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine))));
     let asked = Arc::new(Asked::default());
     let driver = PmemDriver::new(&mm, Arc::new(Host(Arc::clone(&asked))), DataCache::Coherent);

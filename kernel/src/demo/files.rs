@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::removal::Method;
 use fs::error::FsError;
+use fs::lock_order::Context;
 use fs::notify::NotifyReport;
-use fs::rank::Context;
 use mm::addr::{PAGE_SIZE, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -24,13 +24,15 @@ use mm::machine::CpuId;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
+use super::books::Removed;
 use super::load::{give_way, read_pinned, signal_of, wait_until};
-use super::verdict::Removed;
-use crate::machine::{Space, mm};
-use crate::mounts::{self, File, Fs};
-use crate::random::Random;
-use crate::task::{Choice, Exit, Signal, Task};
-use crate::{devices, percpu, sched, user};
+use crate::cpu::percpu;
+use crate::ktest::random::Random;
+use crate::mem::machine::{Space, mm};
+use crate::pmem::devices;
+use crate::pmem::mounts::{self, File, Fs};
+use crate::task::tcb::{Choice, Exit, Signal, Task};
+use crate::task::{sched, user};
 
 /// Where every task maps its file.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -40,7 +42,7 @@ const SHARED_PAGES: u64 = 512;
 const RECORDS: u64 = 16;
 /// Pages of a file that is made, read back and unlinked.
 const SCRATCH_PAGES: u64 = 3;
-/// Turns until a task counts as being under way.
+/// Rounds until a task counts as being under way.
 const WARM_TURNS: u64 = 8;
 
 /// What the tasks count.
@@ -56,7 +58,7 @@ struct Counters {
     calls: AtomicU64,
     /// Pages of files pinned.
     pins: AtomicU64,
-    /// Turns of the bystanders.
+    /// Rounds of the bystanders.
     bystanders: AtomicU64,
     /// Words that were not what had been stored. Must stay 0.
     wrong: AtomicU64,

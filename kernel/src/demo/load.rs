@@ -12,7 +12,6 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::devdax::OpenOptions;
-use mm::account::DEFAULT_LIMIT_PAGES;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags, PageArray, pin_user_pages_fast, unpin};
@@ -21,10 +20,13 @@ use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
-use crate::machine::{KernelMachine, Space, mm};
-use crate::random::Random;
-use crate::task::{Exit, Signal, Task};
-use crate::{devices, layout, percpu, sched, user};
+use crate::cpu::percpu;
+use crate::ktest::random::Random;
+use crate::mem::layout;
+use crate::mem::machine::{KernelMachine, Space, mm};
+use crate::pmem::devices;
+use crate::task::tcb::{Exit, Signal, Task};
+use crate::task::{sched, user};
 
 /// Where every task maps the device.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -53,7 +55,7 @@ pub struct Counters {
     pub accesses: AtomicU64,
     /// Mappings made and taken away.
     pub maps: AtomicU64,
-    /// Turns of the tasks that have nothing to do with the device.
+    /// Rounds of the tasks that have nothing to do with the device.
     pub bystanders: AtomicU64,
     /// Stamps that were wrong. Must stay 0.
     pub wrong_stamps: AtomicU64,
@@ -164,7 +166,7 @@ impl Worker {
 pub fn signal_of(error: GupError) -> Signal {
     match error {
         GupError::SigBus(addr, cause) => Signal::SigBus { addr, len_bytes: PAGE_SIZE, cause },
-        GupError::OutOfMemory => Signal::OutOfMemory,
+        GupError::TooManyRefs(_) | GupError::OutOfMemory => Signal::OutOfMemory,
         GupError::NotMapped(addr) | GupError::AccessDenied(addr) | GupError::NotPresent(addr) => {
             Signal::SigSegv { addr }
         }
@@ -225,7 +227,7 @@ fn transfer_work(mut worker: Worker) -> Exit {
 /// asks for them before the device goes; this one does not listen, and loses them.
 fn stream_work(worker: Worker) -> Exit {
     worker.stamp_all()?;
-    let account = mm().pins.open_account("stream", DEFAULT_LIMIT_PAGES);
+    let account = worker.space.account();
     let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
     let terms = Terms { flags: GupFlags::empty(), grace_ns: GRACE_NS, account: &account };
     let region = MemoryRegion::register(&worker.space, worker.address(0), BATCH, &terms, Arc::downgrade(&owner));
@@ -357,7 +359,7 @@ impl Load {
         }
         let mut load = Self { users: Vec::new(), bystanders: Vec::new(), counters };
         // The largest leaf first: the size of a folio is that of the first leaf that maps it.
-        if let Some(offset) = whole_gib(size).filter(|_| crate::paging::has_gib_leaves()) {
+        if let Some(offset) = whole_gib(size).filter(|_| crate::mem::paging::has_gib_leaves()) {
             load.huge(offset)?;
         }
         for cpu in percpu::online().iter() {

@@ -1,12 +1,14 @@
 //! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
 //! out frame by frame. What each cost is put side by side. Then it is used without a load: every step is made to fail
 //! once, sectors are written, a page is lost. At last it comes back with a file system, and is pulled out from under that.
+//! May import: cpu, console, mem, task, trap, pmem, ktest.
 
+mod books;
 mod files;
+mod host_request;
 mod load;
 mod page;
 mod verdict;
-mod wish;
 
 use alloc::format;
 use alloc::string::String;
@@ -14,12 +16,12 @@ use core::sync::atomic::Ordering;
 
 use dax::removal::{Method, RemovalReport};
 use mm::addr::{PAGE_SHIFT, PfnRange};
-use mm::ledger::Snapshot;
 
+use self::books::{Books, Removed};
 use self::load::Load;
-use self::verdict::{Removed, Round, Verdict};
-use crate::machine::mm;
-use crate::{devices, kstack, memory, percpu};
+use self::verdict::{Acts, Round, Verdict};
+use crate::cpu::percpu;
+use crate::pmem::devices;
 
 /// Frames that the per-frame baseline covers, from the beginning of the pages that every CPU maps with 4 KiB leaves.
 /// Each costs a shootdown, and each shootdown waits until the host runs every CPU: so many end within a second where
@@ -27,9 +29,9 @@ use crate::{devices, kstack, memory, percpu};
 const BASELINE_FRAMES: u64 = 64;
 const _: () = assert!(BASELINE_FRAMES << PAGE_SHIFT <= load::SMALL_BYTES);
 
-/// Runs the demonstration; answers whether the verdict is good. `wishes_s`: see [`wish`].
-pub fn run(wishes_s: u64) -> bool {
-    let verdict = match rounds(wishes_s) {
+/// Runs the demonstration; answers whether the verdict is good. `host_requests_s`: see [`host_request`].
+pub fn run(host_requests_s: u64) -> bool {
+    let verdict = match rounds(host_requests_s) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::bad(reason),
     };
@@ -37,7 +39,7 @@ pub fn run(wishes_s: u64) -> bool {
     verdict.is_good()
 }
 
-fn rounds(wishes_s: u64) -> Result<Verdict, String> {
+fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
     let slots = devices::slots();
     let Some(slot) = slots.first() else {
         log::info!("no NVDIMM was found: there is nothing to pull out (start with --pmem 1G)");
@@ -59,21 +61,13 @@ fn rounds(wishes_s: u64) -> Result<Verdict, String> {
         slot.frames.nr_pages()
     );
     let per_frame = round(Method::PerFrame(frames))?;
-    let page = page::run(wishes_s)?;
+    let page = page::run(host_requests_s)?;
     let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     }
     let lent = page::lent()?;
     Ok(Verdict::new(slot.frames, ranged, per_frame, &Acts { page, files, lent }, (&before, &Books::now())))
-}
-
-/// What came of the acts after the two rounds.
-pub struct Acts {
-    page: page::PageAct,
-    files: files::FilesAct,
-    /// Each device of lent memory held what was written to it.
-    lent: bool,
 }
 
 /// One round: attach, load, remove under load, see who ended and who went on.
@@ -118,23 +112,4 @@ fn print_users(report: &RemovalReport) {
         report.drained.found.folios,
         report.drained.found.pins,
     );
-}
-
-/// What is held at a moment: the ledger, and frames of RAM.
-pub struct Books {
-    ledger: Snapshot,
-    frames: u64,
-}
-
-impl Books {
-    /// What is held now. Kernel stacks are kept for the next tasks, and are not counted.
-    pub fn now() -> Self {
-        Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() - kstack::frames() }
-    }
-
-    /// Kinds of which there is not as much as there was, the frames of RAM among them.
-    pub fn left(&self) -> u64 {
-        let now = Self::now();
-        now.ledger.diff(&self.ledger).count() as u64 + u64::from(now.frames != self.frames)
-    }
 }

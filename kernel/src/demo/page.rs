@@ -16,15 +16,17 @@ use mm::entry::Prot;
 use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
-use super::Books;
+use super::books::{Books, Removed};
+use super::host_request;
 use super::load::{give_way, wait_until};
-use super::verdict::Removed;
-use super::wish;
-use crate::machine::{KernelMachine, Space, mm};
-use crate::memory_error::Loss;
-use crate::reserve::FAULTS;
-use crate::task::{Signal, Task};
-use crate::{console, devices, percpu, report, sched, user};
+use crate::console::{self, report};
+use crate::cpu::percpu;
+use crate::mem::machine::{KernelMachine, Space, mm};
+use crate::mem::reserve::FAULTS;
+use crate::pmem::{bytes, devices};
+use crate::task::tcb::{Signal, Task};
+use crate::task::{sched, user};
+use crate::trap::memory_error::Loss;
 
 /// Where each of the two tasks maps its page.
 const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
@@ -69,8 +71,8 @@ fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
     move |error| format!("one page: {what}: {error}")
 }
 
-/// The act, on device 0. `wishes_s`: see [`wish`].
-pub fn run(wishes_s: u64) -> Result<PageAct, String> {
+/// The act, on device 0. `host_requests_s`: see [`host_request`].
+pub fn run(host_requests_s: u64) -> Result<PageAct, String> {
     let (faults, leaks) = faults()?;
     log::info!("{faults} steps of attach and removal were made to fail, one by one; {leaks} leaks");
     devices::attach(0).map_err(said("attach"))?;
@@ -80,7 +82,7 @@ pub fn run(wishes_s: u64) -> Result<PageAct, String> {
     block.write(first, &[0; PAGE_SIZE as usize]).map_err(said("write"))?;
     let (victim, _) = reader("victim", LOST_PAGE)?;
     let (neighbour, reads) = reader("neighbour", LOST_PAGE + 1)?;
-    let lost = wish::lose(devices::slots()[0].frames.start().add(LOST_PAGE), wishes_s);
+    let lost = host_request::lose(devices::slots()[0].frames.start().add(LOST_PAGE), host_requests_s);
     let poisoned = Signal::SigBus { addr: BASE, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
     let told = sched::join(&victim) == Err(poisoned);
     let goal = reads.load(Ordering::Relaxed) + WARM_READS;
@@ -145,9 +147,9 @@ fn faults() -> Result<(u64, u64), String> {
 
 /// Writes words by sector, makes them last, and reads them again. Says whether they are the same.
 fn by_sector(at: usize) -> Result<bool, String> {
-    devices::write_bytes(at, WORDS_AT, WORDS)?;
+    bytes::write(at, WORDS_AT, WORDS)?;
     devices::block(at).map_err(said("block device"))?.flush().map_err(said("flush"))?;
-    Ok(devices::read_bytes(at, WORDS_AT, WORDS.len())? == WORDS)
+    Ok(bytes::read(at, WORDS_AT, WORDS.len())? == WORDS)
 }
 
 /// A task that maps one page of device 0 and reads it until a signal, and how often it has. It is under way.

@@ -4,34 +4,24 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use dax::removal::{Cost, RemovalReport, Step};
 use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
+use super::books::{Books, Removed};
 use super::files::FilesAct;
 use super::page::PageAct;
-use super::{Acts, Books};
-use crate::{console, report, time};
+use crate::console::{self, report};
+use crate::cpu::time;
+use crate::trap::memory_error::RaisedBy;
 
-/// What is judged of a removal. `Copy`, so that it holds no memory when the books are compared: the report itself has
-/// lists, which are whole pages where many tasks used the device.
-#[derive(Clone, Copy)]
-pub struct Removed {
-    cost: Cost,
-    /// Frames that were failed one by one.
-    frames_failed: u64,
-    has_problem: bool,
-}
-
-impl From<&RemovalReport> for Removed {
-    fn from(report: &RemovalReport) -> Self {
-        let invalidated = report.step(Step::Invalidate);
-        Self {
-            cost: report.cost,
-            frames_failed: invalidated.and_then(|record| record.facts.get("frames_failed")).unwrap_or(0),
-            has_problem: report.problems().next().is_some(),
-        }
-    }
+/// What came of the acts after the two rounds.
+pub struct Acts {
+    /// The act without a load.
+    pub page: PageAct,
+    /// That with a file system.
+    pub files: FilesAct,
+    /// Each device of lent memory held what was written to it.
+    pub lent: bool,
 }
 
 /// What came of one round.
@@ -137,7 +127,7 @@ impl Verdict {
 
     fn judge_page(&mut self, act: &PageAct) {
         let lost_by = match act.lost {
-            Some(loss) => format!("a machine check from the {}", loss.by),
+            Some(loss) => format!("a machine check from the {}", RaisedBy::of(&loss)),
             None => "no machine check".into(),
         };
         log::info!(
@@ -221,17 +211,17 @@ impl Verdict {
 
     fn judge_ledger(&mut self, before: &Books, after: &Books) {
         for &kind in Kind::ALL {
-            let delta = after.ledger.count(kind) - before.ledger.count(kind);
-            report!("ledger kind={kind} count={} delta={delta}", after.ledger.count(kind));
+            let delta = after.ledger().count(kind) - before.ledger().count(kind);
+            report!("ledger kind={kind} count={} delta={delta}", after.ledger().count(kind));
             self.expect(delta == 0, "the ledger is not what it was before the device came");
         }
-        let held = |kind: &&Kind| after.ledger.count(**kind) != 0;
+        let held = |kind: &&Kind| after.ledger().count(**kind) != 0;
         match Kind::ALL.iter().filter(held).count() {
             0 => log::info!("ledger: zero in all {} kinds", Kind::ALL.len()),
             nr => log::info!("ledger: something is held in {nr} of {} kinds", Kind::ALL.len()),
         }
-        let leaked = after.frames as i64 - before.frames as i64;
-        report!("ledger kind=ram_frames count={} delta={leaked}", after.frames);
+        let leaked = after.frames() as i64 - before.frames() as i64;
+        report!("ledger kind=ram_frames count={} delta={leaked}", after.frames());
         self.expect(leaked == 0, "frames of RAM were not given back");
     }
 }

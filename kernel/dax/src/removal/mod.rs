@@ -18,9 +18,18 @@
 //! steps 3 and 4 are done. What they have not given back is revoked in step 5, before its wait for pins: later than the
 //! shootdown, so that no walk can pin for another. So that wait is for transient pins alone.
 //!
+//! # It ends
+//! Invariant, at the end of step 4: *no leaf of the device can be reached from any page table, and none can become so*,
+//! whatever any holder has answered or failed to do. Step 3 goes over every mapping made over the page map, and not over
+//! what somebody says is mapped. A fault that takes its reference on a page before the page map dies, in step 2, holds its
+//! address space, and step 3 waits for it there; one that comes later gets no reference, also where the page is held
+//! already. So what step 5 waits for are pins from before, which only become fewer. Debug builds walk every page table
+//! and look.
+//!
 //! Work is proportional to the mapped extents (VMAs and the table pages and leaves under them): nothing looks at
 //! each frame of the device. The baseline that does is [`Method::PerFrame`].
 
+mod end;
 mod report;
 mod step;
 
@@ -30,26 +39,20 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use mm::addr::VirtRange;
+use mm::context::MmContext;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
-use mm::held;
 use mm::machine::{Machine, has_room};
-use mm::mapping::{Unmapped, unmap_each};
+use mm::mapping::{Unmapped, unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
-use mm::world::Mm;
 
 pub use self::report::{Cost, Drained, Method, PinFound, Registration, RemovalReport, TaskFound, User, Waiting};
 pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
 use crate::device::{Dead, Live, is_idle};
 use crate::kill::{KillReport, Phase, kill_dax};
 use crate::mutant::Mutant;
-
-/// First notice of a wait for pins after this many nanoseconds; each further one after twice as long.
-const FIRST_NOTICE_NS: u64 = 10_000_000;
-/// Folios named in a notice.
-const NAMED_FOLIOS: usize = 4;
 
 /// What is removed.
 pub struct Target<M: Machine> {
@@ -59,12 +62,38 @@ pub struct Target<M: Machine> {
     pub map: Arc<DevPagemap>,
     /// Its DAX device; `None` where it came up without, which leaves the steps the same.
     pub dax: Option<Live>,
-    /// Everything through which its pages may be mapped, but for what its holders take apart themselves.
+    /// The device's own files. Whoever maps one of them is in the report, whether or not a page is installed there. What
+    /// its holders let others map is found by the page map ([`MmContext::for_each_mapping`]), and is in the report where a
+    /// holder has not taken it apart.
     pub mappings: Vec<Arc<Mapping<M>>>,
 }
 
-/// What the driver of the device, and the kernel around it, do for a removal.
+/// What the driver of the device does for a removal, and who is told of it.
 pub trait RemovalEnv<M: Machine> {
+    /// Who is told.
+    type Watch: RemovalWatch<M>;
+    /// The same.
+    fn watch(&mut self) -> &mut Self::Watch;
+    /// Refuses new I/O and waits for what is under way; answers how many requests that were.
+    ///
+    /// # Errors
+    /// What could not be done: recorded, and the removal goes on.
+    fn stop_io(&mut self) -> Result<u64, Problem>;
+    /// Takes the device out of the kernel's direct map; answers how many leaves that were.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn unmap_direct_map(&mut self) -> Result<u64, Problem>;
+    /// Gives up the claim on the device's range and its name.
+    ///
+    /// # Errors
+    /// As for [`stop_io`](Self::stop_io).
+    fn release(&mut self) -> Result<(), Problem>;
+}
+
+/// What the kernel hears of a removal, and says to it. A driver hands it through as it is: what is declared here is
+/// declared nowhere else.
+pub trait RemovalWatch<M: Machine> {
     /// A step is about to begin. `Err` makes its first attempt fail: that is recorded, and the step is done all the
     /// same, because those after it rely on it. Here faults are injected.
     ///
@@ -74,11 +103,6 @@ pub trait RemovalEnv<M: Machine> {
         let _ = step;
         Ok(())
     }
-    /// Refuses new I/O and waits for what is under way; answers how many requests that were.
-    ///
-    /// # Errors
-    /// What could not be done: recorded, and the removal goes on.
-    fn stop_io(&mut self) -> Result<u64, Problem>;
     /// The kill of the DAX device has come so far. At [`Phase::Told`] the device is still alive, and what the holders
     /// answered is in `kill`.
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
@@ -106,16 +130,6 @@ pub trait RemovalEnv<M: Machine> {
     fn waiting(&mut self, waiting: &Waiting) {
         let _ = waiting;
     }
-    /// Takes the device out of the kernel's direct map; answers how many leaves that were.
-    ///
-    /// # Errors
-    /// As for [`stop_io`](Self::stop_io).
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem>;
-    /// Gives up the claim on the device's range and its name.
-    ///
-    /// # Errors
-    /// As for [`stop_io`](Self::stop_io).
-    fn release(&mut self) -> Result<(), Problem>;
     /// A step is done: for the console.
     fn observe(&mut self, record: &StepRecord) {
         let _ = record;
@@ -126,15 +140,57 @@ pub trait RemovalEnv<M: Machine> {
     }
 }
 
+/// Hears nothing.
+impl<M: Machine> RemovalWatch<M> for () {}
+
 /// Removes the device. Every step is done, whatever the ones before it met; the report says what that was.
 ///
 /// Must not be called with interrupts off, with a lock that a task needs to give back a pin, or from inside a reader
 /// of the device ([`LiveGuard`](crate::device::LiveGuard)).
 ///
 /// A device is removed once because its [`Live`] handle exists once; who may use it is decided by
-/// [`Bay`](crate::bay::Bay).
+/// [`DeviceSlot`](crate::slot::DeviceSlot).
+///
+/// ```
+/// use std::sync::Arc;
+/// use dax::devdax::{DevDax, OpenOptions};
+/// use dax::device::{DataCache, alloc_dax};
+/// use dax::removal::{Method, Problem, RemovalEnv, Step, Target, remove};
+/// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+/// use mm::emu::{self, EmuMachine, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::space::{AddressSpace, VmOps};
+///
+/// /// A driver without I/O and without a direct map; nobody hears of the removal.
+/// struct Driver(());
+/// impl RemovalEnv<EmuMachine> for Driver {
+///     type Watch = ();
+///     fn watch(&mut self) -> &mut () { &mut self.0 }
+///     fn stop_io(&mut self) -> Result<u64, Problem> { Ok(0) }
+///     fn unmap_direct_map(&mut self) -> Result<u64, Problem> { Ok(0) }
+///     fn release(&mut self) -> Result<(), Problem> { Err("the name is stuck".into()) }
+/// }
+///
+/// let mm = emu::context(2);
+/// let map = Frames::new(&mm, Pfn::new(0x10_0000), 512).map.clone();
+/// let live = alloc_dax("dax0.0", &map, DataCache::Coherent, &mm.ledger).unwrap();
+/// let dev = DevDax::new(&mm, live.device(), PageSize::Size4K).unwrap();
+/// let file: Arc<dyn VmOps<_>> = dev.open(OpenOptions::default()).unwrap();
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+/// let task = Task::start(&space, 1);
+/// task.store(va, 1).unwrap();
+///
+/// let target = Target { name: "dax0.0".into(), map, dax: Some(live), mappings: vec![dev.mapping().clone()] };
+/// let report = remove(&mm, target, Method::Ranged, &mut Driver(()));
+/// assert!(task.load(va).is_err());
+/// assert_eq!((report.cost.zap.leaves, report.users[0].name.as_str()), (1, "task"));
+/// // Every step is done; what one of them could not do is on record.
+/// assert_eq!(report.step(Step::Shootdown).unwrap().facts.get("ipis"), Some(1));
+/// assert_eq!(report.step(Step::Release).unwrap().problem, Some("the name is stuck".into()));
+/// ```
 pub fn remove<M: Machine, E: RemovalEnv<M>>(
-    mm: &Arc<Mm<M>>,
+    mm: &Arc<MmContext<M>>,
     target: Target<M>,
     method: Method,
     env: &mut E,
@@ -142,23 +198,29 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
     let mut removal =
         Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
-    let mut gather = Gather::new(mm);
-    let mut users = Vec::new();
-    let live = target.dax;
-    removal.step(Step::StopIo, |removal, facts| removal.stop_io(facts));
-    removal.step(Step::KillDax, |removal, facts| removal.kill_dax(live, facts));
-    removal.step(Step::Invalidate, |removal, facts| removal.invalidate(&mut gather, &mut users, facts));
-    removal.step(Step::Shootdown, |removal, facts| removal.shoot_down(&mut gather, facts));
-    removal.step(Step::Drain, |removal, facts| removal.drain(gather, users, facts));
-    removal.step(Step::FreeMetadata, |removal, facts| removal.free_metadata(facts));
-    removal.step(Step::UnmapDirectMap, |removal, facts| removal.unmap_direct_map(facts));
-    removal.step(Step::Release, |removal, _| removal.release());
+    let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), users: Vec::new() };
+    for step in Step::ALL {
+        removal.step(step, &mut going);
+        if cfg!(debug_assertions) && step == Step::Shootdown {
+            removal.assert_unreachable();
+        }
+    }
     removal.report
+}
+
+/// What goes, and is handed from step to step.
+struct Going<M: Machine> {
+    /// The DAX device, before its death.
+    live: Option<Live>,
+    /// What was taken out of the page tables, until it is freed.
+    gather: Option<Gather<M>>,
+    /// Who has lost something, until they are told.
+    users: Vec<Unmapped<M>>,
 }
 
 /// A removal under way.
 struct Removal<'a, M: Machine, E> {
-    mm: &'a Arc<Mm<M>>,
+    mm: &'a Arc<MmContext<M>>,
     env: &'a mut E,
     report: RemovalReport,
     map: Arc<DevPagemap>,
@@ -170,35 +232,49 @@ struct Removal<'a, M: Machine, E> {
 }
 
 impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
-    fn step(&mut self, step: Step, work: impl FnOnce(&mut Self, &mut Facts) -> Result<(), Problem>) {
+    fn step(&mut self, step: Step, going: &mut Going<M>) {
         let mut facts = Facts::default();
-        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.watch().instructions());
         self.aside = (0, 0);
-        let refused = self.env.begin(step).err();
-        let problem = work(self, &mut facts).err().or(refused);
+        let refused = self.env.watch().begin(step).err();
+        let problem = self.work(step, going, &mut facts).err().or(refused);
         let record = StepRecord {
             step,
             ns: self.mm.machine.now_ns() - ns - self.aside.0,
-            instructions: self.env.instructions() - instructions - self.aside.1,
+            instructions: self.env.watch().instructions() - instructions - self.aside.1,
             facts,
             problem,
         };
-        self.env.observe(&record);
+        self.env.watch().observe(&record);
         self.report.steps.push(record);
+    }
+
+    /// What is done in each step.
+    fn work(&mut self, step: Step, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        match step {
+            Step::StopIo => self.stop_io(facts),
+            Step::KillDax => self.kill_dax(going, facts),
+            Step::Invalidate => self.invalidate(going, facts),
+            Step::Shootdown => self.shoot_down(going, facts),
+            Step::Drain => self.drain(going, facts),
+            Step::FreeMetadata => self.free_metadata(facts),
+            Step::UnmapDirectMap => self.unmap_direct_map(facts),
+            Step::Release => self.release(),
+        }
     }
 
     /// Adds what `work` costs to one of the report's sums.
     fn metered<R>(
         &mut self,
         sum: fn(&mut RemovalReport) -> &mut Cost,
-        work: impl FnOnce(&Arc<Mm<M>>) -> (ZapStats, R),
+        work: impl FnOnce(&Arc<MmContext<M>>) -> (ZapStats, R),
     ) -> R {
         let flushes = self.mm.shootdown.stats();
-        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.instructions());
+        let (ns, instructions) = (self.mm.machine.now_ns(), self.env.watch().instructions());
         let (zap, result) = work(self.mm);
         let cost = Cost {
             zap,
-            instructions: self.env.instructions() - instructions,
+            instructions: self.env.watch().instructions() - instructions,
             ns: self.mm.machine.now_ns() - ns,
             flushes: self.mm.shootdown.stats().since(flushes),
         };
@@ -219,15 +295,15 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         Ok(())
     }
 
-    fn kill_dax(&mut self, live: Option<Live>, facts: &mut Facts) -> Result<(), Problem> {
-        facts.note("dax_devices", u64::from(live.is_some()));
-        if let Some(live) = live {
+    fn kill_dax(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        facts.note("dax_devices", u64::from(going.live.is_some()));
+        if let Some(live) = going.live.take() {
             let Self { mm, env, aside, .. } = self;
             let mut observe = |phase, kill: &KillReport| {
-                let (ns, instructions) = (mm.machine.now_ns(), env.instructions());
-                env.phase(phase, kill);
+                let (ns, instructions) = (mm.machine.now_ns(), env.watch().instructions());
+                env.watch().phase(phase, kill);
                 aside.0 += mm.machine.now_ns() - ns;
-                aside.1 += env.instructions() - instructions;
+                aside.1 += env.watch().instructions() - instructions;
             };
             let (dead, kill) = kill_dax(live, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);
@@ -241,29 +317,29 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         self.mm.meta.kill(&self.map);
         // And no registration comes that is not asked for.
         let asked = self.ask(facts);
-        // What is mapped keeps the file open, so an idle device has no mapping; the second question is for a device
-        // without DAX, and costs a look at a number.
-        let mapped = self.mappings.iter().any(|mapping| mapping.nr_vmas() != 0);
-        self.report.idle = is_idle(self.dead.as_ref()) && !mapped && asked == 0;
+        // What is mapped keeps the file open, but not always the device: the third question is for a device without DAX,
+        // and for files of a holder that has let go. It costs a look at a number for each file.
+        self.report.idle = is_idle(self.dead.as_ref()) && asked == 0 && !self.is_mapped();
         facts.note("idle", u64::from(self.report.idle));
         Ok(())
     }
 
-    fn invalidate(
-        &mut self,
-        gather: &mut Gather<M>,
-        users: &mut Vec<Unmapped<M>>,
-        facts: &mut Facts,
-    ) -> Result<(), Problem> {
-        if self.report.idle {
-            return Ok(());
-        }
+    /// Does anybody map a file over the device, whoever made it?
+    fn is_mapped(&self) -> bool {
+        let mut mapped = false;
+        self.mm.for_each_mapping(&self.map, &mut |mapping| mapped |= mapping.nr_vmas() != 0);
+        mapped
+    }
+
+    fn invalidate(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        let Some(gather) = going.gather.as_mut().filter(|_| !self.report.idle) else { return Ok(()) };
+        let users = &mut going.users;
         if let Method::PerFrame(frames) = self.report.method {
             facts.note("frames_failed", frames.nr_pages());
             self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
         }
-        let mappings = core::mem::take(&mut self.mappings);
-        let mut extents = 0;
+        let (map, mappings) = (Arc::clone(&self.map), core::mem::take(&mut self.mappings));
+        let (mut extents, mut left) = (0, 0);
         self.metered(self.ranged_sum(), |mm| {
             // Who has lost something is remembered as long as there is memory for it; it is taken away in any case.
             let mut found = |unmapped| {
@@ -274,6 +350,16 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             };
             // Offset 0, length all: the whole device, however many ranges it has.
             mappings.iter().for_each(|mapping| unmap_each(mapping, 0, u64::MAX, gather, &mut found));
+            // And what a holder has left, whatever it has answered: nobody else would take it away.
+            mm.for_each_mapping(&map, &mut |mapping| {
+                let own = mappings.iter().any(|own| Arc::ptr_eq(own, mapping));
+                if !own && mapping.nr_vmas() != 0 && !Mutant::LeftoversStay.is_on() {
+                    unmap_leftovers(mapping, gather, &mut |unmapped| {
+                        left += 1;
+                        found(unmapped);
+                    });
+                }
+            });
             (ZapStats::default(), ())
         });
         self.name(users);
@@ -281,6 +367,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         self.report.users_not_named = extents - self.report.users.len() as u64;
         facts.note("mappings", mappings.len() as u64);
         facts.note("extents", extents);
+        facts.note("left_by_holders", left);
         facts.note("extents_not_named", self.report.users_not_named);
         facts.note("address_spaces", self.report.nr_spaces() as u64);
         facts.note("tasks", self.report.nr_tasks);
@@ -304,7 +391,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     /// Puts the tasks of these users into the report, as many as there is memory for.
     fn name_tasks(&mut self) {
         let Self { mm, env, report, .. } = self;
-        env.for_each_task(&mut |space_id, id, name| {
+        env.watch().for_each_task(&mut |space_id, id, name| {
             if report.users.binary_search_by_key(&space_id, |user| user.space_id).is_err() {
                 return;
             }
@@ -317,7 +404,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         });
     }
 
-    fn shoot_down(&mut self, gather: &mut Gather<M>, facts: &mut Facts) -> Result<(), Problem> {
+    fn shoot_down(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        let Some(gather) = &mut going.gather else { return Ok(()) };
         let before = self.mm.shootdown.stats();
         self.metered(self.ranged_sum(), |_| {
             gather.shoot_down();
@@ -331,10 +419,12 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         Ok(())
     }
 
-    fn drain(&mut self, gather: Gather<M>, users: Vec<Unmapped<M>>, facts: &mut Facts) -> Result<(), Problem> {
-        self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
-        for unmapped in users {
-            self.env.lost(&unmapped.space, unmapped.range);
+    fn drain(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
+        if let Some(gather) = going.gather.take() {
+            self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
+        }
+        for unmapped in core::mem::take(&mut going.users) {
+            self.env.watch().lost(&unmapped.space, unmapped.range);
         }
         let zap = match self.report.method {
             Method::Ranged => self.report.cost.zap,
@@ -357,7 +447,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let Self { mm, env, report, map, .. } = self;
         let found = mm.regions.ask(map, map.ranges(), &mut |region| {
             report.note_registration(&mm.machine, region);
-            env.asked(region);
+            env.watch().asked(region);
         });
         facts.note("registrations_asked", found.asked);
         facts.note("registrations_looked_at", found.looked_at);
@@ -376,70 +466,12 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
                     uses += revoked.uses;
                     report.note_revoked(revoked);
                 }
-                env.taking_back(told);
+                env.watch().taking_back(told);
             });
         }
         facts.note("registrations_revoked", nr);
         facts.note("uses_waited_for", uses);
         facts.note("grace_ns", mm.machine.now_ns() - began);
-    }
-
-    /// Waits until nobody holds a page of the device. Final, because its page map is dying.
-    fn wait_for_pins(&mut self) {
-        held::assert_none("pins");
-        if self.map.is_drained() || Mutant::DrainDoesNotWait.is_on() {
-            return;
-        }
-        let began = self.mm.machine.now_ns();
-        let found = self.waiting(0);
-        // First, because who hears of the wait may give them back.
-        self.name_pins(began);
-        self.env.waiting(&found);
-        self.report.drained.found = found;
-        let mut notice = FIRST_NOTICE_NS;
-        while !self.map.is_drained() {
-            self.report.drained.rounds += 1;
-            self.mm.machine.relax();
-            let ns = self.mm.machine.now_ns() - began;
-            if ns >= notice {
-                notice = notice.saturating_mul(2);
-                let waiting = self.waiting(ns);
-                self.env.waiting(&waiting);
-            }
-        }
-        self.report.drained.ns = self.mm.machine.now_ns() - began;
-    }
-
-    /// Puts those of the pins that the pin ledger knows into the report, as many as there is memory for.
-    fn name_pins(&mut self, now_ns: u64) {
-        let Self { mm, report, map, .. } = self;
-        let pins = &mut report.drained.pins;
-        mm.pins.for_each(&mut |record| {
-            if map.ranges().iter().any(|range| record.holds_any(*range))
-                && has_room(&mm.machine, pins)
-                && let Some(pin) = PinFound::new(&mm.machine, record, now_ns)
-            {
-                pins.push(pin);
-            }
-        });
-    }
-
-    /// Who is waited for. Work is proportional to the live metadata.
-    fn waiting(&self, ns: u64) -> Waiting {
-        let mut waiting = Waiting { ns, ..Waiting::default() };
-        let id = self.map.id();
-        self.mm.meta.for_each_live(&mut |folio| {
-            if Some(folio.map) != id {
-                return;
-            }
-            waiting.folios += 1;
-            waiting.refs += u64::from(folio.counts.refs);
-            waiting.pins += u64::from(folio.counts.pins);
-            if waiting.some.len() < NAMED_FOLIOS {
-                waiting.some.push(folio);
-            }
-        });
-        waiting
     }
 
     fn free_metadata(&mut self, facts: &mut Facts) -> Result<(), Problem> {

@@ -8,71 +8,51 @@ use mm::machine::Machine;
 
 use super::report::{copy_list, copy_of};
 
-/// The steps, in the order in which they are done. None is left out; one that has nothing to do says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    /// New I/O is refused, and what is under way ends: the block path must not touch what goes next.
-    StopIo,
-    /// The holders are told while the device is alive, then it dies: no new mapping can be made.
-    KillDax,
-    /// Every translation of every address space is taken out of the page tables.
-    Invalidate,
-    /// One round for all of them: no CPU uses an old translation, and no gup-fast walk that could is under way.
-    Shootdown,
-    /// Table pages and the mappings' references are given back, tasks are told, long-term pins are taken back, and
-    /// transient ones are waited for.
-    Drain,
-    /// The page map goes: no frame of the device has metadata any more.
-    FreeMetadata,
-    /// The kernel's own mapping goes last, for everything before it may still have read through it.
-    UnmapDirectMap,
-    /// Name and range are free: the device can be attached again.
-    Release,
+macro_rules! steps {
+    ($($(#[$doc:meta])* $step:ident = $name:literal, $meaning:literal;)*) => {
+        /// The steps, in the order in which they are done. None is left out; one that has nothing to do says so.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Step { $($(#[$doc])* $step,)* }
+
+        impl Step {
+            /// All steps, in order.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$step),*];
+
+            /// The word for the console.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$step => $name,)* }
+            }
+            /// What it does, in plain words.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$step => $meaning,)* }
+            }
+            /// Its number, from 1.
+            pub const fn number(self) -> usize {
+                self as usize + 1
+            }
+        }
+    };
 }
 
-impl Step {
-    /// All steps, in order.
-    pub const ALL: [Self; 8] = [
-        Self::StopIo,
-        Self::KillDax,
-        Self::Invalidate,
-        Self::Shootdown,
-        Self::Drain,
-        Self::FreeMetadata,
-        Self::UnmapDirectMap,
-        Self::Release,
-    ];
-
-    /// The word for the console.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::StopIo => "stop_io",
-            Self::KillDax => "kill_dax",
-            Self::Invalidate => "invalidate",
-            Self::Shootdown => "shootdown",
-            Self::Drain => "drain",
-            Self::FreeMetadata => "free_metadata",
-            Self::UnmapDirectMap => "unmap_direct_map",
-            Self::Release => "release",
-        }
-    }
-    /// Its number, from 1.
-    pub const fn number(self) -> usize {
-        self as usize + 1
-    }
-    /// What it does, in plain words.
-    pub const fn meaning(self) -> &'static str {
-        match self {
-            Self::StopIo => "new I/O is refused",
-            Self::KillDax => "holders told, device dead, readers gone",
-            Self::Invalidate => "translations taken out of all page tables",
-            Self::Shootdown => "no CPU uses them any more",
-            Self::Drain => "tables and references given back, long-term pins taken back, others waited for",
-            Self::FreeMetadata => "page map forgotten",
-            Self::UnmapDirectMap => "the kernel's own mapping is gone",
-            Self::Release => "name and range are free",
-        }
-    }
+// The one place that says which steps there are, and in which order: a removal goes through this list.
+steps! {
+    /// New I/O is refused, and what is under way ends: the block path must not touch what goes next.
+    StopIo = "stop_io", "new I/O is refused";
+    /// The holders are told while the device is alive, then it dies: no new mapping can be made.
+    KillDax = "kill_dax", "holders told, device dead, readers gone";
+    /// Every translation of every address space is taken out of the page tables.
+    Invalidate = "invalidate", "translations taken out of all page tables";
+    /// One round for all of them: no CPU uses an old translation, and no gup-fast walk that could is under way.
+    Shootdown = "shootdown", "no CPU uses them any more";
+    /// Table pages and the mappings' references are given back, tasks are told, long-term pins are taken back, and
+    /// transient ones are waited for.
+    Drain = "drain", "tables and references given back, long-term pins taken back, others waited for";
+    /// The page map goes: no frame of the device has metadata any more.
+    FreeMetadata = "free_metadata", "page map forgotten";
+    /// The kernel's own mapping goes last, for everything before it may still have read through it.
+    UnmapDirectMap = "unmap_direct_map", "the kernel's own mapping is gone";
+    /// Name and range are free: the device can be attached again.
+    Release = "release", "name and range are free";
 }
 
 impl fmt::Display for Step {

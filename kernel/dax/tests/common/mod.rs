@@ -1,4 +1,4 @@
-//! A small world for host tests: an emulated machine, devices with device-dax over them, address spaces.
+//! A small machine for host tests: an emulated machine, devices with device-dax over them, address spaces.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Problem, RemovalEnv, StepRecord, Target, Waiting};
+use dax::removal::{Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
-use mm::emu::EmuMachine;
+use mm::context::MmContext;
+use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::IrqOff;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{Access, AddressSpace, FaultError, MapError, VmOps};
-use mm::world::Mm;
 
-/// The world of the emulated machine.
-pub type World = Mm<EmuMachine>;
+/// The machine of the emulated machine.
+pub type EmuContext = MmContext<EmuMachine>;
 /// One of its address spaces.
 pub type Space = AddressSpace<EmuMachine>;
 
@@ -38,20 +38,10 @@ pub fn frames(start: u64, nr_pages: u64) -> PfnRange {
     PfnRange::new(Pfn::new(start), nr_pages).unwrap()
 }
 
-/// A world on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
-pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
-    let emu = EmuMachine::with_cpus(cpus);
-    let mm = Mm::new(emu.clone(), cpus);
-    let weak = Arc::downgrade(&mm);
-    emu.set_ipi_handler(move || {
-        if let Some(mm) = weak.upgrade() {
-            mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-        }
-    });
-    for cpu in 0..cpus {
-        emu.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine)));
-    }
-    (emu, mm)
+/// A machine on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
+pub fn machine(cpus: usize) -> (EmuMachine, Arc<EmuContext>) {
+    let mm = emu::context(cpus);
+    (mm.machine.clone(), mm)
 }
 
 /// An attached device with device-dax over it.
@@ -62,7 +52,7 @@ pub struct Attached {
 }
 
 /// Attaches a device over `ranges`.
-pub fn attach(mm: &Arc<World>, ranges: &[PfnRange], alignment: PageSize) -> Result<Attached, DaxError> {
+pub fn attach(mm: &Arc<EmuContext>, ranges: &[PfnRange], alignment: PageSize) -> Result<Attached, DaxError> {
     let map = DevPagemap::new(MemoryKind::DevDax, ranges.iter().copied()).unwrap();
     let live = alloc_dax("dax0.0", &map, DataCache::Coherent, &mm.ledger)?;
     let dev = DevDax::new(mm, live.device(), alignment)?;
@@ -71,7 +61,7 @@ pub fn attach(mm: &Arc<World>, ranges: &[PfnRange], alignment: PageSize) -> Resu
 }
 
 /// One range of `nr_pages` frames at the usual place.
-pub fn attach_one(mm: &Arc<World>, nr_pages: u64) -> Attached {
+pub fn attach_one(mm: &Arc<EmuContext>, nr_pages: u64) -> Attached {
     attach(mm, &[frames(START, nr_pages)], PageSize::Size4K).unwrap()
 }
 
@@ -90,7 +80,7 @@ impl Attached {
     }
 }
 
-pub fn space(mm: &Arc<World>, name: &str) -> Arc<Space> {
+pub fn space(mm: &Arc<EmuContext>, name: &str) -> Arc<Space> {
     AddressSpace::new(mm, name).unwrap()
 }
 
@@ -100,13 +90,13 @@ pub fn map(space: &Arc<Space>, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64)
 }
 
 /// Loads `space` on the current CPU.
-pub fn load(mm: &World, space: Option<&Arc<Space>>) {
+pub fn load(mm: &EmuContext, space: Option<&Arc<Space>>) {
     mm.shootdown.switch_to(&IrqOff::new(&mm.machine), space.map(|space| space.tlb()));
 }
 
 /// A space that is loaded on a CPU until this is dropped.
 pub struct Loaded {
-    mm: Arc<World>,
+    mm: Arc<EmuContext>,
     cpu: usize,
     /// `None` only while it is dropped.
     space: Option<Arc<Space>>,
@@ -114,7 +104,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// A new space with `nr_pages` of `file` mapped at [`BASE`], loaded on `cpu`.
-    pub fn new(mm: &Arc<World>, cpu: usize, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64) -> Self {
+    pub fn new(mm: &Arc<EmuContext>, cpu: usize, file: &Arc<dyn VmOps<EmuMachine>>, nr_pages: u64) -> Self {
         let space = mm.machine.on_cpu(cpu, || {
             let space = space(mm, &format!("task{cpu}"));
             map(&space, file, nr_pages).unwrap();
@@ -180,7 +170,7 @@ pub fn pin(space: &Space, va: VirtAddr, nr_pages: u64, flags: GupFlags) -> Resul
     Ok(sink.iter().collect())
 }
 
-pub fn unpin(mm: &World, runs: &[PfnRange]) {
+pub fn unpin(mm: &EmuContext, runs: &[PfnRange]) {
     runs.iter().for_each(|run| gup::unpin(mm, run.start(), run.nr_pages()));
 }
 
@@ -211,9 +201,22 @@ impl Env<'_> {
 }
 
 impl RemovalEnv<EmuMachine> for Env<'_> {
+    type Watch = Self;
+    fn watch(&mut self) -> &mut Self {
+        self
+    }
     fn stop_io(&mut self) -> Result<u64, Problem> {
         self.try_step("stop_io").map(|()| 3)
     }
+    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
+        self.try_step("unmap_direct_map").map(|()| 1)
+    }
+    fn release(&mut self) -> Result<(), Problem> {
+        self.try_step("release")
+    }
+}
+
+impl RemovalWatch<EmuMachine> for Env<'_> {
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
         self.phases.push((phase, kill.answers.iter().map(ToString::to_string).collect()));
     }
@@ -238,12 +241,6 @@ impl RemovalEnv<EmuMachine> for Env<'_> {
         if let Some(on_wait) = &mut self.on_wait {
             on_wait(waiting);
         }
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        self.try_step("unmap_direct_map").map(|()| 1)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        self.try_step("release")
     }
     fn observe(&mut self, record: &StepRecord) {
         self.log.push(format!("{}: done", record.step));

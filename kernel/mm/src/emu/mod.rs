@@ -32,6 +32,7 @@ mod cpu;
 mod hooks;
 mod memory;
 mod run;
+mod small;
 mod walk;
 
 use std::sync::Arc;
@@ -42,9 +43,10 @@ pub use self::hooks::Event;
 use self::hooks::Hooks;
 use self::memory::Memory;
 pub use self::run::Background;
+pub use self::small::{Frames, Task, context, context_on};
 pub use self::walk::{Cached, Fault};
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
-use crate::held;
+use crate::lock_check;
 use crate::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
 use crate::sync::AtomicU64 as LiveEntry;
 
@@ -161,7 +163,7 @@ impl EmuMachine {
         self.inner.growths.store(times, Ordering::SeqCst);
     }
 
-    /// Connects the interrupt to its handler: a closure that calls `Shootdown::handle_ipi` of the world that owns
+    /// Connects the interrupt to its handler: a closure that calls `Shootdown::handle_ipi` of the context that owns
     /// this machine. It runs on the target CPU with interrupts off.
     ///
     /// # Panics
@@ -269,7 +271,7 @@ impl Machine for EmuMachine {
     }
 
     fn relax(&self) {
-        held::assert_none("something");
+        lock_check::might_sleep("something");
         self.wait_a_little();
     }
 
@@ -315,6 +317,13 @@ impl Machine for EmuMachine {
         match self.inner.memory.entry(table, index) {
             Some(entry) => entry,
             None => self.broken_rule(format_args!("a walk reached {table}, which is no table page in use")),
+        }
+    }
+
+    fn peek(&self, table: Pfn, index: usize) -> u64 {
+        match self.inner.memory.entry(table, index) {
+            Some(entry) => entry.load(Ordering::SeqCst),
+            None => self.broken_rule(format_args!("a check reached {table}, which is no table page in use")),
         }
     }
 

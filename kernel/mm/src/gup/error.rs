@@ -29,6 +29,8 @@ pub enum GupError {
     RevocableOnly(VirtAddr),
     /// The owner's account does not allow it.
     OverLimit(OverLimit),
+    /// The count of references on the page here has no room for what is asked for.
+    TooManyRefs(VirtAddr),
     /// No memory for what a fault needs, or for the list of what was pinned.
     OutOfMemory,
 }
@@ -56,6 +58,7 @@ impl fmt::Display for GupError {
                 write!(f, "a long-term pin of the memory at {va} must be a registration, which can be taken back")
             }
             Self::OverLimit(over) => over.fmt(f),
+            Self::TooManyRefs(va) => write!(f, "too many references on the page at {va}: its count has no room"),
             Self::OutOfMemory => f.write_str("out of memory"),
         }
     }

@@ -8,7 +8,7 @@
 //! takes each page's reference and reads its entry again, and reads the entry above once, after the last reference:
 //! that is later than the protocol asks for, so it sees no less.
 
-use super::{PinSink, Quick, Walk};
+use super::{IRQS_OFF_STEPS, PinSink, Quick, Walk};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::{GROUP, IrqOff, Machine, Point};
@@ -67,6 +67,9 @@ enum End {
     /// The next page cannot be had without a lock.
     Refused,
 }
+
+/// As many steps as there can be: the deliberate fault.
+const WITHOUT_BOUND: u64 = u64::MAX >> PAGE_SHIFT;
 
 impl Run {
     /// Nothing is pinned: go slow.
@@ -139,23 +142,41 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         if nr_pages <= most { self.take_checked(pfn, nr_pages as u32, leaf) } else { Quick::No }
     }
 
-    /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is.
+    /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is. Interrupts
+    /// come on after each [`IRQS_OFF_STEPS`] steps.
     #[inline(always)]
     pub(super) fn pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> u64 {
-        let irq = self.enter();
         let mut at = start;
         loop {
-            let Some(leaf) = self.walk(&irq, at) else { return at };
-            let Step { next, go_on } = if leaf.level > 1 {
-                self.leaf(&leaf, (at, end), sink)
-            } else {
-                self.table(&irq, leaf.above, (at, end), sink)
-            };
+            let Step { next, go_on } = self.some_pages(at, end, sink);
             // The end first: it is the common case.
             if next == end || !go_on || sink.room() == 0 {
                 return next;
             }
             at = next;
+        }
+    }
+
+    /// The first of them, with interrupts off.
+    #[inline(always)]
+    fn some_pages<S: PinSink>(&self, start: u64, end: u64, sink: &mut S) -> Step {
+        let irq = self.enter();
+        let (mut at, mut left) = (start, if Mutant::IrqsOffForAll.is_on() { WITHOUT_BOUND } else { IRQS_OFF_STEPS });
+        loop {
+            let Some(leaf) = self.walk(&irq, at) else { return Step { next: at, go_on: false } };
+            let most = end.min(at.saturating_add(left << PAGE_SHIFT));
+            let is_huge = leaf.level > 1;
+            let Step { next, go_on } = if is_huge {
+                self.leaf(&leaf, (at, if S::BY_PAGE { most } else { end }), sink)
+            } else {
+                self.table(&irq, leaf.above, (at, most), sink)
+            };
+            let steps = if is_huge && !S::BY_PAGE { 1 } else { (next - at) >> PAGE_SHIFT };
+            // The end first: it is the common case.
+            if next == end || !go_on || steps >= left || sink.room() == 0 {
+                return Step { next, go_on };
+            }
+            (at, left) = (next, left - steps);
         }
     }
 
@@ -275,13 +296,12 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         if leaf_is && above_is() { Quick::Pinned(pfn) } else { Quick::GiveBack(pfn) }
     }
 
-    /// Takes references on the folio of `pfn`, which the leaf maps with the rights that are wanted, and looks again at
-    /// both entries (G1).
+    /// Takes references on the folio of `pfn`, which the huge leaf maps with the rights that are wanted, and looks again
+    /// at both entries (G1).
     #[inline(always)]
     fn take_checked(&self, pfn: Pfn, nr_pages: u32, leaf: &Leaf<'_>) -> Quick {
-        // Where no page table ends, an entry is a leaf only if it says so.
-        let must = if leaf.level == 1 { 0 } else { Entry::HUGE };
-        if !leaf.entry.has(self.want.rights() | must) {
+        // Above the last level an entry is a leaf only if it says so.
+        if !leaf.entry.has(self.want.rights() | Entry::HUGE) {
             return Quick::No;
         }
         let mm = self.mm();
@@ -291,7 +311,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Quick::No;
         }
         mm.machine.reached(Point::GupLeafRead);
-        if !self.take(page, nr_pages) {
+        if self.take(page, nr_pages).is_err() {
             return Quick::No;
         }
         mm.machine.reached(Point::GupPinned);
@@ -337,7 +357,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             Some(Covering::Pages(pages)) => self.run_of_pages(irq, (table, index), first, pages),
             Some(Covering::Part(folio, nr_pages)) => self.run_of_folio(irq, (table, index), first, (folio, nr_pages)),
         };
-        if run.nr_pages > 0 && !above.is_unchanged() {
+        if !above.is_unchanged() {
             self.give_back(pfn, run.nr_pages);
             return Run::NONE;
         }
@@ -426,7 +446,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Err(End::OtherRun);
         }
         machine.reached(Point::GupLeafRead);
-        if !self.take(page, 1) {
+        if self.take(page, 1).is_err() {
             return Err(End::Refused);
         }
         machine.reached(Point::GupPinned);
@@ -459,7 +479,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             return Run::NONE;
         }
         machine.reached(Point::GupLeafRead);
-        if !self.take(folio.page, nr_pages as u32) {
+        if self.take(folio.page, nr_pages as u32).is_err() {
             return Run::NONE;
         }
         machine.reached(Point::GupPinned);

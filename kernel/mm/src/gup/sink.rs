@@ -4,6 +4,8 @@ use crate::addr::{Pfn, PfnRange};
 
 /// Where results go: frames one by one, or runs of frames.
 pub trait PinSink {
+    /// Does a run cost a step for each of its pages, and not one for all?
+    const BY_PAGE: bool;
     /// Room for at least this many more pages.
     fn room(&self) -> u64;
     /// Stores a run of pinned frames; the caller has asked for the room.
@@ -39,6 +41,7 @@ impl<'a> PageArray<'a> {
 }
 
 impl PinSink for PageArray<'_> {
+    const BY_PAGE: bool = true;
     #[inline]
     fn room(&self) -> u64 {
         // Never more than there are.
@@ -106,6 +109,7 @@ impl<'a> RangeArray<'a> {
 }
 
 impl PinSink for RangeArray<'_> {
+    const BY_PAGE: bool = false;
     #[inline]
     fn room(&self) -> u64 {
         if self.len < self.ranges.len() { u64::MAX } else { 0 }

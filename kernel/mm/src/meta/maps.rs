@@ -116,12 +116,13 @@ impl Maps {
         let map = self.by_id[usize::from(id.0)].as_ref()?;
         range.contains(pfn).then_some((map, range))
     }
-    /// All ranges, rising.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = PfnRange> + '_ {
-        self.ranges.iter().map(|&(range, _)| range)
+    /// The first range that ends behind `pfn`.
+    pub(super) fn range_at_or_after(&self, pfn: Pfn) -> Option<PfnRange> {
+        let first = self.ranges.partition_point(|(range, _)| range.end() <= pfn);
+        self.ranges.get(first).map(|&(range, _)| range)
     }
-    /// All page maps, by number.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<DevPagemap>> {
-        self.by_id.iter().flatten()
+    /// The page map with the lowest number that is at least `from`, and that number.
+    pub(super) fn at_or_after(&self, from: usize) -> Option<(usize, &Arc<DevPagemap>)> {
+        (from..).zip(self.by_id.get(from..)?).find_map(|(nr, map)| Some((nr, map.as_ref()?)))
     }
 }

@@ -21,32 +21,35 @@
 //!
 //! Step 4' needs no second look: each time that an order-0 page comes to life the number grows by one, and each
 //! time that its count reaches zero the one who did it takes one away, so the chunk outlives everybody who is
-//! between steps 1 and 3 (see [`tree`]).
+//! between steps 1 and 3 (see `tree.rs`).
 //!
 //! # The tree
 //! Four dependent loads lead from the root's pointer to the page: top table (512 GiB a slot) → 1 GiB slots →
 //! 2 MiB slots → chunk of 512 pages. A folio of 1 GiB or 2 MiB hangs in the slot of its block, in the place of
-//! further tables. See [`door`] for the slots' values.
+//! further tables. See `raw/mod.rs` for the slots' values.
 //!
 //! # What is simplified
 //! - Folios never merge or split: the size is chosen when the first reference is taken, and holds until the last
 //!   is dropped.
-//! - One lock for all devices. It is held for a few loads and stores, or for one chunk of 512 pages.
+//! - One lock for all devices. It is held for a few loads and stores, or for one chunk of 512 pages, never for a whole
+//!   device or file: what lists folios takes it anew for each 512 places that it looks at.
 //! - A put without a get is found by the count or by the empty slot. Where it races with the folio's last
 //!   legitimate put, what is found may be memory that was just freed: the kernel was lost by then.
 
-mod door;
 mod life;
 mod maps;
 mod page;
+mod raw;
 mod runs;
 mod tree;
 
 use core::fmt;
 
-use self::door::{Held, Top};
+use arrayvec::ArrayVec;
+
 use self::maps::Maps;
 use self::page::{Dropped, Nature};
+use self::raw::Held;
 use self::tree::{Spot, Tree};
 use crate::addr::{PageSize, Pfn, PfnRange};
 use crate::ledger::{Kind, Ledger, Snapshot};
@@ -54,9 +57,9 @@ use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::sync::{Arc, Mutex, Ordering, fence};
 
-pub use self::door::{Covering, Folio, Near};
 pub use self::maps::{RegisterError, UnregisterError};
 pub use self::page::{Counts, GetError, MAX_REFS, Owner, Page};
+pub use self::raw::{Covering, Folio, Near};
 pub use self::runs::Run;
 
 /// Why there is no metadata for a frame.
@@ -94,6 +97,31 @@ pub struct Totals {
     pub refs: u64,
     /// Pins on them.
     pub pins: u64,
+}
+
+/// Most places that a listing looks at under one hold of the store's lock: as many as the longest other hold, which is
+/// for one chunk.
+pub const LOOKS_AT_ONCE: u64 = raw::FAN_OUT as u64;
+/// Folios that are listed under one hold of it.
+const LISTED_AT_ONCE: usize = 16;
+
+/// What a listing of live folios has cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Looks {
+    /// Places looked at.
+    pub total: u64,
+    /// Most places under one hold of the store's lock.
+    pub at_once: u64,
+    /// Holds of it.
+    pub holds: u64,
+}
+
+impl Looks {
+    fn count(&mut self, looks: u64) {
+        self.total += looks;
+        self.at_once = self.at_once.max(looks);
+        self.holds += 1;
+    }
 }
 
 /// A live folio at the moment of a look, for reports.
@@ -135,6 +163,27 @@ impl fmt::Display for LiveFolio {
 }
 
 /// All page metadata of one machine.
+///
+/// ```
+/// use mm::addr::{PageSize, Pfn};
+/// use mm::emu::{self, Frames};
+/// use mm::meta::{MetaError, Owner};
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 512);
+/// let pfn = Pfn::new(0x10_0007);
+/// assert!(mm.meta.inspect(pfn).is_none(), "nobody uses it: there is no metadata");
+///
+/// // A reference on the folio of 2 MiB around it, which comes into being with it.
+/// let owner = Owner { mapping: 1, offset: 7 };
+/// let (head, size) = mm.meta.get_or_create(pfn, PageSize::Size2M, owner, 1).unwrap();
+/// assert_eq!((head, size), (Pfn::new(0x10_0000), PageSize::Size2M));
+/// mm.meta.put(pfn, 1);
+/// assert!(mm.meta.inspect(pfn).is_none(), "and it goes with the last one");
+///
+/// mm.meta.kill(&device.map);
+/// assert_eq!(mm.meta.get_or_create(pfn, PageSize::Size2M, owner, 1), Err(MetaError::Dying));
+/// ```
 pub struct MetaStore {
     tree: Tree,
     inner: Mutex<Inner>,
@@ -203,9 +252,14 @@ impl MetaStore {
     pub fn find_map(&self, pfn: Pfn) -> Option<Arc<DevPagemap>> {
         self.inner.lock().maps.find(pfn).map(|(map, _)| Arc::clone(map))
     }
-    /// Calls `visit` with each registered page map. Under the store's lock: `visit` must not call the store.
+    /// Calls `visit` with each registered page map, with no lock held.
     pub fn for_each_map(&self, visit: &mut dyn FnMut(&DevPagemap)) {
-        self.inner.lock().maps.iter().for_each(|map| visit(map));
+        let mut from = 0;
+        let next = |from| self.inner.lock().maps.at_or_after(from).map(|(nr, map)| (nr, Arc::clone(map)));
+        while let Some((nr, map)) = next(from) {
+            visit(&map);
+            from = nr + 1;
+        }
     }
 
     // ---- making ----
@@ -311,19 +365,15 @@ impl MetaStore {
     /// Takes `nr` further references on the folio that covers `pfn`, on behalf of one who owns a reference on it
     /// (such as a huge entry that is about to become many small ones).
     ///
+    /// # Errors
+    /// [`MetaError::Overflow`]; none was taken then.
+    ///
     /// # Panics
-    /// Nobody holds the folio, or its count would overflow (G8).
+    /// Nobody holds the folio (G8).
     #[inline]
-    pub fn get_mapped(&self, pfn: Pfn, nr: u32) {
+    pub fn get_mapped(&self, pfn: Pfn, nr: u32) -> Result<(), MetaError> {
         let folio = self.owned(pfn, "get without a reference");
-        if let Err(error) = folio.page.try_get(nr) {
-            refused(pfn, error);
-        }
-    }
-    /// Takes a reference on the live folio that covers `pfn`, if there is one: for those who know a frame number
-    /// and nothing else. Under the lock. Give it back with [`put`](Self::put), and do not use the answer afterwards.
-    pub fn get_live(&self, pfn: Pfn) -> Option<Folio<'_>> {
-        self.with_page(pfn, |page| page.try_get(1).is_ok()).filter(|&got| got).map(|_| self.owned(pfn, "get"))
+        folio.page.try_get(nr).map_err(|error| refused(pfn, error))
     }
     /// Drops `nr` references on the folio that covers `pfn`. The caller owns them. With the last one the metadata
     /// goes.
@@ -347,14 +397,15 @@ impl MetaStore {
     fn drop_some<const PINS: bool>(&self, pfn: Pfn, nr: u32, what: &str) {
         let Folio { page, size, .. } = self.owned(pfn, what);
         if let Err(dropped) = page.sub::<PINS>(nr) {
-            self.dropped(pfn, size, page, dropped);
+            self.dropped(pfn, size, dropped);
         }
     }
-    /// A count wants a closer look: the folio of `size` around `pfn` has lost its last reference, or one too many.
+    /// The folio of `size` around `pfn` has lost its last reference, or one too many. Its metadata is not ours to look
+    /// at any more.
     #[cold]
     #[inline(never)]
-    fn dropped(&self, pfn: Pfn, size: PageSize, page: &Page, dropped: Dropped) {
-        page.assert_last(dropped);
+    fn dropped(&self, pfn: Pfn, size: PageSize, dropped: Dropped) {
+        dropped.assert_last(pfn, size);
         self.retire(pfn, size);
     }
 
@@ -400,17 +451,39 @@ impl MetaStore {
         let page = self.tree.page(&inner.held, pfn)?;
         (page.refs() != 0 || Mutant::ReferenceFromZero.is_on()).then(|| look(page))
     }
-    /// Calls `visit` with every live folio, in rising order, under the store's lock: `visit` must not call the
-    /// store. Work is proportional to the live metadata.
-    pub fn for_each_live(&self, visit: &mut dyn FnMut(LiveFolio)) {
-        let inner = &*self.inner.lock();
-        let mut next = 0;
-        for range in inner.maps.ranges() {
-            let last = Top::index(Pfn::new(range.end().as_u64() - 1));
-            for index in next.max(Top::index(range.start()))..=last {
-                self.tree.for_each_live(index, &inner.held, &mut |page| visit(LiveFolio::of(page)));
+    /// Calls `visit` with every live folio, in rising order, with no lock held. Work is proportional to the live
+    /// metadata; the lock is taken for [`LOOKS_AT_ONCE`] looks at a time and let go of in between, so a folio that comes
+    /// or goes meanwhile is met or not, and one that is there all the time is met.
+    pub fn for_each_live(&self, visit: &mut dyn FnMut(LiveFolio)) -> Looks {
+        self.list(Pfn::new(0), &mut |inner, at| inner.maps.range_at_or_after(at), visit)
+    }
+    /// The same for the live folios that share a frame with `frames`. It looks at one place for each empty block of 512
+    /// GiB or 1 GiB, and where something of that is in use at one for each 2 MiB and for each page of a block that is in
+    /// use.
+    pub fn for_each_live_in(&self, frames: PfnRange, visit: &mut dyn FnMut(LiveFolio)) -> Looks {
+        self.list(frames.start(), &mut |_, at| Some(frames).filter(|frames| at < frames.end()), visit)
+    }
+    /// Lists the ranges that `range` says, by the place that the list has come to: the first that ends behind it.
+    fn list(
+        &self,
+        from: Pfn,
+        range: &mut dyn FnMut(&Inner, Pfn) -> Option<PfnRange>,
+        visit: &mut dyn FnMut(LiveFolio),
+    ) -> Looks {
+        let (mut at, mut looks) = (from, Looks::default());
+        let most = if Mutant::ListedAtOnce.is_on() { u64::MAX } else { LOOKS_AT_ONCE };
+        loop {
+            let mut batch = ArrayVec::<LiveFolio, LISTED_AT_ONCE>::new();
+            {
+                let inner = &*self.inner.lock();
+                let Some(frames) = range(inner, at) else { return looks };
+                let part = (at.max(frames.start()), frames.end());
+                let nr;
+                (at, nr) =
+                    self.tree.look(&inner.held, part, most, &mut |page| batch.try_push(LiveFolio::of(page)).is_ok());
+                looks.count(nr);
             }
-            next = next.max(last + 1);
+            batch.into_iter().for_each(&mut *visit);
         }
     }
     /// References and pins summed over all live folios. Work is proportional to the live metadata.
@@ -456,13 +529,13 @@ fn nature(head: Pfn, size: PageSize, map: &DevPagemap, range: PfnRange) -> Natur
     Nature { head, size, map: map_id, kind: map.kind(), poisoned, edge }
 }
 
-/// A reference that must be had was refused: names the page (G8).
+/// A further reference was refused to one who holds the page. If he does not, that is the end: names the page (G8).
 #[cold]
 #[inline(never)]
-fn refused(pfn: Pfn, error: GetError) -> ! {
+fn refused(pfn: Pfn, error: GetError) -> MetaError {
     match error {
         GetError::Zero => panic!("page {pfn}: get without a reference (references 0)"),
-        GetError::Overflow => panic!("page {pfn}: the reference count would overflow"),
+        GetError::Overflow => MetaError::Overflow,
     }
 }
 

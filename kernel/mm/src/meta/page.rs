@@ -19,7 +19,7 @@
 
 use core::fmt;
 
-use super::life::Life;
+use super::life::Watched;
 use crate::addr::{PageSize, Pfn};
 use crate::mutant::Mutant;
 use crate::pagemap::{LongTermPin, MapId, MemoryKind};
@@ -55,16 +55,17 @@ pub struct Owner {
 ///
 /// Everything is atomic, because a speculative taker may look at a page that is dying or being made. What a look
 /// shows is to be trusted only by a holder of a reference.
+#[repr(transparent)]
+pub struct Page(Watched<Cells>);
+
 #[repr(C)]
-pub struct Page {
+struct Cells {
     /// References and pins; see the table above.
     word: AtomicU64,
     /// Frame of the head (bits 0..40), page map (40..56), order/9 (56..58), flags (58..64).
     info: AtomicU64,
     mapping: AtomicU64,
     offset: AtomicU64,
-    /// Empty in the kernel; under loom it checks that nobody looks at a page after it was freed.
-    pub(super) life: Life,
 }
 
 const PFN_BITS: u32 = 40;
@@ -81,6 +82,18 @@ const EDGE: u64 = 1 << 61;
 pub(super) struct Dropped {
     now: u64,
     delta: u64,
+}
+
+impl Dropped {
+    /// That was the last reference, or it is the end of the kernel: judged by what the subtraction has answered. The
+    /// message names the folio of `size` around `pfn` (G8).
+    pub(super) fn assert_last(self, pfn: Pfn, size: PageSize) {
+        let Self { now, delta } = self;
+        if now != 0 {
+            let what = if delta >> 32 == 0 { "put without a get" } else { "unpin without a pin" };
+            stop(pfn.align_down(size), size, what, now.wrapping_add(delta));
+        }
+    }
 }
 
 /// What a new folio is: all that its `info` word is made from.
@@ -137,10 +150,15 @@ impl Counts {
 
 impl Page {
     /// All zero: no holder, no nature. The kernel gets the same from zeroed memory.
-    #[cfg(loom)]
+    #[cfg(any(loom, shuttle))]
     pub(super) fn blank() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { word: zero(), info: zero(), mapping: zero(), offset: zero(), life: Life::begin() }
+        Self(Watched::new(Cells { word: zero(), info: zero(), mapping: zero(), offset: zero() }))
+    }
+    /// For the models: it is freed.
+    #[cfg(any(loom, shuttle))]
+    pub(super) fn end(&self) {
+        self.0.end();
     }
 
     /// Takes `nr` references, never the first.
@@ -161,10 +179,9 @@ impl Page {
     }
     #[inline(always)]
     fn try_add(&self, nr: u32, delta: u64) -> Result<(), GetError> {
-        self.life.check();
         let room = MAX_REFS.saturating_sub(nr);
         // Relaxed: the compare-and-swap below orders what matters.
-        let mut old = self.word.load(Ordering::Relaxed);
+        let mut old = self.0.word.load(Ordering::Relaxed);
         loop {
             // One comparison for both: zero wraps to the largest number.
             if (old as u32).wrapping_sub(1) >= room {
@@ -175,7 +192,8 @@ impl Page {
             }
             // Acquire: pairs with the Release store in `make`, so that the holder reads this folio's owner and
             // not an earlier one's.
-            match self.word.compare_exchange_weak(old, old.wrapping_add(delta), Ordering::Acquire, Ordering::Relaxed) {
+            match self.0.word.compare_exchange_weak(old, old.wrapping_add(delta), Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => return Ok(()),
                 Err(now) => old = now,
             }
@@ -187,8 +205,7 @@ impl Page {
     /// no call, so nothing is put aside for them.
     #[inline(always)]
     pub(crate) fn try_take_one<const PINS: bool>(&self) -> bool {
-        self.life.check();
-        let old = self.word.load(Ordering::Relaxed);
+        let old = self.0.word.load(Ordering::Relaxed);
         let new = old.wrapping_add(if PINS { REF + PIN } else { REF });
         const { assert!(MAX_REFS == i32::MAX as u32) };
         // One comparison for both: it was not zero, so there are two at least now; and there are no more than MAX_REFS,
@@ -197,19 +214,19 @@ impl Page {
             return false;
         }
         // Orders: as in `try_add`.
-        self.word.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        self.0.word.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Drops `nr` references; where `PINS`, they are pins. An error says that somebody must look closer: that was
-    /// the last reference, or one too many (see [`assert_last`](Self::assert_last)).
+    /// Drops `nr` references; where `PINS`, they are pins. An error says that what was there must be judged: that was
+    /// the last reference, or one too many (see [`Dropped::assert_last`]). The page is not ours any more: another CPU
+    /// may have freed it since.
     #[inline(always)]
     pub(super) fn sub<const PINS: bool>(&self, nr: u32) -> Result<(), Dropped> {
-        self.life.check();
         let delta = u64::from(nr) * if PINS { REF + PIN } else { REF };
         // Release: pairs with the Acquire fence of the one who ends the life (`MetaStore::bury`, `retire_pages`) or
         // begins the next one (`make`): all that was done under this reference is over by then.
         let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
-        let now = self.word.fetch_sub(delta, order).wrapping_sub(delta);
+        let now = self.0.word.fetch_sub(delta, order).wrapping_sub(delta);
         // A put too many wraps the references past `MAX_REFS`, an unpin too many the pins. Pins that are dropped
         // with their references cannot come to outnumber them; references that are dropped alone can.
         let broken = if PINS { (now as i64) < 0 } else { (now >> 32) as u32 > now as u32 };
@@ -218,75 +235,61 @@ impl Page {
         }
         Ok(())
     }
-    /// After a [`sub`](Self::sub) that asked to look closer: that was the last reference, or the end of the kernel.
+    /// Drops one reference of each page, the first of which is that of frame `first`; answers how many reached zero.
     ///
-    /// A page that lost its last reference may be another one's by now: only its head and size are read, and only
-    /// where the count says that it was not the last.
-    pub(super) fn assert_last(&self, Dropped { now, delta }: Dropped) {
-        if now != 0 {
-            let what = if delta >> 32 == 0 { "put without a get" } else { "unpin without a pin" };
-            self.stop(what, now.wrapping_add(delta));
-        }
-    }
-    /// Drops one reference of each page; answers how many reached zero. The subtraction and the test for zero
-    /// are two instructions of this loop; what is wrong is looked for only where the result is not zero.
+    /// A page that nobody else holds, as most are, takes two instructions: the exchange that ends its life, which is
+    /// an exchange of the one value that says so, and the test whether it was. (What it has found is at once what the
+    /// next one expects, so that it is not made anew.) Where it was not, the subtraction answers what was there before
+    /// it, and that is judged. Nobody looks behind either: the page may be gone by then.
     #[inline]
-    pub(super) fn put_each(pages: &[Self]) -> usize {
-        let mut alive = 0;
-        // Release: as in `sub`.
-        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
-        let mut put = |page: &Self| {
-            page.life.check();
-            if page.word.fetch_sub(REF, order) != REF {
-                page.check_after_put();
-                alive += 1;
-            }
-        };
-        let (groups, rest) = pages.as_chunks::<16>();
-        groups.iter().for_each(|group| group.iter().for_each(&mut put));
-        rest.iter().for_each(put);
-        pages.len() - alive
+    pub(super) fn put_each(pages: &[Self], first: Pfn) -> usize {
+        let mut puts = Puts { pages, first, last: REF, alive: 0 };
+        let (groups, rest) = pages.as_chunks::<8>();
+        for [a, b, c, d, e, f, g, h] in groups {
+            // One after the other without a loop, which the compiler does not do by itself.
+            puts.put(a);
+            puts.put(b);
+            puts.put(c);
+            puts.put(d);
+            puts.put(e);
+            puts.put(f);
+            puts.put(g);
+            puts.put(h);
+        }
+        for page in rest {
+            puts.put(page);
+        }
+        pages.len() - puts.alive
     }
     /// Has none of them more than one reference, and none a pin? Two instructions a page.
     pub(super) fn have_one_at_most<const N: usize>(pages: &[Self; N]) -> bool {
         let mut any = 0;
         let (groups, rest) = pages.as_chunks::<32>();
         let mut see = |page: &Self| {
-            page.life.check();
             // Relaxed: the caller makes sure that what it sees stays so.
-            any |= page.word.load(Ordering::Relaxed);
+            any |= page.0.word.load(Ordering::Relaxed);
         };
         groups.iter().for_each(|group| group.iter().for_each(&mut see));
         rest.iter().for_each(see);
         any <= REF
     }
-    /// A put too many leaves a trace that no sane sequence does, so a look a moment later still finds it.
-    #[inline]
-    fn check_after_put(&self) {
-        let word = self.word.load(Ordering::Relaxed);
-        if !Counts::of(word).is_sane() {
-            self.stop("put without a get", word.wrapping_add(REF));
-        }
-    }
-
     /// Brings the page to life with `refs` references. Only under the store's lock, and only from zero.
     pub(super) fn make(&self, nature: Nature, owner: Owner, refs: u32) {
         assert!(refs != 0 && refs <= MAX_REFS, "page {}: made with {refs} references", nature.head);
-        assert_eq!(self.word.load(Ordering::Relaxed), 0, "page {}: made while somebody holds it", nature.head);
+        assert_eq!(self.0.word.load(Ordering::Relaxed), 0, "page {}: made while somebody holds it", nature.head);
         // Acquire: pairs with the Release of the `sub` that ended the page's last life, whose zero was just read.
         fence(Ordering::Acquire);
-        self.info.store(nature.info(), Ordering::Relaxed);
-        self.mapping.store(owner.mapping, Ordering::Relaxed);
-        self.offset.store(owner.offset, Ordering::Relaxed);
+        self.0.info.store(nature.info(), Ordering::Relaxed);
+        self.0.mapping.store(owner.mapping, Ordering::Relaxed);
+        self.0.offset.store(owner.offset, Ordering::Relaxed);
         // Release: pairs with the Acquire of `try_add`.
-        self.word.store(u64::from(refs), Ordering::Release);
+        self.0.word.store(u64::from(refs), Ordering::Release);
     }
 
     /// References and pins at this moment, from one load.
     #[inline]
     pub fn counts(&self) -> Counts {
-        self.life.check();
-        Counts::of(self.word.load(Ordering::Acquire))
+        Counts::of(self.0.word.load(Ordering::Acquire))
     }
     /// References at this moment, pins included.
     #[inline]
@@ -300,7 +303,7 @@ impl Page {
     }
     #[inline]
     fn info(&self) -> u64 {
-        self.info.load(Ordering::Relaxed)
+        self.0.info.load(Ordering::Relaxed)
     }
     /// First frame of the folio.
     #[inline]
@@ -324,21 +327,21 @@ impl Page {
     /// Owner of the folio; the offset is that of the head.
     #[inline]
     pub fn owner(&self) -> Owner {
-        Owner { mapping: self.mapping.load(Ordering::Relaxed), offset: self.offset.load(Ordering::Relaxed) }
+        Owner { mapping: self.0.mapping.load(Ordering::Relaxed), offset: self.0.offset.load(Ordering::Relaxed) }
     }
     /// Has it lost data?
     #[inline]
     pub fn is_poisoned(&self) -> bool {
         // Acquire: pairs with the Release in `set_poisoned`.
-        self.info.load(Ordering::Acquire) & POISONED != 0
+        self.0.info.load(Ordering::Acquire) & POISONED != 0
     }
     /// Marks (or clears) lost data; answers what was. It lasts as long as the folio's metadata; the page map is
     /// what remembers ([`DevPagemap::poison`](crate::pagemap::DevPagemap::poison)).
     pub fn set_poisoned(&self, poisoned: bool) -> bool {
         let old = if poisoned {
-            self.info.fetch_or(POISONED, Ordering::Release)
+            self.0.info.fetch_or(POISONED, Ordering::Release)
         } else {
-            self.info.fetch_and(!POISONED, Ordering::Release)
+            self.0.info.fetch_and(!POISONED, Ordering::Release)
         };
         old & POISONED != 0
     }
@@ -363,9 +366,64 @@ impl Page {
     #[cold]
     #[inline(never)]
     fn stop(&self, what: &str, word: u64) -> ! {
-        let Counts { refs, pins } = Counts::of(word);
-        panic!("page {} ({}): {what} (references {refs}, pins {pins})", self.head(), self.size());
+        stop(self.head(), self.size(), what, word);
     }
+}
+
+/// A broken count of the folio of `size` at `head`.
+#[cold]
+#[inline(never)]
+fn stop(head: Pfn, size: PageSize, what: &str, word: u64) -> ! {
+    let Counts { refs, pins } = Counts::of(word);
+    panic!("page {head} ({size}): {what} (references {refs}, pins {pins})");
+}
+
+/// The drops of one reference of each of some pages: see [`Page::put_each`].
+struct Puts<'a> {
+    pages: &'a [Page],
+    /// The frame of the first.
+    first: Pfn,
+    /// The word of a page that nobody else holds: what is expected of the next.
+    last: u64,
+    /// How many pages somebody else holds.
+    alive: usize,
+}
+
+impl Puts<'_> {
+    #[inline(always)]
+    fn put(&mut self, page: &Page) {
+        // Release: as in `sub`.
+        let order = if Mutant::RelaxedPut.is_on() { Ordering::Relaxed } else { Ordering::Release };
+        match page.0.word.compare_exchange(self.last, 0, order, Ordering::Relaxed) {
+            Ok(found) => self.last = found,
+            Err(_) => {
+                self.last = REF;
+                let old = page.0.word.fetch_sub(REF, order);
+                // One comparison for what is common: others hold it, and nobody has it pinned.
+                let lives =
+                    old.wrapping_sub(2 * REF) <= u64::from(MAX_REFS) - 2 || lives(old, page, self.pages, self.first);
+                // Nothing can wrap: there are no more of them than pages.
+                self.alive = self.alive.wrapping_add(usize::from(lives));
+                if Mutant::PutLookedAtAgain.is_on() && !page.counts().is_sane() {
+                    page.stop("put without a get", 0);
+                }
+            }
+        }
+    }
+}
+
+/// One reference was dropped of `page`, whose word was `old`: does somebody else hold it? It is one of `pages`, the first
+/// of which is that of frame `first`, and it is not looked at.
+#[cold]
+#[inline(never)]
+fn lives(old: u64, page: &Page, pages: &[Page], first: Pfn) -> bool {
+    let Counts { refs, pins } = Counts::of(old);
+    // The reference must have been there, and must not have been a pin's.
+    if refs > MAX_REFS || refs <= pins {
+        let bytes = core::ptr::from_ref(page).addr() - pages.as_ptr().addr();
+        stop(first.add((bytes / size_of::<Page>()) as u64), PageSize::Size4K, "put without a get", old);
+    }
+    old != REF
 }
 
 /// Why a reference is refused.

@@ -4,11 +4,11 @@
 //! order-0 pages it is one subtraction a page and one visit to the lock a chunk, or, where a page table maps a whole
 //! block that nobody else uses, one look at each page.
 
-use super::door::{Chunk, FAN_OUT, Folio, Found};
 use super::page::Page;
+use super::raw::{Chunk, FAN_OUT, Folio, Found};
 use super::tree::Spot;
-use super::{GetError, Inner, Lent, LiveFolio, MetaError, MetaStore, Owner, nature, refused};
-use crate::addr::{ENTRIES, PageSize, Pfn, PfnRange};
+use super::{GetError, Inner, Lent, MetaError, MetaStore, Owner, nature, refused};
+use crate::addr::{ENTRIES, PageSize, Pfn};
 use crate::mutant::Mutant;
 use crate::sync::{Ordering, fence};
 
@@ -76,61 +76,30 @@ impl MetaStore {
         taken
     }
 
-    /// Calls `visit` with every live folio that shares a frame with `frames`, rising, under the store's lock (so `visit`
-    /// must not call the store). Says at how many places it looked: one for each empty block of 1 GiB, and where
-    /// something of that is in use one for each 2 MiB and for each page of a block that is in use.
-    pub fn for_each_live_in(&self, frames: PfnRange, visit: &mut dyn FnMut(LiveFolio)) -> u64 {
-        let inner = &*self.inner.lock();
-        let mut looks = 0;
-        let mut live = |page: &Page| {
-            looks += 1;
-            if page.refs() != 0 {
-                visit(LiveFolio::of(page));
-            }
-        };
-        let mut empty = 0;
-        let mut pfn = frames.start();
-        while pfn < frames.end() {
-            let block = match self.tree.find(&inner.held, pfn) {
-                Spot::Free(size) => {
-                    empty += 1;
-                    size
-                }
-                Spot::Folio(page) => {
-                    live(page);
-                    page.size()
-                }
-                Spot::Chunk(chunk) => {
-                    let left = frames.end().as_u64() - pfn.as_u64();
-                    chunk.pages_from(pfn, left).iter().for_each(&mut live);
-                    PageSize::Size2M
-                }
-            };
-            pfn = pfn.align_down(block).add(block.nr_pages());
-        }
-        looks + empty
-    }
-
     /// Takes one further reference for each leaf of size `leaf` that maps the run, on behalf of one who owns a
     /// reference on each folio of it.
     ///
+    /// # Errors
+    /// [`MetaError::Overflow`]; none was taken then.
+    ///
     /// # Panics
-    /// Nobody holds one of the folios, or a count would overflow (G8).
-    pub fn get_run(&self, first: Pfn, nr_pages: u64, leaf: PageSize) {
-        self.each_part(first, nr_pages, leaf, "get without a reference", &mut |part| match part {
-            Part::Folio(pfn, page, _, leaves) => {
-                if let Err(error) = page.try_get(leaves) {
-                    refused(pfn, error);
-                }
-            }
-            Part::Pages(pfn, pages) => {
-                for (i, page) in pages.iter().enumerate() {
-                    if let Err(error) = page.try_get(1) {
-                        refused(pfn.add(i as u64), error);
-                    }
-                }
+    /// Nobody holds one of the folios (G8).
+    pub fn get_run(&self, first: Pfn, nr_pages: u64, leaf: PageSize) -> Result<(), MetaError> {
+        let (mut taken, mut result) = (0, Ok(()));
+        self.each_part(first, nr_pages, leaf, "get without a reference", &mut |part| {
+            let mut take = |pfn, page: &Page, leaves: u32| {
+                result = result.and_then(|()| page.try_get(leaves).map_err(|error| refused(pfn, error)));
+                taken += if result.is_ok() { u64::from(leaves) << leaf.order() } else { 0 };
+            };
+            match part {
+                Part::Folio(pfn, page, _, leaves) => take(pfn, page, leaves),
+                Part::Pages(pfn, pages) => pages.iter().zip(0..).for_each(|(page, nth)| take(pfn.add(nth), page, 1)),
             }
         });
+        if result.is_err() {
+            self.put_run(first, taken, leaf);
+        }
+        result
     }
 
     /// Drops one reference for each leaf of size `leaf` that mapped the run (`first` and `nr_pages` are multiples
@@ -142,7 +111,7 @@ impl MetaStore {
         self.each_part(first, nr_pages, leaf, "put without a get", &mut |part| match part {
             Part::Folio(pfn, page, size, leaves) => {
                 if let Err(dropped) = page.sub::<false>(leaves) {
-                    self.dropped(pfn, size, page, dropped);
+                    self.dropped(pfn, size, dropped);
                 }
             }
             Part::Pages(pfn, pages) => {
@@ -150,7 +119,7 @@ impl MetaStore {
                     // Neighbours may be another page map's: each is retired by itself.
                     (0..pages.len()).for_each(|i| self.put(pfn.add(i as u64), 1));
                 } else {
-                    let dead = Page::put_each(pages);
+                    let dead = Page::put_each(pages, pfn);
                     if dead != 0 {
                         self.retire_pages(pfn, dead as u64);
                     }
@@ -195,7 +164,7 @@ impl MetaStore {
     fn put_block_of_folio(&self, first: Pfn) -> bool {
         let Folio { page, size, .. } = self.owned(first, "put without a get");
         if let Err(dropped) = page.sub::<false>(ENTRIES as u32) {
-            self.dropped(first, size, page, dropped);
+            self.dropped(first, size, dropped);
         }
         true
     }
@@ -214,13 +183,13 @@ impl MetaStore {
         self.each_part(first, nr_pages, PageSize::Size4K, "unpin without a pin", &mut |part| match part {
             Part::Folio(pfn, page, size, frames) => {
                 if let Err(dropped) = page.sub::<true>(frames) {
-                    self.dropped(pfn, size, page, dropped);
+                    self.dropped(pfn, size, dropped);
                 }
             }
             Part::Pages(pfn, pages) => {
                 for (i, page) in pages.iter().enumerate() {
                     if let Err(dropped) = page.sub::<true>(1) {
-                        self.dropped(pfn.add(i as u64), PageSize::Size4K, page, dropped);
+                        self.dropped(pfn.add(i as u64), PageSize::Size4K, dropped);
                     }
                 }
             }

@@ -5,12 +5,12 @@
 //! lives that have begun and whose end was not yet brought to the lock is kept beside the pointer to the chunk, and
 //! the chunk goes when it is zero. There can be more such lives than pages: a page may come to life again before the
 //! CPU that ended its life before has taken the lock. What does not fit beside the pointer is in
-//! [`Held::excess`](super::door::Held::excess), and leaves first.
+//! [`Held::excess`](super::raw::Held::excess), and leaves first.
 
 use arrayvec::ArrayVec;
 
-use super::door::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
 use super::page::{Nature, Owner, Page};
+use super::raw::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
 use crate::addr::{PageSize, Pfn};
 use crate::ledger::{Kind, Ledger};
 use crate::sync::Arc;
@@ -278,30 +278,55 @@ impl Tree {
 
     // ---- listing ----
 
-    /// Calls `visit` with every folio that has a reference in the 512 GiB of the top slot `index`, rising.
-    pub(super) fn for_each_live(&self, index: usize, held: &Held, visit: &mut dyn FnMut(&Page)) {
-        let mut live = |page: &Page| {
-            if page.refs() != 0 {
-                visit(page);
-            }
-        };
-        let Some(View::Node(gibs)) = self.top.slot_at(index).map(|slot| slot.view(held)) else { return };
-        for gib in gibs.slots() {
-            let mibs = match gib.view(held) {
-                View::Node(table) => table.slots(),
-                View::Folio(page) => {
-                    live(page);
+    /// Calls `visit` with folios that have a reference, rising, in the frames from `from` on and below `end`, until it
+    /// says that it has enough, or `most` places were looked at. Answers where to go on, and how many places.
+    pub(super) fn look(
+        &self,
+        held: &Held,
+        (from, end): (Pfn, Pfn),
+        most: u64,
+        visit: &mut dyn FnMut(&Page) -> bool,
+    ) -> (Pfn, u64) {
+        let (mut at, mut looks) = (from, 0);
+        // Answers whether to go on.
+        let mut live = |page: &Page| page.refs() == 0 || visit(page);
+        while at < end && looks < most {
+            let block = match self.find(held, at) {
+                Spot::Free(PageSize::Size1G) => {
+                    looks += 1;
+                    at = self.end_of_free(held, at);
                     continue;
                 }
-                View::Empty => continue,
-            };
-            for mib in mibs {
-                match mib.view(held) {
-                    View::Node(chunk) => chunk.pages_from(Pfn::new(0), u64::MAX).iter().for_each(&mut live),
-                    View::Folio(page) => live(page),
-                    View::Empty => {}
+                Spot::Free(size) => size,
+                Spot::Folio(page) if live(page) => page.size(),
+                Spot::Folio(_) => return (at, looks),
+                Spot::Chunk(chunk) => {
+                    let next = at.align_down(PageSize::Size2M).add(PageSize::Size2M.nr_pages());
+                    let rest = chunk.pages_from(at, u64::MAX).len() as u64;
+                    let nr = rest.min(end.as_u64() - at.as_u64()).min(most - looks);
+                    for page in chunk.pages_from(at, nr) {
+                        if !live(page) {
+                            return (at, looks);
+                        }
+                        (at, looks) = (at.add(1), looks + 1);
+                    }
+                    // In a model there are fewer pages than frames.
+                    if nr == rest {
+                        at = next;
+                    }
+                    continue;
                 }
-            }
+            };
+            (at, looks) = (at.align_down(block).add(block.nr_pages()), looks + 1);
+        }
+        (at, looks)
+    }
+
+    /// One past the empty block around `pfn`: 1 GiB, or 512 GiB where nothing of that is in use.
+    fn end_of_free(&self, held: &Held, pfn: Pfn) -> Pfn {
+        match self.top.slot(pfn).map(|slot| slot.view(held)) {
+            Some(View::Node(_)) => pfn.align_down(PageSize::Size1G).add(PageSize::Size1G.nr_pages()),
+            _ => Top::end_of_slot(pfn),
         }
     }
 }

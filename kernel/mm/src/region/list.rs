@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 
 use super::Region;
 use crate::addr::PfnRange;
+use crate::context::MmContext;
 use crate::machine::{Machine, has_room};
 use crate::pagemap::MapId;
 use crate::sync::Arc;
-use crate::world::Mm;
 
 /// The registrations that have pages of one page map, by rising key.
 struct OfMap<M: Machine> {
@@ -93,7 +93,7 @@ impl<M: Machine> Lists<M> {
 }
 
 /// The page maps that have pages of these runs, in the order of the runs, each once. `None` where memory is short.
-pub(super) fn maps_of<M: Machine>(mm: &Mm<M>, runs: &[PfnRange]) -> Option<Box<[MapId]>> {
+pub(super) fn maps_of<M: Machine>(mm: &MmContext<M>, runs: &[PfnRange]) -> Option<Box<[MapId]>> {
     let mut maps = Vec::new();
     for &run in runs {
         let mut at = run.start();

@@ -45,16 +45,16 @@ pub use self::info::{
 };
 use self::list::{Lists, maps_of};
 use crate::addr::{Pfn, PfnRange, VirtAddr};
+use crate::context::MmContext;
 use crate::gup::{GupError, GupFlags};
-use crate::held;
 use crate::ledger::Kind;
+use crate::lock_check;
 use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::pins::{How, PinnedPages};
 use crate::space::{Access, AddressSpace, SigBusCause};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
-use crate::world::Mm;
 
 /// A use in flight that is waited for longer than this is worth a word, in nanoseconds; the next after twice as long.
 const SLOW_USE_NS: u64 = 10_000_000;
@@ -81,7 +81,7 @@ struct Region<M: Machine> {
     deadline_ns: AtomicU64,
     asked_ns: AtomicU64,
     owner: Weak<dyn RegionOwner>,
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     /// Taken by who closes the gate.
     pins: Mutex<Option<PinnedPages<M>>>,
 }
@@ -109,7 +109,7 @@ impl<M: Machine> Region<M> {
     /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
     /// in flight when it was closed, all of which have been waited for. `slow` is called, ever more seldom, while that takes long.
     fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
-        held::assert_none("the uses of a registration");
+        lock_check::might_sleep("the uses of a registration");
         let machine = &self.mm.machine;
         let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
         let relax = || {
@@ -190,7 +190,7 @@ impl<M: Machine> Regions<M> {
     ///
     /// Not with interrupts off, nor from inside a use.
     pub fn take_back(&self, machine: &M, map: &DevPagemap, ranges: &[PfnRange], told: &mut dyn FnMut(&TakeBack<'_>)) {
-        held::assert_none("registrations");
+        lock_check::might_sleep("registrations");
         loop {
             match self.next_of(map, ranges, machine.now_ns()) {
                 Next::Nothing => return,
@@ -251,6 +251,35 @@ impl<M: Machine> Regions<M> {
 }
 
 /// A registration, in its owner's hands. Dropping it gives the pages back, if the kernel has not taken them.
+///
+/// The kernel takes one back whose owner does not give it back:
+/// ```
+/// use std::sync::{Arc, Weak};
+/// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
+/// use mm::emu::{self, Frames, Task};
+/// use mm::entry::Prot;
+/// use mm::gup::GupFlags;
+/// use mm::region::{MemoryRegion, Notice, RegionOwner, Terms, UseError};
+/// use mm::space::{Access, AddressSpace};
+///
+/// let mm = emu::context(1);
+/// let device = Frames::new(&mm, Pfn::new(0x10_0000), 8);
+/// let (space, va) = (AddressSpace::new(&mm, "task").unwrap(), VirtAddr::new(0x40_0000_0000));
+/// space.map(va, 8 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+/// let _task = Task::start(&space, 0);
+///
+/// let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| println!("I would rather keep it"));
+/// let account = mm.pins.open_account("task", 64);
+/// let terms = Terms { flags: GupFlags::WRITE, grace_ns: 1_000, account: &account };
+/// let region = MemoryRegion::register(&space, va, 4, &terms, Arc::downgrade(&owner)).unwrap();
+/// let engine = region.reference();
+/// assert_eq!(engine.access(Access::Write).unwrap().frame(0), Some(Pfn::new(0x10_0000)));
+///
+/// let ranges = device.map.ranges();
+/// assert_eq!(mm.regions.ask(&device.map, ranges, &mut |_| ()).asked, 1);
+/// mm.regions.take_back(&mm.machine, &device.map, ranges, &mut |_| ());
+/// assert_eq!(engine.check(Access::Write), Err(UseError::Revoked { key: region.key() }));
+/// ```
 #[must_use = "the registration is given back when this is dropped"]
 pub struct MemoryRegion<M: Machine> {
     region: Arc<Region<M>>,
@@ -278,7 +307,7 @@ impl<M: Machine> MemoryRegion<M> {
         let mm = space.mm();
         let key = mm.regions.next.fetch_add(1, Ordering::Relaxed);
         let place = Location::caller();
-        let how = How { flags: terms.flags, account: Some(terms.account), registration: Some(key), place };
+        let how = How { flags: terms.flags, account: terms.account, registration: Some(key), place };
         let pins = PinnedPages::pin_as(space, start, nr_pages, &how)?;
         mm.machine.reached(Point::RegionPinned);
         let (runs, starts) = tables(&mm.machine, pins.frames()).ok_or(GupError::OutOfMemory)?;

@@ -5,19 +5,19 @@ use mm::emu::EmuMachine;
 use mm::space::FaultError;
 use mm::sync::Arc;
 
-use super::{Device, Space, World, load_from, page, space_with, store_to, world};
+use super::{Device, EmuContext, Space, load_from, machine, page, space_with, store_to};
 
 /// Pages that the device of these tests has.
 pub const DEVICE_PAGES: u64 = 4 << 18;
 
 /// A space of `nr_pages`, in 4 KiB leaves and loaded on every CPU, each of which has all pages in its TLB.
-pub fn small_pages(cpus: usize, nr_pages: u64) -> (EmuMachine, Arc<World>, Arc<Space>) {
+pub fn small_pages(cpus: usize, nr_pages: u64) -> (EmuMachine, Arc<EmuContext>, Arc<Space>) {
     mapped(cpus, nr_pages, PageSize::Size4K)
 }
 
 /// The same in leaves of at most `leaf`.
-pub fn mapped(cpus: usize, nr_pages: u64, leaf: PageSize) -> (EmuMachine, Arc<World>, Arc<Space>) {
-    let (emu, mm) = world(cpus);
+pub fn mapped(cpus: usize, nr_pages: u64, leaf: PageSize) -> (EmuMachine, Arc<EmuContext>, Arc<Space>) {
+    let (emu, mm) = machine(cpus);
     let device = Device::dax_with(&mm, DEVICE_PAGES, leaf);
     let all: Vec<_> = (0..cpus).collect();
     let space = space_with(&mm, &device, nr_pages, &all);

@@ -9,7 +9,7 @@ use mm::gup::GupFlags;
 use mm::machine::Point;
 use mm::sync::Arc;
 
-use super::{Device, Space, World, counts, page, space_with, store_to, world};
+use super::{Device, EmuContext, Space, counts, machine, page, space_with, store_to};
 
 /// The lockless walk or nothing.
 pub const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
@@ -17,14 +17,14 @@ pub const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
 /// A device, and a space that maps it.
 pub struct Rig {
     pub emu: EmuMachine,
-    pub mm: Arc<World>,
+    pub mm: Arc<EmuContext>,
     pub device: Arc<Device>,
     pub space: Arc<Space>,
 }
 
 /// A space of `nr_pages` in leaves of at most `leaf`, loaded on CPUs 0 and 1, with every page present.
 pub fn rig(nr_pages: u64, leaf: PageSize) -> Rig {
-    let (emu, mm) = world(2);
+    let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 4 << 18, leaf);
     let space = space_with(&mm, &device, nr_pages, &[0, 1]);
     (0..nr_pages).step_by(leaf.nr_pages() as usize).for_each(|nr| store_to(&space, &emu, page(nr), nr).unwrap());

@@ -1,4 +1,4 @@
-//! A small world for host tests: an emulated machine, a device whose frames carry stamps, address spaces.
+//! A small machine for host tests: an emulated machine, a device whose frames carry stamps, address spaces.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod cached;
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
-use mm::emu::{Config, EmuMachine, Fault};
+use mm::context::MmContext;
+use mm::emu::{self, Config, EmuMachine, Fault};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::{CpuId, IrqOff, Machine};
@@ -18,10 +19,9 @@ use mm::meta::MetaStore;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use mm::sync::{Arc, RwLock};
-use mm::world::Mm;
 
-/// The world of the emulated machine.
-pub type World = Mm<EmuMachine>;
+/// The machine of the emulated machine.
+pub type EmuContext = MmContext<EmuMachine>;
 /// One of its address spaces.
 pub type Space = AddressSpace<EmuMachine>;
 
@@ -40,25 +40,15 @@ pub fn stamp_of(pfn: Pfn) -> u64 {
     pfn.as_u64() ^ 0x5a5a_0000_0000_0000
 }
 
-/// A world on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
-pub fn world(cpus: usize) -> (EmuMachine, Arc<World>) {
-    world_on(Config { cpus, ..Config::default() })
+/// A machine on a machine with `cpus` CPUs, whose interrupts reach its shootdown.
+pub fn machine(cpus: usize) -> (EmuMachine, Arc<EmuContext>) {
+    machine_with(Config { cpus, ..Config::default() })
 }
 
-/// A world on a machine of the given shape.
-pub fn world_on(config: Config) -> (EmuMachine, Arc<World>) {
-    let emu = EmuMachine::new(config);
-    let mm = Mm::new(emu.clone(), config.cpus);
-    let weak = Arc::downgrade(&mm);
-    emu.set_ipi_handler(move || {
-        if let Some(mm) = weak.upgrade() {
-            mm.shootdown.handle_ipi(&IrqOff::new(&mm.machine));
-        }
-    });
-    for cpu in 0..config.cpus {
-        emu.on_cpu(cpu, || mm.shootdown.cpu_online(&IrqOff::new(&mm.machine)));
-    }
-    (emu, mm)
+/// A machine on a machine of the given shape.
+pub fn machine_with(config: Config) -> (EmuMachine, Arc<EmuContext>) {
+    let mm = emu::context_on(config);
+    (mm.machine.clone(), mm)
 }
 
 /// A device: frames in a row, served to faults with leaves of at most `largest`.
@@ -84,12 +74,12 @@ pub struct Device {
 
 impl Device {
     /// A device of `nr_pages` frames from `first` on.
-    pub fn new(mm: &Arc<World>, first: Pfn, nr_pages: u64, kind: MemoryKind, largest: PageSize) -> Arc<Self> {
+    pub fn new(mm: &Arc<EmuContext>, first: Pfn, nr_pages: u64, kind: MemoryKind, largest: PageSize) -> Arc<Self> {
         let range = PfnRange::new(first, nr_pages).expect("a device is not empty");
         let pages = DevPagemap::new(kind, [range]).expect("one range");
         mm.meta.register(&pages).expect("the frames are free");
         Arc::new(Self {
-            mapping: Mapping::new(mm),
+            mapping: Mapping::new(mm, &pages),
             pages,
             first,
             nr_pages,
@@ -103,12 +93,12 @@ impl Device {
     }
 
     /// A device-dax of `nr_pages` at the usual place with all leaf sizes.
-    pub fn dax(mm: &Arc<World>, nr_pages: u64) -> Arc<Self> {
+    pub fn dax(mm: &Arc<EmuContext>, nr_pages: u64) -> Arc<Self> {
         Self::new(mm, DEVICE_START, nr_pages, MemoryKind::DevDax, PageSize::Size1G)
     }
 
     /// As [`Device::dax`], with leaves of at most `largest`.
-    pub fn dax_with(mm: &Arc<World>, nr_pages: u64, largest: PageSize) -> Arc<Self> {
+    pub fn dax_with(mm: &Arc<EmuContext>, nr_pages: u64, largest: PageSize) -> Arc<Self> {
         Self::new(mm, DEVICE_START, nr_pages, MemoryKind::DevDax, largest)
     }
 
@@ -191,11 +181,11 @@ impl VmOps<EmuMachine> for Device {
     }
 }
 
-/// The space that each CPU of each world has loaded: as in a kernel, where the running task owns it.
+/// The space that each CPU of each machine has loaded: as in a kernel, where the running task owns it.
 static LOADED: Mutex<BTreeMap<(usize, CpuId), Arc<Space>>> = Mutex::new(BTreeMap::new());
 
 /// Loads `space` on the current CPU, which owns it until it loads another.
-pub fn load(mm: &World, space: Option<&Arc<Space>>) {
+pub fn load(mm: &EmuContext, space: Option<&Arc<Space>>) {
     mm.shootdown.switch_to(&IrqOff::new(&mm.machine), space.map(|space| space.tlb()));
     let key = (std::ptr::from_ref(mm).addr(), mm.machine.cpu());
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,17 +199,17 @@ pub fn load(mm: &World, space: Option<&Arc<Space>>) {
 }
 
 /// The current CPU goes idle, with what it has loaded.
-pub fn go_idle(mm: &World) {
+pub fn go_idle(mm: &EmuContext) {
     mm.shootdown.enter_lazy(&IrqOff::new(&mm.machine));
 }
 
 /// The current CPU works again.
-pub fn wake(mm: &World) {
+pub fn wake(mm: &EmuContext) {
     mm.shootdown.leave_lazy(&IrqOff::new(&mm.machine));
 }
 
 /// A space with `nr_pages` of `device` mapped at [`BASE`] from offset 0, loaded on `cpus`.
-pub fn space_with(mm: &Arc<World>, device: &Arc<Device>, nr_pages: u64, cpus: &[CpuId]) -> Arc<Space> {
+pub fn space_with(mm: &Arc<EmuContext>, device: &Arc<Device>, nr_pages: u64, cpus: &[CpuId]) -> Arc<Space> {
     let space = AddressSpace::new(mm, "test").expect("memory for a root");
     space.map(BASE, nr_pages * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).expect("nothing is mapped yet");
     for &cpu in cpus {
@@ -267,7 +257,7 @@ pub fn pin(space: &Space, va: VirtAddr, nr_pages: u64, flags: GupFlags) -> Resul
 }
 
 /// Gives back what [`pin`] gave.
-pub fn unpin(mm: &World, runs: &[PfnRange]) {
+pub fn unpin(mm: &EmuContext, runs: &[PfnRange]) {
     for run in runs {
         gup::unpin(mm, run.start(), run.nr_pages());
     }

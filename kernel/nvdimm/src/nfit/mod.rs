@@ -334,9 +334,7 @@ impl Parser<'_> {
                 .nfit
                 .refuse(|range| device.is_behind(range), |_| Notice::DeviceNotMapped { handle, range_index });
         }
-        let unsafe_flags =
-            DeviceFlags::SAVE_FAILED | DeviceFlags::RESTORE_FAILED | DeviceFlags::FLUSH_FAILED | DeviceFlags::NOT_ARMED;
-        if flags.intersects(unsafe_flags) {
+        if flags.intersects(DeviceFlags::UNSAFE) {
             self.nfit.note(Notice::DeviceUnsafe { handle, range_index, flags });
         }
         if self.nfit.devices.try_push(device).is_err() {

@@ -132,6 +132,12 @@ bitflags! {
     }
 }
 
+impl DeviceFlags {
+    /// Any of these: data were lost, or may be.
+    pub const UNSAFE: Self =
+        Self::SAVE_FAILED.union(Self::RESTORE_FAILED).union(Self::FLUSH_FAILED).union(Self::NOT_ARMED);
+}
+
 /// What an SPA range is for (ACPI 6.5, table 5.131).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeKind {

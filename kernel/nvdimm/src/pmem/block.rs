@@ -21,10 +21,10 @@ use core::fmt;
 
 use dax::srcu::{GracePeriod, Srcu};
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::pagemap::DevPagemap;
 use mm::sync::{Arc, AtomicU32, Mutex, Ordering};
-use mm::world::Mm;
 
 use super::AttachError;
 use super::area::{Area, AreaStatus};
@@ -100,7 +100,7 @@ const STOPPED: u32 = 1;
 
 /// A pmem device as a row of sectors.
 pub struct BlockDevice<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     map: Arc<DevPagemap>,
     segments: Box<[Segment]>,
     nr_sectors: u64,
@@ -114,7 +114,7 @@ pub struct BlockDevice<M: Machine> {
 impl<M: Machine> BlockDevice<M> {
     /// A device over mapped memory, in the order of its sectors. It takes requests at once.
     pub(super) fn new(
-        mm: &Arc<Mm<M>>,
+        mm: &Arc<MmContext<M>>,
         map: &Arc<DevPagemap>,
         memory: impl IntoIterator<Item = (PfnRange, Arc<dyn PmemMemory>)>,
         area: Option<Area>,

@@ -5,11 +5,11 @@ use alloc::string::{String, ToString};
 
 use dax::srcu::GracePeriod;
 use mm::addr::PfnRange;
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::meta::{RegisterError, UnregisterError};
 use mm::pagemap::DevPagemap;
 use mm::sync::{Arc, Mutex};
-use mm::world::Mm;
 
 use super::block::BlockDevice;
 use super::memory::{MapFailed, PmemHost, PmemMemory};
@@ -45,16 +45,16 @@ impl Drop for DirectMapping {
 /// A page map that the store of page metadata knows.
 #[must_use = "the page map is unregistered when this is dropped"]
 pub struct RegisteredMap<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     map: Arc<DevPagemap>,
 }
 
 impl<M: Machine> RegisteredMap<M> {
-    pub(super) fn new(mm: &Arc<Mm<M>>, map: Arc<DevPagemap>) -> Result<Self, RegisterError> {
+    pub(super) fn new(mm: &Arc<MmContext<M>>, map: Arc<DevPagemap>) -> Result<Self, RegisterError> {
         mm.meta.register(&map)?;
         Ok(Self { mm: Arc::clone(mm), map })
     }
-    pub(super) fn mm(&self) -> &Arc<Mm<M>> {
+    pub(super) fn mm(&self) -> &Arc<MmContext<M>> {
         &self.mm
     }
     /// The page map.

@@ -46,11 +46,11 @@ use core::fmt;
 
 use dax::device::{DataCache, DaxDevice, DaxError, Live, alloc_dax, check_supported};
 use mm::addr::{Pfn, PfnRange};
+use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::meta::RegisterError;
 use mm::pagemap::{DevPagemap, MemoryKind, PagemapError};
 use mm::sync::Arc;
-use mm::world::Mm;
 
 use self::area::{Area, AreaError};
 use self::badblocks::SectorRun;
@@ -218,7 +218,7 @@ pub enum Refused {
 
 /// The driver: what all its devices share.
 pub struct PmemDriver<M: Machine> {
-    mm: Arc<Mm<M>>,
+    mm: Arc<MmContext<M>>,
     host: Arc<dyn PmemHost>,
     claims: Arc<Claims>,
     names: Arc<Names>,
@@ -229,7 +229,7 @@ pub struct PmemDriver<M: Machine> {
 
 impl<M: Machine> PmemDriver<M> {
     /// A driver that maps through `host`, on a CPU whose data cache is as `cache` says.
-    pub fn new(mm: &Arc<Mm<M>>, host: Arc<dyn PmemHost>, cache: DataCache) -> Self {
+    pub fn new(mm: &Arc<MmContext<M>>, host: Arc<dyn PmemHost>, cache: DataCache) -> Self {
         let claims = Claims::new(&mm.ledger);
         let (names, hosts, disks) = (Arc::default(), Arc::default(), Arc::default());
         Self { mm: Arc::clone(mm), host, claims, names, hosts, disks, cache }

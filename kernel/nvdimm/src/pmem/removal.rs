@@ -3,68 +3,18 @@
 use alloc::vec::Vec;
 
 use dax::device::DaxDevice;
-use dax::kill::{KillReport, Phase};
-use dax::removal::{self, Method, Problem, RemovalEnv, RemovalReport, StepRecord, Target, Waiting};
-use mm::addr::VirtRange;
+use dax::removal::{self, Method, Problem, RemovalEnv, RemovalReport, RemovalWatch, Target};
+use mm::context::MmContext;
 use mm::ledger::Kind;
 use mm::machine::Machine;
-use mm::region::{RegionInfo, TakeBack};
-use mm::space::{AddressSpace, Mapping};
+use mm::space::Mapping;
 use mm::sync::Arc;
-use mm::world::Mm;
 
 use super::block::BlockDevice;
 use super::guards::{Announced, DirectMapping, Queue};
 use super::registry::Entry;
 use super::{Parts, PmemDevice};
 use crate::claim::Claim;
-
-/// What the kernel wants to hear of a removal. See [`RemovalEnv`], whose methods these are.
-pub trait RemovalWatch<M: Machine> {
-    /// A step is about to begin; `Err` makes its first attempt fail.
-    ///
-    /// # Errors
-    /// What is recorded.
-    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
-        let _ = step;
-        Ok(())
-    }
-    /// The kill of the DAX device has come so far.
-    fn phase(&mut self, phase: Phase, kill: &KillReport) {
-        let _ = (phase, kill);
-    }
-    /// Calls `each` with every task that has an address space: the space's number, the task's, and its name.
-    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
-        let _ = each;
-    }
-    /// The tasks of `space` have lost `range`.
-    fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
-        let _ = (space, range);
-    }
-    /// The owner of a registration is about to be asked to give it back.
-    fn asked(&mut self, region: &RegionInfo<'_>) {
-        let _ = region;
-    }
-    /// A registration was revoked, or one of its uses takes long.
-    fn taking_back(&mut self, told: &TakeBack<'_>) {
-        let _ = told;
-    }
-    /// The removal waits for pins.
-    fn waiting(&mut self, waiting: &Waiting) {
-        let _ = waiting;
-    }
-    /// A step is done.
-    fn observe(&mut self, record: &StepRecord) {
-        let _ = record;
-    }
-    /// Instructions that this CPU has executed, where they are counted.
-    fn instructions(&mut self) -> u64 {
-        0
-    }
-}
-
-/// Hears nothing.
-impl<M: Machine> RemovalWatch<M> for () {}
 
 impl<M: Machine> PmemDevice<M> {
     /// Removes the device from under everybody who uses it. `mappings` is everything through which its pages may be
@@ -87,7 +37,7 @@ impl<M: Machine> PmemDevice<M> {
 }
 
 struct Env<'a, M: Machine, W> {
-    mm: &'a Arc<Mm<M>>,
+    mm: &'a Arc<MmContext<M>>,
     /// What finds the block device by its name, and the DAX device.
     disk: Option<Entry<BlockDevice<M>>>,
     host: Option<Entry<DaxDevice>>,
@@ -99,30 +49,13 @@ struct Env<'a, M: Machine, W> {
 }
 
 impl<M: Machine, W: RemovalWatch<M>> RemovalEnv<M> for Env<'_, M, W> {
-    fn begin(&mut self, step: removal::Step) -> Result<(), Problem> {
-        self.watch.begin(step)
+    type Watch = W;
+    fn watch(&mut self) -> &mut W {
+        self.watch
     }
     fn stop_io(&mut self) -> Result<u64, Problem> {
         (self.disk, self.host) = (None, None);
         Ok(self.queue.stop(|| self.mm.machine.relax()).readers_found)
-    }
-    fn phase(&mut self, phase: Phase, kill: &KillReport) {
-        self.watch.phase(phase, kill);
-    }
-    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
-        self.watch.for_each_task(each);
-    }
-    fn lost(&mut self, space: &Arc<AddressSpace<M>>, range: VirtRange) {
-        self.watch.lost(space, range);
-    }
-    fn asked(&mut self, region: &RegionInfo<'_>) {
-        self.watch.asked(region);
-    }
-    fn taking_back(&mut self, told: &TakeBack<'_>) {
-        self.watch.taking_back(told);
-    }
-    fn waiting(&mut self, waiting: &Waiting) {
-        self.watch.waiting(waiting);
     }
     fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
         // The kernel charges the leaves of its own mapping; what other devices do meanwhile is not told apart.
@@ -134,11 +67,5 @@ impl<M: Machine, W: RemovalWatch<M>> RemovalEnv<M> for Env<'_, M, W> {
         self.claims.clear();
         self.announced = None;
         Ok(())
-    }
-    fn observe(&mut self, record: &StepRecord) {
-        self.watch.observe(record);
-    }
-    fn instructions(&mut self) -> u64 {
-        self.watch.instructions()
     }
 }

@@ -112,7 +112,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 struct Run {
-    world: World,
+    rig: Rig,
     maps: [Arc<DevPagemap>; 2],
     model: Model,
     held: Vec<Holding>,
@@ -120,15 +120,15 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let world = World::new();
+        let rig = Rig::new();
         let (first, second) = ranges();
-        let maps = [world.device(MemoryKind::DevDax, &first), world.device(MemoryKind::FsDax, &second)];
+        let maps = [rig.device(MemoryKind::DevDax, &first), rig.device(MemoryKind::FsDax, &second)];
         let model = Model { ranges: first.into_iter().chain(second).collect(), folios: BTreeMap::new() };
-        Self { world, maps, model, held: Vec::new() }
+        Self { rig, maps, model, held: Vec::new() }
     }
 
     fn step(&mut self, step: Step) {
-        let store = &self.world.store;
+        let store = &self.rig.store;
         match step {
             Step::Get { pfn, want, refs } => {
                 let got = store.get_or_create(Pfn::new(pfn), want, owner(pfn - 5), refs);
@@ -148,7 +148,7 @@ impl Run {
             }
             Step::Again(n) if !self.held.is_empty() => {
                 if let Holding::Run { first, nr_pages, leaf } = self.held[n % self.held.len()] {
-                    store.get_run(Pfn::new(first), nr_pages, leaf);
+                    store.get_run(Pfn::new(first), nr_pages, leaf).expect("room");
                     for leaf_first in (first..first + nr_pages).step_by(leaf.nr_pages() as usize) {
                         self.model.covering(leaf_first).expect("held").1.refs += 1;
                     }
@@ -166,7 +166,7 @@ impl Run {
     fn get_run(&mut self, first: u64, nr_pages: u64, leaf: PageSize, want: PageSize) {
         // Owned from its first frame on, or from further back.
         let offset = if first.is_multiple_of(3) { 0 } else { first };
-        let got = self.world.store.get_or_create_run(Pfn::new(first), nr_pages, leaf, want, owner(offset));
+        let got = self.rig.store.get_or_create_run(Pfn::new(first), nr_pages, leaf, want, owner(offset));
         let Some((head, folio)) = self.model.get(first, want.max(leaf), offset, 1) else {
             assert_eq!(got, Err(MetaError::NoPageMap));
             return;
@@ -195,7 +195,7 @@ impl Run {
     fn pin(&mut self, first: u64, nr_pages: u64) {
         for pfn in first..first + nr_pages {
             // SAFETY: the test owns a reference on the folio.
-            let folio = unsafe { self.world.store.lookup(Pfn::new(pfn)) }.expect("held");
+            let folio = unsafe { self.rig.store.lookup(Pfn::new(pfn)) }.expect("held");
             folio.page.try_pin(1).expect("held");
             let (head, model) = self.model.covering(pfn).expect("held");
             (model.refs, model.pins) = (model.refs + 1, model.pins + 1);
@@ -208,20 +208,20 @@ impl Run {
     fn drop(&mut self, holding: Holding) {
         match holding {
             Holding::Run { first, nr_pages, leaf } => {
-                self.world.store.put_run(Pfn::new(first), nr_pages, leaf);
+                self.rig.store.put_run(Pfn::new(first), nr_pages, leaf);
                 for pfn in (first..first + nr_pages).step_by(leaf.nr_pages() as usize) {
                     self.model.drop(pfn, 1, 0);
                 }
             }
             Holding::Pins { first, nr_pages } => {
-                self.world.store.unpin_run(Pfn::new(first), nr_pages);
+                self.rig.store.unpin_run(Pfn::new(first), nr_pages);
                 (first..first + nr_pages).for_each(|pfn| self.model.drop(pfn, 1, 1));
             }
         }
     }
 
     fn check(&self) {
-        let seen = self.world.live().into_iter().map(|folio| {
+        let seen = self.rig.live().into_iter().map(|folio| {
             let Counts { refs, pins } = folio.counts;
             (folio.head.as_u64(), Modelled { size: folio.size, refs, pins, offset: folio.owner.offset })
         });
@@ -232,7 +232,7 @@ impl Run {
             let here = expected.iter().filter(|&&(head, _)| map.contains(Pfn::new(head))).count() as u64;
             assert_eq!(map.live_folios(), here);
         }
-        self.world.assert_in_proportion();
+        self.rig.assert_in_proportion();
     }
 }
 
@@ -249,6 +249,6 @@ proptest! {
             run.drop(holding);
             run.check();
         }
-        run.world.assert_idle();
+        run.rig.assert_idle();
     }
 }

@@ -9,11 +9,11 @@ use super::*;
 #[test]
 fn threads_make_and_retire_the_same_folios() {
     const ROUNDS: u64 = 30_000;
-    let world = World::new();
-    let map = world.device(MemoryKind::DevDax, &[range(0, B1), range(B1, B1 / 2)]);
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::DevDax, &[range(0, B1), range(B1, B1 / 2)]);
     thread::scope(|scope| {
         for thread in 0..4_u64 {
-            let store = &world.store;
+            let store = &rig.store;
             scope.spawn(move || {
                 let mut random = thread + 1;
                 for _ in 0..ROUNDS {
@@ -36,19 +36,19 @@ fn threads_make_and_retire_the_same_folios() {
         }
     });
     assert!(map.is_drained());
-    world.assert_idle();
-    assert!(world.store.kill(&map));
-    world.store.unregister(&map).expect("drained");
+    rig.assert_idle();
+    assert!(rig.store.kill(&map));
+    rig.store.unregister(&map).expect("drained");
 }
 
 /// Runs of order-0 pages, by all threads over the same chunks. covers: R12
 #[test]
 fn threads_fill_and_empty_the_same_chunks() {
-    let world = World::new();
-    let map = world.device(MemoryKind::DevDax, &[range(100, 4 * B2)]);
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::DevDax, &[range(100, 4 * B2)]);
     thread::scope(|scope| {
         for thread in 0..4_u64 {
-            let store = &world.store;
+            let store = &rig.store;
             scope.spawn(move || {
                 for round in 0..2_000_u64 {
                     let mut held = Vec::new();
@@ -69,5 +69,5 @@ fn threads_fill_and_empty_the_same_chunks() {
         }
     });
     assert!(map.is_drained());
-    world.assert_idle();
+    rig.assert_idle();
 }

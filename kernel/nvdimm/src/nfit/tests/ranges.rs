@@ -218,6 +218,22 @@ fn a_device_that_lost_data_is_reported() {
 }
 
 #[test]
+fn each_flag_that_says_that_data_may_be_lost_is_reported_and_no_other() {
+    for flag in DeviceFlags::all().iter() {
+        let nfit = read(&around(|table| table.device(7, 2, 0, GIB, flag)));
+        let wanted: &[&str] = match flag {
+            DeviceFlags::MAP_FAILED => &["device_not_mapped"],
+            DeviceFlags::SAVE_FAILED
+            | DeviceFlags::RESTORE_FAILED
+            | DeviceFlags::FLUSH_FAILED
+            | DeviceFlags::NOT_ARMED => &["device_unsafe"],
+            _ => &[],
+        };
+        assert_eq!(keys(&nfit), wanted, "{flag:?}");
+    }
+}
+
+#[test]
 fn capability_bits_above_the_highest_valid_one_do_not_count() {
     for (highest, bits) in [(0, 1), (1, 3), (2, 7), (31, u32::MAX), (255, u32::MAX)] {
         let nfit = read(&NfitBuilder::new().platform(highest, PlatformCapabilities::all()).finish());

@@ -49,7 +49,7 @@ const PAGES: u64 = 64;
 const AREA: u64 = PAGES * 4096 - AREA_BYTES;
 
 struct Kept {
-    mm: World,
+    mm: EmuContext,
     host: Arc<Keeper>,
     driver: PmemDriver<EmuMachine>,
     pages: u64,
@@ -60,7 +60,7 @@ fn kept() -> Kept {
 }
 
 fn kept_of(pages: u64) -> Kept {
-    let mm = Mm::new(EmuMachine::with_cpus(1), 1);
+    let mm = MmContext::new(EmuMachine::with_cpus(1), 1);
     let host = Arc::new(Keeper::default());
     let driver = PmemDriver::new(&mm, Arc::clone(&host) as Arc<dyn PmemHost>, DataCache::Coherent);
     Kept { mm, host, driver, pages }

@@ -13,7 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dax::removal::{Method, StepRecord};
+use dax::removal::{Method, RemovalWatch, StepRecord};
 use mm::addr::PageSize;
 use mm::emu::EmuMachine;
 use mm::ledger::Kind;
@@ -21,11 +21,10 @@ use mm::meta::Owner;
 use mm::sync::Mutex;
 
 use super::memory::{FlushError, MediaError, PmemMemory};
-use super::removal::RemovalWatch;
 use super::*;
 use crate::nfit::builder::NfitBuilder;
 
-type World = Arc<Mm<EmuMachine>>;
+type EmuContext = Arc<MmContext<EmuMachine>>;
 
 type Meanwhile = alloc::boxed::Box<dyn FnOnce() + Send>;
 
@@ -128,20 +127,13 @@ impl PmemHost for Host {
 }
 
 struct Bench {
-    mm: World,
+    mm: EmuContext,
     host: Arc<Host>,
     driver: PmemDriver<EmuMachine>,
 }
 
 fn bench(cache: DataCache) -> Bench {
-    let machine = EmuMachine::with_cpus(2);
-    let mm = Mm::new(machine.clone(), 2);
-    let handler = Arc::downgrade(&mm);
-    machine.set_ipi_handler(move || {
-        if let Some(mm) = handler.upgrade() {
-            mm.shootdown.handle_ipi(&mm::machine::IrqOff::new(&mm.machine));
-        }
-    });
+    let mm = mm::emu::context(2);
     let host = Arc::new(Host::default());
     *host.ledger.lock() = Some(Arc::clone(&mm.ledger));
     let driver = PmemDriver::new(&mm, Arc::clone(&host) as Arc<dyn PmemHost>, cache);

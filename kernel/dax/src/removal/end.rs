@@ -1,0 +1,101 @@
+//! That a removal ends: what is checked at the end of step 4, and the wait for pins in step 5.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use mm::lock_check;
+use mm::machine::{Machine, has_room};
+use mm::meta::LiveFolio;
+use mm::pagemap::MapState;
+use mm::reach::find_leaf;
+
+use super::report::{PinFound, Waiting};
+use super::{Removal, RemovalEnv, RemovalWatch};
+use crate::device::State;
+use crate::mutant::Mutant;
+
+/// First notice of a wait for pins after this many nanoseconds; each further one after twice as long.
+const FIRST_NOTICE_NS: u64 = 10_000_000;
+/// Folios named in a notice.
+const NAMED_FOLIOS: usize = 4;
+
+impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
+    /// What every later step relies on, and the end of the wait for pins: no page table leads to the device, and none can
+    /// any more, whatever a holder has answered or failed to do. In debug builds, between the steps, so that no figure of
+    /// the report has it in.
+    ///
+    /// # Panics
+    /// Where it does not hold.
+    pub(super) fn assert_unreachable(&self) {
+        let device = &self.report.device;
+        // A fault finds the one, or whoever serves it the other.
+        assert_eq!(self.map.state(), MapState::Dying, "removal of {device}: its page map still makes folios");
+        let alive = self.dead.as_ref().is_some_and(|dead| dead.device().state() != State::Dead);
+        assert!(!alive, "removal of {device}: its DAX device is not dead");
+        if self.report.idle {
+            return;
+        }
+        if let Some(leaf) = find_leaf(self.mm, &self.map) {
+            let answers = self.report.kill.iter().flat_map(|kill| &kill.answers).map(ToString::to_string);
+            let answers = answers.collect::<Vec<_>>().join("; ");
+            panic!("removal of {device}: after the shootdown {leaf}. Holders: {answers}");
+        }
+    }
+
+    /// Waits until nobody holds a page of the device. Final, because its page map is dying.
+    pub(super) fn wait_for_pins(&mut self) {
+        lock_check::might_sleep("pins");
+        if self.map.is_drained() || Mutant::DrainDoesNotWait.is_on() {
+            return;
+        }
+        let began = self.mm.machine.now_ns();
+        let found = self.waiting(0);
+        // First, because who hears of the wait may give them back.
+        self.name_pins(began);
+        self.env.watch().waiting(&found);
+        self.report.drained.found = found;
+        let mut notice = FIRST_NOTICE_NS;
+        while !self.map.is_drained() {
+            self.report.drained.rounds += 1;
+            self.mm.machine.relax();
+            let ns = self.mm.machine.now_ns() - began;
+            if ns >= notice {
+                notice = notice.saturating_mul(2);
+                let waiting = self.waiting(ns);
+                self.env.watch().waiting(&waiting);
+            }
+        }
+        self.report.drained.ns = self.mm.machine.now_ns() - began;
+    }
+
+    /// Puts those of the pins that the pin ledger knows into the report, as many as there is memory for.
+    fn name_pins(&mut self, now_ns: u64) {
+        let Self { mm, report, map, .. } = self;
+        let pins = &mut report.drained.pins;
+        mm.pins.for_each(&mut |record| {
+            if map.ranges().iter().any(|range| record.holds_any(*range))
+                && has_room(&mm.machine, pins)
+                && let Some(pin) = PinFound::new(&mm.machine, record, now_ns)
+            {
+                pins.push(pin);
+            }
+        });
+    }
+
+    /// Who is waited for. Work is proportional to the live metadata of this device.
+    fn waiting(&self, ns: u64) -> Waiting {
+        let mut waiting = Waiting { ns, ..Waiting::default() };
+        let mut add = |folio: LiveFolio| {
+            waiting.folios += 1;
+            waiting.refs += u64::from(folio.counts.refs);
+            waiting.pins += u64::from(folio.counts.pins);
+            if waiting.some.len() < NAMED_FOLIOS {
+                waiting.some.push(folio);
+            }
+        };
+        for &range in self.map.ranges() {
+            self.mm.meta.for_each_live_in(range, &mut add);
+        }
+        waiting
+    }
+}

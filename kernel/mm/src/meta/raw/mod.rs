@@ -1,0 +1,378 @@
+//! The one door to raw memory: the nodes of the tree, the tagged slots that lead to them, and the lock-free look.
+//! All `unsafe` of the page metadata is in this module.
+//!
+//! # Who may look at a node
+//! A node (table, chunk, or the metadata of one large folio) exists as long as something in it is in use. Two
+//! rights let one look at it:
+//! - **the lock**: [`Slot::view`] takes `&Held`, which only the holder of the store's lock has, and
+//!   [`Orphan::free`] takes `&mut Held`, so that the borrow checker knows that no view is left;
+//! - **a reference**: whoever owns a reference on a folio knows that its metadata and every table on the way to it
+//!   exist. Entries of live page tables own one until the shootdown after their removal is done, and so a walk
+//!   with interrupts off borrows that of the entry that it has just read. This is what [`lookup`](super::MetaStore::lookup)
+//!   demands.
+//!
+//! # A slot's word
+//! | value | meaning |
+//! |---|---|
+//! | null | nothing in this block is in use |
+//! | pointer, bit 0 clear | the [`Page`] of one folio that fills this block |
+//! | pointer, bit 0 set | the next node; bits 1..=10 say how many of its slots (lives of its pages) are in use |
+//!
+//! So a walk tests one bit at each level.
+
+mod look;
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use super::life::Watched;
+use super::page::Page;
+use crate::addr::{PageSize, Pfn};
+use crate::sync::{AtomicPtr, Ordering};
+
+pub(super) use self::look::Found;
+pub use self::look::{Covering, Folio, Near};
+
+/// Slots of a table, pages of a chunk.
+#[cfg(not(any(loom, shuttle)))]
+pub(super) const FAN_OUT: usize = 512;
+/// Small enough for the model checker; frame numbers then use the lowest bit of each level alone.
+#[cfg(any(loom, shuttle))]
+pub(super) const FAN_OUT: usize = 2;
+
+/// Slots of the top table: 52-bit physical addresses in steps of 512 GiB.
+#[cfg(not(any(loom, shuttle)))]
+const TOP_SLOTS: usize = 1 << (52 - 39);
+#[cfg(any(loom, shuttle))]
+const TOP_SLOTS: usize = 2;
+
+/// log2 of the frames of one of them.
+const SLOT_ORDER: u32 = 27;
+
+const NODE: usize = 1;
+const USED_SHIFT: u32 = 1;
+const USED_MASK: usize = 0x3ff << USED_SHIFT;
+const TAGS: usize = NODE | USED_MASK;
+
+/// Proof that the store's lock is held. There is one in each store, inside the lock.
+#[derive(Default)]
+pub(super) struct Held {
+    /// By the first frame of a chunk: lives of its pages that its slot has no room to count.
+    pub(super) excess: BTreeMap<Pfn, usize>,
+}
+
+/// A table of one level.
+#[repr(C, align(4096))]
+pub(super) struct Table<C> {
+    slots: Watched<[Slot<C>; FAN_OUT]>,
+}
+
+/// The metadata of the order-0 folios of one 2 MiB block.
+#[repr(C, align(4096))]
+pub struct Chunk {
+    pages: Watched<[Page; FAN_OUT]>,
+}
+
+/// 2 MiB blocks of 1 GiB.
+pub(super) type MibTable = Table<Chunk>;
+/// 1 GiB blocks of 512 GiB.
+pub(super) type GibTable = Table<MibTable>;
+
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && size_of::<MibTable>() == 4096);
+
+/// What a slot can lead to.
+///
+/// # Safety
+/// All-zero bytes are a valid value, and the alignment is a multiple of 2048, which leaves room for the tags.
+pub(super) unsafe trait Node: Sized + 'static {
+    /// An empty node, or `None` when memory is exhausted.
+    fn allocate() -> Option<Box<Self>>;
+    /// For the models: the node is freed.
+    #[cfg(any(loom, shuttle))]
+    fn end(&self);
+}
+
+/// A zeroed `T`, or `None` when memory is exhausted.
+///
+/// # Safety
+/// All-zero bytes are a valid `T`, and `T` is not of size zero.
+#[cfg(not(any(loom, shuttle)))]
+unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
+    #[cfg(test)]
+    if !tests::may_allocate() {
+        return None;
+    }
+    let layout = core::alloc::Layout::new::<T>();
+    // SAFETY: the size is not zero (the caller's word). The memory, if any, has the layout of `T` and comes from
+    // the global allocator, which is what `Box` frees it to; zeroes are a valid `T` (the caller's word).
+    unsafe {
+        let raw = alloc::alloc::alloc_zeroed(layout).cast::<T>();
+        (!raw.is_null()).then(|| Box::from_raw(raw))
+    }
+}
+
+/// Metadata of one large folio, or `None` when memory is exhausted.
+pub(super) fn allocate_page() -> Option<Box<Page>> {
+    // SAFETY: a `Page` is four atomic integers, for which zero is valid.
+    #[cfg(not(any(loom, shuttle)))]
+    let page = unsafe { allocate_zeroed() };
+    #[cfg(any(loom, shuttle))]
+    let page = Some(Box::new(Page::blank()));
+    page
+}
+
+// SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
+unsafe impl<C: Node> Node for Table<C> {
+    #[cfg(not(any(loom, shuttle)))]
+    fn allocate() -> Option<Box<Self>> {
+        // SAFETY: as said for the trait's implementation.
+        unsafe { allocate_zeroed() }
+    }
+    #[cfg(any(loom, shuttle))]
+    fn allocate() -> Option<Box<Self>> {
+        Some(Box::new(Self { slots: Watched::new(core::array::from_fn(|_| Slot::empty())) }))
+    }
+    #[cfg(any(loom, shuttle))]
+    fn end(&self) {
+        self.slots.iter().for_each(|slot| slot.0.end());
+        self.slots.end();
+    }
+}
+
+// SAFETY: a chunk is pages, and a page is four atomic integers, for which zero is valid; `align(4096)`.
+unsafe impl Node for Chunk {
+    #[cfg(not(any(loom, shuttle)))]
+    fn allocate() -> Option<Box<Self>> {
+        // SAFETY: as said for the trait's implementation.
+        unsafe { allocate_zeroed() }
+    }
+    #[cfg(any(loom, shuttle))]
+    fn allocate() -> Option<Box<Self>> {
+        Some(Box::new(Self { pages: Watched::new(core::array::from_fn(|_| Page::blank())) }))
+    }
+    #[cfg(any(loom, shuttle))]
+    fn end(&self) {
+        self.pages.iter().for_each(Page::end);
+        self.pages.end();
+    }
+}
+
+impl<C> Table<C> {
+    /// The slot of the block of `size` that holds `pfn`.
+    #[inline]
+    pub(super) fn slot(&self, pfn: Pfn, size: PageSize) -> &Slot<C> {
+        &self.slots[(pfn.as_u64() >> size.order()) as usize % FAN_OUT]
+    }
+}
+
+impl Chunk {
+    /// The page of `pfn`.
+    #[inline]
+    pub(super) fn page(&self, pfn: Pfn) -> &Page {
+        &self.pages[pfn.as_u64() as usize % FAN_OUT]
+    }
+    /// All of them.
+    pub(super) fn pages(&self) -> &[Page; FAN_OUT] {
+        &self.pages
+    }
+    /// The pages from that of `pfn` on, at most `most`.
+    #[inline]
+    pub(super) fn pages_from(&self, pfn: Pfn, most: u64) -> &[Page] {
+        let rest = &self.pages[pfn.as_u64() as usize % FAN_OUT..];
+        &rest[..rest.len().min(usize::try_from(most).unwrap_or(usize::MAX))]
+    }
+}
+
+/// One word of a table; see the table of values above.
+#[repr(transparent)]
+pub(super) struct Slot<C>(Watched<AtomicPtr<()>>, PhantomData<Box<C>>);
+
+/// What a slot leads to.
+pub(super) enum View<'a, C> {
+    /// Nothing is in use in this block.
+    Empty,
+    /// One folio fills the block.
+    Folio(&'a Page),
+    /// The block is divided.
+    Node(&'a C),
+}
+
+impl<C: Node> Slot<C> {
+    fn empty() -> Self {
+        Self(Watched::new(AtomicPtr::new(core::ptr::null_mut())), PhantomData)
+    }
+
+    /// The node that the slot leads to, without the lock; or the one folio that fills the block, or nothing.
+    ///
+    /// # Safety
+    /// What it leads to stays in existence for `'a`: the caller owns a reference on a folio in there.
+    #[inline(always)]
+    unsafe fn peek<'a>(&self) -> Result<&'a C, Option<&'a Page>> {
+        // Acquire: pairs with the Release in `plant_*` and `set_used`: who sees the pointer sees what it points to.
+        let word = self.0.load(Ordering::Acquire);
+        if word.addr() & NODE != 0 {
+            // SAFETY: bit 0 is set on pointers to a `C` alone, from `Box::into_raw`; it exists (the caller's word).
+            Ok(unsafe { &*untagged(word).cast::<C>() })
+        } else {
+            // SAFETY: other pointers are to a `Page`, from `Box::into_raw`; it exists (the caller's word).
+            Err(unsafe { word.cast::<Page>().as_ref() })
+        }
+    }
+
+    /// What the slot leads to, under the lock.
+    pub(super) fn view<'a>(&'a self, _held: &'a Held) -> View<'a, C> {
+        // SAFETY: nothing is freed without `&mut Held`, which cannot exist while `'a` lasts.
+        match unsafe { self.peek() } {
+            Ok(node) => View::Node(node),
+            Err(Some(page)) => View::Folio(page),
+            Err(None) => View::Empty,
+        }
+    }
+
+    /// Puts the metadata of one folio into the empty slot.
+    pub(super) fn plant_folio(&self, _held: &Held, page: Box<Page>) {
+        debug_assert!(self.0.load(Ordering::Relaxed).is_null());
+        // Release: pairs with the Acquire in `peek`.
+        self.0.store(Box::into_raw(page).cast(), Ordering::Release);
+    }
+    /// Puts an empty node into the empty slot.
+    pub(super) fn plant_node<'a>(&'a self, held: &'a Held, node: Box<C>) -> &'a C {
+        debug_assert!(self.0.load(Ordering::Relaxed).is_null());
+        let raw = Box::into_raw(node).cast::<()>();
+        // Release: pairs with the Acquire in `peek`.
+        self.0.store(raw.map_addr(|addr| addr | NODE), Ordering::Release);
+        match self.view(held) {
+            View::Node(node) => node,
+            _ => unreachable!("the tag that was just stored"),
+        }
+    }
+    /// How many slots (pages) of the node are in use; 0 where the slot leads to no node.
+    pub(super) fn used(&self, _held: &Held) -> usize {
+        let word = self.0.load(Ordering::Relaxed);
+        if word.addr() & NODE == 0 { 0 } else { (word.addr() & USED_MASK) >> USED_SHIFT }
+    }
+    /// Changes that number.
+    pub(super) fn set_used(&self, _held: &Held, used: usize) {
+        assert!(used <= FAN_OUT, "a node of page metadata with {used} of {FAN_OUT} slots in use");
+        let word = self.0.load(Ordering::Relaxed);
+        // Release: the pointer is published again, and the last store is what a look may read.
+        self.0.store(word.map_addr(|addr| addr & !USED_MASK | used << USED_SHIFT), Ordering::Release);
+    }
+    /// Empties the slot. What it led to is freed when nobody can look at it any more.
+    pub(super) fn detach(&self, held: &Held) -> Option<Orphan<C>> {
+        debug_assert_eq!(self.used(held), 0, "a node in use is not detached");
+        let word = self.0.load(Ordering::Relaxed);
+        if word.is_null() {
+            return None;
+        }
+        // Relaxed: nobody without the lock has the right to look here, and the lock orders those who have it.
+        self.0.store(core::ptr::null_mut(), Ordering::Relaxed);
+        Some(Orphan(word, PhantomData))
+    }
+}
+
+/// What a slot led to, on its way out.
+#[must_use = "an orphan that is not freed is a leak"]
+pub(super) struct Orphan<C>(*mut (), PhantomData<Box<C>>);
+
+impl<C: Node> Orphan<C> {
+    /// Frees it; answers its size in bytes.
+    pub(super) fn free(self, _held: &mut Held) -> usize {
+        if self.0.addr() & NODE == 0 {
+            // SAFETY: the pointer is from `Box::into_raw` of a `Page`; it is in no slot any more; no view is left,
+            // since views borrow the lock's token, and nobody owns a reference on what is in there.
+            free(unsafe { Box::from_raw(self.0.cast::<Page>()) }, |page| page.life_end())
+        } else {
+            // SAFETY: as above, for a `C`.
+            free(unsafe { Box::from_raw(untagged(self.0).cast::<C>()) }, |node| node.life_end())
+        }
+    }
+}
+
+/// The pointer to a node, without its tags.
+#[inline]
+fn untagged(word: *mut ()) -> *mut () {
+    word.map_addr(|addr| addr & !TAGS)
+}
+
+/// Lets a node end at the end of its life, where the models watch.
+trait Mortal {
+    fn life_end(&self);
+}
+impl Mortal for Page {
+    fn life_end(&self) {
+        #[cfg(any(loom, shuttle))]
+        self.end();
+    }
+}
+impl<C: Node> Mortal for C {
+    fn life_end(&self) {
+        #[cfg(any(loom, shuttle))]
+        self.end();
+    }
+}
+
+/// Frees a node. The models keep the memory, so that a late look is found and not undefined.
+fn free<T: 'static>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
+    end(&node);
+    #[cfg(any(loom, shuttle))]
+    crate::sync::model::keep(node);
+    size_of::<T>()
+}
+
+/// The root.
+pub(super) struct Top(Box<[Slot<GibTable>; TOP_SLOTS]>);
+
+impl Top {
+    /// An empty tree.
+    pub(super) fn new() -> Self {
+        let slots: Box<[_]> = (0..TOP_SLOTS).map(|_| Slot::empty()).collect::<Vec<_>>().into_boxed_slice();
+        match slots.try_into() {
+            // An array, so that a look need not ask how long it is: frame numbers of entries have 40 bits.
+            Ok(slots) => Self(slots),
+            Err(_) => unreachable!("as many slots as were just made"),
+        }
+    }
+    /// Bytes that it takes, whatever is in use.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.0.as_ref())
+    }
+    /// The slot of the 512 GiB that hold `pfn`; `None` outside the physical address space.
+    #[inline]
+    pub(super) fn slot(&self, pfn: Pfn) -> Option<&Slot<GibTable>> {
+        self.0.get((pfn.as_u64() >> SLOT_ORDER) as usize)
+    }
+    /// One past the 512 GiB that hold `pfn`.
+    pub(super) fn end_of_slot(pfn: Pfn) -> Pfn {
+        Pfn::new(((pfn.as_u64() >> SLOT_ORDER) + 1) << SLOT_ORDER)
+    }
+}
+
+/// Memory that runs out when a test wants it to.
+#[cfg(all(test, not(loom)))]
+pub(super) mod tests {
+    use core::cell::Cell;
+
+    std::thread_local! {
+        /// So many more allocations of this thread succeed; `None` for all.
+        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// Lets only `left` more allocations of this thread succeed (`None`: all).
+    pub(in super::super) fn limit_allocations(left: Option<u32>) {
+        LEFT.set(left);
+    }
+
+    pub(super) fn may_allocate() -> bool {
+        match LEFT.get() {
+            None => true,
+            Some(left) => {
+                LEFT.set(Some(left.saturating_sub(1)));
+                left != 0
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! What a CPU's tasks and interrupt handlers leave for each other, where it can be tested on the host and model-checked:
+//! [`queue`] is who runs, [`wait`] how a task waits for a condition, [`ring`] what an interrupt handler notes for the
+//! console.
+//!
+//! Nothing here switches a stack, sets a timer or sends an interrupt: the kernel does, where these say so.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(feature = "mutants")]
+extern crate std;
+
+pub mod mutant;
+pub mod queue;
+pub mod ring;
+pub mod wait;

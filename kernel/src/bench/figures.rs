@@ -1,0 +1,146 @@
+//! A figure of the benchmarks: how it is had, and what it is held against.
+//!
+//! Meant for `--deterministic`, where the time-stamp counter counts instructions, exactly, and every run prints the
+//! same figures; otherwise they are cycles, and the bounds say nothing. The counter is the machine's: what other CPUs
+//! execute counts too. So everything is measured while the other CPUs are halted.
+//!
+//! A figure is the cost of one of many turns of a loop, less the cost of the empty loop. The column "Linux 6.1" is for
+//! orientation: the same acts, measured in the same way in the same emulator.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::hint::black_box;
+
+use crate::console::report;
+use crate::cpu::time;
+
+/// Rounds of a loop, where a round is cheap.
+pub const TURNS: u64 = 1000;
+
+/// A cost in hundredths, so that the cost of one of 512 pages can be said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost(u64);
+
+impl Cost {
+    /// `total` shared by `parts`.
+    pub fn of(total: u64, parts: u64) -> Self {
+        Self(total.saturating_mul(100) / parts.max(1))
+    }
+
+    /// What is left after `other`.
+    pub fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Shared by `parts` once more, rounded up.
+    pub fn shared_by(self, parts: u64) -> Self {
+        Self(self.0.div_ceil(parts.max(1)))
+    }
+
+    /// With `other`.
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// How many times `other` is in it, in whole.
+    pub fn over(self, other: Self) -> Self {
+        Self((self.0 / other.0.max(1)).saturating_mul(100))
+    }
+
+    /// A ratio, in percent.
+    pub fn in_percent(self) -> Self {
+        Self(self.0.saturating_mul(100))
+    }
+
+    /// How many times `other`, in hundredths.
+    pub fn times(self, other: Self) -> Self {
+        Self(self.0.saturating_mul(100) / other.0.max(1))
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.0 % 100 {
+            0 => format!("{}", self.0 / 100),
+            cents => format!("{}.{cents:02}", self.0 / 100),
+        };
+        f.pad(&text)
+    }
+}
+
+/// What a figure is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// No bound: it is printed to be looked at.
+    None,
+    /// At most this.
+    AtMost(u64),
+    /// At least this.
+    AtLeast(u64),
+}
+
+/// The figures so far.
+#[derive(Default)]
+pub struct Figures {
+    /// How many missed their bounds.
+    pub missed: usize,
+    /// A line for people for each.
+    pub lines: Vec<String>,
+}
+
+impl Figures {
+    /// Takes a figure of cost down. `linux` is what Linux 6.1 takes for it, in words.
+    pub fn cost(&mut self, name: &str, value: Cost, bound: Bound, linux: &str) {
+        self.add(name, time::cost_unit(), value, bound, linux);
+    }
+
+    /// Takes a figure down, in any unit.
+    pub fn add(&mut self, name: &str, unit: &str, value: Cost, bound: Bound, linux: &str) {
+        let (kind, limit, met) = match bound {
+            Bound::None => ("none", 0, true),
+            Bound::AtMost(limit) => ("at_most", limit, value <= Cost::of(limit, 1)),
+            Bound::AtLeast(limit) => ("at_least", limit, value >= Cost::of(limit, 1)),
+        };
+        report!("bench name={name} unit={unit} value={value} bound={limit} kind={kind} met={}", u8::from(met));
+        self.missed += usize::from(!met);
+        let limit = match bound {
+            Bound::None => String::new(),
+            Bound::AtMost(limit) => format!("<= {limit}"),
+            Bound::AtLeast(limit) => format!(">= {limit}"),
+        };
+        let verdict = if met { "" } else { "MISSED" };
+        self.lines.push(format!("{name:<36} {value:>12} {limit:>9} {verdict:<7} {linux}"));
+    }
+}
+
+/// The cost of one of `turns` turns of `work`, less that of the loop around it.
+pub fn each(turns: u64, mut work: impl FnMut(u64)) -> Cost {
+    let empty = time::cost();
+    for turn in 0..turns {
+        black_box(turn);
+    }
+    let start = time::cost();
+    for turn in 0..turns {
+        work(black_box(turn));
+    }
+    let end = time::cost();
+    Cost::of(end - start, turns).less(Cost::of(start - empty, turns))
+}
+
+/// The cost of one of `turns` calls, from the call to its return: what `call` answers as its own cost (see [`once`]),
+/// less what [`once`] takes by itself.
+pub fn each_call(turns: u64, mut call: impl FnMut() -> u64) -> Cost {
+    let empty: u64 = (0..turns).map(|_| once(|| ()).0).sum();
+    let total: u64 = (0..turns).map(|_| call()).sum();
+    Cost::of(total.saturating_sub(empty), turns)
+}
+
+/// The cost of `work`, done once.
+#[inline(always)]
+pub fn once<R>(work: impl FnOnce() -> R) -> (u64, R) {
+    let start = time::cost();
+    let result = work();
+    (time::cost() - start, result)
+}

@@ -1,0 +1,217 @@
+//! What gup costs: fast and slow, by leaf, as an array and as ranges.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use core::hint::black_box;
+
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use mm::gup::{
+    GupError, GupFlags, IRQS_OFF_STEPS, PageArray, RangeArray, get_user_pages_fast, pin_user_pages_fast, put_page,
+    unpin,
+};
+use mm::space::Access;
+
+use crate::bench::figures::{Bound, Cost, Figures, TURNS, each, each_call, once};
+use crate::ktest::fixtures::{BASE, Device, at, here, new_space, page, run_in};
+use crate::mem::machine::{Space, mm};
+use crate::mem::paging;
+
+const MIB2: u64 = PageSize::Size2M.bytes();
+/// Pages of the requests for many pages.
+const MANY: u64 = 512;
+/// Rounds of those.
+const MANY_TURNS: u64 = 50;
+
+/// Fast path or nothing.
+const FAST: GupFlags = GupFlags::WRITE.union(GupFlags::FAST_ONLY);
+
+/// Measures gup on `device`.
+pub fn run(figures: &mut Figures, device: &Device) -> Result<(), String> {
+    let small = space_of(device, MANY, PageSize::Size4K)?;
+    let single = small_pages(&small, figures)?;
+    many(&small, figures, "4k", (Bound::AtMost(25), Bound::None, "244"))?;
+    irqs_off(device, figures)?;
+    slow(&small, device, single, figures)?;
+    drop(small);
+    let large = space_of(device, MANY, PageSize::Size2M)?;
+    one(&large, figures, "gup_fast_2m", "695")?;
+    let linux = "119";
+    many(&large, figures, "2m", (Bound::AtMost(6), Bound::AtMost(150), linux))?;
+    drop(large);
+    if paging::has_gib_leaves() {
+        let huge = space_of(device, PageSize::Size1G.nr_pages(), PageSize::Size1G)?;
+        one(&huge, figures, "gup_fast_1g", "633")?;
+    }
+    Ok(())
+}
+
+/// A space that maps the first pages of the device, all of them present.
+fn space_of(device: &Device, nr_pages: u64, size: PageSize) -> Result<Arc<Space>, String> {
+    let space = new_space("bench")?;
+    let len = page(nr_pages).max(size.bytes());
+    device.map(&space, BASE, 0, len, size)?;
+    space.populate(BASE, len, Access::Write).map_err(|error| format!("populate: {error}"))?;
+    Ok(space)
+}
+
+/// Measures in a task that has `space` loaded.
+fn loaded<R: Send + 'static>(
+    space: &Arc<Space>,
+    work: impl FnOnce(&Space) -> Result<R, String> + Send + 'static,
+) -> Result<R, String> {
+    let inner = Arc::clone(space);
+    run_in(here(), space, move || work(&inner))
+}
+
+/// A call of a driver that knows how it wants a page. Apart from the loop that measures it, so that what a call costs by
+/// itself is in it: arguments, saved registers.
+#[inline(never)]
+fn pin_called(space: &Space, va: VirtAddr, sink: &mut PageArray<'_>) -> Result<u64, GupError> {
+    pin_user_pages_fast(space, va, 1, FAST, sink)
+}
+
+/// The same where the walk is part of its caller, as it is meant to be.
+#[inline(always)]
+fn pin_fast(space: &Space, va: VirtAddr, sink: &mut PageArray<'_>) -> Result<u64, GupError> {
+    pin_user_pages_fast(space, va, 1, FAST, sink)
+}
+
+/// Pins one page many times; answers the cost of a pin and of an unpin.
+#[inline(always)]
+fn pin_one(
+    space: &Space,
+    pin: impl Fn(&Space, VirtAddr, &mut PageArray<'_>) -> Result<u64, GupError>,
+) -> Result<(Cost, Cost), String> {
+    let mut frames = [Pfn::new(0); 1];
+    let mut failed = 0;
+    let pins = each_call(TURNS, || {
+        let mut sink = PageArray::new(&mut frames);
+        // Nothing is known of the address or of the room, so nothing is computed before the clock is read.
+        let (va, sink) = (black_box(BASE), black_box(&mut sink));
+        let (cost, pinned) = once(|| pin(space, va, sink));
+        failed += u64::from(pinned.is_err());
+        cost
+    });
+    let unpins = each(TURNS, |_| unpin(mm(), frames[0], 1));
+    if failed != 0 {
+        return Err(format!("{failed} of {TURNS} pins failed"));
+    }
+    Ok((pins, unpins))
+}
+
+fn small_pages(space: &Arc<Space>, figures: &mut Figures) -> Result<Cost, String> {
+    let (pin, unpin) = loaded(space, |space| pin_one(space, pin_fast))?;
+    figures.cost("gup_fast_4k", pin, Bound::AtMost(120), "748");
+    let (called, _) = loaded(space, |space| pin_one(space, pin_called))?;
+    figures.cost("gup_fast_4k_called", called, Bound::AtMost(120), "");
+    figures.cost("unpin", unpin, Bound::AtMost(40), "118");
+    let (get, put) = loaded(space, |space| {
+        let mut frames = [Pfn::new(0); 1];
+        let get = each_call(TURNS, || {
+            let mut sink = PageArray::new(&mut frames);
+            // A reference that is not taken here is missed below.
+            once(|| get_user_pages_fast(space, BASE, 1, FAST, &mut sink)).0
+        });
+        let put = each(TURNS, |_| put_page(mm(), frames[0], 1));
+        Ok((get, put))
+    })?;
+    figures.cost("get_fast_4k", get, Bound::None, "");
+    figures.cost("put_page", put, Bound::None, "");
+    Ok(pin)
+}
+
+fn one(space: &Arc<Space>, figures: &mut Figures, name: &str, linux: &str) -> Result<(), String> {
+    let (pin, _) = loaded(space, |space| pin_one(space, pin_fast))?;
+    figures.cost(name, pin, Bound::None, linux);
+    Ok(())
+}
+
+/// 512 pages in a call: into an array, for each page; and as ranges, for all.
+fn many(
+    space: &Arc<Space>,
+    figures: &mut Figures,
+    leaf: &str,
+    (array_bound, range_bound, linux): (Bound, Bound, &str),
+) -> Result<(), String> {
+    let (array, range, unpin_array, unpin_range) = loaded(space, |space| {
+        let mut frames = vec![Pfn::new(0); MANY as usize];
+        let mut failed = 0;
+        let array = each_call(MANY_TURNS, || {
+            let mut sink = PageArray::new(&mut frames);
+            let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, MANY, FAST, &mut sink));
+            failed += u64::from(pinned != Ok(MANY));
+            cost
+        });
+        let unpin_array = each(MANY_TURNS, |_| frames.iter().for_each(|&pfn| unpin(mm(), pfn, 1)));
+        let mut runs = [None; 2];
+        let range = each_call(MANY_TURNS, || {
+            let mut sink = RangeArray::new(&mut runs);
+            let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, MANY, FAST, &mut sink));
+            failed += u64::from(pinned != Ok(MANY));
+            cost
+        });
+        let unpin_range = each(MANY_TURNS, |_| unpin(mm(), frames[0], MANY));
+        if failed != 0 {
+            return Err(format!("{failed} of {} pins of {MANY} pages failed", 2 * MANY_TURNS));
+        }
+        Ok((array, range, unpin_array, unpin_range))
+    })?;
+    let per_page = |cost: Cost| cost.shared_by(MANY);
+    figures.cost(&format!("gup_fast_512_{leaf}_array_per_page"), per_page(array), array_bound, linux);
+    figures.cost(&format!("gup_fast_512_{leaf}_range"), range, range_bound, "");
+    figures.cost(&format!("unpin_512_{leaf}_one_by_one_per_page"), per_page(unpin_array), Bound::None, "");
+    figures.cost(&format!("unpin_512_{leaf}_as_range"), unpin_range, Bound::None, "");
+    Ok(())
+}
+
+/// The dearest stretch with interrupts off: as many small pages as a walk takes at once, over two page tables, frame by
+/// frame. All of the call is in it.
+fn irqs_off(device: &Device, figures: &mut Figures) -> Result<(), String> {
+    let space = space_of(device, 2 * MANY, PageSize::Size4K)?;
+    let start = at(page(MANY / 2));
+    let cost = loaded(&space, move |space| {
+        let mut frames = vec![Pfn::new(0); IRQS_OFF_STEPS as usize];
+        let mut failed = 0;
+        let cost = each_call(MANY_TURNS, || {
+            let mut sink = PageArray::new(&mut frames);
+            let (cost, pinned) = once(|| pin_user_pages_fast(space, start, IRQS_OFF_STEPS, FAST, &mut sink));
+            failed += u64::from(pinned != Ok(IRQS_OFF_STEPS));
+            sink.as_slice().iter().for_each(|&pfn| unpin(mm(), pfn, 1));
+            cost
+        });
+        if failed == 0 { Ok(cost) } else { Err(format!("{failed} pins failed")) }
+    })?;
+    figures.cost("gup_fast_irqs_off_most", cost, Bound::AtMost(13_000), "");
+    Ok(())
+}
+
+/// The slow path on the page of which `fast` is the cost by the fast one: where it is present but the space is not
+/// loaded, and where it has to be faulted in.
+fn slow(space: &Arc<Space>, device: &Device, fast: Cost, figures: &mut Figures) -> Result<(), String> {
+    let (present, _) = pin_one(space, |space, va, sink| pin_user_pages_fast(space, va, 1, GupFlags::WRITE, sink))?;
+    figures.cost("gup_slow_4k_present", present, Bound::None, "");
+    // Each turn another page that is mapped and absent; the first of each block makes its metadata, which is measured
+    // nowhere else, so the block is there before.
+    let absent = new_space("absent")?;
+    device.map(&absent, BASE, 0, MIB2, PageSize::Size4K)?;
+    let inner = Arc::clone(&absent);
+    let faulted = loaded(&absent, move |_| {
+        inner.populate(at(MIB2 - PAGE_SIZE), PAGE_SIZE, Access::Write).map_err(|error| format!("populate: {error}"))?;
+        let mut frames = vec![Pfn::new(0); 256];
+        let mut failed = 0;
+        let cost = each(256, |turn| {
+            let mut sink = PageArray::new(&mut frames[turn as usize..][..1]);
+            let va = VirtAddr::new(BASE.as_u64() + page(turn));
+            failed += u64::from(pin_user_pages_fast(&inner, va, 1, GupFlags::WRITE, &mut sink) != Ok(1));
+        });
+        frames.iter().for_each(|&pfn| unpin(mm(), pfn, 1));
+        if failed == 0 { Ok(cost) } else { Err(format!("{failed} pages were not faulted in")) }
+    })?;
+    figures.cost("gup_slow_4k_fault_in", faulted, Bound::None, "");
+    let unit = "times_gup_fast_4k";
+    figures.add("gup_slow_present_over_fast", unit, present.times(fast), Bound::None, "");
+    figures.add("gup_slow_over_fast", unit, faulted.times(fast), Bound::AtLeast(5), "");
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! Boot options: `key=value` words. A bad one gets one line and nothing else is lost.
+
+use core::fmt;
+
+use arrayvec::ArrayString;
+use dax::inject::Fault;
+use log::LevelFilter;
+use spin::Once;
+
+/// What to do after bring-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The demonstration.
+    Demo,
+    /// The in-kernel tests.
+    Test,
+    /// The in-kernel benchmarks.
+    Bench,
+    /// A line-reading shell on the serial console.
+    Shell,
+}
+
+/// How long the stress tests are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stress {
+    /// A few seconds.
+    #[default]
+    Short,
+    /// A million operations.
+    Full,
+}
+
+/// The options, with their defaults where nothing was said.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `mode=`
+    pub mode: Mode,
+    /// `deterministic=1`: the time-stamp counter counts instructions, 64 for each.
+    pub deterministic: bool,
+    /// `tests=`: which tests, as a glob.
+    pub tests: ArrayString<96>,
+    /// `quiet=1`: warnings and machine-readable lines alone.
+    pub quiet: bool,
+    /// `log=`
+    pub log: LevelFilter,
+    /// `stress=`
+    pub stress: Stress,
+    /// `inject=`: what is to fail in the next attach or removal.
+    pub inject: Option<Fault>,
+    /// `dax.aliasing=1`: the CPU's data cache counts as one that aliases.
+    pub dax_aliasing: bool,
+    /// `host_requests=`: somebody reads the console and grants what the kernel asks for, within so many seconds; 0: nobody.
+    pub host_requests_s: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let tests = ArrayString::from("*").unwrap_or_default();
+        Self {
+            mode: Mode::Demo,
+            deterministic: false,
+            tests,
+            quiet: false,
+            log: LevelFilter::Info,
+            stress: Stress::Short,
+            inject: None,
+            dax_aliasing: false,
+            host_requests_s: 0,
+        }
+    }
+}
+
+const MAX_HOST_REQUESTS_S: u64 = 3600;
+const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, host_requests";
+
+impl Options {
+    /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
+    pub fn parse(text: &str, complain: &mut dyn FnMut(fmt::Arguments<'_>)) -> Self {
+        let mut options = Self::default();
+        for word in text.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            match options.set(key, value) {
+                Ok(()) => {}
+                Err(Bad::Key) => complain(format_args!("unknown option \"{key}\" (known: {KNOWN})")),
+                Err(Bad::Value(allowed)) => {
+                    complain(format_args!("option \"{key}\" cannot be \"{value}\" (allowed: {allowed})"));
+                }
+            }
+        }
+        options
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Bad> {
+        match key {
+            "mode" => {
+                self.mode = match value {
+                    "demo" => Mode::Demo,
+                    "test" => Mode::Test,
+                    "bench" => Mode::Bench,
+                    "shell" => Mode::Shell,
+                    _ => return Err(Bad::Value("demo, test, bench, shell")),
+                }
+            }
+            "deterministic" => self.deterministic = switch(value)?,
+            "quiet" => self.quiet = switch(value)?,
+            "dax.aliasing" => self.dax_aliasing = switch(value)?,
+            "tests" => match ArrayString::from(value) {
+                Ok(glob) if !glob.is_empty() => self.tests = glob,
+                _ => return Err(Bad::Value("a glob of 1 to 96 characters")),
+            },
+            "log" => {
+                self.log = match value {
+                    "debug" => LevelFilter::Debug,
+                    "info" => LevelFilter::Info,
+                    "warn" => LevelFilter::Warn,
+                    _ => return Err(Bad::Value("debug, info, warn")),
+                }
+            }
+            "inject" => match Fault::parse(value) {
+                Ok(fault) => self.inject = Some(fault),
+                Err(_) => return Err(Bad::Value("attach:N, remove:N, alloc:N, with N from 1")),
+            },
+            "host_requests" => match value.parse() {
+                Ok(seconds) if seconds <= MAX_HOST_REQUESTS_S => self.host_requests_s = seconds,
+                _ => return Err(Bad::Value("seconds, from 0 to 3600")),
+            },
+            "stress" => {
+                self.stress = match value {
+                    "short" => Stress::Short,
+                    "full" => Stress::Full,
+                    _ => return Err(Bad::Value("short, full")),
+                }
+            }
+            _ => return Err(Bad::Key),
+        }
+        Ok(())
+    }
+}
+
+static OPTIONS: Once<Options> = Once::new();
+
+/// Keeps the options for all later stages. Called once.
+pub fn set(options: Options) {
+    OPTIONS.call_once(|| options);
+}
+
+/// The options.
+///
+/// # Panics
+/// Before [`set`].
+pub fn get() -> &'static Options {
+    OPTIONS.get().expect("the boot options are read first")
+}
+
+enum Bad {
+    Key,
+    Value(&'static str),
+}
+
+fn switch(value: &str) -> Result<bool, Bad> {
+    match value {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err(Bad::Value("0, 1")),
+    }
+}

@@ -1,0 +1,15 @@
+//! What a command of the shell is. The list of all is in [`shell`](crate::shell).
+
+use alloc::string::String;
+
+/// One command.
+pub struct Command {
+    /// What is typed.
+    pub name: &'static str,
+    /// What follows it, for `help`.
+    pub args: &'static str,
+    /// What it does, in a few words.
+    pub help: &'static str,
+    /// Does it. An error is printed as one line.
+    pub run: fn(&[&str]) -> Result<(), String>,
+}

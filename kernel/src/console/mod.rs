@@ -1,0 +1,9 @@
+//! The console: whole lines on the serial port, notes from interrupt handlers, what a command is.
+//! May import: cpu.
+
+pub mod command;
+pub mod ring;
+pub mod serial;
+
+pub(crate) use self::serial::report;
+pub use self::serial::{init, line, raw, seize, try_read, words};

@@ -1,0 +1,138 @@
+//! Tests of removal under mounted file systems that tasks use.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use dax::removal::Method;
+use fs::error::{FsError, ShutdownReason};
+use mm::addr::PAGE_SIZE;
+use mm::entry::Prot;
+use mm::gup::GupFlags;
+use mm::pagemap::MemoryKind;
+use mm::pins::PinnedPages;
+
+use crate::bringup::options::{self, Stress};
+use crate::ktest::fixtures::{BASE, Random, at, new_space, no_problems, spawn_in, wait_until};
+use crate::ktest::fs::{cx, numbered, said, with_fs};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::mem::machine::Space;
+use crate::pmem::devices;
+use crate::pmem::mounts::{self, Fs};
+use crate::task::tcb::{Signal, Task};
+use crate::task::{sched, user};
+
+/// The tests of this file.
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "fs.removal.under_load_the_other_is_untouched",
+        covers: "R7 R9 R10 N5 N10 N11 N12 N15",
+        run: |ctx| with_fs(ctx, &[0, 1], removal_under_load),
+    },
+    Test { name: "fs.removal.under_load", covers: "R7 R9 R10 N11", run: |ctx| with_fs(ctx, &[0], removal_under_load) },
+];
+
+/// What a task of the load does to a file system until the device is gone: maps a file of its own, stores and loads
+/// through the mapping, pins, cuts and grows it, makes and unlinks others.
+fn use_it(fs: &Arc<Fs>, space: &Arc<Space>, (nr, rounds): (u64, &AtomicU64), stop: &AtomicBool) -> Result<(), Signal> {
+    let gone = |_: FsError| Signal::Killed;
+    let path = format!("/file-{nr}");
+    let file = fs.create(&cx(), &path, true).map_err(gone)?;
+    fs.truncate(&cx(), &file, 16 * PAGE_SIZE).map_err(gone)?;
+    if space.map(BASE, 16 * PAGE_SIZE, Prot::USER_WRITE, &file.ops(), 0).is_err() {
+        return Err(Signal::Killed);
+    }
+    let mut random = Random(nr + 1);
+    while !stop.load(Ordering::Acquire) {
+        let page = random.below(16);
+        user::write_u64(at(page * PAGE_SIZE), nr << 32 | page)?;
+        if user::read_u64(at(page * PAGE_SIZE))? != nr << 32 | page {
+            return Err(Signal::SigSegv { addr: at(page * PAGE_SIZE) });
+        }
+        drop(PinnedPages::pin(space, at(page * PAGE_SIZE), 1, GupFlags::WRITE));
+        if random.one_in(8) {
+            fs.truncate(&cx(), &file, 8 * PAGE_SIZE).map_err(gone)?;
+            fs.truncate(&cx(), &file, 16 * PAGE_SIZE).map_err(gone)?;
+            let other = format!("/other-{nr}");
+            drop(fs.create(&cx(), &other, true).map_err(gone)?);
+            fs.reap(&cx());
+            fs.unlink(&cx(), &other).map_err(gone)?;
+        }
+        rounds.fetch_add(1, Ordering::Release);
+    }
+    let _ = fs.unmap(&cx(), space, BASE, 16 * PAGE_SIZE);
+    drop(file);
+    fs.reap(&cx());
+    Ok(())
+}
+
+fn removal_under_load(ctx: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let goal = if options::get().stress == Stress::Full { 2000 } else { 100 };
+    let kept = numbered(&mounted[0], "/kept", 8)?;
+    drop(kept);
+    mounted[0].reap(&cx());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut tasks: Vec<(usize, Arc<AtomicU64>, Arc<Task>)> = Vec::new();
+    for (slot, fs) in mounted.iter().enumerate() {
+        for nr in 0..2 {
+            let (fs, stop, rounds) = (Arc::clone(fs), Arc::clone(&stop), Arc::new(AtomicU64::new(0)));
+            let space = new_space("fs-load")?;
+            let cpus: Vec<_> = crate::cpu::percpu::online().iter().collect();
+            let (inner, counted) = (Arc::clone(&space), Arc::clone(&rounds));
+            let task =
+                spawn_in(cpus[tasks.len() % cpus.len()], &space, move || use_it(&fs, &inner, (nr, &counted), &stop));
+            tasks.push((slot, rounds, task));
+        }
+    }
+    let done = |rounds: &AtomicU64| rounds.load(Ordering::Acquire);
+    wait_until(|| tasks.iter().all(|(_, rounds, task)| done(rounds) >= goal || task.exit().is_some()));
+    let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
+    no_problems(&report)?;
+    // The others go on: some more rounds after the removal.
+    let more: Vec<u64> = tasks.iter().map(|(_, rounds, _)| done(rounds) + 10).collect();
+    wait_until(|| {
+        tasks
+            .iter()
+            .zip(&more)
+            .all(|((slot, rounds, task), &more)| *slot == 0 || done(rounds) >= more || task.exit().is_some())
+    });
+    for (slot, _, task) in &tasks {
+        if *slot == 0 {
+            let end = sched::join(task);
+            check!(end.is_err(), "a task of the removed file system ended by {end:?}");
+            check!(!matches!(end, Err(Signal::SigSegv { .. })), "a task of the removed file system: {end:?}");
+        }
+    }
+    check!(tasks.iter().all(|(slot, _, task)| *slot == 0 || task.exit().is_none()), "a task of the other one ended");
+    stop.store(true, Ordering::Release);
+    for (_, _, task) in tasks.iter().filter(|(slot, ..)| *slot != 0) {
+        check_eq!(sched::join(task), Ok(()), "a task of the file system that stays");
+    }
+    let fs = &mounted[0];
+    let notified = fs.last_notification().ok_or("the file system was not told")?;
+    check_eq!((notified.pre_remove, notified.poisoned, notified.errors.len()), (true, 0, 0), "the notification");
+    check!(notified.frozen, "the file system was not frozen for the walk");
+    // One for each run of blocks of each of the two files.
+    check!(notified.told >= 2, "only {} mappings were told", notified.told);
+    check_eq!(notified.told, notified.mappings, "mappings that were told");
+    check_eq!(fs.shutdown_reason(), Some(ShutdownReason::ForcedUnmount), "why it is shut down");
+    drop(tasks);
+    // It comes back clean, with what was durable.
+    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
+    let damage = mounts::fsck(0)?;
+    check!(damage.is_clean(), "damage after the removal: {:?}", damage.problems);
+    let again = mounts::mount(0)?;
+    let file = again.open(&cx(), "/kept").map_err(said("open"))?;
+    let mut word = [0; 8];
+    check_eq!(again.read(&cx(), &file, 7 * PAGE_SIZE, &mut word), Ok(8), "bytes of the file that was kept");
+    check_eq!(u64::from_le_bytes(word), 7, "its contents");
+    drop(file);
+    again.reap(&cx());
+    ctx.note(format_args!(
+        "{} mappings told, {} leaves taken, {} rounds",
+        notified.told, notified.leaves, notified.rounds
+    ));
+    Ok(())
+}

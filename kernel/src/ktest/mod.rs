@@ -1,0 +1,46 @@
+//! The in-kernel tests: what a test is, the runner, fixtures, and a file for each area. The list of all is here.
+//! May import: cpu, console, mem, task, trap, bringup, pmem.
+
+pub mod dax;
+pub mod dax_pages;
+pub mod dax_race;
+pub mod fail;
+pub mod fixtures;
+pub mod fs;
+pub mod fs_removal;
+pub mod fs_sync;
+pub mod idle;
+pub mod mm_gup;
+pub mod mm_map;
+pub mod mm_tlb;
+pub mod pins;
+pub mod platform;
+pub mod protection;
+pub mod random;
+pub mod runner;
+pub mod signals;
+pub mod stress;
+pub mod tasks;
+pub mod test;
+pub mod virtio;
+
+/// The areas, in the order in which they are run: a new one is a file, its `mod` above and its line here.
+static AREAS: &[&[test::Test]] = &[
+    platform::TESTS,
+    protection::TESTS,
+    tasks::TESTS,
+    signals::TESTS,
+    mm_map::TESTS,
+    mm_gup::TESTS,
+    mm_tlb::TESTS,
+    dax::TESTS,
+    dax_pages::TESTS,
+    dax_race::TESTS,
+    pins::TESTS,
+    fail::TESTS,
+    fs::TESTS,
+    fs_removal::TESTS,
+    fs_sync::TESTS,
+    stress::TESTS,
+    virtio::TESTS,
+];

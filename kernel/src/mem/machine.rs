@@ -1,0 +1,161 @@
+//! The kernel as `mm`'s machine: real registers, live page tables, real interrupts.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::{cpu, percpu as area, tlb};
+use mm::addr::{Pfn, PhysAddr, VirtAddr};
+use mm::context::MmContext;
+use mm::entry::Entry;
+use mm::lock_check;
+use mm::machine::{CpuId, CpuMask, GROUP, Machine};
+use mm::shootdown::Round;
+use spin::Once;
+
+use crate::cpu::{ipi, percpu, time};
+use crate::mem::{memory, paging, reserve};
+
+/// The machine that this kernel runs on. There is one; its state is the hardware's.
+#[derive(Debug)]
+pub struct KernelMachine(());
+
+/// A waiter gives its CPU to another task once in so many rounds. Rarely: a turn of the other tasks takes milliseconds,
+/// another CPU's answer microseconds; and the timer takes the CPU away in any case.
+const RELAXES_PER_YIELD: u64 = 1024;
+
+/// An address space of this kernel.
+pub type Space = mm::space::AddressSpace<KernelMachine>;
+
+static CONTEXT: Once<Arc<MmContext<KernelMachine>>> = Once::new();
+
+/// Makes the context for `nr_cpus` CPUs. Called once, when the heap works and the CPUs are counted.
+pub fn init(nr_cpus: usize) {
+    CONTEXT.call_once(|| MmContext::new(KernelMachine(()), nr_cpus)).pins.switch(true);
+}
+
+/// What a waiter does now and then: it lets other tasks of its CPU run, once there are tasks.
+static YIELD: Once<fn()> = Once::new();
+
+/// From now on a waiter calls `yield_if_allowed` now and then. For the scheduler, when it starts.
+pub fn yield_by(yield_if_allowed: fn()) {
+    YIELD.call_once(|| yield_if_allowed);
+}
+
+/// The context.
+///
+/// # Panics
+/// Before [`init`].
+pub fn mm() -> &'static Arc<MmContext<KernelMachine>> {
+    CONTEXT.get().expect("the context is not made yet")
+}
+
+/// The context, if it is made.
+pub fn try_mm() -> Option<&'static Arc<MmContext<KernelMachine>>> {
+    CONTEXT.get()
+}
+
+/// Every CPU drops every translation of the kernel half. When it returns, all have. Call from a task.
+pub fn flush_kernel() {
+    match try_mm() {
+        Some(mm) if ipi::is_up() => {
+            let mut round = Round::new();
+            round.issue_kernel(&mm.shootdown);
+            round.dispatch(&mm.shootdown, &mm.machine).sync();
+        }
+        _ => tlb::flush_everything(),
+    }
+}
+
+impl Machine for KernelMachine {
+    #[inline]
+    fn cpu(&self) -> CpuId {
+        area::cpu()
+    }
+    #[inline]
+    fn irq_disable(&self) -> bool {
+        cpu::irq_disable()
+    }
+    #[inline]
+    fn irq_enable(&self) {
+        cpu::irq_enable();
+    }
+    #[inline]
+    fn irqs_on(&self) -> bool {
+        cpu::irqs_on()
+    }
+    #[inline(always)]
+    fn loaded(&self) -> PhysAddr {
+        PhysAddr::new(area::loaded())
+    }
+    #[inline(always)]
+    fn set_loaded(&self, root: PhysAddr) {
+        area::set_loaded(root.as_u64());
+    }
+    fn relax(&self) {
+        lock_check::might_sleep("something");
+        cpu::pause();
+        // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
+        if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD)
+            && let Some(yield_if_allowed) = YIELD.get()
+        {
+            yield_if_allowed();
+        }
+    }
+
+    fn may_grow(&self) -> bool {
+        reserve::may_grow()
+    }
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        memory::alloc_zeroed()
+    }
+    fn free_table(&self, table: Pfn) {
+        memory::free(table, 0);
+    }
+    #[inline]
+    fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
+        paging::entry(table, index)
+    }
+    #[inline(always)]
+    fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
+        paging::entry_at(table, index)
+    }
+    #[inline(always)]
+    fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
+        paging::entries(table, group)
+    }
+    #[inline]
+    fn all_and_any(&self, detached: Pfn) -> (Entry, Entry) {
+        paging::all_and_any(detached)
+    }
+    fn init_root(&self, root: Pfn) {
+        paging::init_root(root);
+    }
+    fn has_1g_leaves(&self) -> bool {
+        paging::has_gib_leaves()
+    }
+
+    fn load_root(&self, root: Option<Pfn>) {
+        let root = root.unwrap_or_else(paging::root);
+        // SAFETY: every root has the same kernel half (`init_root`), so code, stack and data stay where they are.
+        unsafe { tlb::load_root(root.addr().as_u64()) };
+    }
+    #[inline]
+    fn flush_page(&self, va: VirtAddr) {
+        tlb::flush_page(va.as_u64());
+    }
+    #[inline]
+    fn flush_all(&self) {
+        tlb::flush_non_global();
+    }
+    fn flush_global(&self) {
+        tlb::flush_everything();
+    }
+    fn send_shootdown_ipi(&self, cpus: CpuMask) {
+        ipi::send_to(cpus, ipi::VECTOR_SHOOTDOWN);
+    }
+
+    fn now_ns(&self) -> u64 {
+        time::since_first_line_ns()
+    }
+}

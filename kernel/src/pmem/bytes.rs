@@ -1,0 +1,47 @@
+//! Any bytes of a device, by way of its sectors.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use nvdimm::pmem::block::{BlockDevice, SECTOR_BYTES};
+
+use crate::mem::machine::KernelMachine;
+use crate::pmem::devices;
+
+/// Reads `len` bytes at `offset_bytes` of slot `at` through the block path.
+///
+/// # Errors
+/// One clear line.
+pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String> {
+    let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, len)?;
+    block.read(first, &mut sectors).map_err(|error| format!("{error}"))?;
+    Ok(sectors[skip..][..len].to_vec())
+}
+
+/// Writes bytes at `offset_bytes` of slot `at` through the block path. Durable when it returns.
+///
+/// # Errors
+/// One clear line.
+pub fn write(at: usize, offset_bytes: u64, bytes: &[u8]) -> Result<(), String> {
+    let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, bytes.len())?;
+    block.read(first, &mut sectors).map_err(|error| format!("{error}"))?;
+    sectors[skip..][..bytes.len()].copy_from_slice(bytes);
+    block.write(first, &sectors).map_err(|error| format!("{error}"))
+}
+
+type Sectors = (Arc<BlockDevice<KernelMachine>>, u64, usize, Vec<u8>);
+
+/// The block device, the first sector of a byte range, the bytes before the range in it, and room for all of them.
+fn sectors_around(at: usize, offset_bytes: u64, len: usize) -> Result<Sectors, String> {
+    const MOST: usize = 64 << 10;
+    if len == 0 || len > MOST {
+        return Err(format!("a length of {len} bytes; expected 1 to {MOST}"));
+    }
+    let block = devices::block(at).map_err(|error| format!("{error}"))?;
+    let skip = (offset_bytes % SECTOR_BYTES) as usize;
+    let bytes = (skip + len).next_multiple_of(SECTOR_BYTES as usize);
+    Ok((block, offset_bytes / SECTOR_BYTES, skip, vec![0; bytes]))
+}

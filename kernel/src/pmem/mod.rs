@@ -1,0 +1,12 @@
+//! Persistent memory: slots and their devices, virtio-pmem and PCI, mounts, what the console says of a removal.
+//! May import: cpu, console, mem, task, bringup.
+
+pub mod bytes;
+pub mod devices;
+pub mod fs_device;
+pub mod host;
+pub mod mounts;
+pub mod pci;
+pub mod registrations;
+pub mod removal_log;
+pub mod virtio;

@@ -1,0 +1,133 @@
+//! What the console says of a removal: its steps, and how the DAX device was killed.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+
+use dax::inject::Place;
+use dax::kill::{KillReport, Phase};
+use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step, StepRecord, Waiting};
+use mm::addr::PfnRange;
+use mm::machine::Machine;
+use mm::region::{RegionInfo, TakeBack};
+
+use crate::console::report;
+use crate::cpu::time;
+use crate::mem::machine::{KernelMachine, mm};
+use crate::mem::reserve::FAULTS;
+use crate::pmem::registrations;
+use crate::task::{services, tcb};
+
+/// Says every step of a removal on the console, as it ends.
+pub struct Watch<'a> {
+    /// The device's name.
+    pub name: &'a str,
+    /// Its frames.
+    pub frames: PfnRange,
+    /// Called when the device's holders have been told, once that step has been said, unless `quiet`.
+    pub told: &'a mut dyn FnMut(),
+    /// Called whenever the removal says for which pages it waits.
+    pub waits: &'a mut dyn FnMut(&Waiting),
+    /// Say nothing, but for what is waited for.
+    pub quiet: bool,
+}
+
+impl RemovalWatch<KernelMachine> for Watch<'_> {
+    fn begin(&mut self, step: Step) -> Result<(), Problem> {
+        match FAULTS.goes_off(Place::Remove, step.number() as u64) {
+            true => Err("the first attempt was made to fail".into()),
+            false => Ok(()),
+        }
+    }
+    fn phase(&mut self, phase: Phase, kill: &KillReport) {
+        if !self.quiet {
+            say_phase(self.name, phase, kill);
+        }
+    }
+    fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
+        tcb::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
+    }
+    fn asked(&mut self, region: &RegionInfo<'_>) {
+        if !self.quiet {
+            registrations::say_asked(self.name, region);
+        }
+    }
+    fn taking_back(&mut self, told: &TakeBack<'_>) {
+        if !self.quiet {
+            registrations::say_taking_back(self.name, told);
+        }
+    }
+    fn waiting(&mut self, waiting: &Waiting) {
+        log::info!("{}: {waiting}", self.name);
+        let now = mm().machine.now_ns();
+        mm().pins.for_each(&mut |record| {
+            if record.holds_any(self.frames) {
+                log::info!("{}: waits for {}", self.name, record.describe(now));
+            }
+        });
+        (self.waits)(waiting);
+    }
+    fn observe(&mut self, record: &StepRecord) {
+        if self.quiet {
+            return;
+        }
+        log::info!("{}: {record}", self.name);
+        report!(
+            "removal device={} step={} n={} of={} ns={} problem={}{}",
+            self.name,
+            record.step,
+            record.step.number(),
+            Step::ALL.len(),
+            record.ns,
+            u8::from(record.problem.is_some()),
+            FactWords(record),
+        );
+        if record.step == Step::KillDax {
+            (self.told)();
+        }
+    }
+    fn instructions(&mut self) -> u64 {
+        time::cost()
+    }
+}
+
+/// The facts of a step as ` key=value` words.
+struct FactWords<'a>(&'a StepRecord);
+
+impl fmt::Display for FactWords<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.facts.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}
+
+/// How mappings will be invalidated.
+pub fn method_in_words(method: Method) -> String {
+    match method {
+        Method::Ranged => "by range: one shootdown for everything".into(),
+        Method::PerFrame(frames) => format!("frame by frame for {} frames, the rest by range", frames.nr_pages()),
+    }
+}
+
+/// A copy of the report of a removal that ran short of memory, of which nothing is in the reserve. `None` where there is
+/// no memory for it.
+pub fn out_of_reserve(report: &RemovalReport) -> Option<Arc<RemovalReport>> {
+    // A section again: what cannot ask for memory first gets it from the reserve, and then goes back at once.
+    let section = services::enter_section();
+    let copy = report.try_clone(&mm().machine).map(Arc::new).filter(|_| section.shortages() == 0);
+    drop(section);
+    copy
+}
+
+/// A phase of the kill is over. What the holders answered is said while the device is alive.
+pub fn say_phase(device: &str, phase: Phase, kill: &KillReport) {
+    let (step, of) = (Step::KillDax, Step::ALL.len());
+    log::info!(target: "devices", "{device}: {}/{of} {step}: {phase}: {}", step.number(), phase.meaning());
+    if phase == Phase::Told {
+        for answer in &kill.answers {
+            log::info!(target: "devices", "{device}: {}/{of} {step}: holder {answer}", step.number());
+        }
+    }
+    let failed = kill.answers.iter().filter(|answer| answer.result.is_err()).count();
+    report!("kill device={device} phase={phase} told={} failed={failed}", kill.answers.len());
+}

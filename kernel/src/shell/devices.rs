@@ -1,0 +1,134 @@
+//! The shell's commands about NVDIMMs: attach, remove, read, write, and who holds what.
+
+use alloc::format;
+use alloc::string::String;
+
+use dax::removal::Method;
+use mm::ledger::Kind;
+use mm::meta::LiveFolio;
+use mm::pagemap::MemoryKind;
+
+use crate::console;
+use crate::console::command::Command;
+use crate::mem::machine::mm;
+use crate::pmem::{bytes, devices};
+use crate::shell::runs;
+
+/// The commands.
+pub const COMMANDS: &[Command] = &[
+    Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
+    Command { name: "nvdimm", args: "", help: "the persistent memory and its devices", run: nvdimm },
+    Command {
+        name: "attach",
+        args: "N [devdax|fsdax]",
+        help: "attach device N (a number, or a name such as pmem0), for such a use",
+        run: attach,
+    },
+    Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
+    Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
+    Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
+    Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
+    Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
+];
+
+fn run_demo(_: &[&str]) -> Result<(), String> {
+    if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
+}
+
+fn nvdimm(_: &[&str]) -> Result<(), String> {
+    for (at, slot) in devices::slots().iter().enumerate() {
+        let state = match devices::block(at) {
+            Ok(block) => {
+                let dax = if devices::has_dax(at).unwrap_or(false) { "with DAX" } else { "without DAX" };
+                format!("attached {dax}, {} sectors", block.nr_sectors())
+            }
+            Err(error) => format!("{error}"),
+        };
+        let (name, provider, frames) = (&slot.name, slot.provider(), slot.frames);
+        let (start, end) = (frames.start().addr(), frames.end().addr());
+        console::line(format_args!("{at}: {name} ({provider}) {start}..{end}: {state}"));
+    }
+    if devices::slots().is_empty() {
+        console::line(format_args!("no NVDIMM"));
+    }
+    Ok(())
+}
+
+fn attach(args: &[&str]) -> Result<(), String> {
+    let (at, kind) = match args {
+        [at] => (at, None),
+        [at, "devdax"] => (at, Some(MemoryKind::DevDax)),
+        [at, "fsdax"] => (at, Some(MemoryKind::FsDax)),
+        _ => return Err("expected: attach N, attach N devdax, or attach N fsdax".into()),
+    };
+    let at = device(at)?;
+    let kind = kind.or_else(|| devices::slots().get(at).map(devices::Slot::kind)).unwrap_or(MemoryKind::DevDax);
+    devices::attach_as(at, kind).map_err(|error| format!("{error}"))
+}
+
+fn remove(args: &[&str]) -> Result<(), String> {
+    let [at] = args else { return Err("expected: remove N".into()) };
+    let report = devices::remove(device(at)?, Method::Ranged).map_err(|error| format!("{error}"))?;
+    format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
+    Ok(())
+}
+
+fn pmem(args: &[&str]) -> Result<(), String> {
+    match args {
+        ["write", at, offset, text] => {
+            bytes::write(device(at)?, number(offset)?, text.as_bytes())?;
+            console::line(format_args!("{} bytes written", text.len()));
+            Ok(())
+        }
+        ["read", at, offset, len] => {
+            let bytes = bytes::read(device(at)?, number(offset)?, number(len)? as usize)?;
+            console::line(format_args!("{}", bytes.escape_ascii()));
+            Ok(())
+        }
+        ["flush", at] => {
+            let block = devices::block(device(at)?).map_err(|error| format!("{error}"))?;
+            block.flush().map_err(|error| format!("{error}"))?;
+            console::line(format_args!("flushed"));
+            Ok(())
+        }
+        _ => Err("expected: pmem write N OFFSET TEXT, pmem read N OFFSET LEN, or pmem flush N".into()),
+    }
+}
+
+fn ledger(_: &[&str]) -> Result<(), String> {
+    let snapshot = mm().ledger_snapshot();
+    for &kind in Kind::ALL {
+        crate::console::report!("ledger kind={kind} count={}", snapshot.count(kind));
+    }
+    const SHOWN: usize = 16;
+    let mut folios = arrayvec::ArrayVec::<LiveFolio, SHOWN>::new();
+    let mut more = 0;
+    mm().meta.for_each_live(&mut |folio| {
+        if folios.try_push(folio).is_err() {
+            more += 1;
+        }
+    });
+    for folio in folios {
+        console::line(format_args!("{folio}"));
+    }
+    if more > 0 {
+        console::line(format_args!("and {more} more folios"));
+    }
+    Ok(())
+}
+
+/// The number of the slot of a device, by that number or by the device's name.
+pub fn device(word: &str) -> Result<usize, String> {
+    let numbered = || number(word).ok().and_then(|number| usize::try_from(number).ok());
+    let found = devices::slot_named(word).or_else(numbered);
+    found.ok_or_else(|| format!("\"{word}\" is no number of a device, and no name of one"))
+}
+
+/// A number, in decimal or with `0x`.
+pub fn number(word: &str) -> Result<u64, String> {
+    let parsed = match word.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => word.parse(),
+    };
+    parsed.map_err(|_| format!("\"{word}\" is not a number"))
+}

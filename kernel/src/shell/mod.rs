@@ -1,0 +1,172 @@
+//! A line-reading shell on the serial console: for people, and for test harnesses that wait for the next prompt.
+//! May import: cpu, console, mem, task, trap, pmem.
+
+mod devices;
+mod fail;
+mod fs;
+mod fsload;
+mod pins;
+mod removal;
+pub mod runs;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use mm::addr::PAGE_SIZE;
+
+use self::runs::Runs;
+use crate::console::command::Command;
+use crate::console::{self, ring};
+use crate::cpu::exit;
+use crate::mem::{heap, memory, paging};
+use crate::task::{runner, sched};
+
+/// What a harness waits for.
+pub const PROMPT: &str = "unplug> ";
+/// Longest line that is taken, in bytes; a longer one is refused.
+const MAX_INPUT: usize = 512;
+/// How often the serial line is looked at, in nanoseconds.
+const POLL_NS: u64 = 2_000_000;
+
+/// Every command, by subject.
+static GROUPS: &[&[Command]] =
+    &[GROUND, devices::COMMANDS, pins::COMMANDS, fail::COMMANDS, removal::COMMANDS, fs::COMMANDS, fsload::COMMANDS];
+
+const GROUND: &[Command] = &[
+    Command { name: "help", args: "", help: "this list", run: help },
+    Command { name: "cpus", args: "", help: "every CPU and what it runs", run: cpus },
+    Command { name: "mem", args: "", help: "physical memory, heap, page tables", run: mem },
+    Command { name: "test", args: "[GLOB]", help: "run the in-kernel tests", run: test },
+    Command { name: "panic", args: "", help: "panic, to see an epitaph", run: |_| panic!("asked for on the console") },
+    Command { name: "overflow", args: "", help: "overflow a kernel stack, to see it caught", run: overflow },
+    Command { name: "hang", args: "", help: "stop answering, with interrupts off", run: hang },
+    Command { name: "exit", args: "", help: "leave QEMU with status 0", run: |_| exit::now(exit::SUCCESS) },
+];
+
+/// Reads and runs commands for ever. `runs` is what two of them start.
+pub fn run(runs: Runs) -> ! {
+    runs::set(runs);
+    loop {
+        ring::drain();
+        console::raw(PROMPT);
+        let Some(line) = read_line() else {
+            console::line(format_args!("error: a line of more than {MAX_INPUT} characters; nothing was done"));
+            continue;
+        };
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let Some((&name, args)) = words.split_first() else { continue };
+        let found = GROUPS.iter().copied().flatten().find(|command| command.name == name);
+        let result = match found {
+            Some(command) => (command.run)(args),
+            None => Err(format!("unknown command \"{name}\" (try help)")),
+        };
+        if let Err(message) = result {
+            console::line(format_args!("error: {message}"));
+        }
+    }
+}
+
+/// Reads a line with echo; backspace deletes, control-C and control-U drop the line. `None`: it was too long, and what
+/// there was room for is not a command that anybody has given.
+fn read_line() -> Option<String> {
+    let (mut line, mut too_long) = (String::new(), false);
+    loop {
+        let Some(byte) = console::try_read() else {
+            sched::sleep_ns(POLL_NS);
+            continue;
+        };
+        match byte {
+            b'\r' | b'\n' => {
+                console::raw("\n");
+                return (!too_long).then_some(line);
+            }
+            0x08 | 0x7f => {
+                if line.pop().is_some() {
+                    console::raw("\u{8} \u{8}");
+                }
+            }
+            0x03 | 0x15 => {
+                line.clear();
+                too_long = false;
+                console::raw("\n");
+                console::raw(PROMPT);
+            }
+            b' '..=b'~' if line.len() < MAX_INPUT => {
+                line.push(byte as char);
+                console::raw((byte as char).encode_utf8(&mut [0; 4]));
+            }
+            b' '..=b'~' => too_long = true,
+            _ => {}
+        }
+    }
+}
+
+fn help(_: &[&str]) -> Result<(), String> {
+    for command in GROUPS.iter().copied().flatten() {
+        console::line(format_args!("{:<28} {}", format!("{} {}", command.name, command.args), command.help));
+    }
+    Ok(())
+}
+
+fn cpus(_: &[&str]) -> Result<(), String> {
+    for cpu in runner::all() {
+        let task = cpu.queue.lock().current_name();
+        console::line(format_args!(
+            "CPU {}: apic {}, {} switches, {} timer interrupts, runs {}",
+            cpu.id(),
+            cpu.apic_id.load(Ordering::Relaxed),
+            cpu.switches.load(Ordering::Relaxed),
+            cpu.ticks.load(Ordering::Relaxed),
+            task.unwrap_or_else(|| "nothing".to_string()),
+        ));
+    }
+    Ok(())
+}
+
+fn mem(_: &[&str]) -> Result<(), String> {
+    let (ram, usable) = memory::ram_bytes();
+    let stats = memory::stats().unwrap_or_default();
+    let (heap_used, heap_free) = heap::usage();
+    let mut leaves = [0u64; 3];
+    paging::for_each_leaf(|_, _, size| leaves[size.level() as usize - 1] += 1);
+    console::line(format_args!("RAM {} MiB, usable {} MiB", ram >> 20, usable >> 20));
+    let in_use = memory::used_frames();
+    console::line(format_args!("frames in use {in_use} ({} KiB)", (in_use * PAGE_SIZE) >> 10));
+    console::line(format_args!(
+        "frames free {}, cached by CPUs {}, largest free order {}",
+        stats.free,
+        stats.cached,
+        stats.largest_free_order().unwrap_or(0)
+    ));
+    console::line(format_args!("heap {} KiB used, {} KiB free", heap_used >> 10, heap_free >> 10));
+    let [small, medium, large] = leaves;
+    console::line(format_args!("kernel leaves: {small} of 4 KiB, {medium} of 2 MiB, {large} of 1 GiB"));
+    Ok(())
+}
+
+fn test(args: &[&str]) -> Result<(), String> {
+    let glob = args.first().copied().unwrap_or("*");
+    match (runs::get().tests)(glob) {
+        0 => Ok(()),
+        failed => Err(format!("{failed} tests failed")),
+    }
+}
+
+#[expect(unconditional_recursion, clippy::only_used_in_recursion, reason = "that is what the command is for")]
+fn overflow(args: &[&str]) -> Result<(), String> {
+    let big = core::hint::black_box([0u8; 256]);
+    let result = overflow(args);
+    core::hint::black_box(&big);
+    result
+}
+
+fn hang(_: &[&str]) -> Result<(), String> {
+    // First, so that whoever has read the line finds it so.
+    arch::cpu::irq_disable();
+    console::line(format_args!("hanging, with interrupts off"));
+    loop {
+        arch::cpu::pause();
+    }
+}
