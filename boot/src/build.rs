@@ -32,6 +32,19 @@ pub fn kernel_cargo(verb: &str, profile: Profile) -> Command {
     command
 }
 
+/// A cargo command for the program that makes disk images.
+#[must_use]
+pub fn image_maker_cargo(verb: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args([verb, "-pdiskimage", "--profile", TOOL_PROFILE]).current_dir(paths::root());
+    // The loader is built from the standard library's source, which stable Rust must be told to allow.
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::target());
+    // The `bootloader` crate builds it with `cargo install`, which takes this. It runs once, for a moment: what counts is
+    // the time of the build.
+    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+    command
+}
+
 /// Brings the kernel and, at the same time, the program that makes its disk image up to date, with cargo's own progress
 /// of the kernel on standard error (but for a `quiet` build), and says where the kernel is. A kernel that
 /// `UNPLUG_KERNEL` names is taken as it is.
@@ -74,10 +87,7 @@ impl ImageMaker {
         if speaks {
             eprintln!("run-qemu: beside the kernel, once: the UEFI loader, and what makes a disk image of the two");
         }
-        let mut command = Command::new("cargo");
-        command.args(["build", "-pdiskimage", "--profile", TOOL_PROFILE]).current_dir(paths::root());
-        // The loader is built from the standard library's source, which stable Rust must be told to allow.
-        command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::target());
+        let mut command = image_maker_cargo("build");
         Self { cargo: thread::spawn(move || command.output()), since: Instant::now(), speaks }
     }
 
