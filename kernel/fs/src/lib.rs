@@ -10,7 +10,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, feature = "mutants", feature = "sim"))]
+#[cfg(any(test, feature = "sim"))]
 extern crate std;
 
 mod break_layouts;
