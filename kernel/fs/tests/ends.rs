@@ -21,7 +21,6 @@ use fs::freeze::FreezeHolder;
 use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
 use mm::addr::{PAGE_SIZE, PfnRange};
-use mm::emu::{Background, EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::machine::Point;
@@ -32,6 +31,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence, TestRunner};
 use rig::*;
 use strays::*;
+use testkit::emu::{Background, EmuMachine, Event};
 use testkit::sim::SimPmem;
 
 /// The CPU of a mount that takes its time.
