@@ -86,6 +86,7 @@
 
 extern crate alloc;
 
+pub mod access;
 pub mod account;
 pub mod addr;
 pub mod context;
