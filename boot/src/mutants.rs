@@ -23,8 +23,6 @@ use std::time::{Duration, Instant};
 
 /// The packages that have such a list.
 const PACKAGES: [&str; 4] = ["mm", "dax", "fs", "sched"];
-/// What turns the faults of all packages on, as far as a variable can choose them.
-const FEATURES: &str = "-Fmm/emu,dax/mutants";
 /// A test that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -162,7 +160,7 @@ fn parse(package: &str, text: &str) -> Result<Vec<Fault>> {
 /// Builds the tests, or the models, and finds their programs.
 fn build(runner: Runner) -> Result<Binaries> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics", FEATURES]);
+    cargo.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
     cargo.args(PACKAGES.map(|package| format!("-p{package}")));
     cargo.current_dir(paths::root()).env_remove("RUSTC_BOOTSTRAP").env_remove("RUSTFLAGS");
     let models = runner != Runner::Host;

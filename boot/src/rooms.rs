@@ -1,5 +1,5 @@
 //! The rooms of `kernel/src`: who imports whom, read from the sources and held to the order in
-//! `docs/decisions/rooms.md`.
+//! `docs/decisions/rooms.md`; and the circles of `kernel/mm/src`, which may not grow (`docs/decisions/one-context.md`).
 //!
 //! A module is a file; a room is a folder with all that is in it. A module imports another where a path in it leads
 //! there: in a `use`, in the middle of an expression, in a macro's arguments. Comments and strings lead nowhere.
@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// A module by its path from the crate's root; the root itself (`main.rs`) is empty.
+/// A module by its path from the crate's root; the root itself (`main.rs`, `lib.rs`) is empty.
 type Module = Vec<String>;
 
 /// As many modules of one room may lead to each other in a circle.
 const LARGEST_KNOT: usize = 5;
+/// As many modules of `mm` do.
+const KNOT_OF_MM: usize = 11;
 /// As many lines may say what a room is for.
 const LONGEST_HEAD: usize = 5;
 /// What a head says in front of the rooms that may be imported.
@@ -263,7 +265,7 @@ fn sources_below(directory: &Path, module: &Module, into: &mut BTreeMap<Module, 
         let path = entry.unwrap().path();
         let mut child = module.clone();
         match path.file_stem().and_then(|stem| stem.to_str()).unwrap() {
-            "main" | "mod" if path.is_file() => {}
+            "main" | "lib" | "mod" if path.is_file() => {}
             name => child.push(name.into()),
         }
         if path.is_dir() {
@@ -311,6 +313,23 @@ fn the_kernels_rooms_import_to_their_left_alone() {
     assert!(sources.len() > 60 && graph.nr_imports() > 300, "the sources were not read: {graph:?}");
     let faults = faults(&sources, &order());
     assert!(faults.is_empty(), "see docs/decisions/rooms.md\n{}", faults.join("\n"));
+}
+
+/// The modules that lead to each other through the context are those that the docs name; the other circles are small.
+#[test]
+fn the_circles_of_the_heart_do_not_grow() {
+    let mut sources = BTreeMap::new();
+    sources_below(&paths::root().join("kernel/mm/src"), &Vec::new(), &mut sources);
+    sources.retain(|module, _| !module.iter().any(|name| name == "tests"));
+    let graph = Graph::of(&sources);
+    assert!(sources.len() > 40 && graph.nr_imports() > 150, "the sources were not read: {graph:?}");
+    let knots = graph.knots();
+    let docs = fs::read_to_string(paths::root().join("docs/decisions/one-context.md")).unwrap();
+    let (_, list) = docs.split_once("import each other in a circle: ").unwrap();
+    let named: BTreeSet<_> = list.split_once(". ").unwrap().0.split('`').skip(1).step_by(2).map(String::from).collect();
+    let found: BTreeSet<_> = knots[0].iter().map(|module| shown(module)).collect();
+    assert_eq!((found.len(), &found), (KNOT_OF_MM, &named), "see docs/decisions/one-context.md");
+    assert!(knots[1..].iter().all(|knot| knot.len() <= LARGEST_KNOT), "{knots:?}");
 }
 
 #[test]

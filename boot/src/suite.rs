@@ -27,7 +27,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     let mut tally = Tally::new(options.quiet);
     lint(&mut tally);
     let mut portable = host_cargo("test");
-    portable.args(PORTABLE).args(["-Fmm/emu", "--no-fail-fast"]);
+    portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
     tally.stage("unit tests: mm, dax, nvdimm, fs, sched", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
     tally.stage("loom models", Kind::Tests, full(&mut models("loom"), options.full));
@@ -78,12 +78,15 @@ fn release_build(tally: &mut Tally, quiet: bool) {
 fn lint(tally: &mut Tally) {
     tally.stage("format", Kind::Check, host_cargo("fmt").args(["--all", "--check"]));
     let mut host = host_cargo("clippy");
-    host.args(PORTABLE).args(["-pboot", "-Fmm/emu", "--all-targets", "--", "-Dwarnings"]);
+    host.args(PORTABLE).args(["-ptestkit", "-pmutants", "-pboot", "--all-targets", "--", "-Dwarnings"]);
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
     let mut pages = host_cargo("doc");
-    pages.args(PORTABLE).args(["-Fmm/emu", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings");
+    pages
+        .args(PORTABLE)
+        .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-Dwarnings");
     tally.stage("documentation: mm, dax, nvdimm, fs, sched", Kind::Check, &mut pages);
 }
 

@@ -18,11 +18,11 @@ use boot::size::MIB;
 use fs::load::{Files, Known, Load};
 use fs::mount::{MountOptions, mount};
 use fs::pmem::Pmem;
-use fs::sim::{Random, SimPmem};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::sim::{Random, SimPmem};
 
 const TASKS: usize = 3;
 /// Small, so that the journal is emptied every hundred steps or so.

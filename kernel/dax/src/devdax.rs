@@ -23,7 +23,7 @@ use crate::mutant::Mutant;
 /// use dax::devdax::{DevDax, OpenOptions};
 /// use dax::device::{DataCache, alloc_dax};
 /// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::space::{AddressSpace, FaultError, SigBusCause, VmOps};
 ///

@@ -97,7 +97,7 @@ pub fn check_supported(kind: MemoryKind, cache: DataCache) -> Result<(), DaxErro
 /// use dax::device::{DataCache, DaxError, alloc_dax};
 /// use dax::kill::kill_dax;
 /// use mm::addr::Pfn;
-/// use mm::emu::{self, Frames};
+/// use testkit::emu::{self, Frames};
 ///
 /// let mm = emu::context(1);
 /// let frames = Frames::new(&mm, Pfn::new(0x10_0000), 512);
@@ -304,7 +304,7 @@ impl DaxDevice {
 /// use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 /// use mm::pagemap::{DevPagemap, MemoryKind};
 ///
-/// let mm = mm::emu::context(1);
+/// let mm = testkit::emu::context(1);
 /// // A device in two pieces: its offsets run through both.
 /// let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
 /// let map = DevPagemap::new(MemoryKind::DevDax, [frames(0x10_0000, 2), frames(0x20_0000, 6)]).unwrap();

@@ -70,7 +70,8 @@ impl core::error::Error for NotifyError {}
 /// use dax::device::{DataCache, alloc_dax};
 /// use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 /// use dax::kill::kill_dax;
-/// use mm::{addr::Pfn, emu::{self, Frames}};
+/// use mm::addr::Pfn;
+/// use testkit::emu::{self, Frames};
 ///
 /// struct FileSystem;
 /// impl Holder for FileSystem {

@@ -21,8 +21,6 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(feature = "mutants")]
-extern crate std;
 
 pub mod slot;
 // Not under the model checker, whose types keep an address space from crossing threads; `mm` models those parts.

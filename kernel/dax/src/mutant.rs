@@ -1,26 +1,7 @@
-//! Deliberate faults, so that the tests can be tested (as `mm::mutant` does for its package).
-//!
-//! The code asks [`Mutant::is_on`] at the one place where the fault would be. Without the feature `mutants` the
-//! answer is the constant `false` and nothing of it is compiled. With it, the fault is read once from the
-//! environment variable `DAX_MUTANT`, so that one build of the tests runs against every fault.
+//! The deliberate faults of this package, as [`mutants`] explains them; `DAX_MUTANT` names one.
 
-macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// A deliberate fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Mutant { $($(#[$doc])* $name,)* }
-        impl Mutant {
-            /// All faults.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-            /// The word that switches the fault on.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-        }
-    };
-}
-
-mutants! {
+mutants::mutants! {
+    "DAX_MUTANT";
     /// A synchronizer reads the counter with a plain load. Caught by `loom_srcu`, all tests.
     SrcuPlainRead = "srcu_plain_read",
     /// A reader does not look at the index again. Caught by `loom_srcu::a_reader_that_read_an_old_index_is_waited_for` and
@@ -67,34 +48,4 @@ mutants! {
     PinsNotTakenBack = "pins_not_taken_back",
     /// Who waits for the end of a removal does not. Caught by `slot::a_second_removal_is_refused_or_waits`.
     SecondDoesNotWait = "second_does_not_wait",
-}
-
-impl Mutant {
-    /// Is this fault built in?
-    #[cfg(feature = "mutants")]
-    pub fn is_on(self) -> bool {
-        chosen() == Some(self)
-    }
-
-    /// Is this fault built in? Never, here.
-    #[cfg(not(feature = "mutants"))]
-    #[inline(always)]
-    pub const fn is_on(self) -> bool {
-        let _ = self;
-        false
-    }
-}
-
-/// The fault named by `DAX_MUTANT`.
-///
-/// # Panics
-/// Where the name is none of ours: a run that tests nothing must not pass for one that does.
-#[cfg(feature = "mutants")]
-fn chosen() -> Option<Mutant> {
-    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
-    *CHOSEN.get_or_init(|| {
-        let name = std::env::var("DAX_MUTANT").ok().filter(|name| !name.is_empty())?;
-        let known = Mutant::ALL.iter().copied().find(|mutant| mutant.name() == name);
-        Some(known.unwrap_or_else(|| panic!("DAX_MUTANT={name} names no fault of dax::mutant")))
-    })
 }

@@ -11,13 +11,13 @@ use dax::devdax::OpenOptions;
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::removal::{Method, Step, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
-use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::reach::find_leaf;
 use mm::space::{Access, FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
+use testkit::emu::{EmuMachine, Event};
 
 /// A file that a holder lets others map. It asks nobody whether the device lives.
 struct Careless {

@@ -4,7 +4,7 @@
 //! Property: a holder that is ready was ready when it was told; one that was told before hears that it is too late, and is
 //! never ready.
 //!
-//! With `--features mutants` and one of `DAX_MUTANT=ready_not_rechecked` or `ready_unlocked` the tests fail.
+//! With one of `DAX_MUTANT=ready_not_rechecked` or `ready_unlocked` the tests fail.
 #![cfg(any(loom, shuttle))]
 
 use dax::device::{DataCache, DaxError, Live, alloc_dax};

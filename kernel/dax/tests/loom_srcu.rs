@@ -4,8 +4,8 @@
 //! Property: what a reader saw alive is not torn down before the reader has gone; and a reader that begins
 //! after the tear-down sees it dead.
 //!
-//! With `--features mutants` and one of `DAX_MUTANT=srcu_plain_read`, `srcu_no_recheck` or `srcu_relaxed_unlock` the
-//! same tests fail; `srcu_no_flip` is caught by `tests/srcu.rs`.
+//! With one of `DAX_MUTANT=srcu_plain_read`, `srcu_no_recheck` or `srcu_relaxed_unlock` the same
+//! tests fail; `srcu_no_flip` is caught by `tests/srcu.rs`.
 use dax::srcu::Srcu;
 use mm::sync::model::{AtomicBool, Bound, UnsafeCell, explore, sized, thread};
 use mm::sync::{Arc, Ordering};

@@ -10,13 +10,13 @@ use dax::devdax::OpenOptions;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, remove};
 use mm::account::PinAccount;
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms, UseError};
 use mm::space::{Access, SigBusCause};
+use testkit::emu::EmuMachine;
 
 type Region = MemoryRegion<EmuMachine>;
 

@@ -13,7 +13,6 @@ use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::Phase;
 use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
-use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::ledger::Kind;
@@ -21,6 +20,7 @@ use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::pins::PinnedPages;
 use mm::space::{Access, FaultError, MapError, SigBusCause};
+use testkit::emu::{EmuMachine, Event};
 
 /// The kinds that a device leaves at zero; address spaces and what they map live on.
 const DEVICE_KINDS: [Kind; 7] =

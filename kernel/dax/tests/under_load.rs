@@ -12,12 +12,12 @@ use dax::devdax::{DevDax, OpenOptions};
 use dax::removal::{Method, RemovalReport, remove};
 use dax::slot::{DeviceSlot, SlotError};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::ledger::Kind;
 use mm::machine::Machine;
 use mm::space::{FaultError, MapError, SigBusCause};
+use testkit::emu::EmuMachine;
 
 const PAGES: u64 = 1024;
 /// Rounds that each task has done before the device is pulled out.

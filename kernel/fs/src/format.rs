@@ -45,13 +45,20 @@ pub const MAX_ATTR: usize = 4096 - 24;
 /// Most links to one inode.
 pub const MAX_LINKS: u32 = 65_000;
 
-pub(crate) const SUPER_MAGIC: u32 = u32::from_le_bytes(*b"UPSB");
-pub(crate) const STATE_MAGIC: u32 = u32::from_le_bytes(*b"UPST");
-pub(crate) const DESC_MAGIC: u32 = u32::from_le_bytes(*b"UPGD");
-pub(crate) const INODE_MAGIC: u32 = u32::from_le_bytes(*b"UPIN");
-pub(crate) const EXTENTS_MAGIC: u32 = u32::from_le_bytes(*b"UPEX");
-pub(crate) const DIR_MAGIC: u32 = u32::from_le_bytes(*b"UPDR");
-pub(crate) const ATTR_MAGIC: u32 = u32::from_le_bytes(*b"UPAT");
+/// First word of [`RawSuper`].
+pub const SUPER_MAGIC: u32 = u32::from_le_bytes(*b"UPSB");
+/// First word of [`RawState`].
+pub const STATE_MAGIC: u32 = u32::from_le_bytes(*b"UPST");
+/// First word of [`RawDesc`].
+pub const DESC_MAGIC: u32 = u32::from_le_bytes(*b"UPGD");
+/// First word of [`RawInode`].
+pub const INODE_MAGIC: u32 = u32::from_le_bytes(*b"UPIN");
+/// First word of a block of extents, [`RawMapHead`].
+pub const EXTENTS_MAGIC: u32 = u32::from_le_bytes(*b"UPEX");
+/// First word of a directory's block, [`RawDirHead`].
+pub const DIR_MAGIC: u32 = u32::from_le_bytes(*b"UPDR");
+/// First word of a block of attributes, [`RawAttrHead`].
+pub const ATTR_MAGIC: u32 = u32::from_le_bytes(*b"UPAT");
 pub(crate) const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"UPJR");
 
 /// The journal lies on another device.
@@ -327,7 +334,7 @@ const _: () = {
 static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
 /// CRC-32C of bytes without a field of their own, with a salt.
-pub(crate) fn crc_of(bytes: &[u8], salt: u64) -> u32 {
+pub fn crc_of(bytes: &[u8], salt: u64) -> u32 {
     let mut digest = CRC32C.digest();
     digest.update(&salt.to_le_bytes());
     digest.update(bytes);
@@ -344,8 +351,11 @@ fn crc_of_structure(bytes: &[u8], salt: u64) -> u32 {
     digest.finalize()
 }
 
-/// Writes a structure's checksum.
-pub(crate) fn seal(bytes: &mut [u8], salt: u64) {
+/// Writes the checksum of a structure, whose second word it is.
+///
+/// # Panics
+/// Where `bytes` are fewer than 8.
+pub fn seal(bytes: &mut [u8], salt: u64) {
     let crc = crc_of_structure(bytes, salt);
     bytes[4..8].copy_from_slice(&crc.to_le_bytes());
 }

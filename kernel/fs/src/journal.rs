@@ -179,19 +179,11 @@ impl Journal {
             let _late = self.append(record, WrittenBack::default().fence(home)?)?;
             let _data = data.fence(home)?;
         } else {
-            let data = self.data_durable(home, data)?;
+            let data = data.fence_unless(self.faults, Mutant::DataNotFenced, home)?;
             let _committed = self.append(record, data)?;
         }
         self.logged.extend(changes.iter().map(|change| change.offset / BLOCK_SIZE));
         self.put_home(home, changes)
-    }
-
-    fn data_durable(&self, home: &dyn Pmem, data: WrittenBack) -> Result<Durable, FsError> {
-        #[cfg(feature = "mutants")]
-        if self.faults.has(Mutant::DataNotFenced) {
-            return Ok(data.pretend_durable());
-        }
-        data.fence(home)
     }
 
     /// The bytes of a record of `changes`, but for its head's place. Empties the area first where it does not fit.
@@ -244,12 +236,7 @@ impl Journal {
             drop(stored);
             return WrittenBack::default().fence(pmem);
         }
-        let written = stored.write_back(pmem);
-        #[cfg(feature = "mutants")]
-        if self.faults.has(Mutant::CommitNotFenced) {
-            return Ok(written.pretend_durable());
-        }
-        written.fence(pmem)
+        stored.write_back(pmem).fence_unless(self.faults, Mutant::CommitNotFenced, pmem)
     }
 
     /// Step 5.
@@ -289,16 +276,8 @@ impl Journal {
         self.sequence = 0;
         self.logged.clear();
         self.epoch = self.epoch.wrapping_add(1);
-        let homes = self.homes_durable(home, homes)?;
+        let homes = homes.fence_unless(self.faults, Mutant::CheckpointNotFenced, home)?;
         self.void_records(homes)
-    }
-
-    fn homes_durable(&self, home: &dyn Pmem, homes: WrittenBack) -> Result<Durable, FsError> {
-        #[cfg(feature = "mutants")]
-        if self.faults.has(Mutant::CheckpointNotFenced) {
-            return Ok(homes.pretend_durable());
-        }
-        homes.fence(home)
     }
 
     /// `_homes`: everything that the records say is in its place.

@@ -10,7 +10,7 @@ use crate::format::{
 use crate::pmem::Pmem;
 
 /// The state's block.
-pub(crate) const STATE_BLOCK: u64 = 1;
+pub const STATE_BLOCK: u64 = 1;
 /// Blocks by which the inode table grows.
 pub(crate) const TABLE_CHUNK: u64 = 4;
 /// Fewest and most blocks of a journal.
@@ -48,7 +48,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`FsError::TooSmall`]: not even a few blocks are left for data.
-    pub(crate) fn plan(nr_blocks: u64, log_blocks: Option<u64>, flags: u32) -> Result<Self, FsError> {
+    pub fn plan(nr_blocks: u64, log_blocks: Option<u64>, flags: u32) -> Result<Self, FsError> {
         let journal_blocks = match log_blocks {
             Some(blocks) => blocks.min(*JOURNAL_BLOCKS.end()),
             None => (nr_blocks / 64).clamp(*JOURNAL_BLOCKS.start(), *JOURNAL_BLOCKS.end()),
@@ -151,6 +151,11 @@ impl Layout {
     /// Groups.
     pub fn nr_groups(&self) -> u64 {
         self.nr_blocks.div_ceil(GROUP_BLOCKS)
+    }
+    /// Block and offset of a group's descriptor.
+    pub fn desc_place(&self, group: u64) -> (u64, usize) {
+        let at = (group % DESCS_PER_BLOCK) as usize * size_of::<RawDesc>();
+        (self.desc_start + group / DESCS_PER_BLOCK, at)
     }
     /// The last block: the superblock's copy.
     pub(crate) fn copy_block(&self) -> u64 {

@@ -10,14 +10,12 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, feature = "mutants", feature = "sim"))]
+#[cfg(test)]
 extern crate std;
 
 mod break_layouts;
 pub mod calls;
 pub mod check;
-#[cfg(feature = "sim")]
-pub mod damage;
 mod dir;
 pub mod error;
 mod file;
@@ -41,8 +39,6 @@ pub mod notify;
 pub mod owner;
 mod place;
 pub mod pmem;
-#[cfg(feature = "sim")]
-pub mod sim;
 mod space;
 mod tx;
 pub mod volume;

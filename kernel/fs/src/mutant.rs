@@ -1,27 +1,8 @@
-//! Deliberate faults, so that the tests can be tested (as `mm::mutant` does for its package).
-//!
-//! The code asks [`Faults::has`] at the one place where the fault would be. Without the feature `mutants` the answer
-//! is the constant `false` and nothing of it is compiled. With it, a file system has the fault that it is mounted with,
-//! or else the one that the environment variable `FS_MUTANT` names, so that one build of the tests runs against every
-//! fault.
+//! The deliberate faults of this package, as [`mutants`] explains them. The code asks [`Faults::has`]: a file system has
+//! the fault that it is mounted with, or else the one that `FS_MUTANT` names.
 
-macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// A deliberate fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Mutant { $($(#[$doc])* $name,)* }
-        impl Mutant {
-            /// All faults.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-            /// The word that switches the fault on.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-        }
-    };
-}
-
-mutants! {
+mutants::mutants! {
+    "FS_MUTANT";
     /// No fence between a file's new data and the journal record that makes them part of the file. Caught by
     /// `crash::every_surviving_image_recovers_to_an_allowed_state`.
     DataNotFenced = "data_not_fenced",
@@ -134,58 +115,4 @@ mutants! {
 }
 
 /// The fault that a mounted file system has, if any.
-#[derive(Clone, Copy, Debug)]
-pub struct Faults {
-    #[cfg(feature = "mutants")]
-    mutant: Option<Mutant>,
-}
-
-impl Default for Faults {
-    /// Where faults are compiled: the one that `FS_MUTANT` names.
-    fn default() -> Self {
-        Self {
-            #[cfg(feature = "mutants")]
-            mutant: chosen(),
-        }
-    }
-}
-
-impl Faults {
-    /// None, whatever the environment says.
-    pub const fn none() -> Self {
-        Self {
-            #[cfg(feature = "mutants")]
-            mutant: None,
-        }
-    }
-    /// With one fault.
-    #[cfg(feature = "mutants")]
-    pub const fn with(mutant: Mutant) -> Self {
-        Self { mutant: Some(mutant) }
-    }
-    /// Is this fault built in?
-    #[cfg(feature = "mutants")]
-    pub fn has(self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-    /// Is this fault built in? Never, here.
-    #[cfg(not(feature = "mutants"))]
-    #[inline(always)]
-    pub const fn has(self, _mutant: Mutant) -> bool {
-        false
-    }
-}
-
-/// The fault named by `FS_MUTANT`.
-///
-/// # Panics
-/// Where the name is none of ours: a run that tests nothing must not pass for one that does.
-#[cfg(feature = "mutants")]
-fn chosen() -> Option<Mutant> {
-    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
-    *CHOSEN.get_or_init(|| {
-        let name = std::env::var("FS_MUTANT").ok().filter(|name| !name.is_empty())?;
-        let known = Mutant::ALL.iter().copied().find(|mutant| mutant.name() == name);
-        Some(known.unwrap_or_else(|| panic!("FS_MUTANT={name} names no fault of fs::mutant")))
-    })
-}
+pub type Faults = mutants::Choice<Mutant>;

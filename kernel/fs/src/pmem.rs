@@ -24,6 +24,7 @@ use alloc::vec::Vec;
 use mm::sync::{Arc, Mutex};
 
 use crate::error::FsError;
+use crate::mutant::{Faults, Mutant};
 
 /// Bytes in a cache line: the unit of a write-back.
 pub const LINE: u64 = 64;
@@ -131,10 +132,9 @@ impl WrittenBack {
         }
         Ok(Durable(()))
     }
-    /// Claims that nothing need be waited for: the deliberate fault of a fence that was left out.
-    #[cfg(feature = "mutants")]
-    pub(crate) fn pretend_durable(self) -> Durable {
-        Durable(())
+    /// The same, where a deliberate fault may leave the fence out.
+    pub(crate) fn fence_unless(self, faults: Faults, left_out: Mutant, pmem: &dyn Pmem) -> Result<Durable, FsError> {
+        if faults.has(left_out) { Ok(Durable(())) } else { self.fence(pmem) }
     }
 }
 

@@ -11,11 +11,11 @@ use dax::range::WHOLE;
 use fs::format::ROOT_INO;
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::pmem::Pmem;
-use fs::sim::Stats;
 use mm::addr::PAGE_SIZE;
 use mm::gup::GupFlags;
 use rig::*;
 use sparse::{Done, Sparse};
+use testkit::sim::Stats;
 
 fn cost(device: &Device, work: impl FnOnce()) -> Stats {
     let before = device.sim.stats();

@@ -10,8 +10,8 @@ use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, ROOT_INO};
 use fs::mount::{MountOptions, mount};
 use fs::mutant::{Faults, Mutant};
-use fs::sim::{Counts, Limits, Random, Recorder, SimPmem};
 use std::sync::Arc;
+use testkit::sim::{Counts, Limits, Random, Recorder, SimPmem};
 
 /// One sequence of operations on a file system of `blocks` blocks. Answers what was looked at, and the first
 /// violation.

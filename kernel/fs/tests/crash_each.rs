@@ -14,10 +14,10 @@ use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::pmem::Pmem;
-use fs::sim::{Counts, Limits, SimPmem};
 use fs::volume::Volume;
 use mm::addr::PAGE_SIZE;
 use rig::{Device, START, Task, cx, page, rig};
+use testkit::sim::{Counts, Limits, SimPmem};
 
 /// A part of the memory: two devices that lose power together.
 struct Window {

@@ -1,15 +1,15 @@
 //! Damaged images: an error, never a panic, never an endless loop, nothing written.
 
 use fs::check::check;
-use fs::damage::{check_image, reseal, sample};
 use fs::error::FsError;
 use fs::format::{Kind, ROOT_INO};
 use fs::mount::{MountOptions, mount};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
-use fs::sim::{Random, SimPmem};
 use proptest::prelude::*;
 use std::sync::Arc;
+use testkit::damage::{check_image, reseal, sample};
+use testkit::sim::{Random, SimPmem};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]

@@ -12,12 +12,12 @@ use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
 use fs::mount::{MakeOptions, make};
 use fs::pmem::Pmem;
-use fs::sim::SimPmem;
 use mm::addr::PAGE_SIZE;
-use mm::emu::Event;
 use mm::machine::Point;
 use mm::space::SigBusCause;
 use rig::*;
+use testkit::emu::Event;
+use testkit::sim::SimPmem;
 
 /// The bytes as a power cut would leave them now, if the cache had just been written back.
 fn copy_of(sim: &SimPmem) -> Arc<dyn Pmem> {

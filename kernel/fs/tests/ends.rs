@@ -20,9 +20,7 @@ use fs::error::FsError;
 use fs::freeze::FreezeHolder;
 use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
-use fs::sim::SimPmem;
 use mm::addr::{PAGE_SIZE, PfnRange};
-use mm::emu::{Background, EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::machine::Point;
@@ -33,6 +31,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence, TestRunner};
 use rig::*;
 use strays::*;
+use testkit::emu::{Background, EmuMachine, Event};
+use testkit::sim::SimPmem;
 
 /// The CPU of a mount that takes its time.
 const MOUNTER: usize = 3;

@@ -9,12 +9,12 @@ use dax::holder::NotifyFlags;
 use fs::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::pmem::Pmem;
-use fs::sim::Random;
 use fs::volume::Volume;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::space::SigBusCause;
 use rig::*;
 use sparse::Sparse;
+use testkit::sim::Random;
 
 const GIB: u64 = GIANT_BLOCKS * BLOCK_SIZE;
 

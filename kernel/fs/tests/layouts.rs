@@ -8,12 +8,12 @@ use fs::error::FsError;
 use fs::freeze::FreezeHolder;
 use fs::lock_order::{Context, LockOrder, OrderedLock};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{AddressSpace, FaultError, SigBusCause};
 use rig::*;
+use testkit::emu::EmuMachine;
 
 const HUGE: u64 = 512;
 

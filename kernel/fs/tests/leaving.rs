@@ -14,13 +14,13 @@ use fs::freeze::FreezeHolder;
 use fs::mount::MakeOptions;
 use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
-use fs::sim::SimPmem;
 use mm::addr::PAGE_SIZE;
-use mm::emu::{EmuMachine, Event};
 use mm::machine::{Machine, Point};
 use mm::reach::find_leaf;
 use mm::space::{Access, FaultError, SigBusCause};
 use rig::*;
+use testkit::emu::{EmuMachine, Event};
+use testkit::sim::SimPmem;
 
 type Hook = Box<dyn FnMut() + Send>;
 

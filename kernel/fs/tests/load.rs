@@ -7,8 +7,8 @@ use std::sync::Arc;
 use fs::load::{Files, Known, Load, Step};
 use fs::mount::{MountOptions, mount};
 use fs::pmem::Pmem;
-use fs::sim::{Limits, SimPmem};
 use rig::{Device, START, assert_clean, cx, rig};
+use testkit::sim::{Limits, SimPmem};
 
 const LOADS: [Load; 3] = [Load { seed: 42, task: 0 }, Load { seed: 42, task: 1 }, Load { seed: 42, task: 2 }];
 

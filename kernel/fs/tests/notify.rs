@@ -13,14 +13,14 @@ use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::mounted::{FreezeError, Mounted, Source};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
-use fs::sim::SimPmem;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
-use mm::emu::Event;
 use mm::gup::GupFlags;
 use mm::machine::Point;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, SigBusCause};
 use rig::*;
+use testkit::emu::Event;
+use testkit::sim::SimPmem;
 
 const MEDIA: NotifyFlags = NotifyFlags::ACTION_REQUIRED.union(NotifyFlags::MUST_KILL);
 

@@ -6,9 +6,9 @@ use common::{Model, Op, apply, assert_clean, difference, mounted, new_fs, pmem, 
 use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
-use fs::sim::{Random, SimPmem};
 use proptest::prelude::*;
 use std::sync::Arc;
+use testkit::sim::{Random, SimPmem};
 
 fn exact(_: &[u8], _: usize, _: u8) -> bool {
     false

@@ -9,12 +9,12 @@ use fs::format::BLOCK_SIZE;
 use fs::handle::Synced;
 use fs::mounted::{Mounted, Source};
 use fs::pmem::Pmem;
-use fs::sim::{Limits, Recorder, SimPmem};
 use mm::addr::{PAGE_SIZE, Pfn};
-use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use rig::*;
+use testkit::emu::{EmuMachine, Event};
+use testkit::sim::{Limits, Recorder, SimPmem};
 
 const NOTHING: Synced = Synced { ranges: 0, fenced: false };
 

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 
 use fs::error::FsError;
 use mm::addr::PAGE_SIZE;
-use mm::emu::{Background, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::Machine;
 use mm::space::{Access, FaultError, MapError, SigBusCause};
 use rig::*;
+use testkit::emu::{Background, EmuMachine};
 
 /// Pages that a worker maps.
 const PAGES: u64 = 48;

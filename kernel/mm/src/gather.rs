@@ -80,7 +80,7 @@ const SPARE: usize = 4;
 /// One device is taken away from a task on another CPU:
 /// ```
 /// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::gather::Gather;
 /// use mm::mapping::unmap_mapping_range;

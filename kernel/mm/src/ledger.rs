@@ -61,7 +61,7 @@ kinds! {
 /// The counters. One for each machine.
 ///
 /// ```
-/// use mm::emu;
+/// use testkit::emu;
 /// use mm::ledger::Kind;
 /// use mm::space::AddressSpace;
 ///

@@ -1,8 +1,8 @@
 //! The portable heart of Unplug: page tables, page metadata, gup-fast, gather and shootdown.
 //!
 //! Nothing here names a CPU instruction. What `mm` needs of the machine below it is the trait
-//! [`machine::Machine`]; the kernel implements it with real registers, and [`emu`] implements it with an
-//! emulated machine in which stale translations persist until they are flushed, so that every algorithm in
+//! [`machine::Machine`]; the kernel implements it with real registers, and the package `testkit`
+//! with an emulated machine in which stale translations persist until they are flushed, so that every algorithm in
 //! this package runs unchanged under host tests, property tests and loom.
 //!
 //! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
@@ -82,15 +82,14 @@
 //! # mm.shootdown.switch_to(&IrqOff::new(&mm.machine), None);
 //! ```
 //! The package `dax` does the last part for whole devices, in eight steps that cannot fail.
-#![cfg_attr(not(any(test, feature = "emu", loom, shuttle)), no_std)]
+#![cfg_attr(not(any(test, feature = "hosted", loom, shuttle)), no_std)]
 
 extern crate alloc;
 
+pub mod access;
 pub mod account;
 pub mod addr;
 pub mod context;
-#[cfg(all(any(test, feature = "emu"), not(any(loom, shuttle))))]
-pub mod emu;
 pub mod entry;
 pub mod failure;
 pub mod fault;

@@ -18,7 +18,7 @@
 
 #[cfg(all(debug_assertions, not(any(loom, shuttle))))]
 mod counting {
-    #[cfg(any(test, feature = "emu"))]
+    #[cfg(any(test, feature = "hosted"))]
     mod counter {
         use core::cell::Cell;
 
@@ -33,7 +33,7 @@ mod counting {
         }
     }
 
-    #[cfg(not(any(test, feature = "emu")))]
+    #[cfg(not(any(test, feature = "hosted")))]
     mod counter {
         use spin::Once;
 
@@ -49,9 +49,9 @@ mod counting {
 
     /// See [`super::count_by`].
     pub fn count_by(counter: fn(i64) -> i64) {
-        #[cfg(not(any(test, feature = "emu")))]
+        #[cfg(not(any(test, feature = "hosted")))]
         counter::COUNTER.call_once(|| counter);
-        #[cfg(any(test, feature = "emu"))]
+        #[cfg(any(test, feature = "hosted"))]
         let _ = counter;
     }
 }
@@ -66,8 +66,8 @@ mod counting {
 }
 
 /// From now on `counter` keeps the number of the running task: it adds to it, and answers what there is then. Where it
-/// was never called nothing is counted. Only the first call counts; none does where the emulated machine is built in,
-/// which has a counter for each thread.
+/// was never called nothing is counted. Only the first call counts; none does on a host
+/// (feature `hosted`), where there is a counter for each thread.
 pub fn count_by(counter: fn(i64) -> i64) {
     counting::count_by(counter);
 }

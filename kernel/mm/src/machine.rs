@@ -1,6 +1,6 @@
 //! What `mm` needs of the machine below it.
 //!
-//! The kernel implements [`Machine`] with real instructions, `emu` with an emulated machine, the loom models
+//! The kernel implements [`Machine`] with real instructions, `testkit` with an emulated machine, the loom models
 //! with a handful of loom atomics. All of them are reached by static dispatch: gup-fast pays for no indirection.
 
 use core::fmt;
@@ -94,7 +94,7 @@ impl fmt::Debug for CpuMask {
 /// The value is neither `Send` nor copyable; dropping it restores what was before.
 ///
 /// ```
-/// use mm::emu;
+/// use testkit::emu;
 /// use mm::machine::{IrqOff, Machine};
 ///
 /// let mm = emu::context(1);

@@ -1,28 +1,7 @@
-//! Deliberate faults, so that the tests can be tested.
-//!
-//! A test that never failed proves little. Each [`Mutant`] is one fault that a protocol of this package must not
-//! have; the code asks [`Mutant::is_on`] at the one place where the fault would be. In the kernel the answer is the
-//! constant `false` and nothing of it is compiled. In host tests (feature `emu`, or loom) it is read once from the
-//! environment variable `MM_MUTANT`, so that one build of the tests runs against every fault. `./run-qemu.sh test
-//! --full` reads the lines below, runs the tests that each one names with the fault and without, and prints the table.
+//! The deliberate faults of this package, as [`mutants`] explains them; `MM_MUTANT` names one.
 
-macro_rules! mutants {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// A deliberate fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Mutant { $($(#[$doc])* $name,)* }
-        impl Mutant {
-            /// All faults.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-            /// The word that switches the fault on.
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-        }
-    };
-}
-
-mutants! {
+mutants::mutants! {
+    "MM_MUTANT";
     /// No CPU is interrupted after a zap. Caught by `stale::no_cpu_reaches_a_page_after_its_unmap` and
     /// `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page` and
     /// `shuttle:loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
@@ -201,34 +180,4 @@ mutants! {
     /// A handler says that some block is marked by a plain store. Caught by
     /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
     LossFlagStored = "loss_flag_stored",
-}
-
-impl Mutant {
-    /// Is this fault built in?
-    #[cfg(any(test, feature = "emu", loom, shuttle))]
-    pub fn is_on(self) -> bool {
-        chosen() == Some(self)
-    }
-
-    /// Is this fault built in? Never, here.
-    #[cfg(not(any(test, feature = "emu", loom, shuttle)))]
-    #[inline(always)]
-    pub const fn is_on(self) -> bool {
-        let _ = self;
-        false
-    }
-}
-
-/// The fault named by `MM_MUTANT`.
-///
-/// # Panics
-/// Where the name is none of ours: a run that tests nothing must not pass for one that does.
-#[cfg(any(test, feature = "emu", loom, shuttle))]
-fn chosen() -> Option<Mutant> {
-    static CHOSEN: std::sync::OnceLock<Option<Mutant>> = std::sync::OnceLock::new();
-    *CHOSEN.get_or_init(|| {
-        let name = std::env::var("MM_MUTANT").ok().filter(|name| !name.is_empty())?;
-        let known = Mutant::ALL.iter().copied().find(|mutant| mutant.name() == name);
-        Some(known.unwrap_or_else(|| panic!("MM_MUTANT={name} names no fault of mm::mutant")))
-    })
 }

@@ -136,7 +136,7 @@ const DYING: u32 = 2;
 /// let map = DevPagemap::new(MemoryKind::FsDax, [frames(0x20_0000, 16), frames(0x10_0000, 16)]).unwrap();
 /// assert_eq!(map.ranges(), [frames(0x10_0000, 16), frames(0x20_0000, 16)]);
 ///
-/// let mm = mm::emu::context(1);
+/// let mm = testkit::emu::context(1);
 /// mm.meta.register(&map).unwrap();
 /// assert!(mm.meta.kill(&map) && map.state() == MapState::Dying);
 /// assert!(map.is_drained(), "nobody had a page of it");

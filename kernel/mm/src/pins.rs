@@ -242,7 +242,7 @@ pub(crate) struct How<'a> {
 ///
 /// ```
 /// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::gup::GupFlags;
 /// use mm::pins::PinnedPages;

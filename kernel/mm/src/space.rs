@@ -45,7 +45,7 @@ use crate::vma::{Vma, Vmas};
 /// A task maps a device, and touches it:
 /// ```
 /// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::space::{AddressSpace, FaultError};
 ///

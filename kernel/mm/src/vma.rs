@@ -1,133 +1,14 @@
 //! VMAs, and what their providers (device-dax, file systems) answer to faults.
 
 use alloc::collections::BTreeMap;
-use core::fmt;
 
-use crate::addr::{PAGE_SHIFT, PageSize, Pfn, VirtAddr, VirtRange};
+pub use crate::access::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause};
+use crate::addr::{PAGE_SHIFT, PageSize, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::machine::Machine;
 use crate::mapping::{Mapping, RmapId};
 use crate::pagemap::MemoryKind;
 use crate::sync::Arc;
-
-/// What an access wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// A load.
-    Read,
-    /// A store.
-    Write,
-    /// An instruction fetch.
-    Exec,
-}
-
-/// Why the memory is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SigBusCause {
-    /// The device has been removed, or is being removed.
-    DeviceGone,
-    /// The page has lost its contents (poison).
-    Poisoned,
-    /// The offset lies beyond the end of the file or device.
-    BeyondEnd,
-    /// The file system has been shut down.
-    ShutDown,
-}
-
-impl fmt::Display for SigBusCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::DeviceGone => "device-gone",
-            Self::Poisoned => "poisoned",
-            Self::BeyondEnd => "beyond-end",
-            Self::ShutDown => "shut-down",
-        })
-    }
-}
-
-/// A fault that could not be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultError {
-    /// Nothing is mapped there (SIGSEGV, `SEGV_MAPERR`), or the address is not in the user half.
-    NotMapped(VirtAddr),
-    /// The mapping does not allow it (SIGSEGV, `SEGV_ACCERR`).
-    AccessDenied(VirtAddr),
-    /// The memory behind the mapping is gone (SIGBUS).
-    SigBus {
-        /// First address that is lost.
-        addr: VirtAddr,
-        /// How many bytes are lost there, as far as this fault knows.
-        len_bytes: u64,
-        /// Why.
-        cause: SigBusCause,
-    },
-    /// The count of references on the page has no room for one more.
-    TooManyRefs(VirtAddr),
-    /// No memory for a table page or for page metadata.
-    OutOfMemory,
-}
-
-impl fmt::Display for FaultError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotMapped(addr) => write!(f, "nothing is mapped at {addr}"),
-            Self::AccessDenied(addr) => {
-                write!(f, "the mapping at {addr} does not allow this access")
-            }
-            Self::SigBus { addr, len_bytes, cause } => write!(f, "{len_bytes} bytes at {addr} are gone: {cause}"),
-            Self::TooManyRefs(addr) => write!(f, "too many references on the page at {addr}: its count has no room"),
-            Self::OutOfMemory => f.write_str("out of memory"),
-        }
-    }
-}
-
-/// Why a range could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
-    /// Empty, wrapping, not page-aligned, or not inside the user half.
-    BadRange,
-    /// Something is mapped in the range already.
-    Occupied,
-    /// Address, length and offset must all be multiples of this.
-    Misaligned(PageSize),
-    /// The provider refuses: the device is gone, or the range lies beyond its end.
-    Refused(SigBusCause),
-}
-
-impl fmt::Display for MapError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadRange => f.write_str("the range is empty, wraps, is not page-aligned or leaves the user half"),
-            Self::Occupied => f.write_str("something is mapped in the range already"),
-            Self::Misaligned(size) => {
-                write!(f, "address, length and offset must be multiples of {size}")
-            }
-            Self::Refused(cause) => write!(f, "refused: {cause}"),
-        }
-    }
-}
-
-/// What a fault asks of the provider of a VMA.
-#[derive(Clone, Copy, Debug)]
-pub struct FaultRequest {
-    /// Faulting page.
-    pub addr: VirtAddr,
-    /// Its offset in the mapping, in base pages.
-    pub offset_pages: u64,
-    /// Is it a store?
-    pub write: bool,
-    /// The largest leaf that the VMA has room for around the address.
-    pub max_size: PageSize,
-}
-
-/// The provider's answer: where the data is.
-#[derive(Clone, Copy, Debug)]
-pub struct FaultTarget {
-    /// Frame of the faulting base page.
-    pub pfn: Pfn,
-    /// The largest leaf for which the frames around `pfn` run parallel to the offsets around the fault.
-    pub size: PageSize,
-}
 
 /// Serves the faults of a VMA. Implemented by device-dax and by file systems.
 pub trait VmOps<M: Machine>: Send + Sync {

@@ -5,10 +5,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mm::addr::{PageSize, Pfn, VirtAddr};
-use mm::emu::{Config, EmuMachine, Event};
 use mm::entry::{Entry, Prot};
 use mm::machine::{CpuMask, Machine};
 use mm::sync::Ordering;
+use testkit::emu::{Config, EmuMachine, Event};
 
 const VA: VirtAddr = VirtAddr::new(0x4000_0000);
 const FRAME: Pfn = Pfn::new(0x10_0000);

@@ -8,12 +8,12 @@ use std::sync::{Mutex, Weak};
 
 use common::{BASE, Device, Space, machine, page};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::mapping::Mapping;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
+use testkit::emu::EmuMachine;
 
 /// A provider that is slow: while it serves the fault at offset 0, CPU 1 faults at the pages [`Slow::meanwhile`].
 struct Slow {

@@ -5,10 +5,10 @@ mod common;
 
 use common::{Device, EmuContext, Space, counts, machine, page, space_with};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::gather::ZapStats;
 use mm::space::{Access, AddressSpace};
 use mm::sync::Arc;
+use testkit::emu::EmuMachine;
 
 /// A space of one VMA of `nr_pages`, with leaves of at most `largest`, where every `step`th page is present.
 fn populated(nr_pages: u64, largest: PageSize, step: u64) -> (EmuMachine, Arc<EmuContext>, Arc<Device>, Arc<Space>) {

@@ -7,12 +7,12 @@ mod common;
 use common::gup_rig::{FAST, Running, rig};
 use common::{Device, counts, load, machine, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
-use mm::emu::Event;
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, PageArray};
 use mm::machine::{Machine, Point};
 use mm::space::{Access, SigBusCause};
 use mm::sync::Arc;
+use testkit::emu::Event;
 
 // covers: G1
 #[test]

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::gup_rig::{FAST, Rig, Running, rig};
 use common::{BASE, Device, counts, machine, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
-use mm::emu::Event;
 use mm::entry::Prot;
 use mm::failure::{FailureKind, memory_failure};
 use mm::gather::Gather;
@@ -20,6 +19,7 @@ use mm::meta::MAX_REFS;
 use mm::pins::PinnedPages;
 use mm::space::{Access, FaultError};
 use mm::sync::Arc;
+use testkit::emu::Event;
 
 /// Pages of a 1 GiB leaf.
 const GIB_PAGES: u64 = 1 << 18;

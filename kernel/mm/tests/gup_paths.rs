@@ -11,7 +11,6 @@ use common::{
     BASE, Device, EmuContext, Space, counts, load, machine, machine_with, page, pin, space_with, store_to, unpin,
 };
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
-use mm::emu::{Config, EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
@@ -22,6 +21,7 @@ use mm::pagemap::MemoryKind;
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
+use testkit::emu::{Config, EmuMachine, Event};
 
 /// A space of `nr_pages` that the CPU has not used yet, loaded on CPUs 0 and 1.
 fn unused(nr_pages: u64, levels: u8, largest: PageSize) -> (EmuMachine, Arc<EmuContext>, Arc<Device>, Arc<Space>) {

@@ -5,7 +5,6 @@ mod common;
 
 use common::{BASE, Device, EmuContext, Space, counts, machine, machine_with, page, space_with};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
-use mm::emu::{Config, EmuMachine, Event};
 use mm::entry::Prot;
 use mm::ledger::Kind;
 use mm::machine::{Machine, Point};
@@ -13,6 +12,7 @@ use mm::mapping::Mapping;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
 use mm::sync::Arc;
+use testkit::emu::{Config, EmuMachine, Event};
 
 /// While CPU 0 is at the `nth` `event` of a fault at `first`, CPU 1 serves one at `second`. Both succeed.
 fn race(

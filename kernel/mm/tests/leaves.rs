@@ -6,12 +6,12 @@ mod common;
 use common::cached::{DEVICE_PAGES, assert_gone, mapped, unmap};
 use common::{Device, load_from, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::Config;
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::mapping::unmap_mapping_range;
 use mm::space::Access;
+use testkit::emu::Config;
 
 // covers: G3
 #[test]

@@ -10,11 +10,11 @@ use std::thread;
 
 use common::{Device, machine_with, page, space_with, store_to};
 use mm::addr::{PageSize, PfnRange};
-use mm::emu::Config;
 use mm::gup::GupFlags;
 use mm::region::gate::{By, Gate};
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::Access;
+use testkit::emu::Config;
 
 const ROUNDS: usize = if cfg!(miri) { 4 } else { 2_000 };
 

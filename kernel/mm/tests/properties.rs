@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 
 use common::{Device, EmuContext, Space, load_from, page, store_to};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::gup::{GupError, GupFlags};
@@ -21,6 +20,7 @@ use mm::sync::Arc;
 use model::{Area, CPUS, DEVICE_PAGES, LANDMARKS, Model, Op, SPACES, Spot, op};
 use proptest::prelude::*;
 use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
+use testkit::emu::EmuMachine;
 
 struct Rig {
     emu: EmuMachine,

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, Weak};
 use common::{BASE, DEVICE_START, Device, EmuContext, Space, machine, page, space_with, store_to};
 use mm::account::{OverLimit, PinAccount};
 use mm::addr::{PAGE_SIZE, PageSize, PfnRange};
-use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::{Machine, Point};
@@ -17,6 +16,7 @@ use mm::pagemap::MemoryKind;
 use mm::region::gate::{By, Gate};
 use mm::region::{MAX_GRACE_NS, MemoryRegion, Notice, RegionError, RegionOwner, TakeBack, Terms, UseError};
 use mm::space::{Access, SigBusCause};
+use testkit::emu::{EmuMachine, Event};
 
 type Region = MemoryRegion<EmuMachine>;
 

@@ -5,12 +5,12 @@ mod common;
 
 use common::{DEVICE_START, Device, Space, load_from, machine, page, space_with, store_to};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::mapping::{clean_mapping_range, unmap_mapping_range};
 use mm::space::Access;
 use mm::sync::Arc;
+use testkit::emu::EmuMachine;
 
 /// A space of 1024 pages in leaves of 2 MiB, all there, loaded on CPU 0; the device notes stores if `notes`.
 fn huge(notes: bool) -> (EmuMachine, Arc<common::EmuContext>, Arc<Device>, Arc<Space>) {

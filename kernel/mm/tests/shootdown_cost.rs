@@ -6,12 +6,12 @@ mod common;
 use common::cached::{assert_gone, small_pages, unmap};
 use common::{Device, EmuContext, go_idle, load, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::gather::Gather;
 use mm::machine::IrqOff;
 use mm::mapping::unmap_mapping_range;
 use mm::shootdown::Round;
 use mm::space::{Access, AddressSpace};
+use testkit::emu::EmuMachine;
 
 /// Loads of a root and flushes, single and full, since the figures were last reset.
 fn done(emu: &EmuMachine) -> (u64, u64, u64) {

@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
 use common::{Device, EmuContext, Space, go_idle, load, load_from, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::{EmuMachine, Event};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
@@ -19,6 +18,7 @@ use mm::pagemap::MemoryKind;
 use mm::space::{AddressSpace, FaultError};
 use mm::sync::Arc;
 use mm::tlb::{FULL_FLUSH_ABOVE, RING};
+use testkit::emu::{EmuMachine, Event};
 
 // covers: G3
 #[test]

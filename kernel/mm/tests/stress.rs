@@ -11,7 +11,6 @@ use common::{
     Device, EmuContext, Space, go_idle, load, load_from, machine, page, pin, stamp_of, store_to, unpin, wake,
 };
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::{Cached, EmuMachine};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::gup::{GupError, GupFlags};
@@ -20,6 +19,7 @@ use mm::machine::Machine;
 use mm::mapping::unmap_mapping_range;
 use mm::space::{AddressSpace, FaultError};
 use mm::sync::Arc;
+use testkit::emu::{Cached, EmuMachine};
 
 const WORKERS: usize = 4;
 /// Each CPU maps, unmaps and protects its own part of the address range, and uses all of it.

@@ -1,4 +1,4 @@
-//! gup and registrations by two threads, small enough for Miri: `cargo +nightly miri test -p mm --features emu --test
+//! gup and registrations by two threads, small enough for Miri: `cargo +nightly miri test -p mm --test
 //! threads_gup`. Plain tests, too.
 #![cfg(not(loom))]
 

@@ -1,5 +1,5 @@
 //! Page metadata by two threads, small enough for Miri, which sees a use of what was freed wherever it is:
-//! `cargo +nightly miri test -p mm --features emu --test threads_meta`. Plain tests, too.
+//! `cargo +nightly miri test -p mm --test threads_meta`. Plain tests, too.
 #![cfg(not(loom))]
 
 use std::sync::Arc;

@@ -9,9 +9,9 @@ use std::thread;
 use common::gup_rig::FAST;
 use common::{Device, machine_with, page, pin, space_with, store_to, unpin};
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::Config;
 use mm::entry::Prot;
 use mm::gup::GupFlags;
+use testkit::emu::Config;
 
 /// Unmaps, each with a shootdown, against twice as many pins.
 const ROUNDS: u64 = if cfg!(miri) { 1 } else { 100 };

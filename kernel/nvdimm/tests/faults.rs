@@ -14,13 +14,13 @@ use dax::device::DataCache;
 use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step as RemovalStep};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::context::MmContext;
-use mm::emu::EmuMachine;
 use mm::entry::Prot;
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
 use mm::space::{Access, AddressSpace, VmOps};
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
 use nvdimm::pmem::{AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
+use testkit::emu::EmuMachine;
 
 thread_local! {
     /// Allocations until one fails; 0 while none is to.
@@ -91,7 +91,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mm = mm::emu::context(2);
+        let mm = testkit::emu::context(2);
         let driver = PmemDriver::new(&mm, Arc::new(Host(Arc::clone(&mm.ledger))), DataCache::Coherent);
         let frames = |start, nr| PfnRange::new(Pfn::new(start), nr).unwrap();
         Self { mm, driver, ranges: [frames(0x10_0000, 64), frames(0x20_0000, 64)] }

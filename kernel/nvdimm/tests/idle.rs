@@ -12,11 +12,11 @@ use dax::device::DataCache;
 use dax::removal::{Facts, Method, RemovalWatch, StepRecord};
 use mm::addr::{Pfn, PfnRange};
 use mm::context::MmContext;
-use mm::emu::{EmuMachine, Stats};
 use mm::machine::IrqOff;
 use mm::pagemap::MemoryKind;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
 use nvdimm::pmem::{Config, PmemDriver};
+use testkit::emu::{EmuMachine, Stats};
 
 thread_local! {
     /// Allocations of this thread, and their bytes.

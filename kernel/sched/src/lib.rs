@@ -7,8 +7,6 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(feature = "mutants")]
-extern crate std;
 
 pub mod mutant;
 pub mod queue;

@@ -157,7 +157,7 @@ impl<M: Machine> RemovalWatch<M> for () {}
 /// use dax::device::{DataCache, alloc_dax};
 /// use dax::removal::{Method, Problem, RemovalEnv, Step, Target, remove};
 /// use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtAddr};
-/// use mm::emu::{self, EmuMachine, Frames, Task};
+/// use testkit::emu::{self, EmuMachine, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::space::{AddressSpace, VmOps};
 ///

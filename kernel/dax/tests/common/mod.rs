@@ -9,13 +9,13 @@ use dax::kill::{KillReport, Phase};
 use dax::removal::{Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
 use mm::context::MmContext;
-use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::IrqOff;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{Access, AddressSpace, FaultError, MapError, VmOps};
+use testkit::emu::{self, EmuMachine};
 
 /// The machine of the emulated machine.
 pub type EmuContext = MmContext<EmuMachine>;

@@ -4,7 +4,7 @@
 
 #![no_main]
 
-use fs::damage::{check_image, reseal, sample};
+use testkit::damage::{check_image, reseal, sample};
 use libfuzzer_sys::fuzz_target;
 use std::sync::OnceLock;
 

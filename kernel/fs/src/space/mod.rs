@@ -10,7 +10,7 @@ use crate::error::FsError;
 use crate::format::{
     BLOCK_SIZE, DESC_MAGIC, GIANT_BLOCKS, GROUP_BLOCKS, HUGE_BLOCKS, RawDesc, crc_of, is_sealed, seal, view,
 };
-use crate::layout::{DESCS_PER_BLOCK, Layout};
+use crate::layout::Layout;
 use crate::tx::{BlockKind, Bytes, Store, Tx};
 
 /// Groups in 1 GiB.
@@ -114,7 +114,7 @@ impl Bits<'_> {
 impl Store {
     /// The descriptor of a group, as this operation sees it.
     pub(crate) fn desc(&self, tx: &mut Tx, group: u64) -> Result<RawDesc, FsError> {
-        let (block, at) = place(&self.layout, group);
+        let (block, at) = self.layout.desc_place(group);
         let bytes = self.image(tx, block, BlockKind::Descs)?;
         let bytes = &bytes[at..at + size_of::<RawDesc>()];
         let desc: RawDesc = view(bytes, "group descriptor", group)?;
@@ -126,7 +126,7 @@ impl Store {
     }
 
     fn set_desc(&self, tx: &mut Tx, group: u64, mut desc: RawDesc) -> Result<(), FsError> {
-        let (block, at) = place(&self.layout, group);
+        let (block, at) = self.layout.desc_place(group);
         let bytes = self.image(tx, block, BlockKind::Descs)?;
         seal(desc.as_mut_bytes(), group);
         bytes[at..at + size_of::<RawDesc>()].copy_from_slice(desc.as_bytes());
@@ -303,12 +303,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Block and offset of a group's descriptor.
-pub(crate) fn place(layout: &Layout, group: u64) -> (u64, usize) {
-    let at = (group % DESCS_PER_BLOCK) as usize * size_of::<RawDesc>();
-    (layout.desc_start + group / DESCS_PER_BLOCK, at)
 }
 
 /// The descriptor of a group in which nothing is in use but what is fixed.

@@ -9,8 +9,8 @@ use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, Kind};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::pmem::Pmem;
-use fs::sim::{Random, SimPmem};
 use fs::volume::Volume;
+use testkit::sim::{Random, SimPmem};
 
 /// A memory with a file system on it. The checker runs over it when the test is done, unless it has failed.
 pub struct Medium(Arc<SimPmem>);

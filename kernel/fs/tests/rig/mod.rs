@@ -15,16 +15,16 @@ use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
 use fs::mounted::{Host, Mounted, Source};
 use fs::pmem::Pmem;
-use fs::sim::SimPmem;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange, VirtAddr, VirtRange};
 use mm::context::MmContext;
-use mm::emu::{self, EmuMachine};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::ledger::Snapshot;
 use mm::machine::{IrqOff, Machine};
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, SigBusCause};
+use testkit::emu::{self, EmuMachine};
+use testkit::sim::SimPmem;
 
 pub type EmuContext = MmContext<EmuMachine>;
 pub type Space = AddressSpace<EmuMachine>;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use dax::device::DaxDevice;
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::pagemap::MemoryKind;
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
 use proptest::prelude::*;
+use testkit::emu::EmuMachine;
 
 use crate::rig::EmuContext;
 

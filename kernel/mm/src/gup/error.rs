@@ -2,9 +2,9 @@
 
 use core::fmt;
 
+use crate::access::SigBusCause;
 use crate::account::OverLimit;
 use crate::addr::VirtAddr;
-use crate::vma::SigBusCause;
 
 /// Why nothing was pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

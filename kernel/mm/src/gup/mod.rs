@@ -191,7 +191,7 @@ pub fn get_user_pages_fast<M: Machine, S: PinSink>(
 ///
 /// ```
 /// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::gup::{GupFlags, PageArray, pin_user_pages_fast, unpin};
 /// use mm::space::AddressSpace;

@@ -166,7 +166,7 @@ impl fmt::Display for LiveFolio {
 ///
 /// ```
 /// use mm::addr::{PageSize, Pfn};
-/// use mm::emu::{self, Frames};
+/// use testkit::emu::{self, Frames};
 /// use mm::meta::{MetaError, Owner};
 ///
 /// let mm = emu::context(1);

@@ -256,7 +256,7 @@ impl<M: Machine> Regions<M> {
 /// ```
 /// use std::sync::{Arc, Weak};
 /// use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
-/// use mm::emu::{self, Frames, Task};
+/// use testkit::emu::{self, Frames, Task};
 /// use mm::entry::Prot;
 /// use mm::gup::GupFlags;
 /// use mm::region::{MemoryRegion, Notice, RegionOwner, Terms, UseError};

@@ -30,7 +30,7 @@ pub use self::checked::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteG
 mod checked;
 #[cfg(loom)]
 mod counted;
-#[cfg(any(loom, shuttle, feature = "emu"))]
+#[cfg(any(loom, shuttle, feature = "hosted"))]
 pub mod model;
 #[cfg(shuttle)]
 mod sampled;

@@ -1,9 +1,9 @@
 //! What the tests of shootdowns share: spaces that every CPU has in its TLB.
 
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::EmuMachine;
 use mm::space::FaultError;
 use mm::sync::Arc;
+use testkit::emu::EmuMachine;
 
 use super::{Device, EmuContext, Space, load_from, machine, page, space_with, store_to};
 

@@ -4,10 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 use mm::addr::{PAGE_SIZE, PageSize};
-use mm::emu::{Background, EmuMachine, Event};
 use mm::gup::GupFlags;
 use mm::machine::Point;
 use mm::sync::Arc;
+use testkit::emu::{Background, EmuMachine, Event};
 
 use super::{Device, EmuContext, Space, counts, machine, page, space_with, store_to};
 

@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::context::MmContext;
-use mm::emu::{self, Config, EmuMachine, Fault};
 use mm::entry::Prot;
 use mm::gup::{self, GupError, GupFlags, RangeArray};
 use mm::machine::{CpuId, IrqOff, Machine};
@@ -19,6 +18,7 @@ use mm::meta::MetaStore;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use mm::sync::{Arc, RwLock};
+use testkit::emu::{self, Config, EmuMachine, Fault};
 
 /// The machine of the emulated machine.
 pub type EmuContext = MmContext<EmuMachine>;

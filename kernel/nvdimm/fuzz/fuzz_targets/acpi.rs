@@ -6,7 +6,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use nvdimm::acpi::{PhysMemory, discover};
-use nvdimm::nfit::{Limits, property};
+use nvdimm::nfit::Limits;
+use testkit::nfit::check;
 
 /// Physical memory that begins at `BASE`, with the root pointer in front.
 struct Memory(Vec<u8>);
@@ -60,5 +61,5 @@ fuzz_target!(|bytes: &[u8]| {
     for notice in &info.notices {
         assert!(!format!("{notice}").contains('\n'));
     }
-    property::check(&info.nfits, Limits { phys_bits: 46, ram: &[] });
+    check(&info.nfits, Limits { phys_bits: 46, ram: &[] });
 });

@@ -4,20 +4,20 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nvdimm::nfit::builder::{NfitBuilder, seal};
-use nvdimm::nfit::{ByteRange, Limits, property};
+use nvdimm::nfit::{ByteRange, Limits};
+use testkit::nfit::{NfitBuilder, check, seal};
 
 const RAM: [ByteRange; 2] =
     [ByteRange { base: 0, len_bytes: 2 << 30 }, ByteRange { base: 4 << 30, len_bytes: 1 << 29 }];
 
 fuzz_target!(|bytes: &[u8]| {
     let limits = Limits { phys_bits: 46, ram: &RAM };
-    property::check(&[bytes], limits);
+    check(&[bytes], limits);
 
     let mut sealed = bytes.to_vec();
     seal(&mut sealed);
-    property::check(&[&sealed], limits);
+    check(&[&sealed], limits);
 
     let structures = NfitBuilder::new().bytes(bytes).finish();
-    property::check(&[&structures, &sealed, &structures], limits);
+    check(&[&structures, &sealed, &structures], limits);
 });

@@ -22,15 +22,6 @@ mod ram;
 mod raw;
 mod types;
 
-#[cfg(any(test, feature = "builder"))]
-pub mod builder;
-#[cfg(any(test, feature = "builder"))]
-pub mod property;
-#[cfg(test)]
-mod proptests;
-#[cfg(test)]
-mod tests;
-
 pub use notice::Notice;
 pub use ram::{MAX_RAM_RANGES, RamMap};
 pub use types::{

@@ -161,7 +161,7 @@ pub enum RangeKind {
 
 impl RangeKind {
     /// The kinds, each with its GUID as it lies in memory: the first three groups little-endian.
-    pub(super) const GUIDS: [(Self, [u8; 16]); 8] = [
+    pub const GUIDS: [(Self, [u8; 16]); 8] = [
         (Self::Persistent, guid(0x66f0d379, 0xb4f3, 0x4074, 0xac43_0d3318b78cdb)),
         (Self::Volatile, guid(0x7305944f, 0xfdda, 0x44e3, 0xb16c_3f22d252e5d0)),
         (Self::ControlRegion, guid(0x92f701f6, 0x13b4, 0x405d, 0x910b_299367e8234c)),

@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dax::removal::{Method, RemovalWatch, StepRecord};
 use mm::addr::PageSize;
-use mm::emu::EmuMachine;
 use mm::ledger::Kind;
 use mm::meta::Owner;
 use mm::sync::Mutex;
+use testkit::emu::EmuMachine;
+use testkit::nfit::NfitBuilder;
 
 use super::memory::{FlushError, MediaError, PmemMemory};
 use super::*;
-use crate::nfit::builder::NfitBuilder;
 
 type EmuContext = Arc<MmContext<EmuMachine>>;
 
@@ -133,7 +133,7 @@ struct Bench {
 }
 
 fn bench(cache: DataCache) -> Bench {
-    let mm = mm::emu::context(2);
+    let mm = testkit::emu::context(2);
     let host = Arc::new(Host::default());
     *host.ledger.lock() = Some(Arc::clone(&mm.ledger));
     let driver = PmemDriver::new(&mm, Arc::clone(&host) as Arc<dyn PmemHost>, cache);

@@ -12,13 +12,11 @@
 //! one, so that looking there is looking everywhere. What was acknowledged by then is less at the earlier moment,
 //! which makes the check at the fence the stricter one.
 
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
+use std::collections::BTreeMap;
 
+use fs::error::FsError;
+use fs::pmem::{LINE, Pmem, check_bounds};
 use mm::sync::Mutex;
-
-use crate::error::FsError;
-use crate::pmem::{LINE, Pmem, check_bounds};
 
 /// What was done to the memory.
 #[derive(Clone, Debug)]
@@ -60,7 +58,7 @@ pub struct SimPmem {
 impl SimPmem {
     /// `len` bytes of zeroes.
     pub fn new(len: usize) -> Self {
-        Self::from_bytes(alloc::vec![0; len])
+        Self::from_bytes(vec![0; len])
     }
     /// An image.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
@@ -87,7 +85,7 @@ impl SimPmem {
         }
     }
     fn take_events(&self) -> Vec<Event> {
-        self.inner.lock().log.as_mut().map(core::mem::take).unwrap_or_default()
+        self.inner.lock().log.as_mut().map(std::mem::take).unwrap_or_default()
     }
     /// From now on the bytes `from..to` cannot be read, until they are renewed.
     pub fn break_range(&self, from: u64, to: u64) {

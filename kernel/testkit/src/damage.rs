@@ -1,19 +1,18 @@
 //! Damaged images: what must hold whatever the bytes say. For the tests and the fuzz target.
 
-use alloc::vec::Vec;
-
-use mm::sync::Arc;
-use zerocopy::IntoBytes;
-
-use crate::check::check;
-use crate::error::FsError;
-use crate::format::{
-    ATTR_MAGIC, BLOCK_SIZE, DESC_MAGIC, DIR_MAGIC, EXTENTS_MAGIC, INODE_MAGIC, INODE_SIZE, ROOT_INO, RawDesc, RawInode,
-    RawSuper, STATE_MAGIC, SUPER_MAGIC, crc_of, seal, view,
+use fs::check::check;
+use fs::error::FsError;
+use fs::format::{
+    ATTR_MAGIC, BLOCK_SIZE, DESC_MAGIC, DIR_MAGIC, EXTENTS_MAGIC, INODE_MAGIC, INODE_SIZE, Kind, ROOT_INO, RawDesc,
+    RawInode, RawSuper, STATE_MAGIC, SUPER_MAGIC, crc_of, seal,
 };
-use crate::layout::{Layout, STATE_BLOCK};
-use crate::mount::{MountOptions, mount};
-use crate::pmem::Pmem;
+use fs::layout::{Layout, STATE_BLOCK};
+use fs::mount::{MakeOptions, MountOptions, make, mount};
+use fs::pmem::Pmem;
+use fs::volume::Volume;
+use mm::sync::Arc;
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::sim::SimPmem;
 
 /// Makes the checksums of everything that looks like a structure right, so that damage gets past them.
@@ -30,17 +29,17 @@ pub fn reseal(bytes: &mut [u8]) {
             _ => {}
         }
         for part in bytes.chunks_exact_mut(INODE_SIZE as usize).filter(|part| magic(part) == INODE_MAGIC) {
-            let ino = view::<RawInode>(part, "", 0).map_or(0, |raw| raw.ino.get());
+            let ino = RawInode::read_from_prefix(part).map_or(0, |(raw, _)| raw.ino.get());
             seal(part, ino);
         }
     }
     // Descriptors know their bitmaps, whose place follows from the size alone.
     let Ok(layout) = Layout::plan(nr as u64, None, 0) else { return };
     for group in 0..layout.nr_groups() {
-        let (at, offset) = crate::space::place(&layout, group);
+        let (at, offset) = layout.desc_place(group);
         let at = (at * BLOCK_SIZE) as usize + offset;
         let bitmap = ((layout.bitmap_start + group) * BLOCK_SIZE) as usize;
-        let Ok(mut desc) = view::<RawDesc>(&bytes[at..], "", 0) else { return };
+        let Ok((mut desc, _)) = RawDesc::read_from_prefix(&bytes[at..]) else { return };
         if desc.magic.get() == DESC_MAGIC {
             desc.bitmap_crc = crc_of(&bytes[bitmap..bitmap + block], group).into();
             seal(desc.as_mut_bytes(), group);
@@ -72,15 +71,13 @@ pub fn check_image(bytes: &[u8]) {
 }
 
 /// Looks at everything and changes a little of each kind; stops at the first error of a change.
-fn use_all(volume: &mut crate::volume::Volume) -> Result<(), FsError> {
+fn use_all(volume: &mut Volume) -> Result<(), FsError> {
     let mut to_do = Vec::from([(ROOT_INO, 0)]);
     let mut files = Vec::new();
     while let Some((dir, depth)) = to_do.pop() {
         for entry in volume.readdir(dir).unwrap_or_default() {
             match volume.stat(entry.ino) {
-                Ok(stat) if stat.kind == crate::format::Kind::Directory && depth < 4 => {
-                    to_do.push((entry.ino, depth + 1))
-                }
+                Ok(stat) if stat.kind == Kind::Directory && depth < 4 => to_do.push((entry.ino, depth + 1)),
                 Ok(_) => files.push(entry.ino),
                 Err(_) => {}
             }
@@ -116,7 +113,7 @@ pub fn sample() -> Vec<u8> {
     let sim = Arc::new(SimPmem::new(256 * BLOCK_SIZE as usize));
     let pmem: Arc<dyn Pmem> = sim.clone();
     let made = || -> Result<(), FsError> {
-        crate::mount::make(&pmem, &crate::mount::MakeOptions::default())?;
+        make(&pmem, &MakeOptions::default())?;
         let mut volume = mount(&pmem, &MountOptions::default())?;
         let dir = volume.mkdir(ROOT_INO, b"directory")?;
         for nr in 0..4_u8 {

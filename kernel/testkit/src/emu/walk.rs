@@ -4,10 +4,10 @@ use core::fmt;
 
 use super::EmuMachine;
 use super::cpu::{Caches, PathEntry, TlbEntry, shift};
-use crate::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, VirtAddr};
-use crate::entry::Entry;
-use crate::machine::{CpuId, Machine};
-use crate::sync::{AtomicU64, Ordering};
+use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use mm::entry::Entry;
+use mm::machine::{CpuId, Machine};
+use mm::sync::{AtomicU64, Ordering};
 
 /// A page fault, as the error code and CR2 tell it (SDM vol. 3A §4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,5 @@
 //! Faults of what the structures say: ranges, devices, capabilities.
 
-use alloc::format;
-
 use super::*;
 
 /// The table of QEMU 7.2 with OVMF for NVDIMMs of 1 GiB (slot 0, with a label area) and 64 MiB (slot 1), read out of
@@ -10,7 +8,7 @@ use super::*;
 fn the_table_of_a_real_machine_is_read_without_a_word() {
     let table = include_bytes!("qemu-7.2-two-nvdimms.bin");
     let ram = [ByteRange { base: 0, len_bytes: 256 * MIB }];
-    let nfit = property::check(&[table], Limits { phys_bits: 40, ram: &ram });
+    let nfit = check(&[table], Limits { phys_bits: 40, ram: &ram });
     assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
     let mut found = nfit.ranges.iter().map(|range| {
         assert_eq!(range.attributes, MemoryAttributes::WB | MemoryAttributes::NV);
@@ -58,7 +56,7 @@ fn a_range_above_the_physical_limit_is_refused() {
 #[test]
 fn the_physical_limit_is_never_above_52_bits() {
     let table = NfitBuilder::new().persistent(1, 1 << 52, 0x1000).finish();
-    let nfit = property::check(&[&table], Limits { phys_bits: u8::MAX, ram: &[] });
+    let nfit = check(&[&table], Limits { phys_bits: u8::MAX, ram: &[] });
     assert_eq!(keys(&nfit), ["range_above_limit"]);
 }
 
@@ -87,7 +85,7 @@ fn a_range_that_overlaps_an_earlier_one_is_refused_across_tables_too() {
     assert_both_survive(&nfit);
     assert_eq!(only_line(&nfit), "range 5 (0x23fffffff + 0x40000000 bytes) overlaps range 1; not used");
     let table = NfitBuilder::new().persistent(1, 8 * GIB, GIB).finish();
-    let nfit = property::check(&[&table, &table], LIMITS);
+    let nfit = check(&[&table, &table], LIMITS);
     assert_eq!(bases(&nfit), [8 * GIB]);
     assert_eq!(keys(&nfit), ["range_overlaps_range"]);
 }

@@ -1,8 +1,5 @@
 //! Faults of the table and of its structures.
 
-use alloc::{format, vec};
-
-use super::super::builder::{seal, spoil};
 use super::*;
 
 #[test]
@@ -15,7 +12,7 @@ fn a_sound_table_gives_ranges_devices_and_no_notice() {
         .platform(1, PlatformCapabilities::CACHE_FLUSH)
         .persistent(8, 16 * GIB, 6 << 40)
         .finish();
-    let nfit = property::check(&[&table], Limits { phys_bits: 46, ram: &RAM });
+    let nfit = check(&[&table], Limits { phys_bits: 46, ram: &RAM });
     assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
     assert_eq!(nfit.ranges.len(), 2);
     let range = nfit.ranges[0];
@@ -34,7 +31,7 @@ fn a_sound_table_gives_ranges_devices_and_no_notice() {
 
 #[test]
 fn no_table_gives_nothing() {
-    let nfit = property::check(&[], LIMITS);
+    let nfit = check(&[], LIMITS);
     assert!(nfit.ranges.is_empty() && nfit.notices.is_empty());
 }
 
@@ -44,7 +41,7 @@ fn a_table_with_a_bad_checksum_is_refused_and_the_next_one_read() {
     spoil(&mut bad);
     assert_eq!(only_line(&read(&bad)), "table has a bad checksum: its bytes add up to 0x01, not to 0; table not used");
     let good = NfitBuilder::new().persistent(1, 16 * GIB, GIB).finish();
-    let nfit = property::check(&[&bad, &good], LIMITS);
+    let nfit = check(&[&bad, &good], LIMITS);
     assert_eq!(bases(&nfit), [16 * GIB]);
     assert_eq!(keys(&nfit), ["bad_checksum"]);
 }
@@ -154,7 +151,7 @@ fn a_structure_of_unknown_type_is_skipped() {
 fn a_longer_range_structure_of_a_later_revision_is_read() {
     // ACPI 6.4 appended a location cookie to the range structure.
     let whole = NfitBuilder::new().persistent(3, 8 * GIB, GIB).finish();
-    let mut body = whole[raw::FIRST_STRUCTURE + 4..].to_vec();
+    let mut body = whole[FIRST_STRUCTURE + 4..].to_vec();
     body.extend_from_slice(&[0x55; 8]);
     let nfit = read(&around(|table| table.raw(0, 64, &body)));
     // It lies on top of the first range, which shows that it was read.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::EmuMachine;
-use crate::machine::{CpuId, Machine, Point};
+use mm::machine::{CpuId, Machine, Point};
 
 /// What a CPU does, as seen by a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

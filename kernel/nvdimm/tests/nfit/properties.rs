@@ -1,10 +1,7 @@
 //! Properties over arbitrary, damaged and sound tables.
 
-use alloc::vec::Vec;
-
 use proptest::prelude::*;
 
-use super::builder::{NfitBuilder, seal};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -39,7 +36,7 @@ fn arbitrary_table() -> impl Strategy<Value = Vec<u8>> {
         let whole = structures
             .into_iter()
             .map(|one| one.finish())
-            .fold(NfitBuilder::new(), |all, one| all.bytes(&one[raw::FIRST_STRUCTURE..]));
+            .fold(NfitBuilder::new(), |all, one| all.bytes(&one[FIRST_STRUCTURE..]));
         whole.finish()
     })
 }
@@ -54,15 +51,15 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..600), bits in any::<u8>()) {
-        property::check(&[&bytes], Limits { phys_bits: bits, ram: &RAM });
+        check(&[&bytes], Limits { phys_bits: bits, ram: &RAM });
     }
 
     #[test]
     fn arbitrary_structures(
         table in arbitrary_table(), ram in arbitrary_ram(), bits in any::<u8>()
     ) {
-        property::check(&[&table], Limits { phys_bits: bits, ram: &ram });
-        property::check(&[&table, &table], Limits { phys_bits: bits, ram: &[] });
+        check(&[&table], Limits { phys_bits: bits, ram: &ram });
+        check(&[&table, &table], Limits { phys_bits: bits, ram: &[] });
     }
 
     /// Bytes changed after the fact, with the checksum made right again so that the parser gets to see them.
@@ -85,7 +82,7 @@ proptest! {
             }
         }
         seal(&mut table);
-        property::check(&[&table], LIMITS);
+        check(&[&table], LIMITS);
     }
 
     /// A sound table comes back as it was built, without a word.
@@ -104,7 +101,7 @@ proptest! {
             wanted.push((base, len, index, serial));
         }
         let table = builder.finish();
-        let nfit = property::check(&[&table], Limits { phys_bits: 46, ram: &RAM });
+        let nfit = check(&[&table], Limits { phys_bits: 46, ram: &RAM });
         prop_assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
         let mut got = Vec::new();
         for range in &nfit.ranges {

@@ -1,13 +1,14 @@
-//! One test for each fault of the module's table.
+//! The parser of NFITs: one test for each fault of its table of faults, and properties.
 
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-
+mod properties;
 mod ranges;
 mod structures;
 
-use super::builder::NfitBuilder;
-use super::*;
+use nvdimm::nfit::{
+    ByteRange, DeviceFlags, DeviceHandle, Guid, Limits, MAX_DEVICES, MAX_NOTICES, MAX_RANGES, MemoryAttributes, Nfit,
+    Notice, OtherStructures, PAGE_BYTES, PlatformCapabilities, RangeKind,
+};
+use testkit::nfit::{FIRST_STRUCTURE, NfitBuilder, check, seal, spoil};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -16,7 +17,7 @@ const RAM: [ByteRange; 2] =
 const LIMITS: Limits<'static> = Limits { phys_bits: 40, ram: &RAM };
 
 fn read(table: &[u8]) -> Nfit {
-    property::check(&[table], LIMITS)
+    check(&[table], LIMITS)
 }
 
 fn keys(nfit: &Nfit) -> Vec<&'static str> {

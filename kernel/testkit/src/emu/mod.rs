@@ -45,10 +45,10 @@ use self::memory::Memory;
 pub use self::run::Background;
 pub use self::small::{Frames, Task, context, context_on};
 pub use self::walk::{Cached, Fault};
-use crate::addr::{Pfn, PhysAddr, VirtAddr};
-use crate::lock_check;
-use crate::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
-use crate::sync::AtomicU64 as LiveEntry;
+use mm::addr::{Pfn, PhysAddr, VirtAddr};
+use mm::lock_check;
+use mm::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
+use mm::sync::AtomicU64 as LiveEntry;
 
 /// What the interrupt handler of a shootdown does; runs on the target CPU with interrupts off.
 type IpiHandler = Box<dyn Fn() + Send + Sync>;

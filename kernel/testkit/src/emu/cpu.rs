@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::addr::{PAGE_SHIFT, PageSize, Pfn, VirtAddr};
-use crate::entry::Entry;
+use mm::addr::{PAGE_SHIFT, PageSize, Pfn, VirtAddr};
+use mm::entry::Entry;
 
 /// log2 of the bytes that one entry of a table of `level` covers.
 pub(super) const fn shift(level: u8) -> u32 {

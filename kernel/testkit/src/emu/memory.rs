@@ -4,9 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::addr::{ENTRIES, PageSize, Pfn};
-use crate::entry::{Entry, Prot};
-use crate::sync::{AtomicU64, Ordering};
+use mm::addr::{ENTRIES, PageSize, Pfn};
+use mm::entry::{Entry, Prot};
+use mm::sync::{AtomicU64, Ordering};
 
 /// First frame of the slab of table pages. Low, so that device frames of a test are never table pages.
 const FIRST_TABLE: u64 = 0x100;

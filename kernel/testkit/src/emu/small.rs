@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{Config, EmuMachine, Fault};
-use crate::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
-use crate::context::MmContext;
-use crate::machine::{CpuId, IrqOff};
-use crate::mapping::Mapping;
-use crate::pagemap::{DevPagemap, MemoryKind};
-use crate::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
+use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
+use mm::context::MmContext;
+use mm::machine::{CpuId, IrqOff};
+use mm::mapping::Mapping;
+use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 
 /// Faults of one access after which it is taken to fault for ever.
 const MAX_FAULTS: usize = 4;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use super::{EmuMachine, Event};
-use crate::machine::{CpuId, Machine};
+use mm::machine::{CpuId, Machine};
 
 /// Waits in a row after which a CPU is taken to be waiting for ever. Each lets every other thread run.
 const MAX_WAITS: u64 = 5_000_000;

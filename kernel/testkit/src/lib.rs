@@ -1,0 +1,22 @@
+//! What the tests are made with, and no product has.
+//!
+//! | module | feature | what it is |
+//! |---|---|---|
+//! | `emu` | `emu` | a machine whose CPUs keep stale translations until they are flushed |
+//! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
+//! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
+//! | `nfit` | `nfit` | NFITs, and what must hold whatever a table says |
+//!
+//! Packages name this one as a dev-dependency, with the features that their tests need: so that the tests of `mm`, say, do
+//! not wait for the file system to be built.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "sim")]
+pub mod damage;
+// A checker's atomics would make its threads the checker's: the models have a small machine of their own.
+#[cfg(all(feature = "emu", not(any(loom, shuttle))))]
+pub mod emu;
+#[cfg(feature = "nfit")]
+pub mod nfit;
+#[cfg(feature = "sim")]
+pub mod sim;
