@@ -302,11 +302,17 @@ fn a_report_is_copied_as_a_whole_or_not_at_all() {
     let tasks = tasks(&mm, &attached, 3);
     let mut env = Env { fail: vec!["release"], ..Env::default() };
     env.tasks = tasks.iter().map(|task| (task.space().id(), 7, "somebody")).collect();
+    let account = mm.pins.open_account("task", 16);
+    let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
+    let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+    let register = || MemoryRegion::register(tasks[0].space(), page(1), 2, &terms, Arc::downgrade(&owner));
+    let region = emu.on_cpu(1, register).unwrap();
     let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut env));
     assert_eq!((report.users.len(), report.tasks.len(), report.problems().count()), (2, 2, 1));
+    assert_eq!(report.registrations.len(), 1);
     // The lists of holders, folios, pins, steps, users, tasks and registrations; the facts of each step; the names of the
-    // device, of two users and of two tasks, and a problem.
-    let needed = 7 + Step::ALL.len() as u64 + 5 + 1;
+    // device, of two users and of two tasks, and a problem; last, the owner of a registration.
+    let needed = 7 + Step::ALL.len() as u64 + 5 + 1 + 1;
     for growths in 0..needed + 2 {
         emu.limit_growth(growths);
         let copy = report.try_clone(&emu);
@@ -314,5 +320,5 @@ fn a_report_is_copied_as_a_whole_or_not_at_all() {
         assert_eq!(copy.is_some(), growths >= needed, "{growths} growths");
         assert!(copy.is_none_or(|copy| copy == report));
     }
-    drop(tasks);
+    drop((region, tasks));
 }
