@@ -288,15 +288,34 @@ fn a_block_goes_as_a_whole() {
         rig.store.put_block(Pfn::new(first))
     };
     for first in [0, B2] {
-        assert!(fill(first, KIB4) && rig.live().is_empty());
-        assert!(fill(first, MIB2) && rig.live().is_empty());
+        assert!(fill(first, KIB4));
+        rig.assert_idle();
+        assert!(fill(first, MIB2));
+        rig.assert_idle();
     }
-    rig.assert_idle();
     // One page that somebody else holds too: nothing is done.
     rig.store.get_or_create(Pfn::new(9), KIB4, owner(9), 1).expect("in the device");
     assert!(!fill(0, KIB4));
     assert_eq!(rig.live().len() as u64, B2);
     rig.store.put_run(Pfn::new(0), B2, KIB4);
     rig.store.put(Pfn::new(9), 1);
+    rig.assert_idle();
+}
+
+/// Somebody who has ended a life of a page in it, and has not come to the lock, will look for the block.
+/// covers: G8
+#[test]
+fn a_block_stays_for_who_has_yet_to_come_to_the_lock() {
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0, 2 * B2)]);
+    let block = rig.store.get_or_create_run(Pfn::new(0), B2, KIB4, KIB4, owner(0)).expect("in the device");
+    assert_eq!(block.nr_pages, B2);
+    assert!(page(&rig, Pfn::new(7)).sub::<false>(1).is_err());
+    rig.store.get_or_create(Pfn::new(7), KIB4, owner(7), 1).expect("alive again");
+    assert!(!rig.store.put_block(Pfn::new(0)), "nothing is done");
+    assert_eq!(rig.live().len() as u64, B2);
+    rig.store.put_run(Pfn::new(0), B2, KIB4);
+    assert_ne!(rig.ledger.count(Kind::MetadataBytes), 0);
+    rig.store.retire(Pfn::new(7), KIB4);
     rig.assert_idle();
 }
