@@ -302,20 +302,30 @@ fn a_block_goes_as_a_whole() {
     rig.assert_idle();
 }
 
-/// Somebody who has ended a life of a page in it, and has not come to the lock, will look for the block.
+/// Who has ended a life of a page in it, and has not come to the lock, will look for the block.
 /// covers: G8
 #[test]
-fn a_block_stays_for_who_has_yet_to_come_to_the_lock() {
+fn a_block_stays_for_all_who_have_yet_to_come_to_the_lock() {
     let rig = Rig::new();
     rig.device(MemoryKind::DevDax, &[range(0, 2 * B2)]);
-    let block = rig.store.get_or_create_run(Pfn::new(0), B2, KIB4, KIB4, owner(0)).expect("in the device");
-    assert_eq!(block.nr_pages, B2);
-    assert!(page(&rig, Pfn::new(7)).sub::<false>(1).is_err());
-    rig.store.get_or_create(Pfn::new(7), KIB4, owner(7), 1).expect("alive again");
+    let fill = || {
+        let run = rig.store.get_or_create_run(Pfn::new(0), B2, KIB4, KIB4, owner(0)).expect("in the device");
+        assert_eq!(run.nr_pages, B2);
+    };
+    fill();
+    for _ in 0..2 {
+        assert!(page(&rig, Pfn::new(7)).sub::<false>(1).is_err());
+        rig.store.get_or_create(Pfn::new(7), KIB4, owner(7), 1).expect("alive again");
+    }
     assert!(!rig.store.put_block(Pfn::new(0)), "nothing is done");
     assert_eq!(rig.live().len() as u64, B2);
-    rig.store.put_run(Pfn::new(0), B2, KIB4);
-    assert_ne!(rig.ledger.count(Kind::MetadataBytes), 0);
     rig.store.retire(Pfn::new(7), KIB4);
+    rig.store.put_run(Pfn::new(0), B2, KIB4);
+    assert_ne!(rig.ledger.count(Kind::MetadataBytes), 0, "one has yet to come");
+    rig.store.retire(Pfn::new(7), KIB4);
+    rig.assert_idle();
+    // And nothing is remembered of them.
+    fill();
+    assert!(rig.store.put_block(Pfn::new(0)));
     rig.assert_idle();
 }
