@@ -308,6 +308,7 @@ fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
     assert_eq!(device.map.poisoned(), [pfn]);
     let report = fs.last_notification().unwrap();
     assert_eq!((report.mappings, report.told, report.poisoned, report.shutdown), (2, 1, 1, None));
+    assert_eq!(report.errors, [], "every inode can be loaded");
     let lost: Vec<_> = device.kernel.lost.lock().unwrap().clone();
     assert_eq!(lost, [(tasks[1].space.id(), page(2).as_u64(), PAGE_SIZE, SigBusCause::Poisoned)]);
     // Both find it out when they touch it; the pages beside it go on.
@@ -316,6 +317,25 @@ fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
         assert!(task.store(1, 1).is_ok());
     }
     fs.write(&cx(), &file, 0, b"the file system goes on").unwrap();
+}
+
+/// Of a range that reaches into a file's run and out of it, the pages inside.
+/// covers: N10 P1
+#[test]
+fn each_page_of_a_range_that_failed_is_marked() {
+    let (_emu, mm) = rig(1);
+    let device = Device::new(&mm, "pmem0", START, 2048);
+    let fs = device.mount().unwrap();
+    let file = fs.create(&cx(), "a", true).unwrap();
+    fs.write(&cx(), &file, 0, &vec![1; (8 * PAGE_SIZE) as usize]).unwrap();
+    let task = Task::with(&mm, 0, &file, 8);
+    task.store(5, 2).unwrap();
+    let offset = offset_of(&device, &task, 5);
+    assert_eq!(tell(device.live.device(), offset, 3 * PAGE_SIZE, MEDIA), Ok(()));
+    let first = START + offset / PAGE_SIZE;
+    assert_eq!(device.map.poisoned(), [0, 1, 2].map(|nr| Pfn::new(first + nr)));
+    let report = fs.last_notification().unwrap();
+    assert_eq!((report.poisoned, &report.errors[..]), (3, &[][..]));
 }
 
 /// covers: N13

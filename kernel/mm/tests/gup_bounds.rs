@@ -75,6 +75,23 @@ fn plain_pins_of_one_huge_leaf_past_the_limit_of_its_count_are_a_refused_request
     });
 }
 
+// covers: G8
+#[test]
+fn small_pages_before_one_without_room_are_pinned_and_none_behind_it() {
+    let rig = rig(24, PageSize::Size4K);
+    let full = rig.device.pfn(11);
+    rig.mm.meta.with_page(full, |page| page.try_get(MAX_REFS - 1)).expect("live").expect("room");
+    rig.emu.on_cpu(0, || {
+        // Whole groups of entries, and some that are left over at the end.
+        let runs = pin(&rig.space, BASE, 21, GupFlags::WRITE).expect("the part that can be had");
+        let pinned = (0..24).filter(|&nr| counts(&rig.mm.meta, rig.device.pfn(nr)).1 != 0);
+        assert_eq!(pinned.collect::<Vec<_>>(), (0..11).collect::<Vec<_>>());
+        assert_eq!(runs.iter().map(|run| run.nr_pages()).sum::<u64>(), 11);
+        unpin(&rig.mm, &runs);
+    });
+    rig.mm.meta.put(full, MAX_REFS - 1);
+}
+
 // covers: G5, G8
 #[test]
 fn a_full_count_behind_a_part_that_was_pinned_gives_the_part() {
@@ -232,6 +249,15 @@ fn interrupts_are_off_for_a_bounded_number_of_steps() {
         );
         gup::unpin(&large.mm, large.device.pfn(0), NR);
         gup::unpin(&large.mm, large.device.pfn(7), NR - 7);
+    });
+    // More of them than there may be steps.
+    let (nr, by) = (IRQS_OFF_STEPS + 88, PageSize::Size2M.nr_pages());
+    let many = rig(nr * by, PageSize::Size2M);
+    many.emu.on_cpu(0, || {
+        let mut sink = Probe::<false>::new(&many);
+        assert_eq!(gup::pin_user_pages_fast(&many.space, page(0), nr * by, FAST, &mut sink), Ok(nr * by));
+        assert_eq!(sink.most, IRQS_OFF_STEPS, "leaves at once");
+        gup::unpin(&many.mm, many.device.pfn(0), nr * by);
     });
 }
 

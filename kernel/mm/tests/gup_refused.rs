@@ -106,6 +106,31 @@ fn a_long_term_pin_that_could_not_be_taken_back_is_refused_on_every_path() {
     assert_eq!(pin(&space, page(0), 4, GupFlags::WRITE).map(|runs| runs.len()), Ok(2), "a transient pin may");
 }
 
+// covers: L2, L3
+#[test]
+fn a_long_term_pin_is_refused_through_small_leaves_over_one_large_folio() {
+    let (emu, mm) = machine(1);
+    let file = Device::new(&mm, DEVICE_START, 1024, MemoryKind::FsDax, PageSize::Size2M);
+    let space = space_with(&mm, &file, 1024, &[0]);
+    store_to(&space, &emu, page(0), 1).unwrap();
+    // A hole leaves small leaves over the folio.
+    emu.on_cpu(0, || {
+        let mut gather = mm::gather::Gather::new(&mm);
+        mm::mapping::unmap_mapping_range(&file.mapping, 5, 1, &mut gather);
+        gather.finish();
+    });
+    emu.on_cpu(0, || {
+        let long = FAST | GupFlags::WRITE | GupFlags::LONGTERM;
+        for (first, nr) in [(0, 1), (0, 3), (9, 100)] {
+            assert!(pin(&space, page(first), nr, long).is_err(), "{nr} from {first}");
+            assert_eq!(mm.meta.totals().pins, 0);
+            let runs = pin(&space, page(first), nr, FAST | GupFlags::WRITE).unwrap();
+            assert_eq!(runs[0].nr_pages(), nr, "a transient pin may");
+            mm::gup::unpin(&mm, runs[0].start(), nr);
+        }
+    });
+}
+
 // covers: L4
 #[test]
 fn no_room_for_a_result_is_an_invalid_argument_before_anything_else() {

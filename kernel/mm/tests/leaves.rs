@@ -9,7 +9,7 @@ use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
-use mm::mapping::unmap_mapping_range;
+use mm::mapping::{unmap_leftovers, unmap_mapping_range};
 use mm::space::Access;
 use testkit::emu::Config;
 
@@ -141,4 +141,35 @@ fn five_levels_and_machines_without_huge_leaves_work_alike() {
         unmap(&space, 0, 1 << 18);
         assert_eq!(emu.live_tables(), 1);
     }
+}
+
+/// Of three VMAs in one page table, and one of whole blocks, those in which something is installed are told.
+// covers: R5
+#[test]
+fn what_others_have_left_is_found_by_its_leaves() {
+    let (emu, mm) = machine(1);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size4K);
+    let space = space_with(&mm, &device, 100, &[0]);
+    let vmas = [(0, 100), (200, 100), (400, 700), (2048, 1024)];
+    for (first, nr_pages) in &vmas[1..] {
+        space.map(page(*first), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), *first).unwrap();
+    }
+    let left = || {
+        let (mut gather, mut found) = (Gather::new(&mm), Vec::new());
+        unmap_leftovers(&device.mapping, &mut gather, &mut |unmapped| found.push(unmapped.range.start()));
+        (found, gather.finish().entries_visited)
+    };
+    let store = |nr| emu.on_cpu(0, || store_to(&space, &emu, page(nr), 3).unwrap());
+    emu.on_cpu(0, || {
+        let (found, looks) = left();
+        assert_eq!((found, looks), (vec![], 4), "of a space without tables one entry for each VMA");
+    });
+    for (nr, vma) in [(299, 1), (0, 0), (400, 2), (400 + 699, 2), (2048 + 600, 3), (99, 0)] {
+        store(nr);
+        emu.on_cpu(0, || assert_eq!(left().0, [page(vmas[vma].0)], "page {nr}"));
+        assert!(space.translate(page(nr)).is_none(), "page {nr}");
+    }
+    [0, 299, 3000].map(store);
+    emu.on_cpu(0, || assert_eq!(left().0, [0, 1, 3].map(|vma: usize| page(vmas[vma].0))));
+    emu.on_cpu(0, || assert_eq!(left().0, []));
 }

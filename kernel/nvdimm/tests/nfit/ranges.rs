@@ -24,6 +24,14 @@ fn the_table_of_a_real_machine_is_read_without_a_word() {
 }
 
 #[test]
+fn an_empty_range_overlaps_nothing() {
+    let (range, inside) = (ByteRange { base: 0x1000, len_bytes: 0x1000 }, ByteRange { base: 0x1800, len_bytes: 0 });
+    assert!(!range.overlaps(&inside) && !inside.overlaps(&range));
+    let last = ByteRange { base: 0x1fff, len_bytes: 1 };
+    assert!(range.overlaps(&last) && last.overlaps(&range));
+}
+
+#[test]
 fn a_range_of_no_bytes_is_refused() {
     let nfit = read(&around(|table| table.persistent(5, 12 * GIB, 0)));
     assert_both_survive(&nfit);

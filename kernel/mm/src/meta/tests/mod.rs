@@ -1,4 +1,5 @@
-//! The store against a model that is a plain map of folios, misuse that must stop the kernel, and threads.
+//! The store: sizes and places, page maps; its counts and their misuse; against a model that is a plain map of folios; and
+//! with threads.
 
 use alloc::format;
 use alloc::vec;
@@ -78,7 +79,7 @@ fn an_idle_device_of_6_tib_has_no_metadata() {
     let map = rig.device(MemoryKind::DevDax, &[range(1 << 28, 6 << 28)]);
     rig.assert_idle();
     assert_eq!(map.nr_pages(), 1_610_612_736);
-    assert!(rig.store.idle_bytes() <= 64 << 10);
+    assert_eq!(rig.store.idle_bytes(), (1 << 52 - 39) * 8, "a pointer for each 512 GiB of physical addresses");
     // One page in use anywhere in it costs two tables and a chunk, and they go with it.
     rig.store.get_or_create(Pfn::new(3 << 28), KIB4, owner(2 << 28), 1).expect("in the device");
     assert_eq!(rig.ledger.count(Kind::MetadataBytes), 4096 + 4096 + 16384);
@@ -151,6 +152,37 @@ fn policy_and_poison_reach_the_page() {
     assert!(!look(0).2);
 }
 
+/// covers: P4
+#[test]
+fn of_a_run_of_small_pages_only_those_that_lost_data_say_so() {
+    let rig = Rig::new();
+    let map = rig.device(MemoryKind::FsDax, &[range(0, B2)]);
+    assert!(map.poison(Pfn::new(0)) && map.poison(Pfn::new(5)) && map.poison(Pfn::new(7)));
+    let run = rig.store.get_or_create_run(Pfn::new(0), 7, KIB4, KIB4, owner(0)).expect("in the device");
+    assert_eq!(run.nr_pages, 7);
+    let poisoned: Vec<_> = rig.live().iter().filter(|folio| folio.poisoned).map(|folio| folio.head.as_u64()).collect();
+    assert_eq!(poisoned, [0, 5]);
+    // Marked and cleared while somebody holds it.
+    let mark = |poisoned| rig.store.with_page(Pfn::new(1), |page| (page.set_poisoned(poisoned), page.is_poisoned()));
+    assert_eq!(
+        [true, true, false, false].map(|poisoned| mark(poisoned).expect("live")),
+        [(false, true), (true, true), (true, false), (false, false)]
+    );
+    rig.store.put_run(Pfn::new(0), 7, KIB4);
+    rig.assert_idle();
+}
+
+/// A run ends with its block, also where the next one has metadata.
+#[test]
+fn a_run_of_small_pages_ends_with_its_block() {
+    let rig = Rig::new();
+    rig.device(MemoryKind::DevDax, &[range(0, 4 * B2)]);
+    let get = |first: u64| rig.store.get_or_create_run(Pfn::new(first), 4, KIB4, KIB4, owner(first)).expect("in it");
+    assert_eq!((get(B2), get(B2 - 1)).1.nr_pages, 1);
+    rig.store.put_run(Pfn::new(B2 - 1), 5, KIB4);
+    rig.assert_idle();
+}
+
 /// However far the making of a folio gets before memory is exhausted: nothing of it stays. covers: A6
 #[test]
 fn memory_that_runs_out_leaves_nothing_behind() {
@@ -216,6 +248,23 @@ fn a_walk_that_remembers_agrees_with_single_looks() {
 }
 
 // ---- page maps ----
+
+#[test]
+fn each_registered_page_map_is_told_of_once_and_no_other() {
+    let rig = Rig::new();
+    let maps = [0, 1, 2, 3].map(|nr| rig.device(MemoryKind::DevDax, &[range(nr * B2, B2)]));
+    rig.store.unregister(&maps[1]).expect("nobody uses it");
+    let mut told = Vec::new();
+    rig.store.for_each_map(&mut |map| {
+        assert_eq!(crate::lock_check::locks_held(), 0);
+        told.push(map.ranges()[0].start().as_u64());
+    });
+    assert_eq!(told, [0, 2 * B2, 3 * B2]);
+    // A page names its own.
+    rig.store.get_or_create(Pfn::new(3 * B2), KIB4, owner(0), 1).expect("in the device");
+    assert_eq!((rig.live()[0].map, maps[3].id()), (MapId(3), Some(MapId(3))));
+    rig.store.put(Pfn::new(3 * B2), 1);
+}
 
 /// covers: R8
 #[test]
@@ -371,152 +420,6 @@ fn two_devices_in_one_2_mib_block_are_told_apart() {
     rig.assert_idle();
 }
 
-// ---- misuse: each stops the kernel and names the page ----
-
-fn held_page() -> (Rig, Pfn) {
-    let rig = Rig::new();
-    rig.device(MemoryKind::DevDax, &[range(0x1000, B1)]);
-    let pfn = Pfn::new(0x1234);
-    rig.store.get_or_create(pfn, KIB4, owner(0x234), 1).expect("in the device");
-    // A neighbour keeps the chunk, so that the count alone must betray the misuse.
-    rig.store.get_or_create(pfn.add(1), KIB4, owner(0x235), 1).expect("in the device");
-    (rig, pfn)
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 0, pins 0)")]
-fn a_put_too_many() {
-    let (rig, pfn) = held_page();
-    rig.store.put(pfn, 1);
-    rig.store.put(pfn, 1);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234: put without a get: nobody holds it")]
-fn a_put_where_nothing_is() {
-    let (rig, pfn) = held_page();
-    rig.store.put(pfn.add(1), 1);
-    rig.store.put(pfn, 1);
-    rig.store.put(pfn, 1);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 1, pins 0)")]
-fn two_puts_at_once_of_one_reference() {
-    let (rig, pfn) = held_page();
-    rig.store.put(pfn, 2);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234 (4KiB): unpin without a pin (references 2, pins 0)")]
-fn an_unpin_without_a_pin() {
-    let (rig, pfn) = held_page();
-    _ = rig.store.get_mapped(pfn, 1);
-    rig.store.unpin(pfn, 1);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234 (4KiB): put without a get (references 1, pins 1)")]
-fn a_pin_put_as_a_plain_reference() {
-    let (rig, pfn) = held_page();
-    rig.store.with_page(pfn, |page| page.try_pin(1)).expect("live").expect("room");
-    rig.store.put(pfn, 1);
-    rig.store.put(pfn, 1);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1236 (4KiB): put without a get (references 0, pins 0)")]
-fn a_run_put_too_far() {
-    let (rig, pfn) = held_page();
-    rig.store.get_or_create(pfn.add(2), KIB4, owner(0x236), 1).expect("in the device");
-    rig.store.put(pfn.add(2), 1);
-    rig.store.put_run(pfn, 3, KIB4);
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x40000 (1GiB): put without a get (references 2, pins 0)")]
-fn a_run_put_twice_over_a_large_folio() {
-    let rig = Rig::new();
-    rig.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
-    let run = rig.store.get_or_create_run(Pfn::new(B1), 2 * B2, MIB2, GIB1, owner(0)).expect("in the device");
-    assert_eq!(run, Run { nr_pages: 2 * B2, folio: GIB1, leaf: MIB2 });
-    rig.store.put_run(Pfn::new(B1), 3 * B2, MIB2);
-}
-
-/// covers: G8
-#[test]
-fn a_count_does_not_overflow() {
-    let (rig, pfn) = held_page();
-    rig.store.get_mapped(pfn, MAX_REFS - 1).expect("room for all but one");
-    let counts = || rig.store.inspect(pfn).expect("live").counts;
-    assert_eq!(counts(), Counts { refs: MAX_REFS, pins: 0 });
-    let attempt = |nr| rig.store.with_page(pfn, |page| (page.try_get(nr), page.try_pin(nr))).expect("live");
-    assert_eq!(attempt(1), (Err(GetError::Overflow), Err(GetError::Overflow)));
-    assert_eq!(attempt(u32::MAX), (Err(GetError::Overflow), Err(GetError::Overflow)));
-    assert_eq!(rig.store.get_or_create(pfn, KIB4, owner(0), 1), Err(MetaError::Overflow));
-    assert_eq!(counts(), Counts { refs: MAX_REFS, pins: 0 }, "a refusal changes nothing");
-    // A run stops before the page that is full.
-    rig.store.put(pfn.add(1), 1);
-    let run = rig.store.get_or_create_run(Pfn::new(0x1230), 16, KIB4, KIB4, owner(0x230)).expect("in the device");
-    assert_eq!(run.nr_pages, 4);
-    rig.store.put_run(Pfn::new(0x1230), 4, KIB4);
-    rig.store.put(pfn, MAX_REFS);
-    rig.assert_idle();
-}
-
-/// covers: G8
-#[test]
-fn references_of_a_mapping_that_do_not_fit_are_refused_and_none_is_taken() {
-    let (rig, pfn) = held_page();
-    let refs = |pfn| rig.store.inspect(pfn).expect("live").counts.refs;
-    assert_eq!(rig.store.get_mapped(pfn, MAX_REFS), Err(MetaError::Overflow));
-    assert_eq!(refs(pfn), 1);
-    // A run that meets a full page behind one that is not.
-    rig.store.get_mapped(pfn.add(1), MAX_REFS - 1).expect("room for all but one");
-    assert_eq!(rig.store.get_run(pfn, 2, KIB4), Err(MetaError::Overflow));
-    assert_eq!((refs(pfn), refs(pfn.add(1))), (1, MAX_REFS));
-    rig.store.put(pfn.add(1), MAX_REFS);
-    rig.store.put(pfn, 1);
-    rig.assert_idle();
-}
-
-/// covers: G8
-#[test]
-#[should_panic(expected = "page 0x1234: get without a reference (references 0)")]
-fn a_further_reference_from_zero() {
-    let (rig, pfn) = held_page();
-    rig.store.put(pfn, 1);
-    _ = rig.store.get_mapped(pfn, 1);
-}
-
-/// covers: G1
-#[test]
-fn a_speculative_reference_never_starts_from_zero() {
-    let (rig, pfn) = held_page();
-    // SAFETY: the test owns a reference on the page, and then on its neighbour in the same chunk.
-    let page = unsafe { rig.store.lookup(pfn) }.expect("live").page;
-    rig.store.put(pfn, 1);
-    assert_eq!((page.try_get(1), page.try_pin(1)), (Err(GetError::Zero), Err(GetError::Zero)));
-    assert!(rig.store.with_page(pfn, |_| ()).is_none() && rig.store.inspect(pfn).is_none());
-}
-
-#[test]
-fn a_leak_has_a_name() {
-    let (rig, pfn) = held_page();
-    rig.store.with_page(pfn, |page| page.try_pin(2)).expect("live").expect("room");
-    assert_eq!(format!("{}", rig.live()[0]), "page 0x1234 4KiB refs=3 pins=2 mapping=7 offset=0x234");
-    assert_eq!(rig.store.totals(), Totals { folios: 2, refs: 4, pins: 2 });
-    rig.store.unpin(pfn, 2);
-    rig.store.put_run(pfn, 2, KIB4);
-    rig.assert_idle();
-}
-
+mod counts;
 mod model;
 mod threads;
