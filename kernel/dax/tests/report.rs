@@ -12,12 +12,12 @@ use dax::devdax::OpenOptions;
 use dax::kill::{KillReport, Phase};
 use dax::removal::{Method, Problem, RemovalEnv, RemovalReport, RemovalWatch, Step, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, VirtRange};
-use mm::emu::{self, EmuMachine, Event};
 use mm::gup::GupFlags;
 use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionInfo, RegionOwner, TakeBack, Terms};
 use mm::shootdown::{FULL_FLUSH_ABOVE, ShootdownStats};
 use mm::space::Access;
+use testkit::emu::{self, EmuMachine, Event};
 
 /// What one call of the environment takes: in nanoseconds, and a thousandth of it in instructions. The emulated clock moves
 /// by a nanosecond each time that it is read, which is far less.

@@ -169,7 +169,7 @@ fn what_others_have_left_is_found_by_its_leaves() {
         emu.on_cpu(0, || assert_eq!(left().0, [page(vmas[vma].0)], "page {nr}"));
         assert!(space.translate(page(nr)).is_none(), "page {nr}");
     }
-    [0, 299, 3000].map(store);
+    [0, 299, 3000].into_iter().for_each(store);
     emu.on_cpu(0, || assert_eq!(left().0, [0, 1, 3].map(|vma: usize| page(vmas[vma].0))));
     emu.on_cpu(0, || assert_eq!(left().0, []));
 }
