@@ -21,7 +21,7 @@ use crate::entry::Entry;
 use crate::machine::{self, Machine};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
-use crate::sync::{Arc, Ordering};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// What a zap found and what its shootdown cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +72,26 @@ impl Run {
     }
 }
 
+/// A table page that has been unlinked, with everything below it. Its pages are nobody's until a [`Gather`] has it, which
+/// frees them after the shootdown: dropped, it is a leak.
+#[must_use = "only a gather frees its pages"]
+#[derive(Debug)]
+pub(crate) struct Detached {
+    table: Pfn,
+    level: u8,
+}
+
+impl Detached {
+    /// Puts `new` in place of the entry in `slot`, which leads from a table of `level` to the one that is taken out. The
+    /// caller holds the address space exclusively, and issues the shootdown that covers its span.
+    pub(crate) fn unlink(slot: &AtomicU64, new: Entry, level: u8) -> Self {
+        // AcqRel: orders the unlinking before the generation that announces it, and what `new` owns before `new`.
+        let old = Entry::from_bits(slot.swap(new.bits(), Ordering::AcqRel));
+        debug_assert!(old.is_table(level), "{old:?} is unlinked as a table");
+        Self { table: old.pfn(), level: level - 1 }
+    }
+}
+
 /// Runs and sub-trees that a gather holds without any memory of its own.
 const SPARE: usize = 4;
 
@@ -108,12 +128,12 @@ const SPARE: usize = 4;
 pub struct Gather<M: Machine> {
     mm: Arc<MmContext<M>>,
     round: Round,
-    /// Detached sub-trees, a table page and its level: the first few, for which there is always room.
-    spare_tables: ArrayVec<(Pfn, u8), SPARE>,
+    /// Detached sub-trees: the first few, for which there is always room.
+    spare_tables: ArrayVec<Detached, SPARE>,
     /// Leaves: the first few.
     spare_runs: ArrayVec<Run, SPARE>,
     /// The rest of both.
-    tables: Vec<(Pfn, u8)>,
+    tables: Vec<Detached>,
     runs: Vec<Run>,
     stats: ZapStats,
 }
@@ -162,9 +182,9 @@ impl<M: Machine> Gather<M> {
         }
     }
 
-    /// The table page `table` of `level` has been unlinked with everything below it.
-    pub(crate) fn subtree(&mut self, table: Pfn, level: u8) {
-        if let Err(full) = self.spare_tables.try_push((table, level)) {
+    /// A table page has been unlinked with everything below it.
+    pub(crate) fn subtree(&mut self, detached: Detached) {
+        if let Err(full) = self.spare_tables.try_push(detached) {
             self.tables.push(full.element());
         }
     }
@@ -248,9 +268,9 @@ impl<M: Machine> Gather<M> {
 
     fn free_tables(&mut self) {
         let tables = core::mem::take(&mut self.spare_tables).into_iter().chain(core::mem::take(&mut self.tables));
-        for (table, level) in tables {
+        for detached in tables {
             let mut run = None;
-            self.free_subtree(table, level, &mut run);
+            self.free_subtree(detached, &mut run);
             if let Some(run) = run {
                 self.put(run);
             }
@@ -262,7 +282,7 @@ impl<M: Machine> Gather<M> {
     }
 
     /// Frees a detached table and all below it. Nobody can reach it any more: the sync is done.
-    fn free_subtree(&mut self, table: Pfn, level: u8, run: &mut Option<Run>) {
+    fn free_subtree(&mut self, Detached { table, level }: Detached, run: &mut Option<Run>) {
         let leaf_size = PageSize::from_level(level);
         let mut leaves = 0;
         if leaf_size == Some(PageSize::Size4K) {
@@ -276,7 +296,7 @@ impl<M: Machine> Gather<M> {
                         leaves += 1;
                         self.follow(run, entry.pfn(), size);
                     }
-                    _ => self.free_subtree(entry.pfn(), level - 1, run),
+                    _ => self.free_subtree(Detached { table: entry.pfn(), level: level - 1 }, run),
                 }
             }
         }

@@ -17,7 +17,7 @@
 
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
-use crate::gather::Gather;
+use crate::gather::{Detached, Gather};
 use crate::machine::Machine;
 use crate::sync::Ordering;
 use crate::table::Table;
@@ -32,9 +32,8 @@ impl<M: Machine> Table<'_, M> {
         if self.mm.meta.get_mapped(huge.pfn(), 1).is_err() {
             return false;
         }
-        // AcqRel: the reference comes before the leaf that owns it.
-        self.mm.machine.entry(table, va.index(level)).swap(huge.bits(), Ordering::AcqRel);
-        gather.subtree(entry.pfn(), level - 1);
+        // The reference comes before the leaf that owns it.
+        gather.subtree(Detached::unlink(self.mm.machine.entry(table, va.index(level)), huge, level));
         gather.issue_page(self.tlb, va, size);
         true
     }

@@ -24,10 +24,12 @@
 //!
 //! Linux: `mm/memory.c` (`zap_page_range`, `free_pgd_range` with its floor and ceiling), `mm/huge_memory.c`.
 
+use core::ops::ControlFlow;
+
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::context::MmContext;
 use crate::entry::{Entry, Prot};
-use crate::gather::Gather;
+use crate::gather::{Detached, Gather};
 use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
@@ -72,18 +74,156 @@ pub(crate) struct Table<'a, M: Machine> {
     pub(crate) tlb: &'a Arc<TlbState>,
 }
 
-/// What a zap or protect is doing, handed down the levels.
-struct Zap<'g, M: Machine> {
+/// A table in a page table: its frame, its level and the first address that it spans.
+#[derive(Clone, Copy)]
+struct Span {
+    table: Pfn,
+    level: u8,
+    base: u64,
+}
+
+/// A traversal of the entries of a range that is under way, and what must be flushed because of it.
+struct Traversal<'g, M: Machine> {
     start: u64,
     end: u64,
-    window: (u64, u64),
     gather: &'g mut Gather<M>,
     /// What must be flushed so far.
     flushed: Option<(u64, u64, PageSize)>,
     frees_tables: bool,
 }
 
-impl<M: Machine> Zap<'_, M> {
+/// A leaf that a traversal has come to: its slot, what was read there, its size and first address.
+struct Leaf<'a> {
+    slot: &'a AtomicU64,
+    entry: Entry,
+    size: PageSize,
+    start: u64,
+}
+
+impl Leaf<'_> {
+    fn end(&self) -> u64 {
+        self.start + self.size.bytes()
+    }
+}
+
+/// What a [traversal](Table::traverse) is for: what it does to the entries that it comes to.
+trait Visitor<M: Machine> {
+    /// Are entries cleared? Then there is room for each in the gather before.
+    const CLEARS: bool = false;
+    /// Is a leaf that reaches out of the range split, where there is memory for that? Where there is none it is
+    /// visited as a whole.
+    const SPLITS: bool = false;
+
+    /// Is a table that spans this unlinked with all below it, unvisited?
+    fn unlinks(&self, _start: u64, _end: u64) -> bool {
+        false
+    }
+
+    /// A leaf that shares an address with the range. Answers whether to go on.
+    fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()>;
+}
+
+/// Everything in the range is taken out. In the window nothing else is mapped.
+struct Zap {
+    window: (u64, u64),
+}
+
+impl<M: Machine> Visitor<M> for Zap {
+    const CLEARS: bool = true;
+    const SPLITS: bool = true;
+
+    fn unlinks(&self, start: u64, end: u64) -> bool {
+        self.window.0 <= start && end <= self.window.1
+    }
+
+    fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
+        // Where there was no memory for a split the whole leaf goes. That is legal: what was not to be removed faults in
+        // again.
+        at.clear(leaf);
+        ControlFlow::Continue(())
+    }
+}
+
+/// Is a leaf in the range? The first one ends the traversal.
+struct AnyLeaf;
+
+impl<M: Machine> Visitor<M> for AnyLeaf {
+    fn leaf(&mut self, _: &Leaf<'_>, _: &mut Traversal<'_, M>) -> ControlFlow<()> {
+        ControlFlow::Break(())
+    }
+}
+
+/// All leaves get other rights. `narrow`: none becomes writable.
+struct Protect {
+    prot: Prot,
+    narrow: bool,
+}
+
+impl<M: Machine> Visitor<M> for Protect {
+    const SPLITS: bool = true;
+
+    fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
+        if !at.contains(leaf.start, leaf.end()) {
+            // Out of memory for the split: the leaf goes as a whole and faults in again with the VMA's rights, old and
+            // new, as they are. There is room for it: a range has two ends.
+            at.clear(leaf);
+            return ControlFlow::Continue(());
+        }
+        let mut old = leaf.entry;
+        loop {
+            let write = self.prot.write && (old.is_writable() || !self.narrow);
+            let new = old.with_prot(Prot { write, ..self.prot }).bits();
+            match leaf.slot.compare_exchange(old.bits(), new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => old = Entry::from_bits(now),
+            }
+        }
+        if !Mutant::ProtectNoFlush.is_on() {
+            at.flush(leaf.start, leaf.end(), leaf.size);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Every writable leaf becomes write-protected and clean.
+struct Clean;
+
+impl<M: Machine> Visitor<M> for Clean {
+    fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
+        let mut old = leaf.entry;
+        // The CPU may set accessed or dirty at any moment.
+        while old.is_writable() {
+            match leaf.slot.compare_exchange(old.bits(), old.cleaned().bits(), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    at.flush(leaf.start, leaf.end(), leaf.size);
+                    break;
+                }
+                Err(now) => old = Entry::from_bits(now),
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl<'g, M: Machine> Traversal<'g, M> {
+    fn new(range: VirtRange, gather: &'g mut Gather<M>) -> Self {
+        let (start, end) = (range.start().as_u64(), range.end().as_u64());
+        Self { start, end, gather, flushed: None, frees_tables: false }
+    }
+
+    /// Is all of this in the range?
+    fn contains(&self, start: u64, end: u64) -> bool {
+        self.start <= start && end <= self.end
+    }
+
+    /// Takes a leaf out.
+    fn clear(&mut self, leaf: &Leaf<'_>) {
+        // AcqRel: orders the clearing before the generation that announces it.
+        let entry = Entry::from_bits(leaf.slot.swap(0, Ordering::AcqRel));
+        self.gather.leaf(entry, leaf.size);
+        self.flush(leaf.start, leaf.end(), leaf.size);
+    }
+
     /// Counts the entries, of `span` bytes each, that share an address with the range, in a table whose first address is
     /// `base`; answers which they are.
     #[inline]
@@ -225,96 +365,68 @@ impl<'a, M: Machine> Table<'a, M> {
     /// Takes every translation of `range` out and puts it into `gather`. `window` contains `range`, and nothing
     /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
-        let mut zap = Zap {
-            start: range.start().as_u64(),
-            end: range.end().as_u64(),
-            window: (window.0.as_u64(), window.1.as_u64()),
-            gather,
-            flushed: None,
-            frees_tables: false,
-        };
-        self.zap_level(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap);
-        self.issue(zap);
+        let mut at = Traversal::new(range, gather);
+        let window = (window.0.as_u64(), window.1.as_u64());
+        _ = self.traverse(self.top(), &mut at, &mut Zap { window });
+        self.issue(&mut at);
     }
 
     /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
     pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {
-        let (start, end) = (range.start().as_u64(), range.end().as_u64());
-        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
-        self.leaf_below(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap)
+        self.traverse(self.top(), &mut Traversal::new(range, gather), &mut AnyLeaf).is_break()
     }
 
-    fn leaf_below(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) -> bool {
-        let span = span_bytes(level);
-        zap.visit(base, span).any(|index| {
-            let entry = Entry::from_bits(self.entry(table, index as usize).load(Ordering::Acquire));
-            let below = entry.is_table(level);
-            entry.is_leaf(level) || (below && self.leaf_below(entry.pfn(), level - 1, base + index * span, zap))
-        })
+    /// Where a traversal begins.
+    fn top(&self) -> Span {
+        Span { table: self.tlb.root(), level: self.mm.machine.levels(), base: 0 }
     }
 
-    fn issue(&self, mut zap: Zap<'_, M>) {
-        if let Some(what) = zap.what() {
-            zap.gather.issue(self.tlb, what, zap.frees_tables);
+    fn issue(&self, at: &mut Traversal<'_, M>) {
+        if let Some(what) = at.what() {
+            at.gather.issue(self.tlb, what, at.frees_tables);
         }
     }
 
-    /// Memory is short: what was cleared so far is shot down and freed now. The exclusive lock keeps everybody from
-    /// installing anew what has not been reported yet.
-    fn issue_early(&self, zap: &mut Zap<'_, M>) {
-        if let Some(what) = zap.what() {
-            zap.gather.issue(self.tlb, what, zap.frees_tables);
-        }
-        zap.gather.make_room();
-    }
-
-    /// `base` is the first address that `table` spans.
-    fn zap_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
-        let span = span_bytes(level);
-        for index in zap.visit(base, span) {
+    /// Visits the entries below `span` that share an address with the range, in their order.
+    fn traverse<V: Visitor<M>>(&self, span: Span, at: &mut Traversal<'_, M>, visitor: &mut V) -> ControlFlow<()> {
+        let Span { table, level, base } = span;
+        let bytes = span_bytes(level);
+        for index in at.visit(base, bytes) {
             let slot = self.entry(table, index as usize);
             let entry = Entry::from_bits(slot.load(Ordering::Acquire));
-            let (start, end) = (base + index * span, base + (index + 1) * span);
-            if entry.is_present() && !zap.gather.has_room() {
-                self.issue_early(zap);
+            let (start, end) = (base + index * bytes, base + (index + 1) * bytes);
+            if V::CLEARS && entry.is_present() && !at.gather.has_room() {
+                // Memory is short: what was cleared so far is shot down and freed now. The exclusive lock keeps everybody
+                // from installing anew what has not been reported yet.
+                self.issue(at);
+                at.gather.make_room();
             }
-            if entry.is_leaf(level) {
-                self.zap_leaf(slot, level, start, zap);
-            } else if entry.is_table(level) {
-                if zap.window.0 <= start && end <= zap.window.1 {
-                    // AcqRel: orders the clearing before the generation that announces it.
-                    let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
-                    zap.gather.subtree(entry.pfn(), level - 1);
-                    zap.frees_tables = true;
-                    zap.flush(start.max(zap.start), end.min(zap.end), PageSize::Size4K);
+            if entry.is_table(level) {
+                if visitor.unlinks(start, end) {
+                    at.gather.subtree(Detached::unlink(slot, Entry::EMPTY, level));
+                    at.frees_tables = true;
+                    at.flush(start.max(at.start), end.min(at.end), PageSize::Size4K);
                 } else {
-                    self.zap_level(entry.pfn(), level - 1, start, zap);
+                    self.traverse(Span { table: entry.pfn(), level: level - 1, base: start }, at, visitor)?;
+                }
+            } else if let (true, Some(size)) = (entry.is_leaf(level), PageSize::from_level(level)) {
+                if V::SPLITS
+                    && !at.contains(start, end)
+                    && let Some(table) = self.split(slot, size)
+                {
+                    // Stale copies of the large translation are harmless for what stays as it is, for they say the same;
+                    // what goes or changes is flushed page by page, and that drops the large translation too.
+                    let before = at.flushed;
+                    self.traverse(Span { table, level: level - 1, base: start }, at, visitor)?;
+                    if V::CLEARS && Mutant::SplitNoFlush.is_on() {
+                        at.flushed = before;
+                    }
+                } else {
+                    visitor.leaf(&Leaf { slot, entry, size, start }, at)?;
                 }
             }
         }
-    }
-
-    fn zap_leaf(&self, slot: &AtomicU64, level: u8, start: u64, zap: &mut Zap<'_, M>) {
-        let Some(size) = PageSize::from_level(level) else {
-            return;
-        };
-        let end = start + size.bytes();
-        let whole = zap.start <= start && end <= zap.end;
-        // Where memory for the split is exhausted the whole leaf goes. That is legal: what was not to be removed
-        // faults in again.
-        if !whole && let Some(below) = self.split(slot, size) {
-            // Stale copies of the large translation are harmless for what stays mapped, for they say the same;
-            // what goes is flushed page by page, and that drops the large translation too.
-            let before = zap.flushed;
-            self.zap_level(below, level - 1, start, zap);
-            if Mutant::SplitNoFlush.is_on() {
-                zap.flushed = before;
-            }
-            return;
-        }
-        let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
-        zap.gather.leaf(entry, size);
-        zap.flush(start, end, size);
+        ControlFlow::Continue(())
     }
 
     /// Replaces a huge leaf by a table of the next smaller leaves. `None` when memory is exhausted, or the count of the
@@ -348,86 +460,19 @@ impl<'a, M: Machine> Table<'a, M> {
     /// Changes the rights of all leaves in `range`; the flush goes into `gather`. The caller holds the address
     /// space's lock exclusively. `narrow`: no leaf becomes writable, for its first store is to fault.
     pub(crate) fn protect(&self, range: VirtRange, prot: Prot, narrow: bool, gather: &mut Gather<M>) {
-        let (start, end) = (range.start().as_u64(), range.end().as_u64());
-        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
-        self.protect_level(self.tlb.root(), self.mm.machine.levels(), 0, (prot, narrow), &mut zap);
-        self.issue(zap);
-    }
-
-    fn protect_level(&self, table: Pfn, level: u8, base: u64, prot: (Prot, bool), zap: &mut Zap<'_, M>) {
-        let span = span_bytes(level);
-        for index in zap.visit(base, span) {
-            let slot = self.entry(table, index as usize);
-            let entry = Entry::from_bits(slot.load(Ordering::Acquire));
-            let (start, end) = (base + index * span, base + (index + 1) * span);
-            if entry.is_table(level) {
-                self.protect_level(entry.pfn(), level - 1, start, prot, zap);
-            } else if let (true, Some(size)) = (entry.is_leaf(level), PageSize::from_level(level)) {
-                if zap.start <= start && end <= zap.end {
-                    self.protect_leaf(slot, prot);
-                    if !Mutant::ProtectNoFlush.is_on() {
-                        zap.flush(start, end, size);
-                    }
-                } else if let Some(below) = self.split(slot, size) {
-                    self.protect_level(below, level - 1, start, prot, zap);
-                } else {
-                    // Out of memory for the split: the leaf goes as a whole and faults in again with the VMA's
-                    // rights, old and new, as they are.
-                    let entry = Entry::from_bits(slot.swap(0, Ordering::AcqRel));
-                    zap.gather.leaf(entry, size);
-                    zap.flush(start, end, size);
-                }
-            }
-        }
-    }
-
-    fn protect_leaf(&self, slot: &AtomicU64, (prot, narrow): (Prot, bool)) {
-        let mut old = slot.load(Ordering::Relaxed);
-        loop {
-            let entry = Entry::from_bits(old);
-            let write = prot.write && (entry.is_writable() || !narrow);
-            let new = entry.with_prot(Prot { write, ..prot }).bits();
-            match slot.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => old = now,
-            }
-        }
+        let mut at = Traversal::new(range, gather);
+        _ = self.traverse(self.top(), &mut at, &mut Protect { prot, narrow });
+        self.issue(&mut at);
     }
 
     /// Makes every writable leaf that shares a page with `range` write-protected and clean; the flush goes into `gather`.
     /// It takes no memory: a leaf that reaches out of the range is cleaned as a whole. The caller holds the address
     /// space's lock exclusively.
     pub(crate) fn clean(&self, range: VirtRange, gather: &mut Gather<M>) {
-        let (start, end) = (range.start().as_u64(), range.end().as_u64());
-        let mut zap = Zap { start, end, window: (start, end), gather, flushed: None, frees_tables: false };
-        self.clean_level(self.tlb.root(), self.mm.machine.levels(), 0, &mut zap);
+        let mut at = Traversal::new(range, gather);
+        _ = self.traverse(self.top(), &mut at, &mut Clean);
         if !Mutant::CleanNoFlush.is_on() {
-            self.issue(zap);
-        }
-    }
-
-    fn clean_level(&self, table: Pfn, level: u8, base: u64, zap: &mut Zap<'_, M>) {
-        let span = span_bytes(level);
-        for index in zap.visit(base, span) {
-            let slot = self.entry(table, index as usize);
-            let mut old = Entry::from_bits(slot.load(Ordering::Acquire));
-            let start = base + index * span;
-            if old.is_table(level) {
-                self.clean_level(old.pfn(), level - 1, start, zap);
-                continue;
-            }
-            let Some(size) = PageSize::from_level(level) else { continue };
-            // The CPU may set accessed or dirty at any moment.
-            while old.is_leaf(level) && old.is_writable() {
-                let new = old.cleaned().bits();
-                match slot.compare_exchange(old.bits(), new, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => {
-                        zap.flush(start, start + size.bytes(), size);
-                        break;
-                    }
-                    Err(now) => old = Entry::from_bits(now),
-                }
-            }
+            self.issue(&mut at);
         }
     }
 }

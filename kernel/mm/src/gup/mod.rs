@@ -38,6 +38,7 @@
 
 mod error;
 mod fast;
+mod recheck;
 mod sink;
 
 use bitflags::bitflags;
@@ -91,11 +92,11 @@ impl GupFlags {
 /// `PIN`: pins, not plain references. Known when it is built, so that the walk does not ask for each page.
 struct Walk<'s, M: Machine, const PIN: bool> {
     space: &'s AddressSpace<M>,
-    want: Want,
+    request: PinRequest,
 }
 
-/// What is being pinned.
-struct Request<'s, M: Machine, const PIN: bool> {
+/// What the fast path has left over is pinned with the lock.
+struct SlowPath<'s, M: Machine, const PIN: bool> {
     walk: Walk<'s, M, PIN>,
     end: u64,
     flags: GupFlags,
@@ -105,9 +106,9 @@ struct Request<'s, M: Machine, const PIN: bool> {
 /// byte is the flags that the entry must have.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Want(u32);
+struct PinRequest(u32);
 
-impl Want {
+impl PinRequest {
     /// A pin without bound.
     const LONG_TERM: u32 = Self::above_rights(GupFlags::LONGTERM);
     /// … that is given back when it is asked for.
@@ -141,25 +142,25 @@ impl Want {
     }
 }
 
-/// What a lockless walk for one run of pages came to.
-enum Quick {
+/// What a lockless walk for pages in a row came to.
+enum FastResult {
     /// They are pinned, from this frame on.
     Pinned(Pfn),
-    /// It cannot be had so.
-    No,
+    /// They cannot be had so.
+    Miss,
     /// The same, and the references on them are still to be given back: their entry has changed. They are ours, so
     /// that can be done with interrupts on.
-    GiveBack(Pfn),
+    Changed(Pfn),
 }
 
-impl Quick {
-    /// The first frame, where the pages are pinned.
+impl FastResult {
+    /// The first frame, where the pages are pinned. References that are not to be kept are given back.
     #[inline(always)]
-    fn pinned<M: Machine>(self, space: &AddressSpace<M>, pin: bool, nr_pages: u64) -> Option<Pfn> {
+    fn pinned_or_give_back<M: Machine>(self, space: &AddressSpace<M>, pin: bool, nr_pages: u64) -> Option<Pfn> {
         match self {
             Self::Pinned(pfn) => Some(pfn),
-            Self::No => None,
-            Self::GiveBack(pfn) => {
+            Self::Miss => None,
+            Self::Changed(pfn) => {
                 give_back(space.mm(), pin, pfn, nr_pages);
                 None
             }
@@ -268,19 +269,22 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     flags: GupFlags,
     sink: &mut S,
 ) -> Result<u64, GupError> {
-    let want = Want::new(flags);
+    let request = PinRequest::new(flags);
     if nr_pages == 1 {
         // The walk does not ask where in the page the address is: who goes slow rounds it down.
-        return match fast_one::<M, PIN>(space, start, want) {
+        return match fast_one::<M, PIN>(space, start, request) {
             // Whether there is room is asked when the page is there: who asks for a page has room for it.
-            Quick::Pinned(pfn) if sink.push_one(pfn) => Ok(1),
-            Quick::Pinned(pfn) | Quick::GiveBack(pfn) => otherwise::<M, S, PIN>(space, pfn, start, flags, sink),
-            Quick::No => slowly::<M, S, PIN>(space, start, flags, sink),
+            FastResult::Pinned(pfn) if sink.push_one(pfn) => Ok(1),
+            FastResult::Pinned(pfn) | FastResult::Changed(pfn) => {
+                give_back_and_fall_back::<M, S, PIN>(space, pfn, start, flags, sink)
+            }
+            FastResult::Miss => fall_back::<M, S, PIN>(space, start, flags, sink),
         };
     }
     let start = start.align_down(PAGE_SIZE).as_u64();
     if nr_pages <= sink.room()
-        && let Some(pfn) = fast_leaf::<M, PIN>(space, start, nr_pages, want).pinned(space, PIN, nr_pages)
+        && let Some(pfn) =
+            fast_leaf::<M, PIN>(space, start, nr_pages, request).pinned_or_give_back(space, PIN, nr_pages)
     {
         sink.push(pfn, nr_pages);
         return Ok(nr_pages);
@@ -291,17 +295,17 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
 /// The page around `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
 /// without what many pages need.
 #[inline(always)]
-fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: VirtAddr, want: Want) -> Quick {
+fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: VirtAddr, request: PinRequest) -> FastResult {
     if start >= space.user_end() {
-        return Quick::No;
+        return FastResult::Miss;
     }
-    Walk::<M, PIN> { space, want }.page(start.as_u64())
+    Walk::<M, PIN> { space, request }.page(start.as_u64())
 }
 
 /// One page that [`fast_one`] could not have. Apart, and marked as rare, so that what it needs is put aside only here.
 #[cold]
 #[inline(never)]
-fn slowly<M: Machine, S: PinSink, const PIN: bool>(
+fn fall_back<M: Machine, S: PinSink, const PIN: bool>(
     space: &AddressSpace<M>,
     start: VirtAddr,
     flags: GupFlags,
@@ -314,7 +318,7 @@ fn slowly<M: Machine, S: PinSink, const PIN: bool>(
 /// room for the answer.
 #[cold]
 #[inline(never)]
-fn otherwise<M: Machine, S: PinSink, const PIN: bool>(
+fn give_back_and_fall_back<M: Machine, S: PinSink, const PIN: bool>(
     space: &AddressSpace<M>,
     pfn: Pfn,
     start: VirtAddr,
@@ -322,16 +326,21 @@ fn otherwise<M: Machine, S: PinSink, const PIN: bool>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     give_back(space.mm(), PIN, pfn, 1);
-    slowly::<M, S, PIN>(space, start, flags, sink)
+    fall_back::<M, S, PIN>(space, start, flags, sink)
 }
 
 /// All of `nr_pages` pages from `start` on without a lock, where one huge leaf maps them.
 #[inline(never)]
-fn fast_leaf<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: u64, nr_pages: u64, want: Want) -> Quick {
+fn fast_leaf<M: Machine, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: u64,
+    nr_pages: u64,
+    request: PinRequest,
+) -> FastResult {
     if nr_pages == 0 || !is_below(start, nr_pages, space.user_end().as_u64()) {
-        return Quick::No;
+        return FastResult::Miss;
     }
-    Walk::<M, PIN> { space, want }.huge_leaf(start, nr_pages)
+    Walk::<M, PIN> { space, request }.huge_leaf(start, nr_pages)
 }
 
 /// Any number of pages.
@@ -349,17 +358,17 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
     let Some(end) = end_of(start, nr_pages, space.user_end().as_u64()) else {
         return Err(GupError::BadRange);
     };
-    let walk = Walk::<M, PIN> { space, want: Want::new(flags) };
+    let walk = Walk::<M, PIN> { space, request: PinRequest::new(flags) };
     if nr_pages == 1
-        && let Some(pfn) = walk.huge_leaf(start, 1).pinned(space, PIN, 1)
+        && let Some(pfn) = walk.huge_leaf(start, 1).pinned_or_give_back(space, PIN, 1)
     {
         // There is room: that was asked above.
         sink.push(pfn, 1);
         return Ok(1);
     }
     let at = walk.pages(start, end, sink);
-    let request = Request { walk, end, flags };
-    if at == end { Ok(nr_pages) } else { request.rest(start, at, sink) }
+    let slow = SlowPath { walk, end, flags };
+    if at == end { Ok(nr_pages) } else { slow.pin_rest(start, at, sink) }
 }
 
 /// Are `nr_pages` pages from `start` on below `user_end`? Nothing can wrap here.
@@ -371,14 +380,9 @@ fn is_below(start: u64, nr_pages: u64, user_end: u64) -> bool {
 /// One past the last byte of `nr_pages` pages from `start` on, where all of them are below `user_end`.
 fn end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
     if Mutant::WrappedRange.is_on() {
-        return faulty_end_of(start, nr_pages, user_end);
+        return Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end);
     }
     is_below(start, nr_pages, user_end).then(|| start + (nr_pages << PAGE_SHIFT))
-}
-
-/// The same, for the deliberate fault.
-fn faulty_end_of(start: u64, nr_pages: u64, user_end: u64) -> Option<u64> {
-    Some(start.wrapping_add(nr_pages << PAGE_SHIFT)).filter(|&end| end <= user_end)
 }
 
 impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
@@ -399,17 +403,17 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     }
 }
 
-impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
+impl<M: Machine, const PIN: bool> SlowPath<'_, M, PIN> {
     /// What the fast path has left over, from `at` on. Kept apart, so that what is rare costs the fast path nothing.
     #[cold]
     #[inline(never)]
-    fn rest<S: PinSink>(&self, start: u64, at: u64, sink: &mut S) -> Result<u64, GupError> {
+    fn pin_rest<S: PinSink>(&self, start: u64, at: u64, sink: &mut S) -> Result<u64, GupError> {
         let mut at = at;
         let done = |at: u64| (at - start) >> PAGE_SHIFT;
         if self.flags.contains(GupFlags::FAST_ONLY) || sink.room() == 0 {
             return if at > start { Ok(done(at)) } else { Err(GupError::NotPresent(VirtAddr::new(start))) };
         }
-        match self.slow(&mut at, sink) {
+        match self.pin(&mut at, sink) {
             Err(error) if at == start || Mutant::PartialSuccessLost.is_on() => Err(error),
             _ => Ok(done(at)),
         }
@@ -417,9 +421,9 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
 
     /// The path with the lock. `at` moves past what was pinned. Waits where a fault is turned away, as the task would
     /// that runs into it again and again: for the end of a freeze, or of a layout's breaking.
-    fn slow<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<(), GupError> {
+    fn pin<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<(), GupError> {
         while *at < self.end && sink.room() > 0 {
-            if !self.slow_locked(at, sink)? {
+            if !self.pin_locked(at, sink)? {
                 // The address space is not locked meanwhile: whoever takes its pages away needs it.
                 self.walk.mm().machine.relax();
             }
@@ -428,7 +432,7 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     }
 
     /// `false` where a fault was turned away.
-    fn slow_locked<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<bool, GupError> {
+    fn pin_locked<S: PinSink>(&self, at: &mut u64, sink: &mut S) -> Result<bool, GupError> {
         let vmas = self.walk.space.read();
         while *at < self.end && sink.room() > 0 {
             let va = VirtAddr::new(*at);
@@ -485,7 +489,7 @@ impl<M: Machine, const PIN: bool> Request<'_, M, PIN> {
     }
 }
 
-/// Apart, and with what it needs as numbers: so that no [`Request`] has to be in memory.
+/// Apart, and with what it needs as numbers: so that no [`SlowPath`] has to be in memory.
 #[cold]
 #[inline(never)]
 fn give_back<M: Machine>(mm: &MmContext<M>, pin: bool, pfn: Pfn, nr_pages: u64) {
