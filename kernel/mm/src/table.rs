@@ -74,14 +74,6 @@ pub(crate) struct Table<'a, M: Machine> {
     pub(crate) tlb: &'a Arc<TlbState>,
 }
 
-/// A table in a page table: its frame, its level and the first address that it spans.
-#[derive(Clone, Copy)]
-struct Span {
-    table: Pfn,
-    level: u8,
-    base: u64,
-}
-
 /// A traversal of the entries of a range that is under way, and what must be flushed because of it.
 struct Traversal<'g, M: Machine> {
     start: u64,
@@ -101,6 +93,7 @@ struct Leaf<'a> {
 }
 
 impl Leaf<'_> {
+    #[inline(always)]
     fn end(&self) -> u64 {
         self.start + self.size.bytes()
     }
@@ -111,10 +104,13 @@ trait Visitor<M: Machine> {
     /// Are entries cleared? Then there is room for each in the gather before.
     const CLEARS: bool = false;
     /// Is a leaf that reaches out of the range split, where there is memory for that? Where there is none it is
-    /// visited as a whole.
+    /// visited as a whole. Not for one who [ends](Self::ENDS) the traversal.
     const SPLITS: bool = false;
+    /// May a leaf end the traversal? Known beforehand, so that the others do not ask on each level.
+    const ENDS: bool = false;
 
     /// Is a table that spans this unlinked with all below it, unvisited?
+    #[inline(always)]
     fn unlinks(&self, _start: u64, _end: u64) -> bool {
         false
     }
@@ -132,10 +128,12 @@ impl<M: Machine> Visitor<M> for Zap {
     const CLEARS: bool = true;
     const SPLITS: bool = true;
 
+    #[inline(always)]
     fn unlinks(&self, start: u64, end: u64) -> bool {
         self.window.0 <= start && end <= self.window.1
     }
 
+    #[inline(always)]
     fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
         // Where there was no memory for a split the whole leaf goes. That is legal: what was not to be removed faults in
         // again.
@@ -148,6 +146,8 @@ impl<M: Machine> Visitor<M> for Zap {
 struct AnyLeaf;
 
 impl<M: Machine> Visitor<M> for AnyLeaf {
+    const ENDS: bool = true;
+
     fn leaf(&mut self, _: &Leaf<'_>, _: &mut Traversal<'_, M>) -> ControlFlow<()> {
         ControlFlow::Break(())
     }
@@ -162,6 +162,7 @@ struct Protect {
 impl<M: Machine> Visitor<M> for Protect {
     const SPLITS: bool = true;
 
+    #[inline(always)]
     fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
         if !at.contains(leaf.start, leaf.end()) {
             // Out of memory for the split: the leaf goes as a whole and faults in again with the VMA's rights, old and
@@ -189,6 +190,7 @@ impl<M: Machine> Visitor<M> for Protect {
 struct Clean;
 
 impl<M: Machine> Visitor<M> for Clean {
+    #[inline(always)]
     fn leaf(&mut self, leaf: &Leaf<'_>, at: &mut Traversal<'_, M>) -> ControlFlow<()> {
         let mut old = leaf.entry;
         // The CPU may set accessed or dirty at any moment.
@@ -212,11 +214,13 @@ impl<'g, M: Machine> Traversal<'g, M> {
     }
 
     /// Is all of this in the range?
+    #[inline(always)]
     fn contains(&self, start: u64, end: u64) -> bool {
         self.start <= start && end <= self.end
     }
 
     /// Takes a leaf out.
+    #[inline(always)]
     fn clear(&mut self, leaf: &Leaf<'_>) {
         // AcqRel: orders the clearing before the generation that announces it.
         let entry = Entry::from_bits(leaf.slot.swap(0, Ordering::AcqRel));
@@ -226,7 +230,7 @@ impl<'g, M: Machine> Traversal<'g, M> {
 
     /// Counts the entries, of `span` bytes each, that share an address with the range, in a table whose first address is
     /// `base`; answers which they are.
-    #[inline]
+    #[inline(always)]
     fn visit(&mut self, base: u64, span: u64) -> core::ops::RangeInclusive<u64> {
         let first = (self.start.max(base) - base) / span;
         let last = ((self.end - 1 - base) / span).min(ENTRIES as u64 - 1);
@@ -234,6 +238,7 @@ impl<'g, M: Machine> Traversal<'g, M> {
         first..=last
     }
 
+    #[inline(always)]
     fn flush(&mut self, start: u64, end: u64, stride: PageSize) {
         self.flushed = Some(match self.flushed {
             None => (start, end, stride),
@@ -367,18 +372,18 @@ impl<'a, M: Machine> Table<'a, M> {
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
         let mut at = Traversal::new(range, gather);
         let window = (window.0.as_u64(), window.1.as_u64());
-        _ = self.traverse(self.top(), &mut at, &mut Zap { window });
+        _ = self.visit(&mut at, &mut Zap { window });
         self.issue(&mut at);
     }
 
     /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
     pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {
-        self.traverse(self.top(), &mut Traversal::new(range, gather), &mut AnyLeaf).is_break()
+        self.visit(&mut Traversal::new(range, gather), &mut AnyLeaf).is_break()
     }
 
-    /// Where a traversal begins.
-    fn top(&self) -> Span {
-        Span { table: self.tlb.root(), level: self.mm.machine.levels(), base: 0 }
+    /// Visits all entries that share an address with the range, in their order.
+    fn visit<V: Visitor<M>>(&self, at: &mut Traversal<'_, M>, visitor: &mut V) -> ControlFlow<()> {
+        self.traverse(self.tlb.root(), self.mm.machine.levels(), 0, at, visitor)
     }
 
     fn issue(&self, at: &mut Traversal<'_, M>) {
@@ -387,9 +392,15 @@ impl<'a, M: Machine> Table<'a, M> {
         }
     }
 
-    /// Visits the entries below `span` that share an address with the range, in their order.
-    fn traverse<V: Visitor<M>>(&self, span: Span, at: &mut Traversal<'_, M>, visitor: &mut V) -> ControlFlow<()> {
-        let Span { table, level, base } = span;
+    /// Visits those below `table`, whose first address is `base`. (Not a struct: that would go through memory.)
+    fn traverse<V: Visitor<M>>(
+        &self,
+        table: Pfn,
+        level: u8,
+        base: u64,
+        at: &mut Traversal<'_, M>,
+        visitor: &mut V,
+    ) -> ControlFlow<()> {
         let bytes = span_bytes(level);
         for index in at.visit(base, bytes) {
             let slot = self.entry(table, index as usize);
@@ -407,22 +418,28 @@ impl<'a, M: Machine> Table<'a, M> {
                     at.frees_tables = true;
                     at.flush(start.max(at.start), end.min(at.end), PageSize::Size4K);
                 } else {
-                    self.traverse(Span { table: entry.pfn(), level: level - 1, base: start }, at, visitor)?;
+                    let flow = self.traverse(entry.pfn(), level - 1, start, at, visitor);
+                    if V::ENDS && flow.is_break() {
+                        return flow;
+                    }
                 }
             } else if let (true, Some(size)) = (entry.is_leaf(level), PageSize::from_level(level)) {
                 if V::SPLITS
                     && !at.contains(start, end)
-                    && let Some(table) = self.split(slot, size)
+                    && let Some(below) = self.split(slot, size)
                 {
                     // Stale copies of the large translation are harmless for what stays as it is, for they say the same;
                     // what goes or changes is flushed page by page, and that drops the large translation too.
                     let before = at.flushed;
-                    self.traverse(Span { table, level: level - 1, base: start }, at, visitor)?;
+                    _ = self.traverse(below, level - 1, start, at, visitor);
                     if V::CLEARS && Mutant::SplitNoFlush.is_on() {
                         at.flushed = before;
                     }
                 } else {
-                    visitor.leaf(&Leaf { slot, entry, size, start }, at)?;
+                    let flow = visitor.leaf(&Leaf { slot, entry, size, start }, at);
+                    if V::ENDS && flow.is_break() {
+                        return flow;
+                    }
                 }
             }
         }
@@ -461,7 +478,7 @@ impl<'a, M: Machine> Table<'a, M> {
     /// space's lock exclusively. `narrow`: no leaf becomes writable, for its first store is to fault.
     pub(crate) fn protect(&self, range: VirtRange, prot: Prot, narrow: bool, gather: &mut Gather<M>) {
         let mut at = Traversal::new(range, gather);
-        _ = self.traverse(self.top(), &mut at, &mut Protect { prot, narrow });
+        _ = self.visit(&mut at, &mut Protect { prot, narrow });
         self.issue(&mut at);
     }
 
@@ -470,7 +487,7 @@ impl<'a, M: Machine> Table<'a, M> {
     /// space's lock exclusively.
     pub(crate) fn clean(&self, range: VirtRange, gather: &mut Gather<M>) {
         let mut at = Traversal::new(range, gather);
-        _ = self.traverse(self.top(), &mut at, &mut Clean);
+        _ = self.visit(&mut at, &mut Clean);
         if !Mutant::CleanNoFlush.is_on() {
             self.issue(&mut at);
         }
