@@ -104,26 +104,26 @@ fn what_hung_below_an_unlinked_table_is_counted() {
 #[test]
 fn a_detached_table_is_looked_at_once_or_twice() {
     let upper = 1 + 2 * 512;
-    let looks = |present: &[std::ops::Range<u64>], offset: u64| {
+    let looks = |present: &[(u64, u64)], offset: u64| {
         let (emu, mm) = machine(1);
         let device = Device::dax_with(&mm, 1024, PageSize::Size4K);
         let space = AddressSpace::new(&mm, "test").expect("memory for a root");
         space.map(page(0), 512 * PAGE_SIZE, mm::entry::Prot::USER_WRITE, &device.ops(), offset).expect("mapped");
-        for range in present {
-            space.populate(page(range.start), (range.end - range.start) * PAGE_SIZE, Access::Write).expect("populated");
+        for &(first, end) in present {
+            space.populate(page(first), (end - first) * PAGE_SIZE, Access::Write).expect("populated");
         }
         emu.reset_stats();
         let stats = space.unmap(page(0), 512 * PAGE_SIZE).expect("unmapped");
-        assert_eq!(stats.leaves, present.iter().map(|range| range.end - range.start).sum::<u64>());
+        assert_eq!(stats.leaves, present.iter().map(|(first, end)| end - first).sum::<u64>());
         assert_eq!(mm.meta.totals().refs, 0);
         emu.stats().entry_looks - upper
     };
-    assert_eq!(looks(&[0..512], 0), 512, "a whole block");
+    assert_eq!(looks(&[(0, 512)], 0), 512, "a whole block");
     // Of two blocks, or not all of one: the first group is gone through entry by entry, the others are compared.
-    assert_eq!(looks(&[0..512], 256), 512 + 512, "all of the table, in two blocks");
-    assert_eq!(looks(&[0..511], 0), 512 + 512 + 16, "the last entry is empty");
-    assert_eq!(looks(&[0..100, 101..512], 0), 512 + 512 + 16, "a hole in the middle");
-    assert_eq!(looks(&[0..16], 0), 512 + 512 + 16, "the row ends with a group");
+    assert_eq!(looks(&[(0, 512)], 256), 512 + 512, "all of the table, in two blocks");
+    assert_eq!(looks(&[(0, 511)], 0), 512 + 512 + 16, "the last entry is empty");
+    assert_eq!(looks(&[(0, 100), (101, 512)], 0), 512 + 512 + 16, "a hole in the middle");
+    assert_eq!(looks(&[(0, 16)], 0), 512 + 512 + 16, "the row ends with a group");
 }
 
 /// A full table over two blocks of frames has no say over what others map of the first.

@@ -72,7 +72,7 @@ impl<M: Machine> Row<'_, M> {
 }
 
 /// What a walk has read and looks at again. A trait and not a closure, which would not become a part of the loop that
-/// calls it as early: two instructions of each page of a run.
+/// calls it as early: 1.2 instructions of each page of a run.
 pub(super) trait Recheck {
     /// Are the entries what they were? `ONE`: see [`Walk::take_and_recheck`].
     fn are_unchanged<const ONE: bool>(&self) -> bool;
