@@ -85,7 +85,9 @@ fn baseline(figures: &mut Figures, slot: usize, mib: u64, gib: PfnRange) -> Resu
     }
     let [ranged, per_frame] = costs;
     let name = format!("per_frame_over_ranged_1g_of_4K_{mib}_mib");
-    figures.add(&name, "times", per_frame.times(ranged), Bound::AtLeast(1000), "");
+    // Not a thousand: what gets a frame at a time cheaper (a mapping found by page map and number, a frame marked without a
+    // reference) lowers it, and is no loss.
+    figures.add(&name, "times", per_frame.times(ranged), Bound::AtLeast(900), "");
     Ok(())
 }
 

@@ -79,7 +79,7 @@ fn an_idle_device_of_6_tib_has_no_metadata() {
     let map = rig.device(MemoryKind::DevDax, &[range(1 << 28, 6 << 28)]);
     rig.assert_idle();
     assert_eq!(map.nr_pages(), 1_610_612_736);
-    assert_eq!(rig.store.idle_bytes(), (1 << 52 - 39) * 8, "a pointer for each 512 GiB of physical addresses");
+    assert_eq!(rig.store.idle_bytes(), (1 << (52 - 39)) * 8, "a pointer for each 512 GiB of physical addresses");
     // One page in use anywhere in it costs two tables and a chunk, and they go with it.
     rig.store.get_or_create(Pfn::new(3 << 28), KIB4, owner(2 << 28), 1).expect("in the device");
     assert_eq!(rig.ledger.count(Kind::MetadataBytes), 4096 + 4096 + 16384);
