@@ -157,6 +157,11 @@ fn a_long_term_request_gives_back_everything_where_it_meets_a_file_system() {
         rig.space.map(page(1000), 24 * PAGE_SIZE, Prot::USER_WRITE, &rig.device.ops(), 1000).unwrap();
         assert_eq!(rig.register(1000, 32).err(), Some(RegionError::Pin(GupError::NotSupported(page(1024)))));
         assert_eq!((rig.pins(), rig.account.used_pages(), rig.account.exempt_pages()), (0, 0, 0));
+        // Nor is anything else meant by a flag that a registration sets anyway.
+        let terms = Terms { flags: GupFlags::WRITE | GupFlags::LONGTERM, ..rig.terms() };
+        let register = |nr| MemoryRegion::register(&rig.space, page(nr), 1, &terms, rig.owner());
+        assert_eq!(register(1024).err(), Some(RegionError::Pin(GupError::NotSupported(page(1024)))));
+        assert!(register(1000).is_ok());
         assert!(rig.register(1000, 24).is_ok(), "what is device-dax may");
     });
 }

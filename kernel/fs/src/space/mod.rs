@@ -4,6 +4,8 @@
 //! 2 MiB areas that are broken already, so that whole ones stay whole as the file system ages: a huge leaf needs one.
 //! Where a giant leaf could be had, `place` asks for what lies at one place.
 
+use core::ops::Range;
+
 use zerocopy::IntoBytes;
 
 use crate::error::FsError;
@@ -139,15 +141,10 @@ impl Store {
         if !tx.images.contains_key(&block) {
             let desc = self.desc(tx, group)?;
             if desc.written.get() == 0 {
-                let bytes = tx.fresh(block, BlockKind::Bitmap(group));
-                let len = self.layout.blocks_in(group);
-                let fixed = |bit: &u64| *bit >= len || self.layout.is_fixed(group * GROUP_BLOCKS + bit);
-                if len < GROUP_BLOCKS || fixed(&0) || fixed(&(len - 1)) {
-                    let mut bits = Bits(bytes);
-                    (0..GROUP_BLOCKS).filter(fixed).for_each(|bit| {
-                        bits.set(bit, 1, true);
-                    });
-                }
+                let data = data_bits(&self.layout, group);
+                let mut bits = Bits(tx.fresh(block, BlockKind::Bitmap(group)));
+                bits.set(0, data.start, true);
+                bits.set(data.end, GROUP_BLOCKS - data.end, true);
             } else {
                 let bytes = self.image(tx, block, BlockKind::Bitmap(group))?;
                 if crc_of(&bytes[..], group) != desc.bitmap_crc.get() {
@@ -281,14 +278,15 @@ impl Store {
             let (mut first, end) = (freed.first, freed.first + freed.nr);
             while first < end {
                 let group = first / GROUP_BLOCKS;
-                let nr = end.min((group + 1) * GROUP_BLOCKS) - first;
+                let next = end.min((group + 1) * GROUP_BLOCKS);
+                let nr = next - first;
                 let desc = self.desc(tx, group)?;
                 let mut bits = Bits(self.bitmap(tx, group)?);
                 if !bits.set(first % GROUP_BLOCKS, nr, false) {
                     return Err(FsError::damaged("a block that is freed is free already, at or after", first));
                 }
                 self.set_desc(tx, group, RawDesc { free: (desc.free.get() + nr as u32).into(), ..desc })?;
-                first += nr;
+                first = next;
             }
             tx.freed.push(freed);
         }
@@ -305,15 +303,21 @@ impl Store {
     }
 }
 
+/// The blocks of a group that files can hold, as bits of its bitmap. What is before them belongs to the file system; so
+/// does what is behind them, or there is nothing.
+fn data_bits(layout: &Layout, group: u64) -> Range<u64> {
+    let start = group * GROUP_BLOCKS;
+    let bit = |block: u64| block.clamp(start, start + GROUP_BLOCKS) - start;
+    bit(layout.data_start)..bit(layout.copy_block())
+}
+
 /// The descriptor of a group in which nothing is in use but what is fixed.
 pub(crate) fn first_desc(layout: &Layout, group: u64) -> RawDesc {
-    let (first, end) = (group * GROUP_BLOCKS, group * GROUP_BLOCKS + layout.blocks_in(group));
-    let front = layout.data_start.clamp(first, end) - first;
-    let back = u64::from(end == layout.nr_blocks);
+    let data = data_bits(layout, group);
     let mut desc = RawDesc {
         magic: DESC_MAGIC.into(),
         crc: 0.into(),
-        free: ((end - first).saturating_sub(front + back) as u32).into(),
+        free: ((data.end - data.start) as u32).into(),
         written: 0.into(),
         bitmap_crc: 0.into(),
         reserved: [0; 12],

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod groups;
+
 /// Blocks of the groups of these tests: some areas, the last of them cut.
 const MOST: u64 = 6 * HUGE_BLOCKS;
 
