@@ -4,7 +4,7 @@ mod common;
 
 use common::{Model, Op, apply, assert_clean, difference, mounted, new_fs, pmem, random_op, read_all};
 use fs::error::FsError;
-use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, ROOT_INO};
+use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, MAX_FILE, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -336,4 +336,45 @@ fn a_lost_block_that_is_free_serves_again() {
     let mut bytes = vec![0; (all * BLOCK_SIZE) as usize];
     assert_eq!(volume.read(ino, 0, &mut bytes), Ok(bytes.len()));
     assert!(bytes.iter().all(|&byte| byte == 9));
+}
+
+/// Offsets and lengths come from tasks and commands, and may be any number: each call does what it says, or is refused,
+/// and a file that was not changed is the same file.
+#[test]
+fn any_offset_and_any_length_is_answered() {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    let size = 3 * BLOCK_SIZE + 5;
+    let bytes: Vec<u8> = (0..size).map(|at| at as u8 | 1).collect();
+    volume.write(ino, 0, &bytes).unwrap();
+    let mut numbers = vec![0, 1, u64::MAX - 1, u64::MAX, i64::MAX as u64, 1 << 63];
+    for around in [BLOCK_SIZE, size, MAX_FILE, u64::MAX / BLOCK_SIZE, u64::MAX - BLOCK_SIZE] {
+        numbers.extend([around - 1, around, around + 1]);
+    }
+    for &offset in &numbers {
+        let from = (offset.min(size)) as usize;
+        for len in [0, 1, BLOCK_SIZE as usize] {
+            let mut buf = vec![0; len];
+            let got = volume.read(ino, offset, &mut buf).unwrap();
+            assert_eq!(buf[..got], bytes[from..(from + len).min(bytes.len())], "read {len} from {offset}");
+        }
+        let fits = offset < MAX_FILE;
+        if !fits {
+            assert_eq!(volume.write(ino, offset, &[1]), Err(FsError::TooLarge), "write at {offset}");
+        }
+        if offset > MAX_FILE {
+            assert_eq!(volume.truncate(ino, offset), Err(FsError::TooLarge), "truncate to {offset}");
+        }
+        for &len in &numbers {
+            let end = offset.checked_add(len).filter(|_| len != 0);
+            // What lies in the file would be punched, which is not what is tested here.
+            if end.is_none() || offset >= size {
+                let want = end.map(drop).ok_or(FsError::Invalid);
+                assert_eq!(volume.punch(ino, offset, len), want, "punch {len} from {offset}");
+            }
+        }
+    }
+    let mut all = vec![0; size as usize];
+    assert_eq!((volume.read(ino, 0, &mut all), all), (Ok(size as usize), bytes));
 }

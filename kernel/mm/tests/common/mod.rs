@@ -3,6 +3,7 @@
 
 pub mod cached;
 pub mod gup_rig;
+pub mod pin_unmap;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
