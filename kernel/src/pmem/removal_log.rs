@@ -46,7 +46,7 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         }
     }
     fn for_each_task(&mut self, each: &mut dyn FnMut(u64, u64, &str)) {
-        tcb::for_each_with_space(&mut |space, task| each(space, task.id, &task.name));
+        tcb::for_each_user(&mut |space, task| each(space, task.id, &task.name));
     }
     fn asked(&mut self, region: &RegionInfo<'_>) {
         if !self.quiet {

@@ -151,6 +151,8 @@ pub struct Task {
     life: Life,
     work: IrqLock<Option<Work>>,
     space: IrqLock<Option<Arc<Space>>>,
+    /// The number of its address space, also after its end.
+    space_id: Option<u64>,
     /// A signal that somebody else has sent.
     pending: IrqLock<Option<Signal>>,
     has_pending: AtomicBool,
@@ -197,7 +199,7 @@ impl Task {
             Some(_) => unsafe { arch::context::prepare_stack(stack.top(), crate::task::sched::first_entry, 0) },
             None => 0,
         };
-        let has_space = space.is_some();
+        let space_id = space.as_ref().map(|space| space.id());
         let task = Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
@@ -207,6 +209,7 @@ impl Task {
             life: Life::new(),
             work: IrqLock::new(work),
             space: IrqLock::new(space),
+            space_id,
             pending: IrqLock::new(None),
             has_pending: AtomicBool::new(false),
             locks_held: AtomicI64::new(0),
@@ -216,7 +219,7 @@ impl Task {
             joiners: WaitQueue::new(),
             faults: AtomicU64::new(0),
         });
-        if has_space {
+        if space_id.is_some() {
             WITH_SPACE.lock().insert(task.id, Arc::downgrade(&task));
         }
         task
@@ -242,11 +245,7 @@ impl Task {
     }
 
     pub(crate) fn take_space(&self) -> Option<Arc<Space>> {
-        let space = self.space.lock().take();
-        if space.is_some() {
-            WITH_SPACE.lock().remove(&self.id);
-        }
-        space
+        self.space.lock().take()
     }
 
     /// Sends a signal: the task sees it at its next user access or [`check_signal`](crate::task::user::check_signal). The
@@ -313,12 +312,44 @@ impl Task {
     }
 }
 
-/// The tasks that have an address space, by number: from their making to their end.
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.space_id.is_some() {
+            WITH_SPACE.lock().remove(&self.id);
+        }
+    }
+}
+
+/// The tasks that have an address space, or had one until they ended, by number.
 static WITH_SPACE: IrqLock<BTreeMap<u64, Weak<Task>>> = IrqLock::new(BTreeMap::new());
 
 /// Calls `each` with every task that has an address space, and the space's number, oldest first. A task that comes or
 /// ends meanwhile may be missed. Asks for no memory.
 pub fn for_each_with_space(each: &mut dyn FnMut(u64, &Task)) {
+    for_each_listed(&mut |task| {
+        let space = task.space.lock().as_ref().map(|space| space.id());
+        if let Some(space) = space {
+            each(space, task);
+        }
+    });
+}
+
+/// The same with those that have lost a device and are at their end because of it, or past it, as long as somebody
+/// wants to know how they ended: a task may be gone before a removal has come to ask whom it has ended.
+pub fn for_each_user(each: &mut dyn FnMut(u64, &Task)) {
+    for_each_listed(&mut |task| {
+        let concerned = match task.exit() {
+            None => true,
+            Some(Err(Signal::SigBus { cause, .. })) => cause == SigBusCause::DeviceGone,
+            Some(_) => false,
+        };
+        if let Some(space) = task.space_id.filter(|_| concerned) {
+            each(space, task);
+        }
+    });
+}
+
+fn for_each_listed(each: &mut dyn FnMut(&Task)) {
     let mut next = 0;
     loop {
         // The lock is open again before anything is dropped: a task may be the last to hold its space.
@@ -326,10 +357,7 @@ pub fn for_each_with_space(each: &mut dyn FnMut(u64, &Task)) {
         let Some((id, task)) = found else { return };
         next = id + 1;
         if let Some(task) = task {
-            let space = task.space.lock().as_ref().map(|space| space.id());
-            if let Some(space) = space {
-                each(space, &task);
-            }
+            each(&task);
         }
     }
 }
