@@ -1,9 +1,9 @@
 //! What the guest asks of its host: a machine check, which nobody but QEMU can raise as the hardware does.
 //!
-//! Where the boot option `host_requests=` has promised that somebody grants it, the kernel says what it asks for in a line of its
-//! console, `@host_request what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of its own reads the
-//! console with everybody else and grants such a request through QEMU's monitor. The monitor serves one connection at a time,
-//! so each request has its own, which ends at once.
+//! Where the boot option `host_requests=` has promised that somebody grants it, the kernel says what it asks for in a
+//! line of its console, `@host_request what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of
+//! its own reads the console with everybody else and grants such a request through QEMU's monitor. The monitor serves
+//! one connection at a time, so each request has its own, which ends at once.
 
 use crate::console::Console;
 use crate::qmp::Qmp;

@@ -82,6 +82,8 @@ fn lint(tally: &mut Tally) {
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
+    let mut image_maker = build::image_maker_cargo("clippy");
+    tally.stage("lints: disk image", Kind::Check, image_maker.args(["--", "-Dwarnings"]));
     let mut pages = host_cargo("doc");
     pages
         .args(PORTABLE)

@@ -20,7 +20,7 @@ use mm::lock_check;
 use mm::machine::Machine;
 use mm::sync::{AtomicU32, Ordering, SleepLock, SleepLockGuard};
 
-/// LockOrder of a lock; taken in rising order.
+/// The place of a lock in the order in which locks are taken: a rising one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum LockOrder {

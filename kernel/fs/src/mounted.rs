@@ -1,4 +1,5 @@
-//! A file system as the rest of the kernel meets it: a device that may go away, tasks that map its files, freezes, and the end.
+//! A file system as the rest of the kernel meets it: a device that may go away, tasks that map its files, freezes, and
+//! the end.
 //!
 //! [`Mounted`] is what the rest of the kernel sees. Each operation goes through the same doors, in this order:
 //! not shut down → not frozen ([`WriteGuard`]) → the device is alive → the inode → the metadata. Waiting (for a thaw,

@@ -5,9 +5,9 @@
 //!
 //! 1. Nobody waits with interrupts off: `dispatch` and `sync` of a shootdown check that, in every build.
 //! 2. Nobody waits with a [`Mutex`](crate::sync::Mutex) held: not for a shootdown, a lock of an address space, a pin, a
-//!    use, a reader or a [`SleepLock`](crate::sync::SleepLock). Such a lock is spun for, perhaps by the one that is waited for.
-//!    [`might_sleep`] checks that, in debug builds: before each wait, whether or not there is something to wait for, and
-//!    in each `relax` of a machine.
+//!    use, a reader or a [`SleepLock`](crate::sync::SleepLock). A `Mutex` is spun for, perhaps by the one that is waited
+//!    for. [`might_sleep`] checks that, in debug builds: before each wait, whether or not there is something to wait for,
+//!    and in each `relax` of a machine.
 //! 3. What may be held while waiting is taken by trying and `relax` only: the locks of address spaces, and
 //!    [`SleepLock`](crate::sync::SleepLock)s, which have no operation that spins.
 //!

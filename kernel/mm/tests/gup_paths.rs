@@ -8,18 +8,19 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::gup_rig::{FAST, Rig, rig};
 use common::{
-    BASE, Device, EmuContext, Space, counts, load, machine, machine_with, page, pin, space_with, store_to, unpin,
+    BASE, Device, EmuContext, Space, counts, load, machine, machine_with, page, pin, space_with, store_to, through,
+    unpin,
 };
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::gup::{self, GupError, GupFlags, PageArray, RangeArray};
 use mm::machine::Point;
-use mm::mapping::{Mapping, unmap_mapping_range};
+use mm::mapping::unmap_mapping_range;
 use mm::meta::MAX_REFS;
 use mm::pagemap::MemoryKind;
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
-use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
+use mm::space::{Access, AddressSpace, VmOps};
 use mm::sync::Arc;
 use testkit::emu::{Config, EmuMachine, Event};
 
@@ -266,48 +267,27 @@ fn plain_references_are_had_and_given_back_in_any_number() {
     }
 }
 
-/// A provider that turns faults away: all is well, and nothing is mapped.
-struct Away {
-    device: Arc<Device>,
-    turns: AtomicU32,
-}
-
-impl VmOps<EmuMachine> for Away {
-    fn fault(
-        &self,
-        request: &FaultRequest,
-        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
-    ) -> Result<(), FaultError> {
-        if self.turns.load(Ordering::SeqCst) != 0 { Ok(()) } else { self.device.fault(request, install) }
-    }
-
-    fn mmap(&self, offset_pages: u64, nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
-        self.device.mmap(offset_pages, nr_pages, insert)
-    }
-
-    fn mapping(&self) -> &Arc<Mapping<EmuMachine>> {
-        self.device.mapping()
-    }
-
-    fn kind(&self) -> MemoryKind {
-        self.device.kind()
-    }
-}
-
 // covers: G4
 #[test]
 fn a_request_whose_fault_is_turned_away_waits_and_comes_again() {
     let (emu, mm) = machine(1);
     let device = Device::dax_with(&mm, 64, PageSize::Size4K);
-    let away = Arc::new(Away { device, turns: AtomicU32::new(3) });
-    let ops: Arc<dyn VmOps<EmuMachine>> = away.clone();
+    let away = Arc::new(AtomicU32::new(3));
+    // A fault that is turned away: all is well, and nothing is mapped.
+    let left = away.clone();
+    let ops = through(
+        &device,
+        move |device, request, install| {
+            if left.load(Ordering::SeqCst) != 0 { Ok(()) } else { device.fault(request, install) }
+        },
+    );
     let space = AddressSpace::new(&mm, "test").unwrap();
     space.map(BASE, 8 * PAGE_SIZE, Prot::USER_WRITE, &ops, 0).unwrap();
     load(&mm, Some(&space));
     // It waits between two tries, and each wait brings the end nearer.
     for nth in 1..=3 {
         let away = away.clone();
-        emu.at(0, Event::Relax, nth, move || _ = away.turns.fetch_sub(1, Ordering::SeqCst));
+        emu.at(0, Event::Relax, nth, move || _ = away.fetch_sub(1, Ordering::SeqCst));
     }
     let runs = pin(&space, page(0), 4, GupFlags::WRITE).unwrap();
     emu.assert_hooks_ran();

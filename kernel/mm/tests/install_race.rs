@@ -3,14 +3,12 @@
 
 mod common;
 
-use common::{BASE, Device, EmuContext, Space, counts, machine, machine_with, page, space_with};
+use common::{BASE, Device, EmuContext, Space, counts, machine, machine_with, page, space_with, through};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::ledger::Kind;
 use mm::machine::{Machine, Point};
-use mm::mapping::Mapping;
-use mm::pagemap::MemoryKind;
-use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
+use mm::space::{Access, AddressSpace, FaultTarget, VmOps};
 use mm::sync::Arc;
 use testkit::emu::{Config, EmuMachine, Event};
 
@@ -109,41 +107,15 @@ fn who_comes_second_with_a_table_frees_it_and_goes_on_below_the_other() {
     }
 }
 
-/// A provider that gives each CPU leaves of at most a size of its own.
-struct PerCpu {
-    device: Arc<Device>,
-    emu: EmuMachine,
-    sizes: [PageSize; 2],
-}
-
-impl VmOps<EmuMachine> for PerCpu {
-    fn fault(
-        &self,
-        request: &FaultRequest,
-        install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
-    ) -> Result<(), FaultError> {
-        let limit = self.sizes[self.emu.cpu()];
-        self.device.fault(request, &mut |target| install(FaultTarget { size: target.size.min(limit), ..target }))
-    }
-
-    fn mmap(&self, offset_pages: u64, nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
-        self.device.mmap(offset_pages, nr_pages, insert)
-    }
-
-    fn mapping(&self) -> &Arc<Mapping<EmuMachine>> {
-        self.device.mapping()
-    }
-
-    fn kind(&self) -> MemoryKind {
-        self.device.kind()
-    }
-}
-
 /// A space over 2 MiB whose CPUs get leaves of at most `sizes`.
 fn per_cpu(sizes: [PageSize; 2]) -> (EmuMachine, Arc<EmuContext>, Arc<Space>, Arc<dyn VmOps<EmuMachine>>) {
     let (emu, mm) = machine(2);
     let device = Device::dax_with(&mm, 512, PageSize::Size2M);
-    let ops: Arc<dyn VmOps<EmuMachine>> = Arc::new(PerCpu { device, emu: emu.clone(), sizes });
+    let at = emu.clone();
+    let ops = through(&device, move |device, request, install| {
+        let limit = sizes[at.cpu()];
+        device.fault(request, &mut |target| install(FaultTarget { size: target.size.min(limit), ..target }))
+    });
     let space = AddressSpace::new(&mm, "test").expect("memory for a root");
     space.map(BASE, 512 * PAGE_SIZE, Prot::USER_WRITE, &ops, 0).expect("mapped");
     (emu, mm, space, ops)

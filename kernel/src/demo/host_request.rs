@@ -1,9 +1,9 @@
 //! How the demonstration loses a page: by a machine check that its host raises.
 //!
-//! Where the boot option `host_requests=` promises that somebody reads the console and grants requests, the kernel says what it
-//! requests for, in a line for programs, and who reads it grants it, through QEMU's monitor. Elsewhere, and where the promise
-//! is not kept, the kernel raises the machine check itself. In deterministic mode nothing is promised: a command of the
-//! host's would come at another instruction in each run.
+//! Where the boot option `host_requests=` promises that somebody reads the console and grants requests, the kernel says
+//! what it asks for, in a line for programs, and who reads it grants it, through QEMU's monitor. Elsewhere, and where the
+//! promise is not kept, the kernel raises the machine check itself. In deterministic mode nothing is promised: a command
+//! of the host's would come at another instruction in each run.
 
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
@@ -16,8 +16,9 @@ use crate::trap::memory_error::{self, Loss};
 /// with, so that no machine check comes twice.
 const GRACE_NS: u64 = 2_000_000_000;
 
-/// Loses one frame by a machine check, raised by whoever grants requests within `host_requests_s` seconds, if that is not 0. Answers
-/// what its handler has noted; `None` where nobody can raise one, and the frame was lost without. The page is taken away.
+/// Loses one frame by a machine check, raised by whoever grants requests within `host_requests_s` seconds, if that is not
+/// 0. Answers what its handler has noted; `None` where nobody can raise one, and the frame was lost without. The page is
+/// taken away.
 pub fn lose(frame: Pfn, host_requests_s: u64) -> Option<Loss> {
     // What came before this is of no interest.
     memory_error::take_dealt_with();

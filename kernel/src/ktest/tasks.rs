@@ -4,7 +4,8 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm::addr::VirtAddr;
+use mm::access::SigBusCause;
+use mm::addr::{PAGE_SIZE, VirtAddr};
 use mm::lock_check;
 use mm::sync::Mutex;
 
@@ -13,7 +14,7 @@ use crate::cpu::percpu;
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{self, Space};
 use crate::task::preempt::NoPreempt;
-use crate::task::tcb::{Signal, State};
+use crate::task::tcb::{self, Signal, State, Task};
 use crate::task::wait::WaitQueue;
 use crate::task::{sched, user};
 
@@ -29,6 +30,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "tasks.user.kernel_address_is_an_error", covers: "G7", run: kernel_address_is_an_error },
     Test { name: "tasks.user.signal_ends_the_task_alone", covers: "", run: signal_ends_the_task },
     Test { name: "tasks.space.goes_with_its_last_task", covers: "", run: space_goes },
+    Test { name: "tasks.space.whom_a_removal_has_ended_is_known", covers: "R5", run: ended_is_known },
 ];
 
 fn spinning_is_preempted(_: &mut Ctx) -> Result<(), String> {
@@ -252,5 +254,38 @@ fn space_goes(_: &mut Ctx) -> Result<(), String> {
     }
     let after = mm.ledger_snapshot();
     check_eq!(after.diff(&before).next(), None, "what the ledger still holds");
+    Ok(())
+}
+
+/// Calls somebody with each task of a list.
+type List = fn(&mut dyn FnMut(u64, &Task));
+
+/// A removal asks for its users after it has taken their pages away; one of them may have ended by then.
+fn ended_is_known(_: &mut Ctx) -> Result<(), String> {
+    let lost = |cause| Err(Signal::SigBus { addr: VirtAddr::new(PAGE_SIZE), len_bytes: PAGE_SIZE, cause });
+    for (end, known) in [(lost(SigBusCause::DeviceGone), true), (lost(SigBusCause::BeyondEnd), false), (Ok(()), false)]
+    {
+        let space = new_space("ended")?;
+        let id = space.id();
+        let go = Arc::new(AtomicBool::new(false));
+        let gone = Arc::clone(&go);
+        let task = sched::spawn("ended", 0, Some(space), move || {
+            while !gone.load(Ordering::Acquire) {
+                sched::yield_now();
+            }
+            end
+        });
+        // Looked for by the task, too: the number alone would do for a space that two have.
+        let listed = |list: List| {
+            let mut found = false;
+            list(&mut |space, other| found |= (space, other.id) == (id, task.id));
+            found
+        };
+        check!(listed(tcb::for_each_user) && listed(tcb::for_each_with_space), "a task that lives is not listed");
+        go.store(true, Ordering::Release);
+        check_eq!(sched::join(&task), end, "how it ended");
+        check_eq!(listed(tcb::for_each_user), known, "listed as one that a removal has ended");
+        check!(!listed(tcb::for_each_with_space), "a task without a space is listed");
+    }
     Ok(())
 }

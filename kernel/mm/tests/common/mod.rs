@@ -182,6 +182,44 @@ impl VmOps<EmuMachine> for Device {
     }
 }
 
+/// What a provider calls with what it has found.
+pub type Install<'a> = &'a mut dyn FnMut(FaultTarget) -> Result<(), FaultError>;
+
+/// A device, but for how it serves a fault.
+struct Through<F> {
+    device: Arc<Device>,
+    fault: F,
+}
+
+/// `device` as a provider whose faults go through `fault`.
+pub fn through(
+    device: &Arc<Device>,
+    fault: impl Fn(&Device, &FaultRequest, Install<'_>) -> Result<(), FaultError> + Send + Sync + 'static,
+) -> Arc<dyn VmOps<EmuMachine>> {
+    Arc::new(Through { device: device.clone(), fault })
+}
+
+impl<F> VmOps<EmuMachine> for Through<F>
+where
+    F: Fn(&Device, &FaultRequest, Install<'_>) -> Result<(), FaultError> + Send + Sync,
+{
+    fn fault(&self, request: &FaultRequest, install: Install<'_>) -> Result<(), FaultError> {
+        (self.fault)(&self.device, request, install)
+    }
+
+    fn mmap(&self, offset_pages: u64, nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
+        self.device.mmap(offset_pages, nr_pages, insert)
+    }
+
+    fn mapping(&self) -> &Arc<Mapping<EmuMachine>> {
+        self.device.mapping()
+    }
+
+    fn kind(&self) -> MemoryKind {
+        self.device.kind()
+    }
+}
+
 /// The space that each CPU of each machine has loaded: as in a kernel, where the running task owns it.
 static LOADED: Mutex<BTreeMap<(usize, CpuId), Arc<Space>>> = Mutex::new(BTreeMap::new());
 
