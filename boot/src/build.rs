@@ -38,10 +38,8 @@ pub fn image_maker_cargo(verb: &str) -> Command {
     let mut command = Command::new("cargo");
     command.args([verb, "-pdiskimage", "--profile", TOOL_PROFILE]).current_dir(paths::root());
     // The loader is built from the standard library's source, which stable Rust must be told to allow.
-    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::target());
-    // The `bootloader` crate builds it with `cargo install`, which takes this. It runs once, for a moment: what counts is
-    // the time of the build.
-    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
+    // In a directory of its own: what looks at that variable would be built anew by each of two builds in turn.
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::image_maker_target());
     command
 }
 

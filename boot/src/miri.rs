@@ -61,13 +61,13 @@ impl Toolchain {
         self.answer("rustc", &["--print", "sysroot"]).is_some_and(|root| Path::new(&root).join(library).exists())
     }
 
-    /// Runs the tests of these packages whose files begin with `miri`, each once for every one of `seeds` (`first..end`,
+    /// Runs the tests of these packages in these files, a pattern, each once for every one of `seeds` (`first..end`,
     /// as Miri's flag wants it; `None`: once). A seed decides where threads are switched, and which of the values that it
     /// may return a load returns.
     #[must_use]
-    pub fn tests(&self, packages: &[&str], seeds: Option<&str>) -> Command {
+    pub fn tests(&self, files: &str, packages: &[&str], seeds: Option<&str>) -> Command {
         let mut command = self.program("cargo");
-        command.args(["miri", "test", "--no-fail-fast", "--test", "miri*"]).args(packages);
+        command.args(["miri", "test", "--no-fail-fast", "--test", files]).args(packages);
         // A switch after one basic block in fifty, instead of in a hundred: the tests are small.
         let mut flags = String::from("-Zmiri-preemption-rate=0.02");
         if let Some(seeds) = seeds {
@@ -129,14 +129,14 @@ mod tests {
     #[test]
     fn the_seeds_and_the_directory_are_miris_own() {
         let (_directory, whole) = toolchain(WHOLE);
-        let command = whole.tests(&["-pmm"], Some("0..4"));
+        let command = whole.tests("miri*", &["-pmm"], Some("0..4"));
         let variable = |name: &str| command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value);
         assert!(variable("MIRIFLAGS").unwrap().to_string_lossy().ends_with("-Zmiri-many-seeds=0..4"));
         assert!(Path::new(variable("CARGO_TARGET_DIR").unwrap()).ends_with("miri"));
         assert!(command.get_args().any(|arg| arg == "-pmm"));
         assert!(
             !whole
-                .tests(&[], None)
+                .tests("miri*", &[], None)
                 .get_envs()
                 .any(|(_, value)| value.is_some_and(|v| v.to_string_lossy().contains("seeds")))
         );

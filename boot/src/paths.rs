@@ -53,10 +53,15 @@ pub fn built_kernel(profile: Profile) -> PathBuf {
     target().join(KERNEL_TARGET).join(directory).join("kernel")
 }
 
+/// The directory of the builds of what makes disk images.
+pub(crate) fn image_maker_target() -> PathBuf {
+    target().join("image")
+}
+
 /// Where cargo puts the program that makes disk images.
 #[must_use]
 pub fn image_maker() -> PathBuf {
-    target().join(crate::build::TOOL_PROFILE).join("diskimage")
+    image_maker_target().join(crate::build::TOOL_PROFILE).join("diskimage")
 }
 
 /// The ELF file, with its symbols, of the kernel in the image: `UNPLUG_KERNEL`, else what the image was made of, else

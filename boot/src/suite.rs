@@ -126,9 +126,10 @@ fn under_miri(tally: &mut Tally, toolchain: Option<miri::Toolchain>, all: bool) 
         tally.record("Miri", Counts { skipped: 1, ..Counts::default() }, Duration::ZERO);
         return;
     };
-    tally.stage("Miri", Kind::Tests, &mut toolchain.tests(&MIRI, None));
+    tally.stage("Miri", Kind::Tests, &mut toolchain.tests("miri*", &MIRI, None));
     if all {
-        tally.stage("Miri, 32 seeds", Kind::Check, &mut toolchain.tests(&MIRI, Some("1..33")));
+        tally.stage("Miri, slow tests", Kind::Tests, &mut toolchain.tests("slow_miri*", &MIRI, None));
+        tally.stage("Miri, 32 seeds", Kind::Check, &mut toolchain.tests("miri*", &MIRI, Some("1..33")));
     }
 }
 

@@ -342,6 +342,13 @@ fn a_removal_waits_for_a_part_of_a_long_read() {
                 (0..8).for_each(|_| _ = emu.let_run(1, removal));
             }
         });
+        // Between two parts the reader waits for who has tried for long; which of the two the host runs first is its affair.
+        for nth in 1..=64 {
+            let (at, removing) = (emu.clone(), removing.clone());
+            emu.at(0, Event::Relax, nth, move || {
+                _ = removing.lock().unwrap().as_ref().map(|removal| at.let_run(1, removal))
+            });
+        }
         let mut buf = vec![0; (PARTS * CHUNK_BYTES) as usize];
         let read = fs.read(&cx(), &file, 0, &mut buf);
         let answered = emu.finish(removing.lock().unwrap().take().unwrap());

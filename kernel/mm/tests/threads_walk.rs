@@ -1,5 +1,5 @@
-//! gup-fast with two threads on the emulated machine: more of what `miri_gup.rs` does. Under Miri the first takes a minute,
-//! the second many.
+//! gup-fast with two threads on the emulated machine: more of what `slow_miri_gup.rs` does. Under Miri the first takes a
+//! minute, the second many.
 #![cfg(not(any(loom, shuttle)))]
 
 mod common;
