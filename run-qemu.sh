@@ -108,10 +108,29 @@ lack=$(missing)
 [[ -z $lack ]] || install_missing
 choose_toolchain
 
+# What stopped a build, where it was neither the code nor the compiler: each is tried by itself. Prints nothing where it
+# is none of these.
+what_stopped() {
+    local said
+    if ! said=$({ head -c 16777216 /dev/zero >"$target/room"; } 2>&1); then
+        printf '%s cannot take 16 MiB more (%s): make room, or name another directory with CARGO_TARGET_DIR' \
+            "$target" "${said##*: }"
+    elif ! said=$("$toolchain/cargo" fetch --locked --manifest-path "$root/Cargo.toml" 2>&1); then
+        said=${said##*$'\n'}
+        printf "the crates that Cargo.lock names cannot be fetched (%s): cargo needs the network (HTTPS_PROXY), certificates (CARGO_HTTP_CAINFO) or a mirror (cargo's source replacement)" \
+            "${said#"${said%%[![:space:]]*}"}"
+    fi
+    rm -f -- "$target/room"
+}
+
 # The directory that was asked for is relative to where the user stands, not to the project.
 target=$(realpath -m -- "${CARGO_TARGET_DIR:-$root/target}")
 export CARGO_TARGET_DIR=$target PATH="$toolchain:$PATH" UNPLUG_ROOT=$root
 unset RUSTC RUSTC_WRAPPER RUSTFLAGS RUSTUP_TOOLCHAIN
+if ! said=$(mkdir -p -- "$target" 2>&1) || [[ ! -w $target ]]; then
+    say "$target cannot be written (${said##*: }): name another directory with CARGO_TARGET_DIR"
+    exit 1
+fi
 
 # Debian's lld without Debian's link to it: it is told by its first argument which linker it is.
 if ! has_rust_lld; then
@@ -124,7 +143,8 @@ features=()
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
 if ! "$toolchain/cargo" build "${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool \
     -p boot --bin "$program" "${features[@]}"; then
-    say "the host side did not build with $("$toolchain/rustc" --version) ($toolchain); known to work: Rust $wanted."
+    said=$(what_stopped)
+    say "${said:-"the host side did not build with $("$toolchain/rustc" --version) ($toolchain); known to work: Rust $wanted."}"
     exit 1
 fi
 exec "$target/tool/$program" "$@"

@@ -2,9 +2,9 @@
 //! program that makes disk images, with the UEFI loader in it.
 
 use crate::paths::{self, Profile};
-use anyhow::{Context, Result, bail, ensure};
-use std::io;
-use std::path::PathBuf;
+use anyhow::{Context, Result, bail};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -65,7 +65,9 @@ pub fn kernel(profile: Profile, quiet: bool) -> Result<PathBuf> {
 fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {
     let verbosity = quiet.then_some("--quiet");
     let status = kernel_cargo("build", profile).args(verbosity).status().context("cargo cannot be started")?;
-    ensure!(status.success(), "the kernel did not build");
+    if !status.success() {
+        bail!("the kernel did not build{}", what_stopped("").map_or_else(String::new, |what| format!(": {what}")));
+    }
     let built = paths::built_kernel(profile);
     built.canonicalize().with_context(|| format!("cargo left no kernel at {}", built.display()))
 }
@@ -96,8 +98,9 @@ impl ImageMaker {
         let (since, speaks) = (self.since, self.speaks);
         let output = self.cargo.join().expect("it does not panic").context("cargo cannot be started")?;
         if !output.status.success() {
-            eprint!("{}", String::from_utf8_lossy(&output.stderr));
-            bail!("the UEFI loader did not build: {}", who_built());
+            let said = String::from_utf8_lossy(&output.stderr);
+            eprint!("{said}");
+            bail!("the UEFI loader did not build: {}", what_stopped(&said).unwrap_or_else(who_built));
         }
         if speaks {
             eprintln!("run-qemu: kernel and loader are done after {}", seconds(since));
@@ -108,6 +111,44 @@ impl ImageMaker {
 
 fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
+}
+
+/// What stopped a build in which cargo `said` this, where it was neither the code nor the compiler: the directory, or
+/// what is fetched. The loader's own crates are fetched by a cargo of its own, so its words count.
+fn what_stopped(said: &str) -> Option<String> {
+    let target = paths::target();
+    if let Err(error) = has_room(&target) {
+        let place = target.display();
+        return Some(format!("{place}: {error}: make room, or name another directory with CARGO_TARGET_DIR"));
+    }
+    let fetch = || Command::new("cargo").args(["fetch", "--locked", "--quiet"]).current_dir(paths::root()).output();
+    let line = match fetching_failed(said) {
+        Some(line) => line.to_string(),
+        None => {
+            let fetched = fetch().ok().filter(|output| !output.status.success())?;
+            String::from_utf8_lossy(&fetched.stderr).lines().next_back().unwrap_or_default().trim().to_string()
+        }
+    };
+    Some(format!(
+        "crates cannot be fetched ({line}): cargo needs the network (HTTPS_PROXY), certificates (CARGO_HTTP_CAINFO) or a \
+         mirror (cargo's source replacement)"
+    ))
+}
+
+/// Does the directory take 16 MiB more?
+fn has_room(directory: &Path) -> io::Result<()> {
+    let mut file = tempfile::tempfile_in(directory)?;
+    io::copy(&mut io::repeat(0).take(16 << 20), &mut file)?;
+    Ok(())
+}
+
+/// The innermost reason, where cargo says that it could not fetch something.
+fn fetching_failed(said: &str) -> Option<&str> {
+    const WORDS: [&str; 4] =
+        ["failed to download", "failed to fetch", "failed to query replaced source", "download of "];
+    let about = said.lines().position(|line| WORDS.iter().any(|words| line.contains(words)))?;
+    let causes = said.lines().skip(about).take_while(|line| !line.trim_start().starts_with("warning:"));
+    causes.map(str::trim).filter(|line| !line.is_empty()).last()
 }
 
 /// Which compiler and which loader did not get on, and which are known to.
@@ -136,5 +177,16 @@ mod tests {
     fn the_loader_that_is_named_is_the_one_that_is_locked() {
         let locked = format!("name = \"bootloader\"\nversion = \"{}\"\n", pinned_loader());
         assert!(include_str!("../../Cargo.lock").contains(&locked), "{locked}");
+    }
+
+    #[test]
+    fn what_cargo_could_not_fetch_is_told_by_its_innermost_reason() {
+        let said = "    Updating index\nerror: failed to download from `https://example.invalid/`\n\nCaused by:\n  [6] Could not \
+                    resolve hostname\n";
+        assert_eq!(fetching_failed(said), Some("[6] Could not resolve hostname"));
+        assert_eq!(fetching_failed("error[E0308]: mismatched types\n"), None);
+        let what = what_stopped(said).expect("it was the network");
+        assert!(what.contains("[6] Could not resolve hostname") && what.contains("CARGO_HTTP_CAINFO"), "{what}");
+        assert!(has_room(Path::new("/nowhere")).is_err());
     }
 }

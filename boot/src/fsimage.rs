@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use fs::check::check;
 use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, Kind, ROOT_INO};
+use fs::layout::Label;
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owned;
 use fs::pmem::{Overlay, Pmem, check_bounds};
@@ -46,8 +47,8 @@ enum Job {
         #[arg(long, value_parser = size::parse)]
         size: Option<u64>,
         /// A name for people, up to 32 bytes.
-        #[arg(long, default_value = "", value_parser = label)]
-        label: String,
+        #[arg(long, default_value = "")]
+        label: Label,
     },
     /// Check everything, and write nothing. Status 1 where something is wrong.
     Check {
@@ -94,14 +95,9 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Option<Result<u8>> {
     Some(run(&cli.job, cli.log.as_deref(), &mut std::io::stdout().lock()))
 }
 
-/// A label that fits.
-fn label(text: &str) -> Result<String, String> {
-    if text.len() <= 32 { Ok(text.into()) } else { Err(format!("{} bytes, and at most 32 fit", text.len())) }
-}
-
 fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
     match job {
-        Job::Make { image, size, label } => make_image(image, *size, label, log, out)?,
+        Job::Make { image, size, label } => make_image(image, *size, *label, log, out)?,
         Job::Check { image } => return check_image(image, log, out),
         Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
         Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
@@ -145,7 +141,7 @@ impl Pmem for Image {
     }
 }
 
-fn make_image(path: &Path, size: Option<u64>, label: &str, log: Option<&Path>, out: &mut impl Write) -> Result<()> {
+fn make_image(path: &Path, size: Option<u64>, label: Label, log: Option<&Path>, out: &mut impl Write) -> Result<()> {
     if let Some(size) = size {
         ensure!(size.is_multiple_of(BLOCK_SIZE), "--size: {size} bytes are not a multiple of {BLOCK_SIZE}");
     } else {
@@ -167,7 +163,7 @@ fn make_image(path: &Path, size: Option<u64>, label: &str, log: Option<&Path>, o
     let pmem: Arc<dyn Pmem> = Arc::new(image);
     let log = log.map(|log| Image::open(log, true, false)).transpose()?;
     let log = log.map(|log| -> Arc<dyn Pmem> { Arc::new(log) });
-    let options = MakeOptions { uuid, label: label.into(), log, ..MakeOptions::default() };
+    let options = MakeOptions { uuid, label, log, ..MakeOptions::default() };
     let layout = make(&pmem, &options).with_context(|| format!("{}: no file system made", path.display()))?;
     file.sync_all()?;
     writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), layout.nr_blocks)?;
@@ -269,7 +265,8 @@ mod tests {
     fn an_image_is_made_checked_listed_and_dumped_and_only_made_images_change() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        let made = output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".into() });
+        let made =
+            output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".parse().expect("short") });
         assert!(made.1.ends_with("2048 blocks of 4096 bytes\n"));
         // The NVDIMM that QEMU makes of it is exactly as large.
         assert_eq!(crate::backing::Nvdimm::kept(&image, None, 0).unwrap().size_bytes, 8 << 20);
@@ -300,7 +297,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [image, log] = ["image", "log"].map(|name| dir.path().join(name));
         std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
-        let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: String::new() };
+        let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default() };
         output_with(&make, Some(&log));
         assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);
         let (status, text) = output(&Job::Check { image: image.clone() });
@@ -315,7 +312,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         let refused = |image: &Path, size: Option<u64>| {
-            let make = Job::Make { image: image.into(), size, label: String::new() };
+            let make = Job::Make { image: image.into(), size, label: Label::default() };
             format!("{:#}", run(&make, None, &mut Vec::new()).unwrap_err())
         };
         assert!(refused(&image, None).contains("say with --size"));
@@ -325,7 +322,9 @@ mod tests {
         assert!(refused(dir.path(), None).contains("cannot be opened"));
         let check = run(&Job::Check { image: dir.path().into() }, None, &mut Vec::new());
         assert!(format!("{:#}", check.unwrap_err()).contains("is a directory, not an image file"));
-        assert!(label(&"x".repeat(33)).is_err_and(|text| text.contains("at most 32")));
+        let long = "x".repeat(33);
+        let made = Cli::try_parse_from(["fs", "make", "image", "--label", &long]);
+        assert!(made.is_err_and(|error| error.to_string().contains("a label has at most 32 bytes, not 33")));
     }
 
     #[test]

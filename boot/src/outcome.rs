@@ -13,7 +13,7 @@ pub enum Status {
     Bad(String),
     /// The kernel panicked.
     Panic(String),
-    /// The kernel refuses this machine.
+    /// The kernel refuses this machine, or what it was told to do on it.
     Refused(String),
     /// The guest took longer than it may.
     Hung,
@@ -70,7 +70,7 @@ impl fmt::Display for Status {
             Self::Good => write!(f, "the kernel's verdict is good"),
             Self::Bad(reason) => write!(f, "the kernel's verdict is bad: {reason}"),
             Self::Panic(message) => write!(f, "the kernel panicked: {message}"),
-            Self::Refused(reason) => write!(f, "the kernel refuses this machine: {reason}"),
+            Self::Refused(reason) => write!(f, "the kernel refuses this machine, or its options: {reason}"),
             Self::Hung => write!(f, "the guest took longer than it may"),
             Self::Qemu(message) => write!(f, "{message}"),
             Self::Interrupted => write!(f, "interrupted"),

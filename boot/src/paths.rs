@@ -16,10 +16,11 @@ pub fn root() -> PathBuf {
     )
 }
 
-/// Where everything that is built goes: `CARGO_TARGET_DIR`, else `target` at the project's root.
+/// Where everything that is built goes: `CARGO_TARGET_DIR`, else `target` at the project's root. Cargo starts a test in
+/// its package's directory, so a relative path is taken from the root, where cargo was started as a rule.
 #[must_use]
 pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// How the kernel is built.

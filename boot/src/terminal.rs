@@ -6,7 +6,7 @@ use crate::qmp::Qmp;
 use anyhow::{Context, Result};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use serde_json::json;
-use std::io::{IsTerminal, Read, Write, stdin};
+use std::io::{self, ErrorKind, IsTerminal, Read, Write, stdin};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,23 +47,31 @@ fn make_raw() -> Result<Restore> {
 
 /// Copies standard input to the guest. It begins at the first prompt: before that, the firmware would read it.
 fn forward(console: &Console, mut to: impl Write) {
-    if console.wait_prompt(0, None).is_err() {
+    if console.wait_prompt(0, None).is_err() || copy_commands(stdin(), &mut to).is_err() {
         return;
     }
-    let mut buffer = [0; 256];
-    loop {
-        match stdin().read(&mut buffer) {
-            Ok(0) | Err(_) => break,
-            Ok(len) => {
-                if to.write_all(&buffer[..len]).is_err() {
-                    return;
-                }
-            }
-        }
-    }
-    let _ = to.write_all(b"exit\n");
     // The pipe stays open: QEMU would take its end for a hang-up.
     let _ = console.wait_end(None);
+}
+
+/// Copies `from`, and adds the command `exit` where it ends: on a line of its own, also after a last line without an end.
+fn copy_commands(mut from: impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = [0; 256];
+    let mut last = b'\n';
+    loop {
+        match from.read(&mut buffer) {
+            Ok(len @ 1..) => {
+                to.write_all(&buffer[..len])?;
+                last = buffer[len - 1];
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => break,
+        }
+    }
+    if last != b'\n' {
+        to.write_all(b"\n")?;
+    }
+    to.write_all(b"exit\n")
 }
 
 /// Ends the guest when the user interrupts this program, so that it can clean up.
@@ -105,5 +113,26 @@ impl Interrupt {
             Some(socket) => drop(Qmp::connect(&socket).and_then(|mut qmp| qmp.execute("quit", json!({})))),
             None => std::process::exit(130),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `printf mem | ./run-qemu.sh run --mode shell` was `memexit` to the shell, which waited for more.
+    #[test]
+    fn a_last_line_without_an_end_is_a_command_too() {
+        for (typed, sent) in
+            [("mem", "mem\nexit\n"), ("mem\n", "mem\nexit\n"), ("", "exit\n"), ("a\nb", "a\nb\nexit\n")]
+        {
+            let mut to = Vec::new();
+            copy_commands(typed.as_bytes(), &mut to).expect("memory");
+            assert_eq!(String::from_utf8_lossy(&to), sent);
+        }
+        let long = "x".repeat(256);
+        let mut to = Vec::new();
+        copy_commands(long.as_bytes(), &mut to).expect("memory");
+        assert!(to.ends_with(b"x\nexit\n"));
     }
 }

@@ -148,12 +148,20 @@ fn early_tables() {
 fn read_options() -> Options {
     let bytes = fwcfg::read_file::<1024>("opt/unplug/cmdline").unwrap_or_default();
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    let mut complain = |args: core::fmt::Arguments<'_>| console::line(format_args!("options: {args}"));
+    let mut all_known = true;
+    let mut complain = |args: core::fmt::Arguments<'_>| {
+        all_known = false;
+        console::line(format_args!("options: {args}"));
+    };
     let text = core::str::from_utf8(&bytes[..end]).unwrap_or_else(|_| {
-        complain(format_args!("not text; ignored"));
+        complain(format_args!("not text"));
         ""
     });
     let options = Options::parse(text, &mut complain);
+    // Whoever gave a word wanted something of it: what follows would not be what was asked for.
+    if !all_known {
+        exit::now(exit::BAD_CONFIGURATION);
+    }
     log::set_max_level(if options.quiet { log::LevelFilter::Warn } else { options.log });
     options
 }
@@ -268,12 +276,23 @@ fn main_task() -> tcb::Exit {
     ring::drain();
     match options.mode {
         Mode::Test => {
+            if ktest::runner::names(&options.tests).is_empty() {
+                let glob = &options.tests;
+                console::line(format_args!(
+                    "options: no test's name matches \"{glob}\" (the shell's test --list names them)"
+                ));
+                exit::now(exit::BAD_CONFIGURATION);
+            }
             let summary = ktest::runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }
         // Whoever types there promises nothing: no request is granted.
         Mode::Shell => {
-            shell::run(Runs { tests: |glob| ktest::runner::run(glob).failed, demo: || demo::run(0) });
+            shell::run(Runs {
+                tests: |glob| ktest::runner::run(glob).failed,
+                list: ktest::runner::names,
+                demo: || demo::run(0),
+            });
         }
         Mode::Demo => exit::now(if demo::run(options.host_requests_s) { exit::SUCCESS } else { exit::FAILURE }),
         Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),

@@ -74,7 +74,7 @@ struct Bare(tempfile::TempDir);
 impl Bare {
     fn new() -> Self {
         let bare = Self(tempfile::tempdir().expect("a temporary directory"));
-        for program in ["bash", "env", "cat", "dirname", "readlink", "realpath", "sed"] {
+        for program in ["bash", "env", "cat", "dirname", "readlink", "realpath", "sed", "mkdir", "head", "rm"] {
             let from = ["/usr/bin", "/bin"].iter().map(|bin| Path::new(bin).join(program)).find(|path| path.exists());
             std::os::unix::fs::symlink(from.expect("it is on every system"), bare.path(program)).expect("linked");
         }
@@ -93,8 +93,8 @@ impl Bare {
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("made executable");
     }
 
-    /// A rustup toolchain of this version, with the library's source or without; its cargo fails with the words that
-    /// it was called with.
+    /// A rustup toolchain of this version, with the library's source or without; its cargo can fetch and nothing else:
+    /// it fails with the words that it was called with.
     fn put_toolchain(&self, name: &str, version: &str, has_source: bool) {
         let root = format!(".rustup/toolchains/{name}");
         let sysroot = self.path(&root);
@@ -103,7 +103,7 @@ impl Bare {
             sysroot.display()
         );
         self.put(&format!("{root}/bin/rustc"), &rustc);
-        self.put(&format!("{root}/bin/cargo"), &format!("echo \"cargo of {name}: $*\" >&2; exit 1"));
+        self.put(&format!("{root}/bin/cargo"), &format!("echo \"cargo of {name}: $*\" >&2; [[ $1 = fetch ]]"));
         self.put(&format!("{root}/bin/cargo-fmt"), "exit 1");
         self.put(&format!("{root}/lib/rustlib/some-host/bin/rust-lld"), "exit 1");
         if has_source {
@@ -115,12 +115,17 @@ impl Bare {
 
     /// Runs the front door there. Says how it ended, and what it printed on standard error.
     fn run(&self) -> (Option<i32>, String) {
+        self.run_into(&self.path("target"))
+    }
+
+    /// As [`run`](Self::run), with this directory for what is built.
+    fn run_into(&self, target: &Path) -> (Option<i32>, String) {
         let output = Command::new(root().join("run-qemu.sh"))
             .env_clear()
             .env("PATH", self.0.path())
             .env("HOME", self.0.path())
             .env("OVMF_CODE", "somewhere")
-            .env("CARGO_TARGET_DIR", self.path("target"))
+            .env("CARGO_TARGET_DIR", target)
             .output()
             .expect("bash");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -169,4 +174,37 @@ fn the_script_takes_a_rustup_toolchain_that_has_the_source() {
     assert!(status == Some(1) && without.contains("missing: a linker"), "{without}");
     // A toolchain that cannot build it: which compiler it was.
     assert!(message.contains("rustc 1.96.0"), "{message}");
+}
+
+/// Whatever stops the first build is said by its own name, not blamed on the compiler.
+#[test]
+fn the_script_says_what_stopped_the_first_build() {
+    let bare = Bare::new();
+    bare.put("cc", "exit 1");
+    bare.put("qemu-system-x86_64", "exit 1");
+    bare.put_toolchain("a", "1.96.0", true);
+    let cargo = ".rustup/toolchains/a/bin/cargo";
+    let last = |message: &str| message.lines().next_back().unwrap_or_default().to_string();
+
+    // A directory that cannot be written: a file stands where it would have to be.
+    std::fs::write(bare.path("file"), "").expect("written");
+    let (status, message) = bare.run_into(&bare.path("file/target"));
+    let line = last(&message);
+    assert!(status == Some(1) && line.contains("cannot be written (Not a directory)"), "{message}");
+    assert!(line.contains("CARGO_TARGET_DIR") && !message.contains("cargo of a"), "{message}");
+
+    // A registry that cannot be reached, or a certificate that it does not trust: cargo's innermost reason.
+    let fetch = "echo 'error: failed to download' >&2; echo '  [60] SSL certificate problem' >&2; exit 101";
+    bare.put(cargo, fetch);
+    let (status, message) = bare.run();
+    let line = last(&message);
+    assert!(status == Some(1) && line.contains("cannot be fetched ([60] SSL certificate problem)"), "{message}");
+    assert!(line.contains("CARGO_HTTP_CAINFO") && !line.contains("rustc"), "{message}");
+
+    // A full disk comes first: cargo cannot fetch there either.
+    std::fs::remove_file(bare.path("head")).expect("removed");
+    bare.put("head", "echo 'head: write error: No space left on device' >&2; exit 1");
+    let (status, message) = bare.run();
+    let line = last(&message);
+    assert!(status == Some(1) && line.contains("16 MiB more (No space left on device)"), "{message}");
 }

@@ -1,6 +1,7 @@
-//! When things go wrong: a guest that hangs, one that panics, one with too little memory, an unknown boot option.
+//! When things go wrong: a guest that hangs, one that panics, one with too little memory, bad boot options.
 
-use crate::support::{assert_good, has_line, machine, run, shell, start, tail};
+use crate::support::{has_line, machine, run, shell, start, tail};
+use boot::cli::Mode;
 use boot::machine::Machine;
 use boot::outcome::Status;
 use boot::size::MIB;
@@ -68,8 +69,23 @@ fn too_little_memory_is_refused_with_a_reason() {
 }
 
 #[test]
-fn an_unknown_boot_option_is_named_and_passed_over() {
-    let outcome = run(&Machine { smp: 1, append: vec!["flavour=mint".into()], ..machine() });
-    assert_good(&outcome);
-    assert!(has_line(&outcome, &["unknown option", "flavour"]), "{}", tail(&outcome));
+fn each_bad_boot_option_is_named_and_nothing_is_run() {
+    let append = vec!["flavour=mint".into(), "inject=nonsense".into(), "quiet".into()];
+    let outcome = run(&Machine { smp: 1, append, ..machine() });
+    assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
+    for words in [["unknown option", "flavour"], ["\"inject\" cannot be", "nonsense"], ["\"quiet\" cannot be", "0, 1"]]
+    {
+        assert!(has_line(&outcome, &words), "{}", tail(&outcome));
+    }
+    assert!(!has_line(&outcome, &["@boot"]), "{}", tail(&outcome));
+}
+
+#[test]
+fn tests_that_no_name_matches_are_refused() {
+    let outcome = run(&Machine { smp: 1, mode: Mode::Test, append: vec!["tests=zzz".into()], ..machine() });
+    assert!(
+        matches!(&outcome.status, Status::Refused(line) if line.contains("no test's name matches")),
+        "{}",
+        tail(&outcome)
+    );
 }

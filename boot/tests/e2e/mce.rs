@@ -109,7 +109,7 @@ fn a_machine_check_costs_the_page_and_the_task_that_maps_it() {
     assert!(ended.contains("sigbus addr=0x4000000000 len=4096"), "{ended}");
     patient.settle();
     let lost = answer(&mut patient.guest, "pmem read 0 20480 8");
-    assert_eq!(lost, ["error: I/O error at sector 40: its contents are lost"]);
+    assert_eq!(lost, ["error: I/O error: the contents of bytes 20480..20992 are lost"]);
     assert_eq!(patient.run("badblocks 0"), ["sectors 40..48", "8 sectors are lost; not kept on the device"]);
     // The neighbour, its mapping and the task that reads it are as before.
     assert_eq!(patient.run("pmem read 0 36864 8"), ["survivor"]);
@@ -216,7 +216,7 @@ fn the_next_boot_knows_what_was_lost() {
     second.run("attach 0");
     assert_eq!(second.run("badblocks 0"), ["sectors 16..24", "8 sectors are lost; kept on the device, list 2"]);
     let read = answer(&mut second.guest, "pmem read 0 8192 8");
-    assert_eq!(read, ["error: I/O error at sector 16: its contents are lost"]);
+    assert_eq!(read, ["error: I/O error: the contents of bytes 8192..8704 are lost"]);
     second.run("hold 0 8192");
     second.run("zero 0 8192 4096");
     assert_eq!(second.run("badblocks 0"), ["0 sectors are lost; kept on the device, list 3"]);

@@ -1,5 +1,8 @@
 //! Where everything lies, computed from the size alone, and the superblock that says so.
 
+use core::fmt;
+use core::str::FromStr;
+
 use zerocopy::IntoBytes;
 
 use crate::error::FsError;
@@ -17,6 +20,32 @@ pub(crate) const TABLE_CHUNK: u64 = 4;
 const JOURNAL_BLOCKS: core::ops::RangeInclusive<u64> = 16..=1024;
 /// Descriptors in a block.
 pub(crate) const DESCS_PER_BLOCK: u64 = BLOCK_SIZE / size_of::<RawDesc>() as u64;
+
+/// A label of a file system: UTF-8, padded with zeroes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Label(pub(crate) [u8; 32]);
+
+/// The text is longer than a label can be. Holds its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelTooLong(usize);
+
+impl fmt::Display for LabelTooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a label has at most {} bytes, not {}", size_of::<Label>(), self.0)
+    }
+}
+
+impl core::error::Error for LabelTooLong {}
+
+impl FromStr for Label {
+    type Err = LabelTooLong;
+
+    fn from_str(text: &str) -> Result<Self, LabelTooLong> {
+        let mut label = Self::default();
+        label.0.get_mut(..text.len()).ok_or(LabelTooLong(text.len()))?.copy_from_slice(text.as_bytes());
+        Ok(label)
+    }
+}
 
 /// The places of everything that does not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

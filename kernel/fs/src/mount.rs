@@ -18,7 +18,7 @@ use crate::format::{
 };
 use crate::inode_table::{free_block, free_inode};
 use crate::journal::{Area, Change, Journal};
-use crate::layout::{DESCS_PER_BLOCK, Layout, STATE_BLOCK, TABLE_CHUNK};
+use crate::layout::{DESCS_PER_BLOCK, Label, Layout, STATE_BLOCK, TABLE_CHUNK};
 use crate::mutant::{Faults, Mutant};
 use crate::node::Node;
 use crate::owner::{Owner, ReverseMap};
@@ -32,8 +32,8 @@ use crate::volume::Volume;
 pub struct MakeOptions {
     /// Tells file systems apart: choose it at random.
     pub uuid: [u8; 16],
-    /// For people; cut off at 32 bytes.
-    pub label: alloc::string::String,
+    /// For people.
+    pub label: Label,
     /// The journal's device, if it is another one.
     pub log: Option<Arc<dyn Pmem>>,
     /// Keep no reverse map: failure notifications are answered by "not supported".
@@ -60,8 +60,7 @@ pub fn make(pmem: &Arc<dyn Pmem>, options: &MakeOptions) -> Result<Layout, FsErr
     let flags = if options.no_reverse_map { FLAG_NO_REVERSE_MAP } else { 0 };
     let mut layout = Layout::plan(nr_blocks, log_blocks, flags)?;
     layout.uuid = options.uuid;
-    let label = &options.label.as_bytes()[..options.label.len().min(32)];
-    layout.label[..label.len()].copy_from_slice(label);
+    layout.label = options.label.0;
     let p = &**pmem;
     // No superblock while the rest is made.
     let void = [0; BLOCK_SIZE as usize];

@@ -1,4 +1,4 @@
-//! Boot options: `key=value` words. A bad one gets one line and nothing else is lost.
+//! Boot options: `key=value` words. Each bad one gets one line; with any, the kernel goes no further.
 
 use core::fmt;
 
@@ -74,7 +74,7 @@ const MAX_HOST_REQUESTS_S: u64 = 3600;
 const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, host_requests";
 
 impl Options {
-    /// Reads `text`. Each word that makes no sense is given to `complain` as one line and ignored.
+    /// Reads `text`. Each word that makes no sense is given to `complain` as one line; the others are read.
     pub fn parse(text: &str, complain: &mut dyn FnMut(fmt::Arguments<'_>)) -> Self {
         let mut options = Self::default();
         for word in text.split_ascii_whitespace() {

@@ -2,10 +2,11 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::console::{self, ring};
 use crate::ktest::AREAS;
-use crate::ktest::test::Ctx;
+use crate::ktest::test::{Ctx, Test};
 
 /// What came of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,13 +19,22 @@ pub struct Summary {
     pub skipped: usize,
 }
 
+/// The tests whose names match `glob`, in the order in which they are run.
+fn chosen(glob: &str) -> impl Iterator<Item = &'static Test> {
+    AREAS.iter().copied().flatten().filter(move |test| matches(glob, test.name))
+}
+
+/// The names of the tests that match `glob`.
+pub fn names(glob: &str) -> Vec<&'static str> {
+    chosen(glob).map(|test| test.name).collect()
+}
+
 /// Runs the tests whose names match `glob`.
 pub fn run(glob: &str) -> Summary {
-    let chosen = || AREAS.iter().copied().flatten().filter(|test| matches(glob, test.name));
     console::line(format_args!("KTAP version 1"));
-    console::line(format_args!("1..{}", chosen().count()));
+    console::line(format_args!("1..{}", chosen(glob).count()));
     let mut summary = Summary::default();
-    for (number, test) in chosen().enumerate().map(|(index, test)| (index + 1, test)) {
+    for (number, test) in chosen(glob).enumerate().map(|(index, test)| (index + 1, test)) {
         let mut ctx = Ctx::default();
         let name = test.name;
         let covers = if test.covers.is_empty() { String::new() } else { format!(" # covers: {}", test.covers) };

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use nvdimm::pmem::block::{BlockDevice, SECTOR_BYTES};
+use nvdimm::pmem::block::{BlockDevice, BlockError, SECTOR_BYTES};
 
 use crate::mem::machine::KernelMachine;
 use crate::pmem::devices;
@@ -17,7 +17,7 @@ use crate::pmem::devices;
 /// One clear line.
 pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String> {
     let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, len)?;
-    block.read(first, &mut sectors).map_err(|error| format!("{error}"))?;
+    block.read(first, &mut sectors).map_err(|error| in_bytes(&error))?;
     Ok(sectors[skip..][..len].to_vec())
 }
 
@@ -27,9 +27,23 @@ pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String>
 /// One clear line.
 pub fn write(at: usize, offset_bytes: u64, bytes: &[u8]) -> Result<(), String> {
     let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, bytes.len())?;
-    block.read(first, &mut sectors).map_err(|error| format!("{error}"))?;
+    block.read(first, &mut sectors).map_err(|error| in_bytes(&error))?;
     sectors[skip..][..bytes.len()].copy_from_slice(bytes);
-    block.write(first, &sectors).map_err(|error| format!("{error}"))
+    block.write(first, &sectors).map_err(|error| in_bytes(&error))
+}
+
+/// The error, for somebody who thinks in bytes.
+pub fn in_bytes(error: &BlockError) -> String {
+    match error {
+        BlockError::OutOfRange { nr_sectors } => {
+            format!("out of range: the device has {} bytes", nr_sectors * SECTOR_BYTES)
+        }
+        BlockError::Io { sector } => {
+            let first = sector * SECTOR_BYTES;
+            format!("I/O error: the contents of bytes {first}..{} are lost", first + SECTOR_BYTES)
+        }
+        _ => format!("{error}"),
+    }
 }
 
 type Sectors = (Arc<BlockDevice<KernelMachine>>, u64, usize, Vec<u8>);

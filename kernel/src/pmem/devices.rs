@@ -213,7 +213,7 @@ impl fmt::Display for DeviceError {
             Self::DeviceSlot(error) => error.fmt(f),
             Self::Attach(step, error) => write!(f, "step {step}: {error}"),
             Self::Dax(error) => error.fmt(f),
-            Self::Injected => f.write_str("step file: step file was made to fail"),
+            Self::Injected => f.write_str("step file: it was made to fail"),
             Self::OutOfMemory => f.write_str("step file: memory ran out"),
             Self::ForFileSystem => f.write_str("the device is attached for a file system: there is no device-dax file"),
         }
@@ -324,8 +324,17 @@ fn new_file(
 /// One clear line.
 pub fn set_area(at: usize, wanted: bool) -> Result<(), String> {
     let (devices, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
+    not_attached(at)?;
     let change = if wanted { PmemDriver::create_area } else { PmemDriver::destroy_area };
     change(slot.driver(devices), &slot.name, slot.frames).map_err(|error| format!("{error}"))
+}
+
+/// Device `at` must not be attached, for what does that by itself.
+///
+/// # Errors
+/// One clear line.
+pub fn not_attached(at: usize) -> Result<(), String> {
+    block(at).map_or(Ok(()), |_| Err(format!("device {at} is attached (remove {at} first)")))
 }
 
 /// A row of pages was poisoned: the lists of the devices that have some of it are stored, where a device stores its list.

@@ -46,12 +46,13 @@ pub fn start() {
 /// # Errors
 /// One clear line.
 pub fn mkfs(at: usize, label: &str) -> Result<Layout, String> {
+    let label = label.parse().map_err(|error| format!("mkfs: {error}"))?;
     not_mounted(at)?;
     let pmem = fs_device::memory(at)?;
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&time::since_first_line_ns().to_le_bytes());
     uuid[8] = at as u8;
-    let options = MakeOptions { uuid, label: label.into(), ..MakeOptions::default() };
+    let options = MakeOptions { uuid, label, ..MakeOptions::default() };
     make(&pmem, &options).map_err(|error| format!("mkfs: {error}"))
 }
 

@@ -32,6 +32,7 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 fn run_demo(_: &[&str]) -> Result<(), String> {
+    (0..devices::slots().len()).try_for_each(devices::not_attached)?;
     if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
 }
 

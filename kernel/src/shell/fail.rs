@@ -17,7 +17,7 @@ use crate::console::command::Command;
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::reserve::FAULTS;
-use crate::pmem::devices;
+use crate::pmem::{bytes, devices};
 use crate::shell::devices::{device, number};
 use crate::task::{sched, user};
 use crate::trap::memory_error;
@@ -82,7 +82,7 @@ fn zero(args: &[&str]) -> Result<(), String> {
         return Err(format!("offset and length are multiples of {SECTOR_BYTES}, and the length is 1 to {MOST}"));
     }
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
-    block.write(offset / SECTOR_BYTES, &vec![0; len as usize]).map_err(|error| format!("{error}"))
+    block.write(offset / SECTOR_BYTES, &vec![0; len as usize]).map_err(|error| bytes::in_bytes(&error))
 }
 
 fn poison(args: &[&str]) -> Result<(), String> {

@@ -39,6 +39,7 @@ const GROUND: &[Command] = &[
     Command { name: "cpus", args: "", help: "every CPU and what it runs", run: cpus },
     Command { name: "mem", args: "", help: "physical memory, heap, page tables", run: mem },
     Command { name: "test", args: "[GLOB]", help: "run the in-kernel tests", run: test },
+    Command { name: "test", args: "--list [GLOB]", help: "only name them", run: test },
     Command { name: "panic", args: "", help: "panic, to see an epitaph", run: |_| panic!("asked for on the console") },
     Command { name: "overflow", args: "", help: "overflow a kernel stack, to see it caught", run: overflow },
     Command { name: "hang", args: "", help: "stop answering, with interrupts off", run: hang },
@@ -57,18 +58,23 @@ pub fn run(runs: Runs) -> ! {
         };
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let Some((&name, args)) = words.split_first() else { continue };
-        let found = GROUPS.iter().copied().flatten().find(|command| command.name == name);
-        let result = match found {
-            Some(command) => (command.run)(args),
-            None => Err(format!("unknown command \"{name}\" (try help)")),
-        };
-        if let Err(message) = result {
+        if let Err(message) = command(name, args) {
             console::line(format_args!("error: {message}"));
         }
     }
 }
 
-/// Reads a line with echo; backspace deletes, control-C and control-U drop the line. `None`: it was too long, and what
+/// Runs one command.
+fn command(name: &str, args: &[&str]) -> Result<(), String> {
+    let named = || GROUPS.iter().copied().flatten().filter(|command| command.name == name);
+    let Some(command) = named().next() else { return Err(format!("unknown command \"{name}\" (try help)")) };
+    if !args.is_empty() && named().all(|command| command.args.is_empty()) {
+        return Err(format!("expected: {name}, with nothing behind it"));
+    }
+    (command.run)(args)
+}
+
+/// Reads a line with echo; control-D on an empty line leaves, backspace deletes, control-C and control-U drop the line. `None`: it was too long, and what
 /// there was room for is not a command that anybody has given.
 fn read_line() -> Option<String> {
     let (mut line, mut too_long) = (String::new(), false);
@@ -86,6 +92,10 @@ fn read_line() -> Option<String> {
                 if line.pop().is_some() {
                     console::raw("\u{8} \u{8}");
                 }
+            }
+            0x04 if line.is_empty() && !too_long => {
+                console::raw("\n");
+                return Some("exit".into());
             }
             0x03 | 0x15 => {
                 line.clear();
@@ -147,8 +157,23 @@ fn mem(_: &[&str]) -> Result<(), String> {
 }
 
 fn test(args: &[&str]) -> Result<(), String> {
-    let glob = args.first().copied().unwrap_or("*");
-    match (runs::get().tests)(glob) {
+    let tests = runs::get();
+    let (glob, lists) = match args {
+        [] => ("*", false),
+        ["--list"] => ("*", true),
+        ["--list", glob] => (*glob, true),
+        [glob] if !glob.starts_with('-') => (*glob, false),
+        _ => return Err("expected: test, test GLOB, test --list, or test --list GLOB".into()),
+    };
+    let named = (tests.list)(glob);
+    if named.is_empty() {
+        return Err(format!("no test's name matches \"{glob}\" (test --list names them)"));
+    }
+    if lists {
+        named.iter().for_each(|name| console::line(format_args!("{name}")));
+        return Ok(());
+    }
+    match (tests.tests)(glob) {
         0 => Ok(()),
         failed => Err(format!("{failed} tests failed")),
     }

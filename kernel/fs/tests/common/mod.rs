@@ -33,7 +33,8 @@ impl Drop for Medium {
 /// A memory of `blocks` blocks with a new file system on it.
 pub fn new_fs(blocks: u64) -> Medium {
     let sim = Arc::new(SimPmem::new((blocks * BLOCK_SIZE) as usize));
-    let options = MakeOptions { uuid: *b"0123456789abcdef", label: "test".into(), ..MakeOptions::default() };
+    let options =
+        MakeOptions { uuid: *b"0123456789abcdef", label: "test".parse().expect("short"), ..MakeOptions::default() };
     make(&pmem(&sim), &options).expect("it is large enough");
     Medium(sim)
 }
