@@ -224,7 +224,7 @@ fn cat(volume: &mut Volume, file: &str, out: &mut impl Write) -> Result<()> {
 
 fn dump(volume: &mut Volume, out: &mut impl Write) -> Result<()> {
     let bad = volume.load_all();
-    let (layout, sizes) = (*volume.layout(), volume.statfs());
+    let (layout, sizes) = (*volume.layout(), volume.statfs()?);
     let label = layout.label.split(|&byte| byte == 0).next().unwrap_or_default();
     writeln!(out, "label            {:?}", String::from_utf8_lossy(label))?;
     writeln!(out, "blocks           {} of {BLOCK_SIZE} bytes, {} free", sizes.nr_blocks, sizes.free_blocks)?;
@@ -283,6 +283,11 @@ mod tests {
         let (_, text) = output(&Job::Ls { image: image.clone(), path: "/".into() });
         assert!(text.ends_with(" 5 greeting\n"), "{text}");
         assert_eq!(output(&Job::Cat { image: image.clone(), path: "greeting".into() }).1, "hello");
+        assert_eq!(output(&Job::Ls { image: image.clone(), path: ".".into() }).1, text);
+        for path in ["greeting/", "greeting/."] {
+            let cat = run(&Job::Cat { image: image.clone(), path: path.into() }, None, &mut Vec::new());
+            assert_eq!(format!("{:#}", cat.unwrap_err()), format!("{path}: not a directory"));
+        }
         let (_, text) = output(&Job::Dump { image: image.clone() });
         assert!(text.contains("\"tray\"") && text.contains("Data { ino: 3, logical: 0 }"), "{text}");
         assert!(std::fs::read(&image).unwrap() == before, "looking has changed the image");

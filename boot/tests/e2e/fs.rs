@@ -101,7 +101,9 @@ fn say_nonsense(guest: &mut Guest) {
     ask(guest, "mkdir 0 /d/e");
     has(&refused(guest, "rmdir 0 /d"), &["/d: the directory is not empty"]);
     ask(guest, "rmdir 0 /d/e");
-    has(&refused(guest, &format!("mkdir 0 /{}", "n".repeat(256))), &["bad name"]);
+    has(&refused(guest, &format!("mkdir 0 /{}", "n".repeat(256))), &["longer than 255 bytes"]);
+    has(&refused(guest, "rm 0 /d/."), &["bad name"]);
+    has(&refused(guest, "cat 0 /b/"), &["/b/: not a directory"]);
     // A line that does not fit is no command: not the one that its beginning would be, either.
     has(
         &refused(guest, &format!("rm 0 /b{}", " ".repeat(600))),
@@ -111,6 +113,13 @@ fn say_nonsense(guest: &mut Guest) {
     ask(guest, "write 0 /hole 0 x");
     ask(guest, "truncate 0 /hole 0x80000000000");
     has(&refused(guest, "touch 0 /hole"), &["the task ended by"]);
+    // Nothing is free now: what of a write has a place is written, and a hole can be made.
+    assert_eq!(free(guest), 0);
+    has(&ask(guest, "write 0 /b 0x4ffa twelve bytes"), &["6 of 12 bytes written"]);
+    has(&refused(guest, "write 0 /b 0x5000 twelve bytes"), &["/b: no space left"]);
+    ask(guest, "punch 0 /hole 0x1000 0x1000");
+    has(&ask(guest, "write 0 /b 0x5000 twelve bytes"), &["12 bytes written"]);
+    ask(guest, "truncate 0 /b 0x5000");
     ask(guest, "rm 0 /hole");
     // While it is frozen, reading goes on and changes are refused.
     ask(guest, "freeze 0");

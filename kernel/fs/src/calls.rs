@@ -73,7 +73,7 @@ impl<M: Machine> Mounted<M> {
     /// As [`Volume::mkdir`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn mkdir(&self, context: &Context, path: &str) -> Result<(), FsError> {
         self.write_with(context, |volume| {
-            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            let (dir, name) = volume.resolve_directory(path.as_bytes())?;
             volume.mkdir(dir, name).map(drop)
         })
     }
@@ -84,7 +84,7 @@ impl<M: Machine> Mounted<M> {
     /// As [`Volume::rmdir`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn rmdir(&self, context: &Context, path: &str) -> Result<(), FsError> {
         self.write_with(context, |volume| {
-            let (dir, name) = volume.resolve_parent(path.as_bytes())?;
+            let (dir, name) = volume.resolve_directory(path.as_bytes())?;
             let gone = volume.rmdir(dir, name)?;
             volume.free(gone)
         })
@@ -124,7 +124,11 @@ impl<M: Machine> Mounted<M> {
         context.may_wait("pins of a file that is replaced");
         let gone = self.write_with(context, |volume| {
             let (dir, name) = volume.resolve_parent(from.as_bytes())?;
-            let (new_dir, new_name) = volume.resolve_parent(to.as_bytes())?;
+            let ino = volume.lookup(dir, name)?;
+            let (new_dir, new_name) = match volume.stat(ino)?.kind {
+                Kind::Directory => volume.resolve_directory(to.as_bytes())?,
+                _ => volume.resolve_parent(to.as_bytes())?,
+            };
             let gone = volume.rename((dir, name), (new_dir, new_name))?;
             match gone {
                 // A directory has no pages that anybody maps.
@@ -185,38 +189,59 @@ impl<M: Machine> Mounted<M> {
         }
     }
 
-    /// Writes, durably; see [`Volume::write`]. A freeze, and so a removal, waits for no more than [`CHUNK_BYTES`] of it.
-    /// Other calls on the file come before it or after it, unless it is longer than that and a freeze comes in between:
-    /// then also where it waits for the thaw.
+    /// Writes, durably, and answers how much; see [`Volume::write`]. A freeze, and so a removal, waits for no more than
+    /// [`CHUNK_BYTES`] of it. Other calls on the file come before it or after it, unless it is longer than that and a freeze
+    /// comes in between: then also where it waits for the thaw.
     ///
     /// # Errors
-    /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
-    pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+    /// As [`Volume::write`]; [`FsError::ShutDown`], [`FsError::DeviceGone`]. Where a part was written before, how much that
+    /// is comes instead, and the error with the next call.
+    pub fn write(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
         let fits = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_FILE);
+        // One that is too long is refused as a whole.
+        let whole = !fits || self.faults.has(Mutant::WriteAtOneGo);
         let lock = || context.lock(&self.mm.machine, LockOrder::Inode, &file.inode.lock);
-        let (mut at, mut rest) = (offset, bytes);
+        let mut done = 0;
         let mut write = self.begin_write(context)?;
         let mut inode = lock();
         loop {
-            let whole = !fits || self.faults.has(Mutant::WriteAtOneGo);
-            let (part, later) = rest.split_at(if whole { rest.len() } else { chunk(at, rest.len()) });
-            // One that is too long is refused as a whole.
-            self.change_with(context, |volume| volume.write(file.inode.ino, at, part))?;
-            if later.is_empty() {
-                return Ok(());
+            let at = offset.saturating_add(done as u64);
+            let rest = bytes.len() - done;
+            let part = &bytes[done..done + if whole { rest } else { chunk(at, rest) }];
+            match self.change_with(context, |volume| volume.write(file.inode.ino, at, part)) {
+                Ok(nr) => done += nr,
+                Err(_) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
             }
-            (at, rest) = (at + part.len() as u64, later);
+            if done == bytes.len() {
+                return Ok(done);
+            }
             drop(write);
-            write = match self.freeze.try_write()? {
-                Some(write) => write,
-                None => {
+            write = match self.freeze.try_write() {
+                Ok(Some(write)) => write,
+                Ok(None) => {
                     // Nobody waits for a thaw with the inode locked: reading goes on meanwhile.
                     drop(inode);
-                    let write = self.begin_write(context)?;
+                    let Ok(write) = self.begin_write(context) else { return Ok(done) };
                     inode = lock();
                     write
                 }
+                Err(_) => return Ok(done),
             };
+        }
+    }
+
+    /// Writes all of it, durably.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); what was written before stays.
+    pub fn write_all(&self, context: &Context, file: &File<M>, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let mut done = 0;
+        loop {
+            done += self.write(context, file, offset.saturating_add(done as u64), &bytes[done..])?;
+            if done == bytes.len() {
+                return Ok(());
+            }
         }
     }
 

@@ -31,8 +31,13 @@ pub(crate) struct Names {
 
 /// Is this a name that a file can have?
 pub(crate) fn check_name(name: &[u8]) -> Result<(), FsError> {
-    let bad = name.is_empty() || name.len() > MAX_NAME || name == b"." || name == b"..";
-    if bad || name.iter().any(|&byte| byte == b'/' || byte == 0) { Err(FsError::BadName) } else { Ok(()) }
+    let bad = name.is_empty() || name == b"." || name == b"..";
+    if bad || name.iter().any(|&byte| byte == b'/' || byte == 0) { Err(FsError::BadName) } else { check_len(name) }
+}
+
+/// Is it short enough for a name?
+pub(crate) fn check_len(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > MAX_NAME { Err(FsError::NameTooLong) } else { Ok(()) }
 }
 
 /// Slots that a name takes.

@@ -53,12 +53,16 @@ pub enum FsError {
     NotEmpty,
     /// No free block, or no free inode.
     NoSpace,
-    /// The name is empty, longer than 255 bytes, `.` or `..`, or holds `/` or a zero byte.
+    /// The name is empty, `.` or `..`, or holds `/` or a zero byte (POSIX: `EINVAL`).
     BadName,
+    /// The name is longer than 255 bytes (POSIX: `ENAMETOOLONG`).
+    NameTooLong,
     /// An argument makes no sense: a directory moved into itself, a range that wraps.
     Invalid,
-    /// Past the largest offset that a file can have (16 TiB).
+    /// Past the largest offset that a file can have, 16 TiB (POSIX: `EFBIG`).
     TooLarge,
+    /// More bytes of attributes than an inode can have, 4072 (POSIX: `E2BIG`).
+    AttributesTooLarge,
     /// The inode has as many links as it can count.
     TooManyLinks,
     /// In use: open files at unmount, a freeze that others hold.
@@ -98,8 +102,10 @@ impl fmt::Display for FsError {
             Self::NotEmpty => f.write_str("the directory is not empty"),
             Self::NoSpace => f.write_str("no space left"),
             Self::BadName => f.write_str("bad name"),
+            Self::NameTooLong => f.write_str("the name is longer than 255 bytes"),
             Self::Invalid => f.write_str("invalid argument"),
             Self::TooLarge => f.write_str("past the largest file offset"),
+            Self::AttributesTooLarge => f.write_str("more than 4072 bytes of attributes"),
             Self::TooManyLinks => f.write_str("too many links"),
             Self::Busy => f.write_str("busy"),
             Self::TooSmall => f.write_str("the device is too small for a file system (at least 112 KiB)"),

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::error::FsError;
-use crate::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, MAX_ATTR, MAX_FILE, RawAttrHead, view};
+use crate::format::{BLOCK_SIZE, GIANT_BLOCKS, HUGE_BLOCKS, Kind, MAX_ATTR, MAX_FILE, RawAttrHead, view};
 use crate::mutant::Mutant;
 use crate::node::{Change, Node, Piece};
 use crate::place::{take_for, take_whole};
@@ -65,25 +65,31 @@ impl Volume {
         Ok(len as usize)
     }
 
-    /// Writes `bytes` at `offset`, and makes the file as long as it takes. Durable when it returns. What was there is
-    /// overwritten in place: a power cut in the middle leaves each byte old or new. What is added is there wholly or
-    /// not at all, up to 8 MiB at a time.
+    /// Writes `bytes` at `offset`, makes the file as long as it takes, and answers how many were written: fewer than all
+    /// where space runs out, or where another error comes after the first of them. Those are durable when it returns. What
+    /// was there is overwritten in place: a power cut in the middle leaves each byte old or new. What is added is there
+    /// wholly or not at all, up to 8 MiB at a time.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`], [`FsError::TooLarge`], not a file, damage, or the medium. What was written before stays.
-    pub fn write(&mut self, ino: u64, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+    /// [`FsError::NoSpace`] where there is none for the first byte, [`FsError::TooLarge`], not a file, or the medium:
+    /// nothing has been written. Damage, also after a part of it was written.
+    pub fn write(&mut self, ino: u64, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
         self.file(ino)?;
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= MAX_FILE).ok_or(FsError::TooLarge)?;
         let mut at = offset;
         while at < end {
             let limit = end.min((at / BLOCK_SIZE + WRITE_BLOCKS) * BLOCK_SIZE);
             let rest = &bytes[(at - offset) as usize..(limit - offset) as usize];
-            at += self.operation(|volume, tx| volume.write_part(tx, ino, at, rest))?;
+            match self.operation(|volume, tx| volume.write_part(tx, ino, at, rest)) {
+                Ok(nr) => at += nr,
+                Err(error) if at == offset || matches!(error, FsError::Damaged(_)) => return Err(error),
+                Err(_) => break,
+            }
         }
-        Ok(())
+        Ok((at - offset) as usize)
     }
 
-    /// Writes the first part of `bytes`, as much as fits into one operation.
+    /// Writes the first part of `bytes`, as much as fits into one operation and as there is space for.
     fn write_part(&mut self, tx: &mut Tx, ino: u64, offset: u64, bytes: &[u8]) -> Result<u64, FsError> {
         let (now_ns, budget) = (self.now_ns, self.budget());
         let mut found = None;
@@ -99,7 +105,11 @@ impl Volume {
                 let first = match piece.physical {
                     Some(first) => first,
                     None => {
-                        let new = fill_hole(node, change, piece, (at, end), size.max(end))?;
+                        let new = match fill_hole(node, change, piece, (at, end), size.max(end)) {
+                            // What was overwritten up to here cannot be taken back: it is what was written.
+                            Err(FsError::NoSpace) if at > offset => break,
+                            new => new?,
+                        };
                         // Small files do not follow a giant one into the 1 GiB that it has for itself.
                         if (new.0 ^ piece.logical) % GIANT_BLOCKS != 0 {
                             found = Some(new.0);
@@ -191,7 +201,7 @@ impl Volume {
     }
 
     /// Makes a hole: `len` bytes from `offset` read as zeroes, and whole blocks among them are free when this returns.
-    /// The size stays. A power cut in the middle leaves each byte old or zero.
+    /// The size stays. Needs no free block. A power cut in the middle leaves each byte old or zero.
     ///
     /// # Errors
     /// [`FsError::Invalid`] where the range is empty or wraps, not a file, damage, or the medium.
@@ -208,15 +218,14 @@ impl Volume {
         while let Some(to) = rest {
             rest = self.operation(|volume, tx| {
                 volume.change(tx, ino, |node, change| {
+                    node.raw.mtime_ns = now_ns.into();
+                    let stop = if first < to { node.cut(change, first, to, budget)? } else { first };
+                    // Last: what is zero cannot be taken back.
                     if edges {
                         zero_range(node, change, offset, end.min(first * BLOCK_SIZE))?;
                         zero_range(node, change, offset.max(last * BLOCK_SIZE), end)?;
                     }
-                    node.raw.mtime_ns = now_ns.into();
-                    if first >= to {
-                        return Ok(None);
-                    }
-                    Ok(Some(node.cut(change, first, to, budget)?).filter(|&stop| stop != first))
+                    Ok(Some(stop).filter(|&stop| stop != first))
                 })
             })?;
             edges = false;
@@ -329,10 +338,14 @@ impl Volume {
     /// Sets the attributes of an inode, a string of bytes that the file system does not look into. Empty: none.
     ///
     /// # Errors
-    /// [`FsError::TooLarge`] beyond [`MAX_ATTR`]; [`FsError::NoSpace`]; damage, or the medium.
+    /// [`FsError::AttributesTooLarge`] beyond [`MAX_ATTR`]; [`FsError::NoSpace`]; [`FsError::NotFound`] where it is neither
+    /// a file nor a directory (the inode table is no concern of callers); damage, or the medium.
     pub fn set_attributes(&mut self, ino: u64, bytes: &[u8]) -> Result<(), FsError> {
+        if !matches!(self.node(ino)?.kind, Kind::File | Kind::Directory) {
+            return Err(FsError::NotFound);
+        }
         if bytes.len() > MAX_ATTR {
-            return Err(FsError::TooLarge);
+            return Err(FsError::AttributesTooLarge);
         }
         self.operation(|volume, tx| {
             volume.change(tx, ino, |node, change| {
@@ -405,14 +418,29 @@ fn fill_hole(
     (at, end): (u64, u64),
     size: u64,
 ) -> Result<(u64, u64), FsError> {
-    let Run { first, nr } = take_for(node, change, hole.logical, hole.len, size)?;
+    let Run { first, nr } = add_run(node, change, hole, size)?;
     let base = first * BLOCK_SIZE;
     let start = hole.logical * BLOCK_SIZE;
     let stop = start + nr * BLOCK_SIZE;
     change.store.put_zeroes(change.tx, base, base + at.max(start) - start)?;
     change.store.put_zeroes(change.tx, base + (end.min(stop) - start), base + nr * BLOCK_SIZE)?;
-    node.add(change, hole.logical, first, nr)?;
     Ok((first, nr))
+}
+
+/// Takes blocks for the front of a hole, and makes them the file's.
+fn add_run(node: &mut Node, change: &mut Change<'_>, hole: Piece, size: u64) -> Result<Run, FsError> {
+    let Run { first, nr } = take_for(node, change, hole.logical, hole.len, size)?;
+    match node.add(change, hole.logical, first, nr) {
+        Err(FsError::NoSpace) => {}
+        added => return added.map(|()| Run { first, nr }),
+    }
+    // The run was the last that was free, and needs a mapping block: that is one block of its own.
+    let nr = nr - 1;
+    change.store.give_back(change.tx, first + nr)?;
+    if nr == 0 {
+        return Err(FsError::NoSpace);
+    }
+    node.add(change, hole.logical, first, nr).map(|()| Run { first, nr })
 }
 
 /// Stores the part of a write that lies in one run (file block, device block, blocks); answers where it ends.

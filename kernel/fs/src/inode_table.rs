@@ -80,6 +80,7 @@ impl Volume {
         let node = Node::load(&self.store, &mut self.owners, raw)?;
         self.nodes.insert(ino, node);
         self.change(tx, ino, |_, _| Ok(()))?;
+        tx.inodes += 1;
         Ok(ino)
     }
 
@@ -113,6 +114,7 @@ impl Volume {
         let (block, at) = self.inode_place(ino)?;
         let bytes = self.store.image(tx, block, BlockKind::Table)?;
         bytes[at..at + INODE_SIZE as usize].copy_from_slice(free_inode(ino, generation, next).as_bytes());
+        tx.inodes -= 1;
         Ok(())
     }
 
@@ -148,6 +150,25 @@ impl Volume {
             node.raw.next = 0.into();
             Ok(())
         })
+    }
+
+    /// Inodes in the table's blocks, and how many of them are in use: of a file, of a directory, or of the table. Counted
+    /// once, when somebody asks, and kept up from then on.
+    pub(crate) fn count_inodes(&mut self) -> Result<(u64, u64), FsError> {
+        // Number 0 is none.
+        let nr = self.node(TABLE_INO)?.end() * INODES_PER_BLOCK - 1;
+        if let Some(used) = self.used_inodes {
+            return Ok((nr, used));
+        }
+        let mut used = 0;
+        for first in (0..=nr).step_by(INODES_PER_BLOCK as usize) {
+            let mut tx = Tx::default();
+            for ino in first.max(TABLE_INO)..first + INODES_PER_BLOCK {
+                used += u64::from(self.raw_inode(&mut tx, ino)?.kind != Kind::Free as u8);
+            }
+        }
+        self.used_inodes = Some(used);
+        Ok((nr, used))
     }
 
     pub(crate) fn is_pending(&self, ino: u64) -> bool {

@@ -273,7 +273,7 @@ impl<M: Machine> Mounted<M> {
         let done = match step {
             Step::Create(name) => self.create(context, &path(name), true).map(drop),
             Step::Write(name, at, bytes) => self.open(context, &path(name)).and_then(|file| {
-                self.write(context, &file, *at, bytes)?;
+                self.write_all(context, &file, *at, bytes)?;
                 self.fsync(context, &file).map(drop)
             }),
             Step::Truncate(name, size) => {

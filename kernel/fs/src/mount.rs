@@ -178,6 +178,7 @@ impl Volume {
             owners: ReverseMap::default(),
             pending: Vec::new(),
             free_blocks: 0,
+            used_inodes: None,
             broken: None,
             now_ns: 0,
             hint: 0,

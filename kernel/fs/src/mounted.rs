@@ -318,7 +318,7 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn statfs(&self) -> Result<StatFs, FsError> {
-        self.read_with(&Context::new(), |volume| Ok(volume.statfs()))
+        self.read_with(&Context::new(), Volume::statfs)
     }
 }
 

@@ -35,6 +35,9 @@ mutants::mutants! {
     /// A metadata block that is freed may be reused for data while the journal still holds changes to it. Caught by
     /// `crash::sound_recovery_of_what_the_special_cases_do`.
     FreedMetadataReused = "freed_metadata_reused",
+    /// A punch in a full file system makes one of the blocks that it frees a mapping block, and writes that before the
+    /// journal record is durable. Caught by `crash::sound_recovery_of_what_the_special_cases_do`.
+    FreedBlockWrittenEarly = "freed_block_written_early",
     /// Recovery does not look at the list of inodes that are to be cut or freed. Caught by
     /// `crash::sound_recovery_of_what_the_special_cases_do`.
     PendingForgotten = "pending_forgotten",

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use crate::dir::{Entry, check_name};
+use crate::dir::{Entry, check_len, check_name};
 use crate::error::FsError;
 use crate::format::{INODE_DAX, Kind, MAX_LINKS, ROOT_INO};
 use crate::tx::Tx;
@@ -23,6 +23,8 @@ pub struct Stat {
     pub blocks: u64,
     /// Links.
     pub nlink: u32,
+    /// How many lives the number has had: it and this one tell a file from one that had its number before.
+    pub generation: u32,
     /// Last change of the contents, in nanoseconds of the kernel's clock.
     pub mtime_ns: u64,
     /// Last change of the inode.
@@ -40,43 +42,83 @@ pub struct DirEntry {
     pub kind: Kind,
 }
 
+/// The names of a path, from the root.
+fn names_of(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|&byte| byte == b'/').filter(|name| !name.is_empty())
+}
+
 impl Volume {
     /// The inode that `name` leads to in directory `dir`.
     ///
     /// # Errors
-    /// [`FsError::NotFound`], [`FsError::NotDirectory`], damage, or the medium.
+    /// [`FsError::NotFound`], [`FsError::NotDirectory`], [`FsError::NameTooLong`], damage, or the medium.
     pub fn lookup(&mut self, dir: u64, name: &[u8]) -> Result<u64, FsError> {
         self.entry(dir, name).map(|entry| entry.ino)
     }
 
     fn entry(&mut self, dir: u64, name: &[u8]) -> Result<Entry, FsError> {
-        self.dir(dir)?.names()?.by_name.get(name).copied().ok_or(FsError::NotFound)
+        let names = self.dir(dir)?.names()?;
+        check_len(name)?;
+        names.by_name.get(name).copied().ok_or(FsError::NotFound)
     }
 
-    /// The inode at the end of a path from the root; empty parts are skipped.
+    /// The inode at the end of a path from the root. Empty parts are skipped, `.` is the directory itself, `..` the one
+    /// above it (the root's is the root), and what a `/` follows has to be a directory.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup).
     pub fn resolve(&mut self, path: &[u8]) -> Result<u64, FsError> {
+        let ino = self.walk(names_of(path))?;
+        self.check_slash(path, ino)?;
+        Ok(ino)
+    }
+
+    /// The directory of a path's last name, and that name. Where a `/` follows, the name has to lead to a directory.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup); [`FsError::BadName`] for the root, and where the last name is `.` or `..`.
+    pub fn resolve_parent<'p>(&mut self, path: &'p [u8]) -> Result<(u64, &'p [u8]), FsError> {
+        let (dir, name) = self.resolve_directory(path)?;
+        if path.ends_with(b"/") {
+            let ino = self.lookup(dir, name)?;
+            self.check_slash(path, ino)?;
+        }
+        Ok((dir, name))
+    }
+
+    /// The same for a name that a directory has or gets: whether a `/` follows does not matter.
+    ///
+    /// # Errors
+    /// As [`resolve_parent`](Self::resolve_parent).
+    pub fn resolve_directory<'p>(&mut self, path: &'p [u8]) -> Result<(u64, &'p [u8]), FsError> {
+        let mut names = names_of(path);
+        let last = names.next_back().filter(|&name| name != b"." && name != b"..").ok_or(FsError::BadName)?;
+        Ok((self.walk(names)?, last))
+    }
+
+    fn walk<'p>(&mut self, names: impl Iterator<Item = &'p [u8]>) -> Result<u64, FsError> {
         let mut ino = ROOT_INO;
-        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-            ino = self.lookup(ino, name)?;
+        for name in names {
+            ino = self.step(ino, name)?;
         }
         Ok(ino)
     }
 
-    /// The directory of a path's last name, and that name.
+    /// The inode that one name of a path leads to from directory `dir`; `.` and `..` among them.
     ///
     /// # Errors
-    /// As [`lookup`](Self::lookup); [`FsError::BadName`] for the root.
-    pub fn resolve_parent<'p>(&mut self, path: &'p [u8]) -> Result<(u64, &'p [u8]), FsError> {
-        let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
-        let last = names.next_back().ok_or(FsError::BadName)?;
-        let mut ino = ROOT_INO;
-        for name in names {
-            ino = self.lookup(ino, name)?;
+    /// As [`lookup`](Self::lookup).
+    pub fn step(&mut self, dir: u64, name: &[u8]) -> Result<u64, FsError> {
+        match name {
+            b"." => Ok(self.dir(dir)?.ino),
+            b".." => Ok(self.dir(dir)?.raw.parent.get()),
+            name => self.lookup(dir, name),
         }
-        Ok((ino, last))
+    }
+
+    /// What a path leads to, `ino`, is a directory if the path ends with a `/`.
+    fn check_slash(&mut self, path: &[u8], ino: u64) -> Result<(), FsError> {
+        if path.ends_with(b"/") { self.dir(ino).map(drop) } else { Ok(()) }
     }
 
     /// What an inode is.
@@ -93,6 +135,7 @@ impl Volume {
             size: raw.size.get(),
             blocks: raw.blocks.get(),
             nlink: raw.nlink.get(),
+            generation: raw.generation.get(),
             mtime_ns: raw.mtime_ns.get(),
             ctime_ns: raw.ctime_ns.get(),
         })
@@ -153,7 +196,8 @@ impl Volume {
     /// Makes an empty file. `dax`: it can be mapped.
     ///
     /// # Errors
-    /// [`FsError::Exists`], [`FsError::BadName`], [`FsError::NoSpace`], [`FsError::NotDirectory`], damage, the medium.
+    /// [`FsError::Exists`], [`FsError::BadName`], [`FsError::NameTooLong`], [`FsError::NoSpace`],
+    /// [`FsError::NotDirectory`], damage, the medium.
     pub fn create(&mut self, dir: u64, name: &[u8], dax: bool) -> Result<u64, FsError> {
         self.check_new(dir, name)?;
         self.operation(|volume, tx| {
@@ -279,7 +323,7 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`]; [`FsError::Invalid`] for a directory moved into itself; [`FsError::IsDirectory`],
     /// [`FsError::NotDirectory`], [`FsError::NotEmpty`] where the two do not go together; [`FsError::BadName`],
-    /// [`FsError::NoSpace`], damage, the medium.
+    /// [`FsError::NameTooLong`], [`FsError::NoSpace`], damage, the medium.
     pub fn rename(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) -> Result<Option<u64>, FsError> {
         check_name(to.1)?;
         let moved = self.entry(from.0, from.1)?;

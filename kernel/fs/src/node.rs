@@ -12,6 +12,7 @@ use crate::format::{
     BLOCK_EXTENTS, BLOCK_SIZE, INLINE_EXTENTS, INODE_DAX, INODE_MAGIC, Kind, MAX_FILE, RawExtent, RawInode, RawMapHead,
     seal, view,
 };
+use crate::mutant::Mutant;
 use crate::owner::{Owner, ReverseMap};
 use crate::space::Run;
 use crate::tx::{BlockKind, Store, Tx};
@@ -255,7 +256,29 @@ impl Node {
             return Ok(slot);
         }
         let block = change.store.take(change.tx, 1, change.hint, false)?.first;
-        let bytes = change.tx.fresh(block, BlockKind::Map);
+        change.tx.fresh(block, BlockKind::Map);
+        self.add_mapping_block(change, block)
+    }
+
+    /// The same where no block may be free: then the first of `run`, which this operation takes out of the file, becomes
+    /// the mapping block, and `run` is what is left.
+    fn take_slot_from(&mut self, change: &mut Change<'_>, run: &mut Run) -> Result<Slot, FsError> {
+        let block = match self.take_slot(change) {
+            Err(FsError::NoSpace) => run.first,
+            slot => return slot,
+        };
+        (run.first, run.nr) = (run.first + 1, run.nr - 1);
+        // Until the record is durable the file's data are in it.
+        match change.store.faults.has(Mutant::FreedBlockWrittenEarly) {
+            false => change.tx.logged(block, BlockKind::Map),
+            true => change.tx.fresh(block, BlockKind::Map),
+        };
+        self.add_mapping_block(change, block)
+    }
+
+    /// Puts `block`, of zeroes in this operation, before the mapping blocks, and takes its first slot.
+    fn add_mapping_block(&mut self, change: &mut Change<'_>, block: u64) -> Result<Slot, FsError> {
+        let bytes = change.store.image(change.tx, block, BlockKind::Map)?;
         let head = RawMapHead {
             magic: 0.into(),
             crc: 0.into(),
@@ -279,7 +302,6 @@ impl Node {
         physical: u64,
         len: u64,
     ) -> Result<(), FsError> {
-        self.raw.blocks += len;
         let (mut start, mut whole) = (logical, Run { first: physical, nr: len });
         let mut slot = None;
         if let Some((&first, &extent)) = self.extents.range(..logical).next_back()
@@ -306,6 +328,7 @@ impl Node {
             Some(slot) => slot,
             None => self.take_slot(change)?,
         };
+        self.raw.blocks += len;
         let id = change.owners.insert(whole.first, whole.nr, self.owner(start));
         self.set_extent(change, start, Extent { len: whole.nr, physical: whole.first, slot, id })
     }
@@ -318,7 +341,7 @@ impl Node {
     }
 
     /// Takes the runs of `first..end` out, from the back, until the operation is as large as `budget` allows. The
-    /// blocks become free with the operation. Answers where it stopped: `first` when all is done.
+    /// blocks become free with the operation. Needs no free block. Answers where it stopped: `first` when all is done.
     pub(crate) fn cut(&mut self, change: &mut Change<'_>, first: u64, end: u64, budget: usize) -> Result<u64, FsError> {
         let metadata = self.kind != Kind::File;
         let mut end = end;
@@ -330,6 +353,7 @@ impl Node {
                 return Ok(end);
             }
             let (from, to) = (start.max(first), (start + extent.len).min(end));
+            let mut freed = Run { first: extent.physical + (from - start), nr: to - from };
             change.owners.remove(extent.id);
             self.extents.remove(&start);
             let tail = start + extent.len - to;
@@ -342,7 +366,7 @@ impl Node {
             if tail > 0 {
                 let slot = match keep.take() {
                     Some(slot) => slot,
-                    None => self.take_slot(change)?,
+                    None => self.take_slot_from(change, &mut freed)?,
                 };
                 let physical = extent.physical + (to - start);
                 let id = change.owners.insert(physical, tail, self.owner(to));
@@ -351,7 +375,9 @@ impl Node {
             if let Some(slot) = keep {
                 self.drop_slot(change, slot)?;
             }
-            change.tx.free(extent.physical + (from - start), to - from, metadata);
+            if freed.nr > 0 {
+                change.tx.free(freed.first, freed.nr, metadata);
+            }
             self.raw.blocks -= to - from;
             end = from;
         }

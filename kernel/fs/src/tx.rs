@@ -55,8 +55,18 @@ impl BlockKind {
 pub(crate) struct Image {
     pub(crate) bytes: Box<Bytes>,
     kind: BlockKind,
-    /// The block was free: it is written as a whole, before the record, and not through the journal.
-    fresh: bool,
+    way: Way,
+}
+
+/// How a block's new bytes get to the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The block holds metadata: the words that differ, through the journal.
+    Differences,
+    /// It was free: as a whole, before the record, and not through the journal.
+    Before,
+    /// It held data of a file until now, of which nobody knows how far they are durable: as a whole, through the journal.
+    Whole,
 }
 
 /// Blocks that become free when the operation is done.
@@ -79,6 +89,8 @@ pub(crate) struct Tx {
     pub(crate) freed: Vec<Freed>,
     /// Blocks taken from the free ones.
     pub(crate) taken: u64,
+    /// Inodes made, less those freed.
+    pub(crate) inodes: i64,
     /// About how many bytes of the journal this will take.
     pub(crate) cost: usize,
 }
@@ -97,8 +109,18 @@ impl Tx {
 
     /// A block that was free, as zeroes.
     pub(crate) fn fresh(&mut self, block: u64, kind: BlockKind) -> &mut Bytes {
+        self.zeroes(block, kind, Way::Before)
+    }
+
+    /// A block that has held data of a file until now, as zeroes.
+    pub(crate) fn logged(&mut self, block: u64, kind: BlockKind) -> &mut Bytes {
+        self.cost += BLOCK_SIZE as usize;
+        self.zeroes(block, kind, Way::Whole)
+    }
+
+    fn zeroes(&mut self, block: u64, kind: BlockKind, way: Way) -> &mut Bytes {
         let bytes = Box::new([0; BLOCK_SIZE as usize]);
-        let image = self.images.entry(block).insert_entry(Image { bytes, kind, fresh: true });
+        let image = self.images.entry(block).insert_entry(Image { bytes, kind, way });
         &mut image.into_mut().bytes
     }
 }
@@ -132,7 +154,7 @@ impl Store {
     pub(crate) fn image<'t>(&self, tx: &'t mut Tx, block: u64, kind: BlockKind) -> Result<&'t mut Bytes, FsError> {
         let image = match tx.images.entry(block) {
             Entry::Occupied(image) => image.into_mut(),
-            Entry::Vacant(place) => place.insert(Image { bytes: self.read(block, kind)?, kind, fresh: false }),
+            Entry::Vacant(place) => place.insert(Image { bytes: self.read(block, kind)?, kind, way: Way::Differences }),
         };
         Ok(&mut image.bytes)
     }
@@ -146,9 +168,14 @@ impl Store {
                 image.bytes[..4].copy_from_slice(&magic.to_le_bytes());
                 seal(&mut image.bytes[..], block);
             }
-            if !image.fresh {
-                self.pmem.read(block * BLOCK_SIZE, &mut home)?;
-                differences(block * BLOCK_SIZE, &home, &image.bytes, &mut changes);
+            let offset = block * BLOCK_SIZE;
+            match image.way {
+                Way::Differences => {
+                    self.pmem.read(offset, &mut home)?;
+                    differences(offset, &home, &image.bytes, &mut changes);
+                }
+                Way::Whole => changes.push(Change { offset, bytes: image.bytes.to_vec() }),
+                Way::Before => {}
             }
         }
         Ok(changes)
@@ -157,7 +184,7 @@ impl Store {
     /// Writes the blocks that were free.
     pub(crate) fn write_fresh(&self, tx: &mut Tx) -> Result<(), FsError> {
         let mut written = WrittenBack::default();
-        for (&block, image) in tx.images.iter().filter(|(_, image)| image.fresh) {
+        for (&block, image) in tx.images.iter().filter(|(_, image)| image.way == Way::Before) {
             let stored = store(&*self.pmem, block * BLOCK_SIZE, &image.bytes[..])?;
             written = written.and(stored.write_back(&*self.pmem));
         }

@@ -29,6 +29,8 @@ pub struct Volume {
     /// Inodes that are to be cut to size, or freed, in the order of the list on the medium.
     pub(crate) pending: Vec<u64>,
     pub(crate) free_blocks: u64,
+    /// Inodes in use, once somebody has asked.
+    pub(crate) used_inodes: Option<u64>,
     /// A change failed half-way: nothing may be changed any more.
     pub(crate) broken: Option<ShutdownReason>,
     /// What inodes get as their time.
@@ -45,6 +47,10 @@ pub struct StatFs {
     pub free_blocks: u64,
     /// Blocks that can hold data at all.
     pub data_blocks: u64,
+    /// Inodes that there are, in use or not, and that free blocks could hold: the inode table grows.
+    pub nr_inodes: u64,
+    /// Of these, not in use.
+    pub free_inodes: u64,
 }
 
 impl Volume {
@@ -53,14 +59,21 @@ impl Volume {
         &self.store.layout
     }
 
-    /// Sizes.
-    pub fn statfs(&self) -> StatFs {
+    /// Sizes. Asked for the first time it reads the inode table.
+    ///
+    /// # Errors
+    /// Damage, or the medium.
+    pub fn statfs(&mut self) -> Result<StatFs, FsError> {
+        let (inodes, used) = self.count_inodes()?;
+        let nr_inodes = inodes + self.free_blocks * INODES_PER_BLOCK;
         let layout = self.layout();
-        StatFs {
+        Ok(StatFs {
             nr_blocks: layout.nr_blocks,
             free_blocks: self.free_blocks,
             data_blocks: layout.copy_block() - layout.data_start,
-        }
+            nr_inodes,
+            free_inodes: nr_inodes - used,
+        })
     }
 
     /// The time that changes get from now on, in nanoseconds.
@@ -225,6 +238,7 @@ impl Volume {
         }
         let freed: u64 = tx.freed.iter().map(|freed| freed.nr).sum();
         self.free_blocks = (self.free_blocks + freed).saturating_sub(tx.taken);
+        self.used_inodes = self.used_inodes.map(|used| used.saturating_add_signed(tx.inodes));
         Ok(())
     }
 

@@ -146,7 +146,7 @@ fn file(volume: &mut Volume, name: &str, bytes: &[u8]) -> u64 {
 /// A file of `nr` runs of one block each.
 fn holes(volume: &mut Volume, nr: u64) -> u64 {
     let ino = file(volume, "holes", b"");
-    (0..nr).for_each(|at| volume.write(ino, at * 2 * BLOCK_SIZE, &[at as u8 | 1; 40]).expect("there is room"));
+    (0..nr).for_each(|at| _ = volume.write(ino, at * 2 * BLOCK_SIZE, &[at as u8 | 1; 40]).expect("there is room"));
     ino
 }
 
@@ -178,15 +178,15 @@ const CASES: &[Case] = cases! {
         => { let gone = v.rename((ROOT_INO, b"a"), (ROOT_INO, b"b"))?; free_all(v, gone) },
     "rename of a directory": |v| { let d = v.mkdir(ROOT_INO, b"d")?; v.mkdir(d, b"e")?; v.mkdir(ROOT_INO, b"f")? }
         => { let (d, f) = (ino(v, "d"), ino(v, "f")); v.rename((d, b"e"), (f, b"g")).map(drop) },
-    "write of a new file": |v| { file(v, "a", b"") } => { let a = ino(v, "a"); v.write(a, 0, &[5; 300]) },
-    "append": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.write(a, 300, &[5; 200]) },
-    "overwrite": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.write(a, 100, &[5; 150]) },
+    "write of a new file": |v| { file(v, "a", b"") } => { let a = ino(v, "a"); v.write(a, 0, &[5; 300]).map(drop) },
+    "append": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.write(a, 300, &[5; 200]).map(drop) },
+    "overwrite": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.write(a, 100, &[5; 150]).map(drop) },
     "write behind a hole": |v| { file(v, "a", &[4; 300]) }
-        => { let a = ino(v, "a"); v.write(a, 3 * BLOCK_SIZE + 7, &[5; 60]) },
+        => { let a = ino(v, "a"); v.write(a, 3 * BLOCK_SIZE + 7, &[5; 60]).map(drop) },
     "write: a mapping block": |v| { holes(v, 8) }
-        => { let a = ino(v, "holes"); v.write(a, 100 * BLOCK_SIZE, b"x") },
+        => { let a = ino(v, "holes"); v.write(a, 100 * BLOCK_SIZE, b"x").map(drop) },
     "write: two runs become one": |v| { let a = file(v, "a", &[4; 12_288]); v.punch(a, 4096, 4096)? }
-        => { let a = ino(v, "a"); v.write(a, 5000, &[5; 60]) },
+        => { let a = ino(v, "a"); v.write(a, 5000, &[5; 60]).map(drop) },
     "truncate longer": |v| { file(v, "a", &[4; 300]) } => { let a = ino(v, "a"); v.truncate(a, 9000) },
     "truncate shorter": |v| { file(v, "a", &[4; 9000]) } => { let a = ino(v, "a"); v.truncate(a, 100) },
     "truncate: mapping blocks go": |v| { holes(v, 12) } => { let a = ino(v, "holes"); v.truncate(a, 50) },

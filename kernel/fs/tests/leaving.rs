@@ -223,7 +223,7 @@ fn after_a_freeze_that_failed_no_fault_comes_in_behind_the_walk() {
         let source = Source { pmem: watched.clone(), freeze_timeout_ns: 500, ..device.source() };
         let fs = Mounted::mount(&mm, source).unwrap();
         let files = ["a", "b"].map(|name| fs.create(&cx(), name, true).unwrap());
-        files.iter().for_each(|file| fs.write(&cx(), file, 0, &[1; 4 * PAGE_SIZE as usize]).unwrap());
+        files.iter().for_each(|file| fs.write_all(&cx(), file, 0, &[1; 4 * PAGE_SIZE as usize]).unwrap());
         let tasks = [Task::with(&mm, 1, &files[0], 4), Task::with(&mm, 2, &files[1], 4)];
         tasks.iter().for_each(|task| (0..4).for_each(|nr| task.store(nr, nr).unwrap()));
         let context = cx();
@@ -303,6 +303,31 @@ fn a_freeze_waits_for_a_part_of_a_long_write() {
     });
 }
 
+/// A caller that is told how much was written knows what is durable; the reason comes with the next call.
+#[test]
+fn a_long_write_that_a_shutdown_cuts_short_answers_how_much_was_written() {
+    let (emu, mm) = rig(1);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 4 * CHUNK_BYTES / PAGE_SIZE);
+        let watched = Watched::new(&emu, &device.sim);
+        let fs = Mounted::mount(&mm, Source { pmem: watched.clone(), ..device.source() }).unwrap();
+        let file = fs.create(&cx(), "a", true).unwrap();
+        watched.stored.store(0, Ordering::SeqCst);
+        watched.at_each_access({
+            let (fs, watched) = (Arc::downgrade(&fs), Arc::downgrade(&watched));
+            move || {
+                if watched.upgrade().unwrap().stored.load(Ordering::SeqCst) > 3 * CHUNK_BYTES / 2 {
+                    fs.upgrade().unwrap().shut_down(ShutdownReason::ForcedUnmount);
+                }
+            }
+        });
+        let down = Err(FsError::ShutDown(ShutdownReason::ForcedUnmount));
+        assert_eq!(fs.write(&cx(), &file, 0, &vec![1; 3 * CHUNK_BYTES as usize]), Ok(2 * CHUNK_BYTES as usize));
+        assert_eq!(fs.write(&cx(), &file, 0, &[1]), down);
+        *watched.at.lock().unwrap() = None;
+    });
+}
+
 /// One that cannot be done is refused as a whole, before a part of it is written.
 #[test]
 fn a_long_write_beyond_the_largest_file_writes_nothing() {
@@ -327,7 +352,7 @@ fn a_removal_waits_for_a_part_of_a_long_read() {
         let fs = Mounted::mount(&mm, source).unwrap();
         let file = fs.create(&cx(), "a", true).unwrap();
         // Holes, but for a block in each part.
-        (0..PARTS).for_each(|nr| fs.write(&cx(), &file, nr * CHUNK_BYTES, &[1]).unwrap());
+        (0..PARTS).for_each(|nr| fs.write_all(&cx(), &file, nr * CHUNK_BYTES, &[1]).unwrap());
         fs.truncate(&cx(), &file, PARTS * CHUNK_BYTES).unwrap();
         let (device, removing) = (Mutex::new(Some(device)), Arc::new(Mutex::new(None)));
         watched.at_each_access({

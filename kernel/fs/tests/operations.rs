@@ -4,8 +4,9 @@ mod common;
 
 use common::{Model, Op, apply, assert_clean, difference, mounted, new_fs, pmem, random_op, read_all};
 use fs::error::FsError;
-use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, MAX_FILE, ROOT_INO};
+use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, MAX_FILE, ROOT_INO, TABLE_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
+use fs::volume::Volume;
 use proptest::prelude::*;
 use std::sync::Arc;
 use testkit::sim::{Random, SimPmem};
@@ -51,7 +52,7 @@ proptest! {
         prop_assert_eq!(difference(&read_all(&mut again).unwrap(), &model, &exact), None);
         prop_assert_eq!(again.nr_mounts(), Ok(2));
         // Everything can be taken away again, and then everything is free.
-        let before = mounted(&new_fs(640)).statfs().free_blocks;
+        let before = mounted(&new_fs(640)).statfs().unwrap().free_blocks;
         let mut paths: Vec<_> = model.paths.keys().cloned().collect();
         paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
         for path in paths {
@@ -59,7 +60,7 @@ proptest! {
             apply(&mut again, &op).unwrap();
         }
         let root = again.stat(ROOT_INO).unwrap().blocks;
-        prop_assert_eq!(again.statfs().free_blocks + root + (again.stat(1).unwrap().blocks - 4), before);
+        prop_assert_eq!(again.statfs().unwrap().free_blocks + root + (again.stat(1).unwrap().blocks - 4), before);
         drop(again);
         assert_clean(&sim);
     }
@@ -100,7 +101,7 @@ fn large_files_lie_at_multiples_of_two_megabytes_also_on_an_aged_file_system() {
 /// Whole free areas of 2 MiB, and free blocks.
 fn free_areas(volume: &mut fs::volume::Volume) -> (u64, u64) {
     assert_eq!(volume.load_all(), 0);
-    let blocks = volume.statfs().nr_blocks;
+    let blocks = volume.statfs().unwrap().nr_blocks;
     let mut used = vec![false; blocks as usize];
     volume.owners(0, blocks, |(first, end, _)| used[first as usize..end as usize].fill(true));
     let whole = used.chunks_exact(HUGE_BLOCKS as usize).filter(|area| area.iter().all(|used| !used)).count();
@@ -117,7 +118,7 @@ fn whole_areas_stay_whole_as_the_file_system_ages() {
     let mut names: Vec<Vec<u8>> = Vec::new();
     let mut worst = u64::MAX;
     for nr in 0..4000_u64 {
-        let free = volume.statfs().free_blocks;
+        let free = volume.statfs().unwrap().free_blocks;
         if free < 8 * 1024 || !names.is_empty() && random.below(3) == 0 {
             let name = names.swap_remove(random.below(names.len() as u64) as usize);
             let gone = volume.unlink(ROOT_INO, &name).unwrap().unwrap();
@@ -187,18 +188,18 @@ fn runs_that_meet_become_one() {
 fn attributes_are_kept_and_replaced_and_go_with_the_file() {
     let sim = new_fs(512);
     let mut volume = mounted(&sim);
-    let free = volume.statfs().free_blocks;
+    let free = volume.statfs().unwrap().free_blocks;
     let ino = volume.create(ROOT_INO, b"a", true).unwrap();
-    let with_dir = volume.statfs().free_blocks;
+    let with_dir = volume.statfs().unwrap().free_blocks;
     volume.set_attributes(ino, b"colour=red").unwrap();
     volume.set_attributes(ino, &[7; fs::format::MAX_ATTR]).unwrap();
-    assert_eq!(volume.set_attributes(ino, &[7; fs::format::MAX_ATTR + 1]), Err(FsError::TooLarge));
+    assert_eq!(volume.set_attributes(ino, &[7; fs::format::MAX_ATTR + 1]), Err(FsError::AttributesTooLarge));
     volume.unmount().unwrap();
     let mut volume = mounted(&sim);
     assert_eq!(volume.attributes(ino).unwrap(), [7; fs::format::MAX_ATTR]);
     let gone = volume.unlink(ROOT_INO, b"a").unwrap().unwrap();
     volume.free(gone).unwrap();
-    assert_eq!(volume.statfs().free_blocks, with_dir);
+    assert_eq!(volume.statfs().unwrap().free_blocks, with_dir);
     assert_eq!(with_dir + 1, free);
     drop(volume);
     assert_clean(&sim);
@@ -209,7 +210,7 @@ fn a_file_of_many_extents_is_cut_in_steps_and_its_mapping_blocks_go_too() {
     let sim = new_fs(8192);
     let mut volume = mounted(&sim);
     let ino = volume.create(ROOT_INO, b"holes", true).unwrap();
-    let free = volume.statfs().free_blocks;
+    let free = volume.statfs().unwrap().free_blocks;
     for nr in 0..1500 {
         volume.write(ino, nr * 2 * BLOCK_SIZE, b"x").unwrap();
     }
@@ -217,7 +218,7 @@ fn a_file_of_many_extents_is_cut_in_steps_and_its_mapping_blocks_go_too() {
     volume.punch(ino, 0, 1000 * BLOCK_SIZE).unwrap();
     assert_eq!(volume.runs(ino, 0, u64::MAX).unwrap().len(), 1000);
     volume.truncate(ino, 10).unwrap();
-    assert_eq!((volume.stat(ino).unwrap().blocks, volume.statfs().free_blocks), (0, free));
+    assert_eq!((volume.stat(ino).unwrap().blocks, volume.statfs().unwrap().free_blocks), (0, free));
     drop(volume);
     assert_clean(&sim);
 }
@@ -227,8 +228,14 @@ fn no_space_is_an_error_and_nothing_is_lost() {
     let sim = new_fs(256);
     let mut volume = mounted(&sim);
     let ino = volume.create(ROOT_INO, b"big", true).unwrap();
-    assert_eq!(volume.write(ino, 0, &vec![1; 300 * 4096]), Err(FsError::NoSpace));
-    while volume.create(ROOT_INO, format!("{}", volume.statfs().free_blocks).as_bytes(), true).is_ok() {
+    let free = volume.statfs().unwrap().free_blocks;
+    // The last block but one goes to the file's last extent, the last to a mapping block, or there is none.
+    assert_eq!(volume.write(ino, 0, &vec![1; 300 * 4096]), Ok(free as usize * 4096));
+    volume.truncate(ino, free / 2 * 4096).unwrap();
+    for nr in 0.. {
+        if volume.create(ROOT_INO, format!("{nr}").as_bytes(), true).is_err() {
+            break;
+        }
         let size = volume.stat(ino).unwrap().size;
         if volume.write(ino, size, &[2; 4096]).is_err() {
             break;
@@ -243,12 +250,101 @@ fn no_space_is_an_error_and_nothing_is_lost() {
 fn names_that_are_none_are_refused() {
     let sim = new_fs(256);
     let mut volume = mounted(&sim);
-    for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+    for name in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
         assert_eq!(volume.create(ROOT_INO, name, true), Err(FsError::BadName));
     }
+    let long = [b'x'; 256];
+    assert_eq!(volume.create(ROOT_INO, &long, true), Err(FsError::NameTooLong));
+    // POSIX says so where it is looked for, too.
+    assert_eq!(volume.lookup(ROOT_INO, &long), Err(FsError::NameTooLong));
+    assert_eq!(volume.unlink(ROOT_INO, &long), Err(FsError::NameTooLong));
+    assert_eq!(volume.resolve(&[&b"/a/"[..], &long].concat()), Err(FsError::NotFound));
     volume.create(ROOT_INO, &[b'x'; 255], true).unwrap();
     assert_eq!(volume.create(99, b"a", true), Err(FsError::NotFound));
     assert_eq!(volume.lookup(ROOT_INO, b"a"), Err(FsError::NotFound));
+}
+
+/// As POSIX has it: `.` and `..` name directories, and so does what a `/` follows.
+#[test]
+fn dots_and_slashes_in_paths() {
+    let sim = new_fs(256);
+    let mut volume = mounted(&sim);
+    let dir = volume.mkdir(ROOT_INO, b"dir").unwrap();
+    let sub = volume.mkdir(dir, b"sub").unwrap();
+    let file = volume.create(dir, b"file", true).unwrap();
+    for (path, want) in [
+        ("", Ok(ROOT_INO)),
+        (".", Ok(ROOT_INO)),
+        ("/./", Ok(ROOT_INO)),
+        ("..", Ok(ROOT_INO)),
+        ("dir/", Ok(dir)),
+        ("./dir//.", Ok(dir)),
+        ("dir/sub/..", Ok(dir)),
+        ("dir/sub/../../dir/file", Ok(file)),
+        ("dir/../dir/sub/", Ok(sub)),
+        ("dir/file/", Err(FsError::NotDirectory)),
+        ("dir/file/.", Err(FsError::NotDirectory)),
+        ("dir/file/..", Err(FsError::NotDirectory)),
+        ("dir/none/..", Err(FsError::NotFound)),
+    ] {
+        assert_eq!(volume.resolve(path.as_bytes()), want, "{path:?}");
+    }
+    for (path, want) in [
+        ("dir/new", Ok((dir, "new"))),
+        ("dir/./../dir/new", Ok((dir, "new"))),
+        ("dir/sub/", Ok((dir, "sub"))),
+        ("dir/file/", Err(FsError::NotDirectory)),
+        ("dir/new/", Err(FsError::NotFound)),
+        ("dir/.", Err(FsError::BadName)),
+        ("dir/..", Err(FsError::BadName)),
+        ("/", Err(FsError::BadName)),
+    ] {
+        let want = want.map(|(dir, name)| (dir, name.as_bytes()));
+        assert_eq!(volume.resolve_parent(path.as_bytes()), want, "{path:?}");
+    }
+    assert_eq!(volume.resolve_directory(b"dir/new/"), Ok((dir, &b"new"[..])));
+}
+
+/// Only files and directories have attributes: the inode table is an inode, too.
+#[test]
+fn the_inode_table_is_no_callers_concern() {
+    let sim = new_fs(256);
+    let mut volume = mounted(&sim);
+    assert_eq!(volume.set_attributes(TABLE_INO, b"colour=red"), Err(FsError::NotFound));
+    assert_eq!(volume.set_attributes(ROOT_INO, b"colour=red"), Ok(()));
+    assert_eq!(volume.write(TABLE_INO, 0, b"x"), Err(FsError::NotFound));
+    assert_eq!(volume.truncate(TABLE_INO, 0), Err(FsError::NotFound));
+    assert_eq!(volume.punch(TABLE_INO, 0, BLOCK_SIZE), Err(FsError::NotFound));
+    assert_eq!(volume.link(TABLE_INO, ROOT_INO, b"table"), Err(FsError::NotFound));
+    assert_eq!(volume.free(TABLE_INO), Err(FsError::Busy));
+}
+
+#[test]
+fn inodes_are_counted_and_each_life_of_a_number_has_a_generation() {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    let before = volume.statfs().unwrap();
+    // Four blocks of sixteen, less number 0; the table and the root are in use.
+    assert_eq!(before.nr_inodes, 63 + 16 * before.free_blocks);
+    assert_eq!(before.free_inodes, before.nr_inodes - 2);
+    let used = |volume: &mut Volume| volume.statfs().map(|sizes| sizes.nr_inodes - sizes.free_inodes).unwrap();
+    // The table grows on the way.
+    for nr in 0..100 {
+        volume.create(ROOT_INO, format!("{nr}").as_bytes(), true).unwrap();
+        assert_eq!(used(&mut volume), nr + 3);
+    }
+    let ino = volume.lookup(ROOT_INO, b"50").unwrap();
+    let generation = volume.stat(ino).unwrap().generation;
+    assert_eq!(volume.create(ROOT_INO, b"50", true), Err(FsError::Exists));
+    let gone = volume.unlink(ROOT_INO, b"50").unwrap().unwrap();
+    assert_eq!(used(&mut volume), 102, "it is there until it is freed");
+    volume.free(gone).unwrap();
+    assert_eq!(used(&mut volume), 101);
+    volume.unmount().unwrap();
+    let mut volume = mounted(&sim);
+    assert_eq!(used(&mut volume), 101, "counted anew");
+    assert_eq!(volume.create(ROOT_INO, b"new", true), Ok(ino));
+    assert_eq!(volume.stat(ino).unwrap().generation, generation + 1);
 }
 
 #[test]
@@ -331,7 +427,7 @@ fn a_lost_block_that_is_free_serves_again() {
     assert!(matches!(volume.read(ino, 0, &mut [0; 8]), Err(FsError::Media(_))));
     volume.truncate(ino, 0).unwrap();
     // All blocks there are: that one is among them.
-    let all = volume.statfs().free_blocks - 8;
+    let all = volume.statfs().unwrap().free_blocks - 8;
     volume.write(ino, 0, &vec![9; (all * BLOCK_SIZE) as usize]).unwrap();
     let mut bytes = vec![0; (all * BLOCK_SIZE) as usize];
     assert_eq!(volume.read(ino, 0, &mut bytes), Ok(bytes.len()));

@@ -240,7 +240,7 @@ fn call_around(fs: &Arc<Fs>, cpu: CpuId, counters: &Counters, turn: u64) -> Resu
     let (path, renamed) = (format!("/scratch-{cpu}"), format!("/renamed-{cpu}"));
     let file = fs.create(&context, &path, true)?;
     let pattern = vec![turn as u8; (SCRATCH_PAGES * PAGE_SIZE) as usize];
-    fs.write(&context, &file, 0, &pattern)?;
+    fs.write_all(&context, &file, 0, &pattern)?;
     let mut found = vec![0; pattern.len()];
     fs.read(&context, &file, 0, &mut found)?;
     counters.expect(u64::from(found == pattern), 1);
@@ -319,7 +319,7 @@ fn join(tasks: &[Arc<Task>], rightly: fn(Exit) -> bool) -> Ended {
 fn make(fs: &Arc<Fs>, path: &str, bytes: &[u8]) -> Result<(), String> {
     let context = Context::new();
     let file = fs.create(&context, path, true).map_err(said("create"))?;
-    fs.write(&context, &file, 0, bytes).map_err(said("write"))
+    fs.write_all(&context, &file, 0, bytes).map_err(said("write"))
 }
 
 /// Makes a file system with the files that the tasks use on device 0, and mounts it.

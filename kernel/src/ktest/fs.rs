@@ -114,7 +114,7 @@ pub(crate) fn numbered(fs: &Arc<Fs>, path: &str, pages: u64) -> Result<Arc<File>
     for nr in 0..pages {
         bytes[(nr * PAGE_SIZE) as usize..][..8].copy_from_slice(&nr.to_le_bytes());
     }
-    fs.write(&cx(), &file, 0, &bytes).map_err(said("write"))?;
+    fs.write_all(&cx(), &file, 0, &bytes).map_err(said("write"))?;
     Ok(file)
 }
 
@@ -374,7 +374,7 @@ fn page_fails(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     check_eq!((report.pre_remove, report.metadata, report.poisoned), (false, 0, 1), "the notification");
     // A store over a part of it is refused; a write of all of it makes the page usable again.
     check!(matches!(fs.write(&cx(), &file, PAGE_SIZE + 8, &[1]), Err(FsError::Media(_))), "a write of a part");
-    check_eq!(fs.write(&cx(), &file, PAGE_SIZE, &[9; PAGE_SIZE as usize]), Ok(()), "a write of the whole page");
+    check_eq!(fs.write_all(&cx(), &file, PAGE_SIZE, &[9; PAGE_SIZE as usize]), Ok(()), "a write of the whole page");
     let nines = u64::from_le_bytes([9; 8]);
     run_in(here(), &space, move || {
         check_eq!(user::read_u64(at(PAGE_SIZE)), Ok(nines), "the page that was written anew");

@@ -33,7 +33,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "umount", args: "N", help: "unmount it", run: umount },
     Command { name: "mounts", args: "", help: "what is mounted, and how it fares", run: mounted },
     Command { name: "fsck", args: "N", help: "look for damage; it is not mounted", run: fsck },
-    Command { name: "df", args: "N", help: "blocks, and free ones", run: df },
+    Command { name: "df", args: "N", help: "blocks and inodes, and free ones", run: df },
     Command { name: "ls", args: "N PATH", help: "the entries of a directory", run: ls },
     Command { name: "stat", args: "N PATH", help: "size, blocks, links", run: stat },
     Command { name: "cat", args: "N PATH [OFFSET [LEN]]", help: "a file's contents, as text", run: cat },
@@ -157,11 +157,13 @@ fn df(args: &[&str]) -> Result<(), String> {
     let fs = mounted_at(nr)?;
     let sizes = fs.statfs().map_err(|error| error.to_string())?;
     crate::console::report!(
-        "df fs={} blocks={} data={} free={}",
+        "df fs={} blocks={} data={} free={} inodes={} free_inodes={}",
         fs.name(),
         sizes.nr_blocks,
         sizes.data_blocks,
-        sizes.free_blocks
+        sizes.free_blocks,
+        sizes.nr_inodes,
+        sizes.free_inodes
     );
     Ok(())
 }
@@ -182,13 +184,14 @@ fn stat(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("stat N PATH")) };
     let stat = mounted_at(nr)?.stat(&Context::new(), path).map_err(about(path))?;
     crate::console::report!(
-        "stat path={path} ino={} kind={} dax={} size={} blocks={} nlink={}",
+        "stat path={path} ino={} kind={} dax={} size={} blocks={} nlink={} generation={}",
         stat.ino,
         kind_word(stat.kind),
         u8::from(stat.dax),
         stat.size,
         stat.blocks,
-        stat.nlink
+        stat.nlink,
+        stat.generation
     );
     Ok(())
 }
@@ -221,8 +224,10 @@ fn write(args: &[&str]) -> Result<(), String> {
     let done = fs.write(&context, &file, offset, text.as_bytes());
     drop(file);
     fs.reap(&context);
-    done.map_err(about(path))?;
-    console::line(format_args!("{} bytes written", text.len()));
+    match done.map_err(about(path))? {
+        written if written < text.len() => console::line(format_args!("{written} of {} bytes written", text.len())),
+        written => console::line(format_args!("{written} bytes written")),
+    }
     Ok(())
 }
 

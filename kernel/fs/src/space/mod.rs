@@ -211,6 +211,16 @@ impl Store {
         self.book(tx, group, desc, Run { first, nr })
     }
 
+    /// Gives back a block that this very operation has taken, and not used.
+    pub(crate) fn give_back(&self, tx: &mut Tx, block: u64) -> Result<(), FsError> {
+        let group = block / GROUP_BLOCKS;
+        let desc = self.desc(tx, group)?;
+        Bits(self.bitmap(tx, group)?).set(block % GROUP_BLOCKS, 1, false);
+        self.set_desc(tx, group, RawDesc { free: (desc.free.get() + 1).into(), ..desc })?;
+        tx.taken -= 1;
+        Ok(())
+    }
+
     /// The first block of a free 1 GiB that begins at a multiple of 1 GiB; `None` where there is none. Looks at one
     /// descriptor for each 1 GiB, and at all of those that may be free.
     pub(crate) fn free_giant(&self, tx: &mut Tx) -> Result<Option<u64>, FsError> {

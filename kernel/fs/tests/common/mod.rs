@@ -220,12 +220,14 @@ pub fn apply(volume: &mut Volume, op: &Op) -> Result<(), FsError> {
             volume.create(dir, name, true).map(|_| None)
         }
         Op::Mkdir(path) => {
-            let (dir, name) = volume.resolve_parent(path)?;
+            let (dir, name) = volume.resolve_directory(path)?;
             volume.mkdir(dir, name).map(|_| None)
         }
         Op::Write(path, at, bytes) => {
             let ino = volume.resolve(path)?;
-            volume.write(ino, *at, bytes).map(|()| None)
+            // All of it, or space has run out.
+            let written = volume.write(ino, *at, bytes)?;
+            if written == bytes.len() { Ok(None) } else { Err(FsError::NoSpace) }
         }
         Op::Truncate(path, size) => {
             let ino = volume.resolve(path)?;

@@ -1,0 +1,191 @@
+//! A file system that is full: what a write answers, and that it can be emptied again.
+
+mod common;
+mod rig;
+
+use std::sync::Arc;
+
+use common::{Medium, assert_clean, mounted, new_fs};
+use fs::calls::CHUNK_BYTES;
+use fs::error::FsError;
+use fs::format::{BLOCK_SIZE, INLINE_EXTENTS, ROOT_INO};
+use fs::owner::Owner;
+use fs::volume::Volume;
+use mm::addr::PAGE_SIZE;
+use rig::*;
+use testkit::sim::SimPmem;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+fn free(volume: &mut Volume) -> u64 {
+    volume.statfs().unwrap().free_blocks
+}
+
+/// A file system with `left` free blocks, a directory's block among those in use, and what fills it.
+fn filled(left: u64) -> (Medium, Volume) {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    let filler = volume.create(ROOT_INO, b"filler", true).unwrap();
+    let want = (free(&mut volume) - left) as usize * BLOCK;
+    assert_eq!(volume.write(filler, 0, &vec![1; want]), Ok(want));
+    assert_eq!(free(&mut volume), left);
+    (sim, volume)
+}
+
+fn contents(volume: &mut Volume, ino: u64) -> Vec<u8> {
+    let mut bytes = vec![0; volume.stat(ino).unwrap().size as usize];
+    assert_eq!(volume.read(ino, 0, &mut bytes), Ok(bytes.len()));
+    bytes
+}
+
+/// Some of it is overwritten in place, some fills a hole, some makes the file longer.
+#[test]
+fn a_write_answers_how_much_was_written_when_space_runs_out() {
+    let (sim, mut volume) = filled(13);
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    volume.write(ino, 0, &[2; 2 * BLOCK]).unwrap();
+    volume.write(ino, 4 * BLOCK_SIZE, &[2; BLOCK]).unwrap();
+    // Ten are left: two for the hole, eight behind the end.
+    let bytes = vec![3; 20 * BLOCK];
+    let (at, end) = (BLOCK / 2, 13 * BLOCK);
+    assert_eq!(volume.write(ino, at as u64, &bytes), Ok(end - at));
+    assert_eq!(free(&mut volume), 0);
+    let want = [vec![2; at], vec![3; end - at]].concat();
+    assert!(contents(&mut volume, ino) == want);
+    // One that writes nothing says why, and changes nothing; nor does it in a place that is there and one that is not.
+    assert_eq!(volume.write(ino, end as u64, &[4; 1]), Err(FsError::NoSpace));
+    assert_eq!(volume.write(ino, end as u64 + 9, &[4; 9 * BLOCK]), Err(FsError::NoSpace));
+    assert_eq!(volume.write(ino, 10, &[5; 10]), Ok(10));
+    assert_eq!(volume.write(ino, end as u64 - 10, &[6; 30]), Ok(10));
+    let mut want = want;
+    want[10..20].fill(5);
+    want[end - 10..].fill(6);
+    volume.unmount().unwrap();
+    assert!(contents(&mut mounted(&sim), ino) == want);
+}
+
+/// The last free blocks are given out to the last but one where the file needs a mapping block for them.
+#[test]
+fn the_last_free_block_serves_as_a_mapping_block() {
+    for left in [1, 2, 7] {
+        let (sim, mut volume) = filled(left + INLINE_EXTENTS as u64);
+        let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+        (0..INLINE_EXTENTS as u64).for_each(|nr| _ = volume.write(ino, nr * 2 * BLOCK_SIZE, &[2; BLOCK]).unwrap());
+        assert_eq!(free(&mut volume), left);
+        let at = 100 * BLOCK_SIZE;
+        let want = match left {
+            1 => Err(FsError::NoSpace),
+            left => Ok((left as usize - 1) * BLOCK),
+        };
+        assert_eq!(volume.write(ino, at, &vec![3; 30 * BLOCK]), want);
+        assert_eq!(free(&mut volume), if left == 1 { 1 } else { 0 });
+        assert_eq!(volume.write(ino, at + 30 * BLOCK_SIZE, &[4]), Err(FsError::NoSpace));
+        let size = if left == 1 { (INLINE_EXTENTS as u64 * 2 - 1) * BLOCK_SIZE } else { at + (left - 1) * BLOCK_SIZE };
+        assert_eq!(volume.stat(ino).unwrap().size, size);
+        drop(volume);
+        assert_clean(&sim);
+    }
+}
+
+/// A full file system, and in it a file whose inode has no room for one more extent: each has five blocks, of `2`.
+fn crowded() -> (Medium, Volume, u64) {
+    let sim = new_fs(640);
+    let mut volume = mounted(&sim);
+    let [ino, filler] = [&b"a"[..], b"filler"].map(|name| volume.create(ROOT_INO, name, true).unwrap());
+    for nr in 0..INLINE_EXTENTS as u64 {
+        volume.write(ino, nr * 8 * BLOCK_SIZE, &[2; 5 * BLOCK]).unwrap();
+    }
+    let left = free(&mut volume) as usize * BLOCK;
+    assert_eq!(volume.write(filler, 0, &vec![1; left]), Ok(left));
+    assert_eq!((free(&mut volume), volume.runs(ino, 0, u64::MAX).unwrap().len()), (0, INLINE_EXTENTS));
+    (sim, volume, ino)
+}
+
+/// Each hole is in the middle of a run and needs one more extent. The first takes a mapping block out of what it frees.
+#[test]
+fn a_full_file_system_can_be_emptied_by_punching() {
+    let (sim, mut volume, ino) = crowded();
+    let mut want = contents(&mut volume, ino);
+    let mut punch = |volume: &mut Volume, from: usize, to: usize| {
+        assert_eq!(volume.punch(ino, from as u64, (to - from) as u64), Ok(()), "{from} to {to}");
+        want[from..to].fill(0);
+        assert!(contents(volume, ino) == want, "{from} to {to}");
+    };
+    // With parts of the blocks beside it.
+    punch(&mut volume, BLOCK - 10, 2 * BLOCK + 10);
+    assert_eq!((free(&mut volume), volume.stat(ino).unwrap().blocks), (0, 40));
+    punch(&mut volume, 3 * BLOCK, 4 * BLOCK);
+    assert_eq!((free(&mut volume), volume.stat(ino).unwrap().blocks), (1, 39));
+    (1..INLINE_EXTENTS).for_each(|nr| punch(&mut volume, (8 * nr + 2) * BLOCK, (8 * nr + 3) * BLOCK));
+    drop(volume);
+    assert_clean(&sim);
+    let mut volume = mounted(&sim);
+    assert!(contents(&mut volume, ino) == want);
+    for ino in [ino, volume.lookup(ROOT_INO, b"filler").unwrap()] {
+        volume.punch(ino, 0, u64::MAX / 2).unwrap();
+        assert_eq!(volume.stat(ino).unwrap().blocks, 0);
+    }
+    let empty = mounted(&new_fs(640)).statfs().unwrap().free_blocks;
+    assert_eq!(free(&mut volume), empty - 1, "the directory has a block");
+}
+
+/// What the journal replays over a block that a punch made a mapping block, and that serves as data again, is not seen.
+#[test]
+fn a_mapping_block_out_of_a_punch_serves_as_data_again() {
+    let (sim, mut volume, ino) = crowded();
+    volume.punch(ino, BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    assert_eq!(free(&mut volume), 0);
+    volume.truncate(ino, 0).unwrap();
+    assert_eq!(volume.write(ino, 0, &[9; 40 * BLOCK]), Ok(40 * BLOCK));
+    // The power goes, with everything on its way to the medium: the journal is replayed.
+    let image = Arc::new(SimPmem::from_bytes(sim.bytes()));
+    assert!(contents(&mut mounted(&image), ino) == [9; 40 * BLOCK]);
+}
+
+/// Where a punch cannot be done, the parts of blocks at its edges are as they were, too.
+#[test]
+fn a_punch_that_fails_changes_nothing() {
+    let (sim, volume, ino) = crowded();
+    drop(volume);
+    let sim = Arc::new(SimPmem::from_bytes(sim.bytes()));
+    let mut volume = mounted(&sim);
+    volume.punch(ino, BLOCK_SIZE, BLOCK_SIZE).unwrap();
+    let mut extents = Vec::new();
+    volume.owners(0, u64::MAX, |(first, _, owner)| {
+        extents.extend(Some(first).filter(|_| owner == Owner::Mapping { ino }));
+    });
+    let [block] = extents[..] else { panic!("{extents:?}") };
+    let want = contents(&mut volume, ino);
+    sim.break_range(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE);
+    let punched = volume.punch(ino, 2 * BLOCK_SIZE + 100, 2 * BLOCK_SIZE);
+    assert_eq!(punched, Err(FsError::Media(block * BLOCK_SIZE)));
+    let image = SimPmem::from_bytes(sim.bytes());
+    assert!(contents(&mut mounted(&Arc::new(image)), ino) == want);
+}
+
+/// A call that is done in several parts answers for all of them.
+#[test]
+fn a_long_call_answers_how_much_was_written_too() {
+    let (emu, mm) = rig(1);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 2 * CHUNK_BYTES / PAGE_SIZE + 700);
+        let fs = device.mount().unwrap();
+        let file = fs.create(&cx(), "a", true).unwrap();
+        let left = fs.statfs().unwrap().free_blocks * PAGE_SIZE;
+        assert!((2 * CHUNK_BYTES..3 * CHUNK_BYTES).contains(&left));
+        let bytes = vec![7; 3 * CHUNK_BYTES as usize];
+        assert_eq!(fs.write(&cx(), &file, 0, &bytes), Ok(left as usize));
+        assert_eq!((fs.stat(&cx(), "a").unwrap().size, fs.statfs().unwrap().free_blocks), (left, 0));
+        assert_eq!(fs.write(&cx(), &file, left, &bytes), Err(FsError::NoSpace));
+        assert_eq!(fs.write_all(&cx(), &file, left - 5, b"hello"), Ok(()));
+        assert_eq!(fs.write_all(&cx(), &file, left - 5, b"hello!"), Err(FsError::NoSpace));
+        // Also where a task maps it.
+        let task = Task::with(&mm, 0, &file, 4);
+        (0..4).for_each(|nr| task.store(nr, 1).unwrap());
+        fs.punch(&cx(), &file, PAGE_SIZE, PAGE_SIZE).unwrap();
+        assert!(task.space.translate(page(1)).is_none());
+        assert_eq!(fs.statfs().unwrap().free_blocks, 1);
+        drop((task, file));
+        fs.reap(&cx());
+    });
+}
