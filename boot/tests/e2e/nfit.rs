@@ -4,7 +4,7 @@
 //! the firmware both write a table's checksum anew, so a wrong one cannot be sent this way: the unit tests of `nvdimm`
 //! have that case.
 
-use crate::support::{assert_good, exit, has_line, shell, start, tail};
+use crate::support::{ask, assert_good, exit, has, has_line, refused, shell, start, start_shell, tail};
 use boot::machine::Machine;
 
 /// The bytes of an NFIT: the header that every ACPI table has, four reserved bytes, and structures.
@@ -43,6 +43,29 @@ fn range(index: u16, base: u64, bytes: u64) -> Vec<u8> {
     // Write-back, non-volatile.
     body.extend(0x8008u64.to_le_bytes());
     structure(0, 56, &body)
+}
+
+/// A Memory Device to System Physical Address Range Map Structure (ACPI 6.5 §5.2.25.3): a device that has all of the range.
+fn device(handle: u32, range_index: u16, control_index: u16, bytes: u64, flags: u16) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend(handle.to_le_bytes());
+    body.extend([0; 4]);
+    body.extend(range_index.to_le_bytes());
+    body.extend(control_index.to_le_bytes());
+    body.extend(bytes.to_le_bytes());
+    body.extend([0; 16]);
+    body.extend([0, 0, 1, 0]);
+    body.extend(flags.to_le_bytes());
+    body.extend([0; 2]);
+    structure(1, 48, &body)
+}
+
+/// An NVDIMM Control Region Structure (ACPI 6.5 §5.2.25.6).
+fn control(index: u16, serial: u32) -> Vec<u8> {
+    let mut body = vec![0; 28];
+    body[..2].copy_from_slice(&index.to_le_bytes());
+    body[20..24].copy_from_slice(&serial.to_le_bytes());
+    structure(4, 32, &body)
 }
 
 /// Boots with the table and expects one line for each of the words, no NVDIMM, and a kernel that is at your service.
@@ -129,10 +152,12 @@ fn a_range_above_the_cpus_limit_is_refused() {
 #[test]
 fn more_ranges_than_there_is_room_for_are_not_used() {
     let at = |index: u16| (8 << 30) + u64::from(index) * 0x20_0000;
-    let many: Vec<_> = (1..=34).map(|index| range(index, at(index), 0x20_0000)).collect();
+    // The lowest come last.
+    let many: Vec<_> = (1..=34).rev().map(|index| range(index, at(index), 0x20_0000)).collect();
     let found: Vec<_> = (1..=32).map(|index| (at(index), 0x20_0000)).collect();
-    let line =
-        |index| format!("range {index} ({:#x} + 0x200000 bytes) is not used: there is room for 32 ranges", at(index));
+    let line = |index| {
+        format!("range {index} ({:#x} + 0x200000 bytes) is not used: there is room for the lowest 32 ranges", at(index))
+    };
     boot_and_find(&many, &[&line(33), &line(34)], &found);
 }
 
@@ -147,4 +172,61 @@ fn more_faults_than_there_is_room_for_are_counted() {
 #[test]
 fn a_table_of_nothing_is_no_nvdimm() {
     boot_with(&[], &[]);
+}
+
+/// What lies at these addresses is no memory, by the firmware's memory map and by what PCI functions say.
+#[test]
+fn ranges_over_devices_are_refused_with_the_right_word() {
+    let at = |index, base| range(index, base, 0x1000);
+    boot_with(
+        &[
+            at(1, 0xfec0_0000),
+            at(2, 0xfee0_0000),
+            at(3, 0xb000_0000),
+            at(4, 0xfed0_0000),
+            at(5, 0xa_0000),
+            at(6, 0x7000),
+        ],
+        &[
+            "range 1 (0xfec00000 + 0x1000 bytes) overlaps the interrupt controllers' registers",
+            "range 2 (0xfee00000 + 0x1000 bytes) overlaps the interrupt controllers' registers",
+            "range 3 (0xb0000000 + 0x1000 bytes) overlaps memory that the firmware has reserved",
+            "range 4 (0xfed00000 + 0x1000 bytes) overlaps device addresses",
+            "range 5 (0xa0000 + 0x1000 bytes) overlaps device addresses",
+            "range 6 (0x7000 + 0x1000 bytes) overlaps RAM",
+        ],
+    );
+}
+
+/// The shell says all that the table says; a device that is behind no range is told of at boot.
+#[test]
+fn an_nvdimm_is_described_on_demand() {
+    const BASE: u64 = 8 << 30;
+    let capabilities = structure(7, 16, &[1, 0, 0, 0, 0b11, 0, 0, 0, 0, 0, 0, 0]);
+    let table = [
+        range(1, BASE, 0x40_0000),
+        device(0x1234, 1, 9, 0x40_0000, 1 << 4),
+        control(9, 0xabcd),
+        device(0x55, 0, 0, 0, 1 << 6),
+        capabilities,
+    ];
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("nfit.bin");
+    std::fs::write(&file, nfit(&table)).expect("written");
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![], acpitables: vec![file], ..shell() });
+    let answer = ask(&mut guest, "nvdimm 0");
+    has(
+        &answer,
+        &[
+            "0: pmem0 (nvdimm) 0x200000000..0x200400000",
+            "range 1 (0x200000000 + 0x400000 bytes), proximity domain none, attributes wb, nv, 1 memory devices",
+            "memory device 0x1234 (node 0, socket 1, controller 2, channel 3, slot 4), serial 0x0000abcd,",
+            "ways 1, state has reported a health event",
+            "platform capabilities: cache flush, memory flush",
+        ],
+    );
+    assert!(refused(&mut guest, "nvdimm 1").contains("there is no NVDIMM 1"));
+    let outcome = exit(guest);
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["behind no range: memory device 0x55 was not mapped"]), "{}", tail(&outcome));
 }

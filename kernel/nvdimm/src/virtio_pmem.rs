@@ -21,7 +21,7 @@ use mm::addr::{Pfn, PfnRange};
 use mm::machine::Machine;
 use mm::sync::{Arc, Mutex};
 
-use crate::nfit::{ByteRange, Limits, PAGE_BYTES};
+use crate::nfit::{Limits, PAGE_BYTES, Taken};
 use crate::pmem::PmemDriver;
 use crate::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
 
@@ -54,7 +54,7 @@ pub enum RegionError {
         phys_bits: u8,
     },
     /// Something else is there.
-    Overlaps(ByteRange),
+    Overlaps(Taken),
 }
 
 impl fmt::Display for RegionError {
@@ -63,7 +63,7 @@ impl fmt::Display for RegionError {
             Self::Empty => f.write_str("its length is zero"),
             Self::Misaligned => write!(f, "its ends are not multiples of {PAGE_BYTES} bytes"),
             Self::Unreachable { phys_bits } => write!(f, "its end is beyond the CPU's {phys_bits} address bits"),
-            Self::Overlaps(other) => write!(f, "it overlaps what is at {:#x}..{:#x}", other.base, other.end()),
+            Self::Overlaps(other) => write!(f, "it overlaps {other}"),
         }
     }
 }
@@ -94,7 +94,8 @@ impl Region {
         if end > 1 << limits.phys_bits.min(52) {
             return Err(unreachable);
         }
-        if let Some(other) = limits.ram.iter().find(|other| other.base < end && self.start < other.end()) {
+        if let Some(other) = limits.taken.iter().find(|other| other.range.base < end && self.start < other.range.end())
+        {
             return Err(RegionError::Overlaps(*other));
         }
         PfnRange::new(Pfn::new(self.start / PAGE_BYTES), self.len_bytes / PAGE_BYTES).ok_or(unreachable)

@@ -6,15 +6,21 @@
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use nvdimm::acpi::{AcpiInfo, PhysMemory, RootError};
-use nvdimm::nfit::{ByteRange, RamMap};
+use nvdimm::nfit::{ByteRange, MemoryMap, Owner};
 
 /// UEFI memory types (UEFI 2.10, table 7.6) that may hold tables: reserved, runtime services (code, data), ACPI
 /// reclaim, ACPI non-volatile storage. None of them is ever given to the frame allocator.
 const UEFI_TABLE_KINDS: [u32; 5] = [0, 5, 6, 9, 10];
+/// UEFI memory types of device registers.
+const UEFI_REGISTER_KINDS: [u32; 2] = [11, 12];
+/// UEFI memory type of what the firmware keeps to itself and does not say what for.
+const UEFI_RESERVED: u32 = 0;
 /// UEFI memory type of persistent memory. It is not RAM: the NFIT describes the same range.
 const UEFI_PERSISTENT: u32 = 14;
 /// E820 types that may hold tables: reserved, ACPI reclaim, ACPI non-volatile storage.
 const E820_TABLE_KINDS: [u32; 3] = [2, 3, 4];
+/// E820 type of what the firmware keeps to itself.
+const E820_RESERVED: u32 = 2;
 /// E820 type of persistent memory.
 const E820_PERSISTENT: u32 = 7;
 
@@ -91,16 +97,18 @@ pub fn discover<'m>(memory: &'m FirmwareMemory<'_>, rsdp: u64) -> Result<AcpiInf
     Ok(info)
 }
 
-/// Everything that the memory map names, whatever for, but for persistent memory: no NVDIMM may lie there.
-pub fn occupied(regions: &[MemoryRegion]) -> RamMap {
-    let mut map = RamMap::default();
+/// What the memory map says of every address, for those who look for persistent memory.
+pub fn memory_map(regions: &[MemoryRegion]) -> MemoryMap {
+    use MemoryRegionKind::{Bootloader, UnknownBios, UnknownUefi, Usable};
+    let mut map = MemoryMap::default();
     for region in regions {
-        let persistent = matches!(
-            region.kind,
-            MemoryRegionKind::UnknownUefi(UEFI_PERSISTENT) | MemoryRegionKind::UnknownBios(E820_PERSISTENT)
-        );
-        if !persistent {
-            map.add(ByteRange { base: region.start, len_bytes: region.end.saturating_sub(region.start) });
+        let range = ByteRange { base: region.start, len_bytes: region.end.saturating_sub(region.start) };
+        match region.kind {
+            UnknownUefi(UEFI_PERSISTENT) | UnknownBios(E820_PERSISTENT) => map.add_persistent(range),
+            UnknownUefi(kind) if UEFI_REGISTER_KINDS.contains(&kind) => map.add(range, Owner::Registers),
+            UnknownUefi(UEFI_RESERVED) | UnknownBios(E820_RESERVED) => map.add(range, Owner::Reserved),
+            Usable | Bootloader | UnknownUefi(_) | UnknownBios(_) => map.add(range, Owner::Ram),
+            _ => map.add(range, Owner::Reserved),
         }
     }
     map

@@ -18,7 +18,7 @@ use dax::slot::{DeviceSlot, SlotError};
 use mm::addr::{PageSize, PfnRange};
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
-use nvdimm::nfit::{self, Limits};
+use nvdimm::nfit::{Limits, Owner};
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 use nvdimm::virtio_pmem;
 use spin::Once;
@@ -28,7 +28,7 @@ use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{removal_log, virtio};
+use crate::pmem::{nvdimms, pci, removal_log, virtio};
 use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.
@@ -94,32 +94,13 @@ struct Devices {
 
 static DEVICES: Once<Devices> = Once::new();
 
-/// Reads the NFITs, says what they hold and what is wrong with them, looks for virtio-pmem devices, and makes a slot for
-/// each range that can be used. `cache` is what the drivers are told of the CPU's data cache. Called once; nothing is
-/// attached yet.
+/// Finds the NVDIMMs and the virtio-pmem devices, and makes a slot for each that can be used. `cache` is what the drivers
+/// are told of the CPU's data cache. Called once; nothing is attached yet.
 pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
-    let occupied = acpi::occupied(memory::regions());
-    let limits = Limits { phys_bits, ram: occupied.as_slice() };
-    let nfit = nfit::parse(tables.iter().copied(), limits);
-    for notice in &nfit.notices {
-        log::warn!(target: "nfit", "{notice}");
-    }
-    if nfit.notices_dropped != 0 {
-        log::warn!(target: "nfit", "{} more faults", nfit.notices_dropped);
-    }
-    for (id, range) in nfit.ranges.iter().enumerate() {
-        let devices = nfit.devices_of(range).count();
-        log::info!(target: "nfit", "NVDIMM {id}: {} MiB from {:#x}, range {} of the table", range.len_bytes >> 20, range.base, range.range_index);
-        crate::console::report!(
-            "nvdimm id={id} base={:#x} size={} devices={devices} range_index={}",
-            range.base,
-            range.len_bytes,
-            range.range_index
-        );
-    }
-    if nfit.ranges.is_empty() {
-        log::info!(target: "nfit", "no NVDIMM found");
-    }
+    let mut map = acpi::memory_map(memory::regions());
+    pci::windows().into_iter().for_each(|window| map.add(window, Owner::Pci));
+    let limits = Limits { phys_bits, taken: &map.taken() };
+    let nfit = nvdimms::find(tables, limits);
     if cache == DataCache::Aliasing {
         log::warn!(target: "dax", "the data cache counts as one that aliases (dax.aliasing=1)");
     }

@@ -6,6 +6,7 @@ pub mod devices;
 pub mod fs_device;
 pub mod host;
 pub mod mounts;
+pub mod nvdimms;
 pub mod pci;
 pub mod registrations;
 pub mod removal_log;

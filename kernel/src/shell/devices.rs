@@ -11,13 +11,19 @@ use mm::pagemap::MemoryKind;
 use crate::console;
 use crate::console::command::Command;
 use crate::mem::machine::mm;
-use crate::pmem::{bytes, devices};
+use crate::pmem::devices::{DeviceError, Slot};
+use crate::pmem::{bytes, devices, nvdimms};
 use crate::shell::runs;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
     Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
-    Command { name: "nvdimm", args: "", help: "the persistent memory and its devices", run: nvdimm },
+    Command {
+        name: "nvdimm",
+        args: "[N]",
+        help: "the persistent memory and its devices; of one, all that the NFIT says",
+        run: nvdimm,
+    },
     Command {
         name: "attach",
         args: "N [devdax|fsdax]",
@@ -36,23 +42,34 @@ fn run_demo(_: &[&str]) -> Result<(), String> {
     if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
 }
 
-fn nvdimm(_: &[&str]) -> Result<(), String> {
-    for (at, slot) in devices::slots().iter().enumerate() {
-        let state = match devices::block(at) {
-            Ok(block) => {
-                let dax = if devices::has_dax(at).unwrap_or(false) { "with DAX" } else { "without DAX" };
-                format!("attached {dax}, {} sectors", block.nr_sectors())
-            }
-            Err(error) => format!("{error}"),
-        };
-        let (name, provider, frames) = (&slot.name, slot.provider(), slot.frames);
-        let (start, end) = (frames.start().addr(), frames.end().addr());
-        console::line(format_args!("{at}: {name} ({provider}) {start}..{end}: {state}"));
+fn nvdimm(args: &[&str]) -> Result<(), String> {
+    match args {
+        [] => devices::slots().iter().enumerate().for_each(|(at, slot)| show(at, slot)),
+        [word] => {
+            let at = device(word)?;
+            let slot = devices::slots().get(at).ok_or_else(|| format!("{}", DeviceError::NoSlot(at)))?;
+            show(at, slot);
+            return nvdimms::describe(slot.frames);
+        }
+        _ => return Err("expected: nvdimm, or nvdimm N".into()),
     }
     if devices::slots().is_empty() {
         console::line(format_args!("no NVDIMM"));
     }
     Ok(())
+}
+
+fn show(at: usize, slot: &Slot) {
+    let state = match devices::block(at) {
+        Ok(block) => {
+            let dax = if devices::has_dax(at).unwrap_or(false) { "with DAX" } else { "without DAX" };
+            format!("attached {dax}, {} sectors", block.nr_sectors())
+        }
+        Err(error) => format!("{error}"),
+    };
+    let (name, provider, frames) = (&slot.name, slot.provider(), slot.frames);
+    let (start, end) = (frames.start().addr(), frames.end().addr());
+    console::line(format_args!("{at}: {name} ({provider}) {start}..{end}: {state}"));
 }
 
 fn attach(args: &[&str]) -> Result<(), String> {
@@ -63,7 +80,7 @@ fn attach(args: &[&str]) -> Result<(), String> {
         _ => return Err("expected: attach N, attach N devdax, or attach N fsdax".into()),
     };
     let at = device(at)?;
-    let kind = kind.or_else(|| devices::slots().get(at).map(devices::Slot::kind)).unwrap_or(MemoryKind::DevDax);
+    let kind = kind.or_else(|| devices::slots().get(at).map(Slot::kind)).unwrap_or(MemoryKind::DevDax);
     devices::attach_as(at, kind).map_err(|error| format!("{error}"))
 }
 

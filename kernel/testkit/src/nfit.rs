@@ -4,8 +4,8 @@
 //! place there would be in the same wrong place here.
 
 use nvdimm::nfit::{
-    ByteRange, DeviceFlags, Limits, MAX_DEVICES, MAX_NOTICES, MemoryAttributes, Nfit, PAGE_BYTES, PlatformCapabilities,
-    RangeKind, SIGNATURE, parse,
+    ByteRange, DeviceFlags, Level, Limits, MAX_DEVICES, MAX_NOTICES, MemoryAttributes, Nfit, Owner, PAGE_BYTES,
+    PlatformCapabilities, RangeKind, SIGNATURE, Taken, parse,
 };
 
 /// Bytes of the header that every ACPI table has, of which the tenth is the checksum.
@@ -13,6 +13,41 @@ const HEADER_BYTES: usize = 36;
 const CHECKSUM: usize = 9;
 /// Bytes before the first structure: the common table header and a reserved word.
 pub const FIRST_STRUCTURE: usize = HEADER_BYTES + 4;
+
+/// RAM, for [`Limits::taken`].
+#[must_use]
+pub const fn ram(base: u64, len_bytes: u64) -> Taken {
+    Taken { range: ByteRange { base, len_bytes }, by: Owner::Ram }
+}
+
+/// A memory device's part of a range. The default has no fault, no range, and nothing in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceRow {
+    /// The device's handle.
+    pub handle: u32,
+    /// Its handle in the SMBIOS.
+    pub physical_id: u16,
+    /// The range that it lies behind.
+    pub range_index: u16,
+    /// The control region that describes it.
+    pub control_index: u16,
+    /// How many bytes of it are in the range.
+    pub len_bytes: u64,
+    /// Where they begin, counted from the range's base.
+    pub offset_bytes: u64,
+    /// How many devices share the range line by line.
+    pub ways: u16,
+    /// Its state.
+    pub flags: DeviceFlags,
+}
+
+impl Default for DeviceRow {
+    fn default() -> Self {
+        let (handle, physical_id, range_index, control_index) = (0, 0, 0, 0);
+        let (len_bytes, offset_bytes, ways, flags) = (0, 0, 1, DeviceFlags::empty());
+        Self { handle, physical_id, range_index, control_index, len_bytes, offset_bytes, ways, flags }
+    }
+}
 
 /// A table in the making. The methods append structures; [`finish`](Self::finish) gives the bytes.
 #[derive(Clone, Debug, Default)]
@@ -67,17 +102,25 @@ impl NfitBuilder {
     /// Appends a memory device that lies behind the whole of a range, described by control region `control_index`.
     #[must_use]
     pub fn device(self, handle: u32, range_index: u16, control_index: u16, len_bytes: u64, flags: DeviceFlags) -> Self {
+        self.device_row(DeviceRow { handle, range_index, control_index, len_bytes, flags, ..DeviceRow::default() })
+    }
+
+    /// Appends a memory device with all its fields chosen freely.
+    #[must_use]
+    pub fn device_row(self, row: DeviceRow) -> Self {
         self.structure(1, 48, |body| {
-            body.extend(handle.to_le_bytes());
-            // Its handle in the SMBIOS, its region.
-            body.extend([0; 4]);
-            body.extend(range_index.to_le_bytes());
-            body.extend(control_index.to_le_bytes());
-            body.extend(len_bytes.to_le_bytes());
-            // Offset in the range, first address in the device; no interleaving, one way.
-            body.extend([0; 16]);
-            body.extend([0, 0, 1, 0]);
-            body.extend(flags.bits().to_le_bytes());
+            body.extend(row.handle.to_le_bytes());
+            body.extend(row.physical_id.to_le_bytes());
+            // Its region.
+            body.extend([0; 2]);
+            body.extend(row.range_index.to_le_bytes());
+            body.extend(row.control_index.to_le_bytes());
+            body.extend(row.len_bytes.to_le_bytes());
+            body.extend(row.offset_bytes.to_le_bytes());
+            // First address in the device; no interleave structure.
+            body.extend([0; 10]);
+            body.extend(row.ways.to_le_bytes());
+            body.extend(row.flags.bits().to_le_bytes());
             body.extend([0; 2]);
         })
     }
@@ -181,8 +224,8 @@ pub fn check(tables: &[&[u8]], limits: Limits<'_>) -> Nfit {
         assert!(range.base.is_multiple_of(PAGE_BYTES), "base of {range:x?}");
         let end = range.base.checked_add(range.len_bytes);
         assert!(end.is_some_and(|end| end <= limits.phys_end()), "end of {range:x?}");
-        for ram in limits.ram {
-            assert!(!ram.overlaps(&range.bytes()), "{range:x?} overlaps RAM {ram:x?}");
+        for taken in limits.taken {
+            assert!(!taken.range.overlaps(&range.bytes()), "{range:x?} overlaps {taken:x?}");
         }
         for earlier in &nfit.ranges[..number] {
             assert!(!earlier.bytes().overlaps(&range.bytes()), "{range:x?} overlaps {earlier:x?}");
@@ -194,6 +237,8 @@ pub fn check(tables: &[&[u8]], limits: Limits<'_>) -> Nfit {
         assert!(nfit.ranges.iter().any(|range| device.is_behind(range)), "{device:x?} lies behind nothing");
     }
     assert!(nfit.notices_dropped == 0 || nfit.notices.len() == MAX_NOTICES, "a notice was dropped too early");
+    let all_serious = nfit.notices.iter().all(|notice| notice.level() == Level::Serious);
+    assert!(nfit.serious_dropped == 0 || all_serious, "a serious notice was dropped, and another one kept");
     for notice in &nfit.notices {
         let line = format!("{notice}");
         assert!(!line.is_empty() && line.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "line {line:?}");

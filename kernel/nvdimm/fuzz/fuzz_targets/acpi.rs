@@ -61,5 +61,5 @@ fuzz_target!(|bytes: &[u8]| {
     for notice in &info.notices {
         assert!(!format!("{notice}").contains('\n'));
     }
-    check(&info.nfits, Limits { phys_bits: 46, ram: &[] });
+    check(&info.nfits, Limits { phys_bits: 46, taken: &[] });
 });

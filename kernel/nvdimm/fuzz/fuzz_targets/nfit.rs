@@ -4,14 +4,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use nvdimm::nfit::{ByteRange, Limits};
-use testkit::nfit::{NfitBuilder, check, seal};
+use nvdimm::nfit::{Limits, Taken};
+use testkit::nfit::{NfitBuilder, check, ram, seal};
 
-const RAM: [ByteRange; 2] =
-    [ByteRange { base: 0, len_bytes: 2 << 30 }, ByteRange { base: 4 << 30, len_bytes: 1 << 29 }];
+const RAM: [Taken; 2] = [ram(0, 2 << 30), ram(4 << 30, 1 << 29)];
 
 fuzz_target!(|bytes: &[u8]| {
-    let limits = Limits { phys_bits: 46, ram: &RAM };
+    let limits = Limits { phys_bits: 46, taken: &RAM };
     check(&[bytes], limits);
 
     let mut sealed = bytes.to_vec();

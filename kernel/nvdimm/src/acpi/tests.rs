@@ -166,7 +166,7 @@ fn an_nfit_with_a_bad_checksum_is_handed_on_for_its_own_line() {
     let memory = Memory::new(&[bad, madt(&cpu(3, 1))], &[]);
     let info = discover(&memory, RSDP).unwrap();
     assert_eq!((lines(&info).len(), apic_ids(&info)), (0, [3].to_vec()));
-    let limits = crate::nfit::Limits { phys_bits: 40, ram: &[] };
+    let limits = crate::nfit::Limits { phys_bits: 40, taken: &[] };
     let nfit = crate::nfit::parse(info.nfits.iter().copied(), limits);
     assert_eq!(nfit.notices[0].key(), "bad_checksum");
 }
@@ -182,7 +182,7 @@ fn a_table_with_an_impossible_length_gives_its_line() {
         let info = discover(&memory, RSDP).unwrap();
         assert_eq!((apic_ids(&info).len(), info.pm_timer, lines(&info).len()), (0, None, 2));
         assert!(lines(&info)[0].starts_with("APIC: table claims a length of"), "{:?}", lines(&info));
-        let limits = crate::nfit::Limits { phys_bits: 40, ram: &[] };
+        let limits = crate::nfit::Limits { phys_bits: 40, taken: &[] };
         assert_eq!(crate::nfit::parse(info.nfits.iter().copied(), limits).notices[0].key(), "bad_length");
     }
 }

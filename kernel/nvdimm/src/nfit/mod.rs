@@ -9,27 +9,32 @@
 //! | signature, length or checksum of the table | the table |
 //! | a structure of length zero, or one that goes beyond the table's end | that structure and all after it |
 //! | a structure too short for its type, or of unknown type | that structure |
-//! | a range that is empty, wraps, cannot be addressed, overlaps RAM or an earlier range | that range |
+//! | a range that is empty, wraps, cannot be addressed, overlaps what somebody else has or an earlier range | that range |
+//! | more ranges than [`MAX_RANGES`] | the highest |
 //! | part of a page at a range's end | that part |
+//! | a device behind a range that says of itself that it lost data, or will | writing to that range |
 //!
 //! Each fault gives one [`Notice`]. [`parse`] is a pure function: it reads nothing but the slices it is given (the
-//! package forbids `unsafe`, so that an access outside would panic), ends after three walks over each table (each
-//! step of a walk moves on by at least four bytes), allocates nothing, and never panics on any input. A property
-//! test and a fuzz target hold it to that.
+//! package forbids `unsafe`, so that an access outside would panic), ends after four walks over each table (each
+//! step of a walk moves on by at least four bytes), asks once for memory, which does not depend on the input, and never
+//! panics on any. A property test and a fuzz target hold it to that.
 
+mod devices;
+mod memory_map;
 mod notice;
 mod ram;
 mod raw;
 mod types;
 
-pub use notice::Notice;
+pub use memory_map::{MemoryMap, Owner, Taken};
+pub use notice::{Level, Notice};
 pub use ram::{MAX_RAM_RANGES, RamMap};
 pub use types::{
-    ByteRange, DeviceFlags, DeviceHandle, Guid, Limits, MAX_DEVICES, MAX_NOTICES, MAX_RANGES, MemoryAttributes,
-    MemoryDevice, Nfit, OtherStructures, PAGE_BYTES, PersistentRange, PlatformCapabilities, RangeKind,
+    ByteRange, DeviceFlags, DeviceHandle, DevicePlace, Guid, Limits, MAX_DEVICES, MAX_NOTICES, MAX_RANGES,
+    MemoryAttributes, MemoryDevice, Nfit, OtherStructures, PAGE_BYTES, PersistentRange, PlatformCapabilities,
+    RangeKind,
 };
 
-use arrayvec::ArrayVec;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::acpi::sdt;
@@ -43,16 +48,25 @@ pub const SIGNATURE: [u8; 4] = *b"NFIT";
 /// Each table is the whole of it, header included; bytes after the length that it claims are ignored. A table that
 /// is faulty as a whole gives a notice and does not harm the others. No table at all gives an empty [`Nfit`].
 #[must_use]
-pub fn parse<'t>(tables: impl IntoIterator<Item = &'t [u8]>, limits: Limits<'_>) -> Nfit {
-    let mut parser = Parser { limits, nfit: Nfit::default() };
-    for (number, bytes) in tables.into_iter().enumerate() {
-        match sdt::check(bytes, &SIGNATURE, raw::FIRST_STRUCTURE) {
-            Ok((_, table)) => parser.read_table(u8::try_from(number).unwrap_or(u8::MAX), table),
-            Err(error) => parser.nfit.note(Notice::TableRefused(error)),
-        }
+pub fn parse<'t>(tables: impl IntoIterator<Item = &'t [u8], IntoIter: Clone>, limits: Limits<'_>) -> Nfit {
+    let tables = tables.into_iter();
+    let checked = || tables.clone().map(|bytes| sdt::check(bytes, &SIGNATURE, raw::FIRST_STRUCTURE));
+    let sound = || {
+        (0_u8..=u8::MAX)
+            .chain(core::iter::repeat(u8::MAX))
+            .zip(checked())
+            .filter_map(|(number, table)| table.ok().map(|(_, table)| (number, table)))
+    };
+    let mut parser = Parser { limits, images: RamMap::default(), nfit: Nfit::with_room() };
+    // An image of the firmware's may be named after the range in which it lies, and in another table.
+    sound().for_each(|(_, table)| parser.find_images(table));
+    for error in checked().filter_map(Result::err) {
+        parser.nfit.note(Notice::TableRefused(error));
     }
-    // Tables list devices in any order (QEMU: that of a hash table). Numbered by address, they keep their names.
-    parser.nfit.ranges.sort_unstable_by_key(|range| range.base);
+    for (number, table) in sound() {
+        parser.read_table(number, table);
+    }
+    parser.check_devices();
     parser.nfit
 }
 
@@ -121,44 +135,68 @@ impl<'t> Iterator for Structures<'t> {
 }
 
 impl Nfit {
+    /// Adds a notice. Where there is no room, the last one of the least serious gives way, be it the new one.
     fn note(&mut self, notice: Notice) {
-        if self.notices.try_push(notice).is_err() {
-            self.notices_dropped = self.notices_dropped.saturating_add(1);
+        if self.notices.len() < MAX_NOTICES {
+            return self.notices.push(notice);
         }
-    }
-
-    /// Takes back each range that `is_bad` picks, with a notice for each, and the devices that lay behind them.
-    fn refuse(&mut self, is_bad: impl Fn(&PersistentRange) -> bool, notice: impl Fn(&PersistentRange) -> Notice) {
-        let Self { ranges, devices, .. } = self;
-        let bad: ArrayVec<_, MAX_RANGES> = ranges.iter().copied().filter(&is_bad).collect();
-        ranges.retain(|range| !is_bad(range));
-        devices.retain(|device| ranges.iter().any(|range| device.is_behind(range)));
-        bad.iter().for_each(|range| self.note(notice(range)));
+        let least = self.notices.iter().enumerate().rev().min_by_key(|(_, kept)| kept.level());
+        let dropped = match least {
+            Some((at, kept)) if kept.level() < notice.level() => {
+                let kept = self.notices.remove(at);
+                self.notices.push(notice);
+                kept
+            }
+            _ => notice,
+        };
+        self.notices_dropped = self.notices_dropped.saturating_add(1);
+        if dropped.level() == Level::Serious {
+            self.serious_dropped = self.serious_dropped.saturating_add(1);
+        }
     }
 }
 
 struct Parser<'a> {
     limits: Limits<'a>,
+    /// Where the firmware keeps images of its own.
+    images: RamMap,
     nfit: Nfit,
+}
+
+/// A checked table's structures.
+fn structures(table: &[u8]) -> Structures<'_> {
+    Structures { table, offset: raw::FIRST_STRUCTURE }
 }
 
 impl Parser<'_> {
     /// Reads a checked table in three walks, since a device may come before the range that it lies behind, and a
     /// control region before the device that it describes.
     fn read_table(&mut self, number: u8, table: &[u8]) {
-        let structures = || Structures { table, offset: raw::FIRST_STRUCTURE };
-        for structure in structures() {
+        for structure in structures(table) {
             if let Err(notice) = structure.and_then(|structure| self.first_walk(number, &structure)) {
                 self.nfit.note(notice);
             }
         }
         // What these walks find wrong with a structure's shape, the first walk has noted.
-        for structure in structures().flatten() {
-            self.second_walk(number, &structure);
+        for structure in structures(table).flatten().filter(|s| s.kind == kind::MEMORY_DEVICE) {
+            if let Ok((device, _)) = structure.view() {
+                self.read_device(number, device);
+            }
         }
-        for structure in structures().flatten().filter(|s| s.kind == kind::CONTROL_REGION) {
+        for structure in structures(table).flatten().filter(|s| s.kind == kind::CONTROL_REGION) {
             if let Ok((control, _)) = structure.view() {
                 self.read_control(number, control);
+            }
+        }
+    }
+
+    /// Notes where the firmware keeps an image of its own: to write there would destroy it.
+    fn find_images(&mut self, table: &[u8]) {
+        for structure in structures(table).flatten().filter(|s| s.kind == kind::SPA_RANGE) {
+            if let Ok((spa, _)) = structure.view::<raw::SpaRange>()
+                && RangeKind::from_guid(&spa.type_guid).is_some_and(RangeKind::is_firmware_image)
+            {
+                self.images.add(ByteRange { base: spa.base.get(), len_bytes: spa.length.get() });
             }
         }
     }
@@ -203,23 +241,6 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Holds devices and firmware images against the ranges that the first walk took in.
-    fn second_walk(&mut self, table: u8, structure: &Structure<'_>) {
-        match structure.kind {
-            kind::SPA_RANGE => {
-                if let Ok((range, _)) = structure.view() {
-                    self.read_image(range);
-                }
-            }
-            kind::MEMORY_DEVICE => {
-                if let Ok((device, _)) = structure.view() {
-                    self.read_device(table, device);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// Takes in a range if it is persistent memory and nothing speaks against it.
     fn read_range(&mut self, table: u8, spa: &raw::SpaRange) {
         let range_index = spa.range_index.get();
@@ -238,8 +259,8 @@ impl Parser<'_> {
             Ok(used) => used,
             Err(notice) => return self.nfit.note(notice),
         };
-        if self.nfit.ranges.is_full() {
-            return self.nfit.note(Notice::TooManyRanges { range_index, range });
+        if !self.make_room(range_index, used) {
+            return;
         }
         if used != range {
             self.nfit.note(Notice::RangeTrimmed { range_index, range, used });
@@ -254,14 +275,32 @@ impl Parser<'_> {
             self.nfit.note(Notice::RangeNotWriteBack { range_index, attributes });
         }
         let has_domain = spa.flags.get() & raw::SPA_PROXIMITY_VALID != 0;
-        self.nfit.ranges.push(PersistentRange {
+        // Tables list ranges in any order (QEMU: that of a hash table). Numbered by address, they keep their names.
+        let at = self.nfit.ranges.partition_point(|other| other.base < used.base);
+        let range = PersistentRange {
             base: used.base,
             len_bytes: used.len_bytes,
             range_index,
             proximity_domain: has_domain.then(|| spa.proximity_domain.get()),
             attributes,
+            flags: DeviceFlags::empty(),
+            nr_devices: 0,
+            claimed_bytes: range.len_bytes,
             table,
-        });
+        };
+        self.nfit.ranges.insert(at, range);
+    }
+
+    /// Whether there is room for a range, which overlaps none that is kept: where there is not, the highest gives way.
+    fn make_room(&mut self, range_index: u16, range: ByteRange) -> bool {
+        if self.nfit.ranges.len() < MAX_RANGES {
+            return true;
+        }
+        let is_lower = self.nfit.ranges.last().is_some_and(|highest| range.base < highest.base);
+        let gone = if is_lower { self.nfit.ranges.pop() } else { None };
+        let (gone_index, gone) = gone.map_or((range_index, range), |gone| (gone.range_index, gone.bytes()));
+        self.nfit.note(Notice::TooManyRanges { range_index: gone_index, range: gone });
+        is_lower
     }
 
     /// The whole pages of a range that can be used.
@@ -279,67 +318,15 @@ impl Parser<'_> {
         if end > phys_end {
             return Err(Notice::RangeAboveLimit { range_index, range, phys_end });
         }
-        if let Some(ram) = self.limits.ram.iter().find(|ram| ram.overlaps(&range)) {
-            return Err(Notice::RangeOverlapsRam { range_index, range, ram: *ram });
+        if let Some(taken) = self.limits.taken.iter().find(|taken| taken.range.overlaps(&range)) {
+            return Err(Notice::RangeTaken { range_index, range, taken: *taken });
+        }
+        if let Some(image) = self.images.as_slice().iter().find(|image| image.overlaps(&range)) {
+            return Err(Notice::RangeHoldsImage { range_index, image: *image });
         }
         if let Some(other) = self.nfit.ranges.iter().find(|other| other.bytes().overlaps(&range)) {
             return Err(Notice::RangeOverlapsRange { range_index, range, other_index: other.range_index });
         }
         range.trimmed_to_pages().ok_or(Notice::RangeSmallerThanPage { range_index, range })
-    }
-
-    /// Drops the ranges in which the firmware keeps an image: to write there would destroy it.
-    fn read_image(&mut self, spa: &raw::SpaRange) {
-        if !RangeKind::from_guid(&spa.type_guid).is_some_and(RangeKind::is_firmware_image) {
-            return;
-        }
-        let image = ByteRange { base: spa.base.get(), len_bytes: spa.length.get() };
-        self.nfit.refuse(
-            |range| range.bytes().overlaps(&image),
-            |range| Notice::RangeHoldsImage { range_index: range.range_index, image },
-        );
-    }
-
-    /// Takes in a memory device if the range that it lies behind was taken in.
-    fn read_device(&mut self, table: u8, map: &raw::MemoryDeviceMap) {
-        let range_index = map.range_index.get();
-        let handle = DeviceHandle(map.handle.get());
-        let flags = DeviceFlags::from_bits_retain(map.flags.get());
-        let device = MemoryDevice {
-            handle,
-            physical_id: map.physical_id.get(),
-            range_index,
-            region_len_bytes: map.region_size.get(),
-            region_offset_bytes: map.region_offset.get(),
-            interleave_ways: map.interleave_ways.get(),
-            flags,
-            serial_number: None,
-            control_index: map.control_index.get(),
-            table,
-        };
-        if !self.nfit.ranges.iter().any(|range| device.is_behind(range)) {
-            return;
-        }
-        if flags.contains(DeviceFlags::MAP_FAILED) {
-            return self
-                .nfit
-                .refuse(|range| device.is_behind(range), |_| Notice::DeviceNotMapped { handle, range_index });
-        }
-        if flags.intersects(DeviceFlags::UNSAFE) {
-            self.nfit.note(Notice::DeviceUnsafe { handle, range_index, flags });
-        }
-        if self.nfit.devices.try_push(device).is_err() {
-            self.nfit.note(Notice::TooManyDevices { handle });
-        }
-    }
-
-    /// Gives the devices that a control region describes their serial number.
-    fn read_control(&mut self, table: u8, control: &raw::ControlRegion) {
-        let control_index = control.control_index.get();
-        for device in &mut self.nfit.devices {
-            if control_index != 0 && (device.table, device.control_index) == (table, control_index) {
-                device.serial_number = Some(control.serial_number.get());
-            }
-        }
     }
 }

@@ -2,10 +2,24 @@
 
 use core::fmt;
 
+use super::memory_map::Taken;
 use super::types::{
     ByteRange, DeviceFlags, DeviceHandle, Guid, MAX_DEVICES, MAX_RANGES, MemoryAttributes, PAGE_BYTES, RangeKind,
 };
 use crate::acpi::sdt::TableError;
+
+/// How much a [`Notice`] means; the least comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// A machine in order may say so.
+    Normal,
+    /// Something is not as it should be, and costs nothing, or only what is said about a device.
+    Strange,
+    /// A range is not used.
+    Refused,
+    /// Data were lost, or may be, or the rest of a table is not known.
+    Serious,
+}
 
 /// Something that the table says and that we refuse, skip, or find worth a line. `Display` gives that line.
 ///
@@ -97,14 +111,14 @@ pub enum Notice {
         /// The first address that the CPU cannot reach.
         phys_end: u64,
     },
-    /// A range that the firmware's memory map has as RAM too.
-    RangeOverlapsRam {
+    /// A range that somebody else has, by the firmware's memory map or by what PCI functions say.
+    RangeTaken {
         /// The range's name.
         range_index: u16,
         /// Where it is.
         range: ByteRange,
-        /// The RAM.
-        ram: ByteRange,
+        /// Who has which part.
+        taken: Taken,
     },
     /// A range that shares bytes with an earlier one.
     RangeOverlapsRange {
@@ -138,7 +152,7 @@ pub enum Notice {
         /// What is used.
         used: ByteRange,
     },
-    /// More ranges than we can hold.
+    /// More ranges than we can hold: this one lies above those that are kept.
     TooManyRanges {
         /// The range's name.
         range_index: u16,
@@ -157,21 +171,48 @@ pub enum Notice {
         /// The device.
         handle: DeviceHandle,
     },
-    /// The firmware did not map the device into the range: the range is not used.
-    DeviceNotMapped {
+    /// The device lost data, or may lose it, or is in bad health. See [`DeviceFlags::READ_ONLY`] for what follows.
+    DeviceState {
+        /// The device.
+        handle: DeviceHandle,
+        /// The name of the range that it lies behind, which need not be one that is used; zero for none.
+        range_index: u16,
+        /// Its state, of which only [`DeviceFlags::TOLD`] is told.
+        flags: DeviceFlags,
+    },
+    /// A device's part is larger than the range that it lies behind, or goes beyond its end.
+    RegionTooLarge {
+        /// The device.
+        handle: DeviceHandle,
+        /// The range's name.
+        range_index: u16,
+        /// The part, counted from the range's base.
+        part: ByteRange,
+        /// The range's length in bytes.
+        range_bytes: u64,
+    },
+    /// More devices are said to share the range line by line than lie behind it.
+    InterleaveWays {
+        /// The range's name.
+        range_index: u16,
+        /// How many are said to share it.
+        ways: u16,
+        /// How many there are.
+        nr_devices: u32,
+    },
+    /// A device lies behind a range twice: the second time it is not listed.
+    DeviceTwice {
         /// The device.
         handle: DeviceHandle,
         /// The range's name.
         range_index: u16,
     },
-    /// The device lost data, or may lose it. The range is used.
-    DeviceUnsafe {
-        /// The device.
+    /// Two devices, which differ in their SMBIOS handles or serial numbers, have the same handle. Both are listed.
+    HandleTaken {
+        /// The handle.
         handle: DeviceHandle,
-        /// The range's name.
-        range_index: u16,
-        /// Why.
-        flags: DeviceFlags,
+        /// The ranges that they lie behind, by name.
+        range_indices: [u16; 2],
     },
 }
 
@@ -195,7 +236,7 @@ impl Notice {
             Self::RangeEmpty { .. } => "range_empty",
             Self::RangeWraps { .. } => "range_wraps",
             Self::RangeAboveLimit { .. } => "range_above_limit",
-            Self::RangeOverlapsRam { .. } => "range_overlaps_ram",
+            Self::RangeTaken { .. } => "range_taken",
             Self::RangeOverlapsRange { .. } => "range_overlaps_range",
             Self::RangeHoldsImage { .. } => "range_holds_image",
             Self::RangeSmallerThanPage { .. } => "range_small",
@@ -203,8 +244,32 @@ impl Notice {
             Self::TooManyRanges { .. } => "too_many_ranges",
             Self::RangeNotWriteBack { .. } => "range_not_write_back",
             Self::TooManyDevices { .. } => "too_many_devices",
-            Self::DeviceNotMapped { .. } => "device_not_mapped",
-            Self::DeviceUnsafe { .. } => "device_unsafe",
+            Self::DeviceState { .. } => "device_state",
+            Self::RegionTooLarge { .. } => "region_large",
+            Self::InterleaveWays { .. } => "interleave_ways",
+            Self::DeviceTwice { .. } => "device_twice",
+            Self::HandleTaken { .. } => "handle_taken",
+        }
+    }
+
+    /// How much it means.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        match self {
+            Self::OtherRange { kind, .. } if kind.is_normal() => Level::Normal,
+            Self::TableRefused(_)
+            | Self::StructureEmpty { .. }
+            | Self::StructureTruncated { .. }
+            | Self::RangeHoldsImage { .. }
+            | Self::DeviceState { .. } => Level::Serious,
+            Self::RangeEmpty { .. }
+            | Self::RangeWraps { .. }
+            | Self::RangeAboveLimit { .. }
+            | Self::RangeTaken { .. }
+            | Self::RangeOverlapsRange { .. }
+            | Self::RangeSmallerThanPage { .. }
+            | Self::TooManyRanges { .. } => Level::Refused,
+            _ => Level::Strange,
         }
     }
 }
@@ -217,9 +282,12 @@ impl fmt::Display for Notice {
             | Self::StructureTruncated { .. }
             | Self::StructureTooShort { .. }
             | Self::UnknownStructure { .. } => self.fmt_structure(f),
-            Self::TooManyDevices { .. } | Self::DeviceNotMapped { .. } | Self::DeviceUnsafe { .. } => {
-                self.fmt_device(f)
-            }
+            Self::TooManyDevices { .. }
+            | Self::DeviceState { .. }
+            | Self::RegionTooLarge { .. }
+            | Self::InterleaveWays { .. }
+            | Self::DeviceTwice { .. }
+            | Self::HandleTaken { .. } => self.fmt_device(f),
             _ => self.fmt_range(f),
         }
     }
@@ -257,26 +325,29 @@ impl Notice {
             Self::TooManyDevices { handle } => {
                 write!(f, "memory device {handle} is not listed: there is room for {MAX_DEVICES}")
             }
-            Self::DeviceNotMapped { handle, range_index } => write!(
-                f,
-                "range {range_index}: the firmware did not map memory device {handle} into it; range not used"
-            ),
-            Self::DeviceUnsafe { handle, range_index, flags } => {
-                write!(f, "range {range_index}: memory device {handle} ")?;
-                let mut separator = "";
-                for (flag, text) in [
-                    (DeviceFlags::SAVE_FAILED, "failed to save its data"),
-                    (DeviceFlags::RESTORE_FAILED, "failed to restore its data"),
-                    (DeviceFlags::FLUSH_FAILED, "was not flushed at the last power loss"),
-                    (DeviceFlags::NOT_ARMED, "is not armed: writes may not survive a power loss"),
-                ] {
-                    if flags.contains(flag) {
-                        write!(f, "{separator}{text}")?;
-                        separator = ", ";
-                    }
+            Self::DeviceState { handle, range_index, flags } => {
+                match range_index {
+                    0 => f.write_str("behind no range: ")?,
+                    _ => write!(f, "range {range_index}: ")?,
                 }
-                Ok(())
+                write!(f, "memory device {handle} {flags}")
             }
+            Self::RegionTooLarge { handle, range_index, part, range_bytes } => write!(
+                f,
+                "range {range_index}: the part of memory device {handle} ({part}) is larger than the range, \
+                 {range_bytes:#x} bytes"
+            ),
+            Self::InterleaveWays { range_index, ways, nr_devices } => write!(
+                f,
+                "range {range_index}: {ways} memory devices are said to share it line by line, and {nr_devices} lie behind it"
+            ),
+            Self::DeviceTwice { handle, range_index } => {
+                write!(f, "range {range_index}: memory device {handle} lies behind it twice; listed once")
+            }
+            Self::HandleTaken { handle, range_indices: [first, second] } => write!(
+                f,
+                "ranges {first} and {second}: two memory devices have the handle {handle}; which is meant is not known"
+            ),
             _ => Ok(()),
         }
     }
@@ -307,8 +378,8 @@ impl Notice {
                 "range {range_index} ({range}) goes above the CPU's last physical address {:#x}; not used",
                 phys_end - 1
             ),
-            Self::RangeOverlapsRam { range_index, range, ram } => {
-                write!(f, "range {range_index} ({range}) overlaps RAM ({ram}); not used")
+            Self::RangeTaken { range_index, range, taken } => {
+                write!(f, "range {range_index} ({range}) overlaps {taken}; not used")
             }
             Self::RangeOverlapsRange { range_index, range, other_index } => {
                 write!(f, "range {range_index} ({range}) overlaps range {other_index}; not used")
@@ -323,7 +394,7 @@ impl Notice {
                 write!(f, "range {range_index} ({range}) is cut to whole pages: {used}")
             }
             Self::TooManyRanges { range_index, range } => {
-                write!(f, "range {range_index} ({range}) is not used: there is room for {MAX_RANGES} ranges")
+                write!(f, "range {range_index} ({range}) is not used: there is room for the lowest {MAX_RANGES} ranges")
             }
             Self::RangeNotWriteBack { range_index, attributes } => write!(
                 f,

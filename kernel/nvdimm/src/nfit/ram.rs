@@ -1,4 +1,4 @@
-//! The memory map as the parser needs it: where something else is already.
+//! Ranges of addresses as a short list: RAM, say, or images that the firmware keeps.
 
 use arrayvec::ArrayVec;
 
@@ -7,11 +7,11 @@ use super::types::ByteRange;
 /// How many separate ranges are kept apart.
 pub const MAX_RAM_RANGES: usize = 64;
 
-/// The ranges of a memory map, rising, each apart from the next.
+/// Ranges of one use, rising, each apart from the next.
 ///
-/// A firmware's map has a hundred entries and more, most of which touch. Where more than [`MAX_RAM_RANGES`] do not,
-/// the smallest gaps are closed: the map then covers more than it should, which can cost a persistent range but
-/// never lets one overlap RAM.
+/// A firmware's memory map has a hundred entries and more, most of which touch. Where more than [`MAX_RAM_RANGES`] do
+/// not, the smallest gaps are closed: the list then covers more than it should, which can cost a persistent range but
+/// never lets one overlap what was added.
 #[derive(Clone, Debug, Default)]
 pub struct RamMap {
     /// One place more than is kept, for the range that is just being added.

@@ -1,18 +1,20 @@
 //! What the parser hands out.
 
-use core::fmt;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
 
-use arrayvec::ArrayVec;
-use bitflags::bitflags;
+use bitflags::{Bits, Flags, bitflags};
 
+use super::memory_map::Taken;
 use super::notice::Notice;
 
-/// How many persistent ranges are kept; more are each reported and left alone.
+/// How many persistent ranges are kept, the lowest; more are each reported and left alone.
 pub const MAX_RANGES: usize = 32;
 /// How many memory devices are kept, over all ranges.
 pub const MAX_DEVICES: usize = 64;
-/// How many notices are kept; later ones are only counted.
-pub const MAX_NOTICES: usize = 48;
+/// How many notices are kept: one for each range and each device, and more. Where there are more, the least serious
+/// ones give way, and are only counted.
+pub const MAX_NOTICES: usize = MAX_RANGES + MAX_DEVICES + 32;
 /// Ranges begin and end on a multiple of this many bytes.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -58,8 +60,8 @@ impl fmt::Display for ByteRange {
 pub struct Limits<'a> {
     /// Width of a physical address, from CPUID leaf 0x8000_0008. Values above 52 count as 52.
     pub phys_bits: u8,
-    /// What the firmware's memory map calls usable or reserved RAM, in any order.
-    pub ram: &'a [ByteRange],
+    /// What somebody else has, see [`MemoryMap`](super::MemoryMap). Of those that overlap a range the first is named.
+    pub taken: &'a [Taken],
 }
 
 impl Limits<'_> {
@@ -133,9 +135,65 @@ bitflags! {
 }
 
 impl DeviceFlags {
-    /// Any of these: data were lost, or may be.
-    pub const UNSAFE: Self =
-        Self::SAVE_FAILED.union(Self::RESTORE_FAILED).union(Self::FLUSH_FAILED).union(Self::NOT_ARMED);
+    /// Any of these: data were lost, or what is written will be. The range takes no writes.
+    pub const READ_ONLY: Self = Self::SAVE_FAILED
+        .union(Self::RESTORE_FAILED)
+        .union(Self::FLUSH_FAILED)
+        .union(Self::NOT_ARMED)
+        .union(Self::MAP_FAILED);
+    /// What is told of a device: it is as it should not be. That it will report health events is as it should be.
+    pub const TOLD: Self = Self::READ_ONLY.union(Self::HEALTH_EVENT);
+}
+
+/// Writes the names of flags, in lower case, and the bits that have none as a number.
+fn write_names<B: Flags<Bits: fmt::LowerHex + PartialEq>>(flags: &B, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (mut names, mut separator) = (flags.iter_names(), "");
+    for (name, _) in names.by_ref() {
+        f.write_str(separator)?;
+        name.chars().try_for_each(|c| f.write_char(if c == '_' { ' ' } else { c.to_ascii_lowercase() }))?;
+        separator = ", ";
+    }
+    let rest = names.remaining().bits();
+    if rest != B::Bits::EMPTY {
+        write!(f, "{separator}{rest:#x}")
+    } else if separator.is_empty() {
+        f.write_str("none")
+    } else {
+        Ok(())
+    }
+}
+
+impl fmt::Display for MemoryAttributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_names(self, f)
+    }
+}
+
+impl fmt::Display for PlatformCapabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_names(self, f)
+    }
+}
+
+/// The flags that are told, in words.
+impl fmt::Display for DeviceFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for (flag, text) in [
+            (Self::SAVE_FAILED, "failed to save its data"),
+            (Self::RESTORE_FAILED, "failed to restore its data"),
+            (Self::FLUSH_FAILED, "was not flushed"),
+            (Self::NOT_ARMED, "is not armed"),
+            (Self::HEALTH_EVENT, "has reported a health event"),
+            (Self::MAP_FAILED, "was not mapped by the firmware"),
+        ] {
+            if self.contains(flag) {
+                write!(f, "{separator}{text}")?;
+                separator = ", ";
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an SPA range is for (ACPI 6.5, table 5.131).
@@ -176,6 +234,12 @@ impl RangeKind {
     #[must_use]
     pub fn from_guid(bytes: &[u8; 16]) -> Option<Self> {
         Self::GUIDS.iter().find(|(_, guid)| guid == bytes).map(|(kind, _)| *kind)
+    }
+
+    /// Whether a table of a machine in order has such ranges, which are no concern of ours.
+    #[must_use]
+    pub const fn is_normal(self) -> bool {
+        matches!(self, Self::Volatile | Self::ControlRegion | Self::BlockWindow | Self::VolatileDisk | Self::VolatileCd)
     }
 
     /// Whether the firmware keeps an image of its own in the range, which is to be left alone.
@@ -225,9 +289,31 @@ impl fmt::Display for Guid {
     }
 }
 
-/// A device's place in the machine: node, socket, controller, channel, slot (ACPI 6.5 §9.20.3).
+/// A device's place in the machine (ACPI 6.5, table 5.133): from bit 0 on, four bits each for the slot, the channel, the
+/// controller and the socket, and twelve for the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceHandle(pub u32);
+
+impl DeviceHandle {
+    /// The place, in words.
+    #[must_use]
+    pub const fn place(self) -> DevicePlace {
+        DevicePlace(self)
+    }
+}
+
+/// A [`DeviceHandle`] that is printed in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevicePlace(DeviceHandle);
+
+impl fmt::Display for DevicePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = self.0.0;
+        let part = |low: u32| bits >> low & 0xf;
+        let (node, socket) = (bits >> 16 & 0xfff, part(12));
+        write!(f, "node {node}, socket {socket}, controller {}, channel {}, slot {}", part(8), part(4), part(0))
+    }
+}
 
 impl fmt::Display for DeviceHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -248,6 +334,12 @@ pub struct PersistentRange {
     pub proximity_domain: Option<u32>,
     /// How the range may be mapped.
     pub attributes: MemoryAttributes,
+    /// The states of all devices behind the range together, of those that are not listed too.
+    pub flags: DeviceFlags,
+    /// How many devices are behind the range, listed or not.
+    pub nr_devices: u32,
+    /// The length that the table gives, in bytes, before the range was cut to whole pages.
+    pub(super) claimed_bytes: u64,
     /// Which of the tables it came from.
     pub(super) table: u8,
 }
@@ -258,6 +350,13 @@ impl PersistentRange {
     pub const fn bytes(&self) -> ByteRange {
         ByteRange { base: self.base, len_bytes: self.len_bytes }
     }
+
+    /// Why the range takes no writes: what is wrong with the devices behind it. `None` where it takes them.
+    #[must_use]
+    pub fn read_only(&self) -> Option<DeviceFlags> {
+        let why = self.flags & DeviceFlags::READ_ONLY;
+        (!why.is_empty()).then_some(why)
+    }
 }
 
 /// The part of one memory device that lies behind a persistent range.
@@ -265,7 +364,7 @@ impl PersistentRange {
 pub struct MemoryDevice {
     /// The device's place in the machine.
     pub handle: DeviceHandle,
-    /// SMBIOS type 17 handle.
+    /// SMBIOS type 17 handle; zero for none.
     pub physical_id: u16,
     /// The range that it lies behind, see [`PersistentRange::range_index`].
     pub range_index: u16,
@@ -309,31 +408,40 @@ pub struct OtherStructures {
 }
 
 /// What the tables say, and what is wrong with them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Nfit {
     /// The ranges that may be attached, by rising address.
-    pub ranges: ArrayVec<PersistentRange, MAX_RANGES>,
+    pub ranges: Vec<PersistentRange>,
     /// The devices behind those ranges.
-    pub devices: ArrayVec<MemoryDevice, MAX_DEVICES>,
+    pub devices: Vec<MemoryDevice>,
     /// What the platform does when the power fails.
     pub platform: PlatformCapabilities,
     /// How many other structures there were.
     pub others: OtherStructures,
     /// What was found wrong or strange, in the order in which it was found.
-    pub notices: ArrayVec<Notice, MAX_NOTICES>,
+    pub notices: Vec<Notice>,
     /// How many notices there was no room for.
     pub notices_dropped: u32,
+    /// How many of those were [serious](super::Level::Serious): there is no other sort among those that were kept then.
+    pub serious_dropped: u32,
 }
 
 impl Nfit {
+    /// Nothing, with room for the most that is kept.
+    pub(super) fn with_room() -> Self {
+        Self {
+            ranges: Vec::with_capacity(MAX_RANGES),
+            devices: Vec::with_capacity(MAX_DEVICES),
+            platform: PlatformCapabilities::default(),
+            others: OtherStructures::default(),
+            notices: Vec::with_capacity(MAX_NOTICES),
+            notices_dropped: 0,
+            serious_dropped: 0,
+        }
+    }
+
     /// The memory devices behind a range.
     pub fn devices_of<'a>(&'a self, range: &'a PersistentRange) -> impl Iterator<Item = &'a MemoryDevice> {
         self.devices.iter().filter(|device| device.is_behind(range))
-    }
-
-    /// Whether each device behind the range is armed, so that what is written survives a power loss.
-    #[must_use]
-    pub fn is_armed(&self, range: &PersistentRange) -> bool {
-        !self.devices_of(range).any(|device| device.flags.contains(DeviceFlags::NOT_ARMED))
     }
 }

@@ -1,20 +1,20 @@
 //! The parser of NFITs: one test for each fault of its table of faults, and properties.
 
+mod devices;
 mod properties;
 mod ranges;
 mod structures;
 
 use nvdimm::nfit::{
-    ByteRange, DeviceFlags, DeviceHandle, Guid, Limits, MAX_DEVICES, MAX_NOTICES, MAX_RANGES, MemoryAttributes, Nfit,
-    Notice, OtherStructures, PAGE_BYTES, PlatformCapabilities, RangeKind,
+    ByteRange, DeviceFlags, DeviceHandle, Guid, Level, Limits, MAX_DEVICES, MAX_NOTICES, MAX_RANGES, MemoryAttributes,
+    Nfit, Notice, OtherStructures, Owner, PAGE_BYTES, PlatformCapabilities, RangeKind, Taken,
 };
-use testkit::nfit::{FIRST_STRUCTURE, NfitBuilder, check, seal, spoil};
+use testkit::nfit::{DeviceRow, FIRST_STRUCTURE, NfitBuilder, check, ram, seal, spoil};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
-const RAM: [ByteRange; 2] =
-    [ByteRange { base: 0, len_bytes: 2 * GIB }, ByteRange { base: 4 * GIB, len_bytes: 512 * MIB }];
-const LIMITS: Limits<'static> = Limits { phys_bits: 40, ram: &RAM };
+const RAM: [Taken; 2] = [ram(0, 2 * GIB), ram(4 * GIB, 512 * MIB)];
+const LIMITS: Limits<'static> = Limits { phys_bits: 40, taken: &RAM };
 
 fn read(table: &[u8]) -> Nfit {
     check(&[table], LIMITS)

@@ -4,11 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-const GIB: u64 = 1 << 30;
-const RAM: [ByteRange; 2] =
-    [ByteRange { base: 0, len_bytes: 2 * GIB }, ByteRange { base: 4 * GIB, len_bytes: GIB / 2 }];
-const LIMITS: Limits<'static> = Limits { phys_bits: 40, ram: &RAM };
-
 /// Structures that are mostly sound, some with wild fields.
 fn arbitrary_structure() -> impl Strategy<Value = NfitBuilder> {
     let range = (0..6_u16, 0..1_u64 << 41, prop_oneof![0..1_u64 << 33, any::<u64>()])
@@ -41,9 +36,9 @@ fn arbitrary_table() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-fn arbitrary_ram() -> impl Strategy<Value = Vec<ByteRange>> {
+fn arbitrary_ram() -> impl Strategy<Value = Vec<Taken>> {
     let one = prop_oneof![(0..1_u64 << 41, 0..1_u64 << 33), (any::<u64>(), any::<u64>()),];
-    prop::collection::vec(one.prop_map(|(base, len_bytes)| ByteRange { base, len_bytes }), 0..8)
+    prop::collection::vec(one.prop_map(|(base, len_bytes)| ram(base, len_bytes)), 0..8)
 }
 
 proptest! {
@@ -51,15 +46,15 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..600), bits in any::<u8>()) {
-        check(&[&bytes], Limits { phys_bits: bits, ram: &RAM });
+        check(&[&bytes], Limits { phys_bits: bits, taken: &RAM });
     }
 
     #[test]
     fn arbitrary_structures(
         table in arbitrary_table(), ram in arbitrary_ram(), bits in any::<u8>()
     ) {
-        check(&[&table], Limits { phys_bits: bits, ram: &ram });
-        check(&[&table, &table], Limits { phys_bits: bits, ram: &[] });
+        check(&[&table], Limits { phys_bits: bits, taken: &ram });
+        check(&[&table, &table], Limits { phys_bits: bits, taken: &[] });
     }
 
     /// Bytes changed after the fact, with the checksum made right again so that the parser gets to see them.
@@ -85,6 +80,27 @@ proptest! {
         check(&[&table], LIMITS);
     }
 
+    /// The ranges that are kept are the lowest of those that would be if there were room for all, whatever their order.
+    /// covers: X1
+    #[test]
+    fn the_lowest_ranges_are_kept(
+        asked in prop::collection::vec((0..200_u64, 1..4_u64), 0..120)
+    ) {
+        let mut builder = NfitBuilder::new();
+        let mut wanted: Vec<ByteRange> = Vec::new();
+        for (index, (at, len)) in (1_u16..).zip(asked) {
+            let range = ByteRange { base: 8 * GIB + at * MIB, len_bytes: len * MIB };
+            builder = builder.persistent(index, range.base, range.len_bytes);
+            if !wanted.iter().any(|other| other.overlaps(&range)) {
+                wanted.push(range);
+            }
+        }
+        wanted.sort_unstable_by_key(|range| range.base);
+        wanted.truncate(MAX_RANGES);
+        let got: Vec<_> = read(&builder.finish()).ranges.iter().map(|range| range.bytes()).collect();
+        prop_assert_eq!(got, wanted);
+    }
+
     /// A sound table comes back as it was built, without a word.
     #[test]
     fn round_trip(
@@ -101,7 +117,7 @@ proptest! {
             wanted.push((base, len, index, serial));
         }
         let table = builder.finish();
-        let nfit = check(&[&table], Limits { phys_bits: 46, ram: &RAM });
+        let nfit = check(&[&table], Limits { phys_bits: 46, taken: &RAM });
         prop_assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
         let mut got = Vec::new();
         for range in &nfit.ranges {

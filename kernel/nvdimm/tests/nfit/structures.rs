@@ -12,7 +12,7 @@ fn a_sound_table_gives_ranges_devices_and_no_notice() {
         .platform(1, PlatformCapabilities::CACHE_FLUSH)
         .persistent(8, 16 * GIB, 6 << 40)
         .finish();
-    let nfit = check(&[&table], Limits { phys_bits: 46, ram: &RAM });
+    let nfit = check(&[&table], Limits { phys_bits: 46, taken: &RAM });
     assert!(nfit.notices.is_empty(), "{:?}", nfit.notices);
     assert_eq!(nfit.ranges.len(), 2);
     let range = nfit.ranges[0];
@@ -24,7 +24,7 @@ fn a_sound_table_gives_ranges_devices_and_no_notice() {
     assert_eq!((devices[0].handle, devices[0].serial_number), (DeviceHandle(0x21), Some(0x123456)));
     assert_eq!(nfit.devices_of(&nfit.ranges[1]).count(), 0);
     assert_eq!(nfit.ranges[1].len_bytes, 6 << 40);
-    assert!(nfit.is_armed(&range));
+    assert_eq!((range.flags, range.nr_devices, range.read_only()), (DeviceFlags::empty(), 1, None));
     assert_eq!(nfit.platform, PlatformCapabilities::CACHE_FLUSH);
     assert_eq!(nfit.others.control_regions, 1);
 }

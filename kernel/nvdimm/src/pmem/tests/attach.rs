@@ -6,7 +6,7 @@ use super::*;
 fn a_range_of_the_nfit_becomes_a_device() {
     let bench = bench(DataCache::Coherent);
     let table = NfitBuilder::new().persistent(1, 4 << 30, 1 << 20).finish();
-    let nfit = crate::nfit::parse([table.as_slice()], crate::nfit::Limits { phys_bits: 40, ram: &[] });
+    let nfit = crate::nfit::parse([table.as_slice()], crate::nfit::Limits { phys_bits: 40, taken: &[] });
     let range = frames_of(&nfit.ranges[0]).unwrap();
     let device = bench.attach(&config(&[range])).unwrap();
     assert_eq!((device.name(), device.size_bytes()), ("pmem0", 1 << 20));

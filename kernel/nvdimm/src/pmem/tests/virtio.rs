@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
-use crate::nfit::{ByteRange, Limits};
+use crate::nfit::{ByteRange, Limits, Owner, Taken};
 use crate::virtio_pmem::{self, Region, RegionError, RequestQueue};
 
 const START: u64 = 0x100000;
@@ -247,8 +247,9 @@ fn an_error_that_another_cpu_was_told_is_an_error_of_both() {
 
 #[test]
 fn a_region_that_cannot_be_used_is_refused_with_a_reason() {
-    let ram = [ByteRange { base: 0, len_bytes: 0x10_0000 }, ByteRange { base: 1 << 32, len_bytes: 0x1000 }];
-    let limits = Limits { phys_bits: 40, ram: &ram };
+    let ram = [(0, 0x10_0000), (1 << 32, 0x1000)]
+        .map(|(base, len_bytes)| Taken { range: ByteRange { base, len_bytes }, by: Owner::Ram });
+    let limits = Limits { phys_bits: 40, taken: &ram };
     let frames_of = |start, len_bytes| Region { start, len_bytes }.frames(limits);
     assert_eq!(frames_of(0x10_0000, 0x2000), Ok(frames(0x100, 2)));
     assert_eq!(frames_of((1 << 40) - 0x1000, 0x1000), Ok(frames((1 << 28) - 1, 1)));

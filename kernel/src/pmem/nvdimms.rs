@@ -1,0 +1,74 @@
+//! What the NFITs say of the machine's NVDIMMs: told at boot, and in detail when somebody asks.
+
+use alloc::format;
+use alloc::string::String;
+
+use mm::addr::PfnRange;
+use nvdimm::nfit::{self, ByteRange, DeviceFlags, Level, Limits, MemoryDevice, Nfit, PersistentRange};
+use nvdimm::pmem;
+use spin::Once;
+
+use crate::console;
+
+static NFIT: Once<Nfit> = Once::new();
+
+/// Reads the NFITs, and says what they hold and what is wrong with them. Called once.
+pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
+    let nfit = NFIT.call_once(|| nfit::parse(tables.iter().copied(), limits));
+    for notice in &nfit.notices {
+        match notice.level() {
+            Level::Normal => log::info!(target: "nfit", "{notice}"),
+            Level::Strange | Level::Refused | Level::Serious => log::warn!(target: "nfit", "{notice}"),
+        }
+    }
+    match (nfit.notices_dropped, nfit.serious_dropped) {
+        (0, _) => {}
+        (more, 0) => log::warn!(target: "nfit", "{more} more faults"),
+        (more, serious) => log::warn!(target: "nfit", "{more} more faults, {serious} of them serious"),
+    }
+    for (id, range) in nfit.ranges.iter().enumerate() {
+        log::info!(target: "nfit", "NVDIMM {id}: {} MiB from {:#x}, range {} of the table", range.len_bytes >> 20, range.base, range.range_index);
+        console::report!(
+            "nvdimm id={id} base={:#x} size={} devices={} range_index={}",
+            range.base,
+            range.len_bytes,
+            range.nr_devices,
+            range.range_index
+        );
+    }
+    if nfit.ranges.is_empty() {
+        log::info!(target: "nfit", "no NVDIMM found");
+    }
+    nfit
+}
+
+/// Prints all that the table says of the NVDIMM that has these frames, and what the platform does for persistence.
+///
+/// # Errors
+/// No range of the table has them.
+pub fn describe(frames: PfnRange) -> Result<(), String> {
+    let nfit = NFIT.get().ok_or("no table was read")?;
+    let range = nfit.ranges.iter().find(|range| pmem::frames_of(range) == Some(frames));
+    let range = range.ok_or("the NFIT says nothing of it")?;
+    let domain = range.proximity_domain.map_or_else(|| String::from("none"), |domain| format!("{domain}"));
+    let PersistentRange { range_index, nr_devices, .. } = *range;
+    console::line(format_args!(
+        "range {range_index} ({}), proximity domain {domain}, attributes {}, {nr_devices} memory devices",
+        range.bytes(),
+        range.attributes,
+    ));
+    nfit.devices_of(range).for_each(describe_device);
+    console::line(format_args!("platform capabilities: {}", nfit.platform));
+    Ok(())
+}
+
+fn describe_device(device: &MemoryDevice) {
+    let serial = device.serial_number.map_or_else(|| String::from("unknown"), |serial| format!("{serial:#010x}"));
+    let state = if device.flags.intersects(DeviceFlags::TOLD) { format!("{}", device.flags) } else { "good".into() };
+    let (handle, physical_id, ways) = (device.handle, device.physical_id, device.interleave_ways);
+    let part = ByteRange { base: device.region_offset_bytes, len_bytes: device.region_len_bytes };
+    console::line(format_args!(
+        "memory device {handle} ({}), serial {serial}, SMBIOS handle {physical_id:#x}, part {part}, ways {ways}, state {state}",
+        handle.place(),
+    ));
+}
