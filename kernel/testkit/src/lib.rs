@@ -5,6 +5,7 @@
 //! | `emu` | `emu` | a machine whose CPUs keep stale translations until they are flushed |
 //! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
 //! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
+//! | `media` | `media` | label areas and info blocks of namespaces, and what must hold whatever they say |
 //! | `nfit` | `nfit` | NFITs, and what must hold whatever a table says |
 //!
 //! Packages name this one as a dev-dependency, with the features that their tests need: so that the tests of `mm`, say, do
@@ -16,6 +17,8 @@ pub mod damage;
 // A checker's atomics would make its threads the checker's: the models have a small machine of their own.
 #[cfg(all(feature = "emu", not(any(loom, shuttle))))]
 pub mod emu;
+#[cfg(feature = "media")]
+pub mod media;
 #[cfg(feature = "nfit")]
 pub mod nfit;
 #[cfg(feature = "sim")]

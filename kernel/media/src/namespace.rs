@@ -1,0 +1,282 @@
+//! Namespaces: what the labels give out of an NVDIMM's range, and what the info blocks say that it is.
+//!
+//! Linux: `drivers/nvdimm/namespace_devs.c`; the words are those of `ndctl list`.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::info::{self, Info, Parent};
+use crate::label::{self, ABSTRACTION_BTT, Label};
+use crate::{Medium, Part, Uuid};
+
+const PAGE: u64 = 4096;
+
+/// How a namespace is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Bytes, without an info block.
+    Raw,
+    /// For a file system with DAX.
+    FsDax,
+    /// To be mapped by tasks.
+    DevDax,
+    /// Sectors that are written whole or not at all, by a block translation table.
+    Sector,
+}
+
+impl Mode {
+    /// The word of `ndctl`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::FsDax => "fsdax",
+            Self::DevDax => "devdax",
+            Self::Sector => "sector",
+        }
+    }
+}
+
+/// One namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its number, by address.
+    pub id: usize,
+    /// Where it begins in the range, in bytes.
+    pub start: u64,
+    /// Its size in bytes, with what does not belong to its data.
+    pub len_bytes: u64,
+    /// Its label; `None` where there are no labels.
+    pub label: Option<Label>,
+    /// Its info block; `None` where it is raw, or where the block is not believed.
+    pub info: Option<Info>,
+    /// Why it is left alone: it is not known what it is.
+    pub fault: Option<Why>,
+}
+
+/// Why a namespace, or what might be one, is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its info block.
+    Info(info::Fault),
+    /// Its label, for this reason.
+    Label(&'static str),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Info(fault) => fault.fmt(f),
+            Self::Label(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Namespace {
+    /// How it is used. One that is left alone counts as raw, which is what Linux makes of it.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        match self.info {
+            None => Mode::Raw,
+            Some(Info::Sectors(_)) => Mode::Sector,
+            Some(Info::Pages(pages)) if pages.is_dax => Mode::DevDax,
+            Some(Info::Pages(_)) => Mode::FsDax,
+        }
+    }
+
+    /// Where its data begin in the range, and how many bytes they are; `None` where they are not bytes in a row (sector
+    /// mode), or where it is left alone.
+    #[must_use]
+    pub fn data(&self) -> Option<(u64, u64)> {
+        match (self.fault, self.info) {
+            (Some(_), _) | (None, Some(Info::Sectors(_))) => None,
+            (None, None) => Some((self.start, self.len_bytes)),
+            (None, Some(Info::Pages(pages))) => Some((self.start.checked_add(pages.data_offset)?, pages.data_bytes)),
+        }
+    }
+
+    /// What `ndctl` calls its size: of its data, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        match self.info {
+            None => self.len_bytes,
+            Some(Info::Pages(pages)) => pages.data_bytes,
+            Some(Info::Sectors(sectors)) => sectors.nr_sectors.saturating_mul(sectors.sector_bytes),
+        }
+    }
+
+    /// Its UUID: that of its info block, else that of its label.
+    #[must_use]
+    pub fn uuid(&self) -> Option<Uuid> {
+        match self.info {
+            Some(Info::Pages(pages)) => Some(pages.uuid),
+            Some(Info::Sectors(sectors)) => Some(sectors.uuid),
+            None => self.raw_uuid(),
+        }
+    }
+
+    /// That of its label.
+    #[must_use]
+    pub fn raw_uuid(&self) -> Option<Uuid> {
+        self.label.as_ref().map(|label| label.uuid)
+    }
+
+    /// Bytes of a sector.
+    #[must_use]
+    pub fn sector_bytes(&self) -> u64 {
+        match (self.info, &self.label) {
+            (Some(Info::Sectors(sectors)), _) => sectors.sector_bytes,
+            (_, Some(label)) if label.sector_bytes != 0 => label.sector_bytes,
+            _ => 512,
+        }
+    }
+
+    /// Its name; empty where it has none.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.label.as_ref().map_or("", |label| &label.name)
+    }
+}
+
+/// Everything that was found out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// The namespaces, by address.
+    pub namespaces: Vec<Namespace>,
+    /// There are labels, whether or not one of them is in use.
+    pub is_labelled: bool,
+    /// What is wrong, and left alone.
+    pub notices: Vec<Notice>,
+}
+
+/// One line about what is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// With the label area.
+    Area(label::Fault),
+    /// With a label, by its slot.
+    Slot(u32, &'static str),
+    /// With a namespace, by its number.
+    Namespace(usize, Why),
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Area(fault) => fault.fmt(f),
+            Self::Slot(slot, why) => write!(f, "label area: slot {slot}: {why}; it is left alone"),
+            Self::Namespace(id, why) => write!(f, "namespace {id}: {why}; it is left alone"),
+        }
+    }
+}
+
+/// Lists the namespaces of a range. `labels` is the label area of the NVDIMM behind it, if it has one, and `dpa` the
+/// NVDIMM's own address of the range's first byte.
+#[must_use]
+pub fn list(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> Listing {
+    let mut listing = Listing::default();
+    let area = labels.and_then(label::read);
+    let Some(area) = area else {
+        whole(range, &mut listing, None);
+        return listing;
+    };
+    listing.is_labelled = true;
+    listing.notices.extend(area.faults.iter().copied().map(Notice::Area));
+    if area.index.is_none() {
+        whole(range, &mut listing, Some("the labels cannot be trusted"));
+        return listing;
+    }
+    let all = placed(range, area.labels, dpa, &mut listing.notices);
+    for (id, (start, label)) in all.into_iter().enumerate() {
+        let (len_bytes, uuid) = (label.len_bytes, label.uuid);
+        let claims_sectors = label.abstraction == Some(ABSTRACTION_BTT);
+        let mut namespace = Namespace { id, start, len_bytes, label: Some(label), info: None, fault: None };
+        look(range, &mut namespace, Parent::Label(uuid), &mut listing.notices);
+        if claims_sectors && namespace.fault.is_none() && namespace.mode() != Mode::Sector {
+            let why = Why::Label("its label says sector, and there is no BTT");
+            namespace.fault = Some(why);
+            listing.notices.push(Notice::Namespace(id, why));
+        }
+        listing.namespaces.push(namespace);
+    }
+    listing
+}
+
+/// The labels that can be namespaces, rising by their places in the range.
+fn placed(range: &dyn Medium, labels: Vec<Label>, dpa: u64, notices: &mut Vec<Notice>) -> Vec<(u64, Label)> {
+    let place = |label: &Label| -> Result<u64, &'static str> {
+        let start = label.dpa.checked_sub(dpa).ok_or("it lies before the range")?;
+        let end = start.checked_add(label.len_bytes).ok_or("it lies beyond the range")?;
+        match label {
+            _ if end > range.len_bytes() => Err("it lies beyond the range"),
+            _ if label.len_bytes == 0 => Err("it is empty"),
+            _ if !(start | label.len_bytes).is_multiple_of(PAGE) => Err("it is not made of whole pages"),
+            _ if label.nr_labels != 1 || label.position != 0 => Err("it is a part of an interleave set"),
+            _ => Ok(start),
+        }
+    };
+    let mut all: Vec<(u64, Label)> = Vec::new();
+    for label in labels {
+        match place(&label) {
+            Ok(start) => all.push((start, label)),
+            Err(why) => notices.push(Notice::Slot(label.slot, why)),
+        }
+    }
+    all.sort_by_key(|&(start, _)| start);
+    let mut conflicts = conflicts(&all).into_iter();
+    all.retain(|(_, label)| {
+        let conflict = conflicts.next().unwrap_or(false);
+        if conflict {
+            notices.push(Notice::Slot(label.slot, "another label has some of its bytes, or its UUID"));
+        }
+        !conflict
+    });
+    all
+}
+
+/// Which of these, rising by their places, share a byte or a UUID with another: neither of two is believed. Their number
+/// comes from the medium, so each is looked at once.
+fn conflicts(all: &[(u64, Label)]) -> Vec<bool> {
+    let mut found = vec![false; all.len()];
+    // The one that reaches furthest so far.
+    let mut furthest: Option<(usize, u64)> = None;
+    for (at, (start, label)) in all.iter().enumerate() {
+        let end = start.saturating_add(label.len_bytes);
+        if let Some((other, _)) = furthest.filter(|&(_, other_end)| *start < other_end) {
+            (found[at], found[other]) = (true, true);
+        }
+        if furthest.is_none_or(|(_, other_end)| other_end < end) {
+            furthest = Some((at, end));
+        }
+    }
+    let mut by_uuid: Vec<usize> = (0..all.len()).collect();
+    by_uuid.sort_by_key(|&at| all[at].1.uuid.0);
+    for pair in by_uuid.windows(2).filter(|pair| all[pair[0]].1.uuid == all[pair[1]].1.uuid) {
+        (found[pair[0]], found[pair[1]]) = (true, true);
+    }
+    found
+}
+
+/// The one namespace of a range without labels, or whose labels cannot be trusted, for this reason.
+fn whole(range: &dyn Medium, listing: &mut Listing, fault: Option<&'static str>) {
+    let fault = fault.map(Why::Label);
+    let mut namespace = Namespace { id: 0, start: 0, len_bytes: range.len_bytes(), label: None, info: None, fault };
+    match fault {
+        Some(why) => listing.notices.push(Notice::Namespace(0, why)),
+        None => look(range, &mut namespace, Parent::Unlabelled, &mut listing.notices),
+    }
+    listing.namespaces.push(namespace);
+}
+
+/// Reads the namespace's info block.
+fn look(range: &dyn Medium, namespace: &mut Namespace, parent: Parent, notices: &mut Vec<Notice>) {
+    let Some(part) = Part::new(range, namespace.start, namespace.len_bytes) else { return };
+    match info::read(&part, parent) {
+        Ok(info) => namespace.info = info,
+        Err(fault) => {
+            namespace.fault = Some(Why::Info(fault));
+            notices.push(Notice::Namespace(namespace.id, Why::Info(fault)));
+        }
+    }
+}

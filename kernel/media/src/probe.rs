@@ -1,0 +1,369 @@
+//! Says what lies on a medium, before somebody writes over it.
+//!
+//! # What is looked at
+//! At the beginning, and once more where the data of a namespace begin if the info block says so:
+//!
+//! | bytes | for |
+//! |---|---|
+//! | 0 to 2047 | our file system, XFS, ext2/3/4, MBR, GPT, LUKS, LVM, the info block of a BTT of version 2.0 |
+//! | 4064 to 4223 | swap areas (the last bytes of the first page), info blocks, GPT on sectors of 4 KiB |
+//! | the last page | the copies of our superblock and of a BTT's info block, GPT's copy |
+//! | the last sector | GPT's copy |
+//! | 64 and 32 KiB before the end | our list of lost sectors, two copies |
+//! | [`SAMPLES`] pages, evenly spread | where nothing is known: 64 bytes of each that must be zero |
+//!
+//! So much and no more, whatever the size of the device: what an attach may cost is bounded. Data that none of these
+//! bytes belong to is not seen; who can afford it looks with [`first_data`] at everything that is not a hole.
+
+use core::fmt;
+
+use crate::info::{self, BTT, Info, Parent};
+use crate::namespace::Mode;
+use crate::{Medium, Part, Unreadable, has, u16_at, u32_at, u64_at};
+
+/// Pages of which some bytes are looked at where nothing is known.
+pub const SAMPLES: u64 = 16;
+const SAMPLE_BYTES: usize = 64;
+const HEAD_BYTES: usize = 2048;
+const SECOND_AT: u64 = 4064;
+const SECOND_BYTES: usize = 160;
+const PAGE: u64 = 4096;
+/// Places of the copies of our own list of lost sectors, before the end.
+const LISTS: [u64; 2] = [64 << 10, 32 << 10];
+/// Findings that are kept; there are hardly ever more than three.
+const MAX_FOUND: usize = 6;
+
+/// What can be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The file system of this project.
+    OurFileSystem,
+    /// This project's list of lost sectors.
+    OurList,
+    /// The info block of a namespace; `false`: it is there, and not believed.
+    Info(&'static str, bool),
+    /// A namespace that a label gives out.
+    Namespace(Mode),
+    /// A label area whose index blocks cannot be trusted.
+    Labels,
+    /// XFS.
+    Xfs,
+    /// ext2, ext3 or ext4.
+    Ext(u8),
+    /// A GUID partition table.
+    Gpt,
+    /// A partition table or a boot sector as PCs have them.
+    Mbr,
+    /// An encrypted volume.
+    Luks,
+    /// A physical volume of LVM.
+    Lvm,
+    /// A swap area.
+    Swap,
+    /// Something that is not zero, and not known here.
+    Data,
+    /// The place of a signature cannot be read: what was there is not known.
+    Lost,
+}
+
+impl What {
+    /// Was it made by this project?
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::OurFileSystem | Self::OurList)
+    }
+
+    /// Was it made by somebody else, and is it known what it is?
+    #[must_use]
+    pub const fn is_foreign(self) -> bool {
+        !self.is_ours() && !matches!(self, Self::Data | Self::Lost)
+    }
+
+    /// The word for machine-readable lines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OurFileSystem => "unplug-fs",
+            Self::OurList => "unplug-list",
+            Self::Info(..) => "info",
+            Self::Namespace(_) => "namespace",
+            Self::Labels => "labels",
+            Self::Xfs => "xfs",
+            Self::Ext(2) => "ext2",
+            Self::Ext(3) => "ext3",
+            Self::Ext(_) => "ext4",
+            Self::Gpt => "gpt",
+            Self::Mbr => "mbr",
+            Self::Luks => "luks",
+            Self::Lvm => "lvm",
+            Self::Swap => "swap",
+            Self::Data => "data",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// Something, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub what: What,
+    /// Where it begins, in bytes.
+    pub at: u64,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.what {
+            What::OurFileSystem => f.write_str("a file system of Unplug")?,
+            What::OurList => f.write_str("Unplug's list of lost sectors")?,
+            What::Info("PFN", true) => f.write_str("an fsdax namespace")?,
+            What::Info("DAX", true) => f.write_str("a devdax namespace")?,
+            What::Info("BTT", true) => f.write_str("a namespace in sector mode")?,
+            What::Info(kind, _) => write!(f, "a damaged {kind} info block")?,
+            What::Namespace(mode) => write!(f, "a labelled namespace ({})", mode.name())?,
+            What::Labels => f.write_str("damaged namespace labels")?,
+            What::Xfs => f.write_str("XFS")?,
+            What::Ext(version) => write!(f, "ext{version}")?,
+            What::Gpt => f.write_str("a GUID partition table")?,
+            What::Mbr => f.write_str("a partition table or boot sector (MBR)")?,
+            What::Luks => f.write_str("a LUKS volume")?,
+            What::Lvm => f.write_str("an LVM volume")?,
+            What::Swap => f.write_str("a swap area")?,
+            What::Data => f.write_str("data of an unknown kind")?,
+            What::Lost => f.write_str("lost bytes, of which nobody knows what they were")?,
+        }
+        write!(f, " at {:#x}", self.at)
+    }
+}
+
+/// What a probe has found, in the order in which it looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    found: [Option<Found>; MAX_FOUND],
+}
+
+impl Findings {
+    /// Takes something down, unless it is there already or there is no room: then there is enough to refuse.
+    pub fn add(&mut self, what: What, at: u64) {
+        let new = Some(Found { what, at });
+        if !self.found.contains(&new)
+            && let Some(free) = self.found.iter_mut().find(|found| found.is_none())
+        {
+            *free = new;
+        }
+    }
+
+    /// Everything.
+    pub fn iter(&self) -> impl Iterator<Item = Found> + '_ {
+        self.found.iter().flatten().copied()
+    }
+
+    /// Nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.found[0].is_none()
+    }
+
+    /// Was anything found that somebody else has made?
+    #[must_use]
+    pub fn has_foreign(&self) -> bool {
+        self.iter().any(|found| found.what.is_foreign())
+    }
+}
+
+/// One line: what was found, with commas between.
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("nothing");
+        }
+        for (nth, found) in self.iter().enumerate() {
+            write!(f, "{}{found}", if nth == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at a medium. The work is bounded, and does not grow with its size.
+#[must_use]
+pub fn probe(medium: &dyn Medium) -> Findings {
+    let mut findings = Findings::default();
+    let first = look(medium, 0, &mut findings);
+    // What lies in a namespace is further in.
+    if let Some((data, len)) = first
+        && let Some(part) = Part::new(medium, data, len)
+    {
+        look(&part, data, &mut findings);
+    }
+    if findings.is_empty() {
+        samples(medium, &mut findings);
+    }
+    findings
+}
+
+/// Looks at the places of signatures of what begins at `base` of the whole. Answers the place and size of a namespace's
+/// data, if there is an info block that says so.
+fn look(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
+    let (mut head, mut second) = ([0; HEAD_BYTES], [0; SECOND_BYTES]);
+    let len = medium.len_bytes();
+    let head = &mut head[..HEAD_BYTES.min(usize::try_from(len).unwrap_or(HEAD_BYTES))];
+    match medium.read(0, head) {
+        Ok(()) => beginning(head, base, findings),
+        Err(Unreadable) => findings.add(What::Lost, base),
+    }
+    let mut data = None;
+    if len >= SECOND_AT + SECOND_BYTES as u64 {
+        match medium.read(SECOND_AT, &mut second) {
+            Ok(()) => data = page_end(medium, &second, base, findings),
+            Err(Unreadable) => findings.add(What::Lost, base.saturating_add(SECOND_AT)),
+        }
+    }
+    ending(medium, base, findings);
+    if findings.is_empty() {
+        // It was read: what is in it is something, if nothing that is known.
+        let bytes = [(0, &*head), (SECOND_AT, &second)];
+        let data = bytes.into_iter().find_map(|(at, bytes)| Some(at + nonzero(bytes)?));
+        data.into_iter().for_each(|at| findings.add(What::Data, base.saturating_add(at)));
+    }
+    data
+}
+
+/// The first bytes.
+fn beginning(head: &[u8], base: u64, findings: &mut Findings) {
+    let is_ours = has(head, 0, b"UPSB");
+    let mut add = |what, at: u64| findings.add(what, base.saturating_add(at));
+    if is_ours {
+        add(What::OurFileSystem, 0);
+    }
+    if has(head, 0, b"XFSB") {
+        add(What::Xfs, 0);
+    }
+    if has(head, 0, b"LUKS\xba\xbe") {
+        add(What::Luks, 0);
+    }
+    if has(head, 0, BTT) {
+        add(What::Info("BTT", true), 0);
+    }
+    if has(head, 512, b"EFI PART") {
+        add(What::Gpt, 512);
+    } else if has(head, 510, &[0x55, 0xaa]) {
+        add(What::Mbr, 0);
+    }
+    for sector in 0..4 {
+        if has(head, sector * 512, b"LABELONE") {
+            add(What::Lvm, sector as u64 * 512);
+        }
+    }
+    if let Some(superblock) = head.get(1024..).filter(|bytes| u16_at(bytes, 56) == 0xef53) {
+        add(What::Ext(ext_version(superblock)), 1024);
+    }
+}
+
+/// Which of the family it is, by the features that only the later ones have (Linux: `fs/ext4/ext4.h`).
+fn ext_version(superblock: &[u8]) -> u8 {
+    let [compat, incompat, ro_compat] = [92, 96, 100].map(|at| u32_at(superblock, at));
+    // All that ext3 knows is filetype, recover, journal_dev and meta_bg; sparse_super, large_file and btree_dir.
+    if incompat & !0x1e != 0 || ro_compat & !0x7 != 0 {
+        4
+    } else if compat & 0x4 != 0 {
+        3
+    } else {
+        2
+    }
+}
+
+/// The end of the first page and the beginning of the second. Answers where a namespace's data are.
+fn page_end(medium: &dyn Medium, bytes: &[u8], base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
+    let (end, second) = bytes.split_at((PAGE - SECOND_AT) as usize);
+    let signature = &end[end.len() - 10..];
+    if has(signature, 0, b"SWAPSPACE2") || has(signature, 0, b"SWAP-SPACE") {
+        findings.add(What::Swap, base);
+    }
+    let place = base.saturating_add(PAGE);
+    if has(second, 0, b"EFI PART") {
+        findings.add(What::Gpt, place);
+    }
+    let kind = info::kind_of(second)?;
+    let info = info::read(medium, Parent::Any);
+    findings.add(What::Info(kind, matches!(info, Ok(Some(_)))), place);
+    match info {
+        Ok(Some(Info::Pages(pages))) => Some((pages.data_offset, pages.data_bytes)),
+        _ => None,
+    }
+}
+
+/// Copies at the end.
+fn ending(medium: &dyn Medium, base: u64, findings: &mut Findings) {
+    let len = medium.len_bytes();
+    let mut look = |before_end: u64, wanted: &dyn Fn(&[u8]) -> Option<What>| {
+        // What is not far from the beginning was seen.
+        let Some(at) = len.checked_sub(before_end).filter(|&at| at > SECOND_AT + SECOND_BYTES as u64) else { return };
+        let mut bytes = [0; 16];
+        match medium.read(at, &mut bytes) {
+            Ok(()) => {
+                let what = wanted(&bytes).or_else(|| nonzero(&bytes).map(|_| What::Data));
+                // That something is there at all says nothing more, where it is known already what it is.
+                what.filter(|what| *what != What::Data || findings.is_empty())
+                    .into_iter()
+                    .for_each(|what| findings.add(what, base.saturating_add(at)));
+            }
+            Err(Unreadable) => findings.add(What::Lost, base.saturating_add(at)),
+        }
+    };
+    let copy = |bytes: &[u8]| match bytes {
+        _ if has(bytes, 0, b"UPSB") => Some(What::OurFileSystem),
+        _ if has(bytes, 0, b"EFI PART") => Some(What::Gpt),
+        _ => info::kind_of(bytes).map(|kind| What::Info(kind, true)),
+    };
+    for before_end in LISTS {
+        look(before_end, &|bytes| has(bytes, 0, b"UNPLGBAD").then_some(What::OurList));
+    }
+    look(PAGE, &copy);
+    look(512, &copy);
+}
+
+/// Some bytes of pages that are evenly spread.
+fn samples(medium: &dyn Medium, findings: &mut Findings) {
+    let step = (medium.len_bytes() / SAMPLES) & !(PAGE - 1);
+    for nth in 1..SAMPLES {
+        let (at, mut bytes) = (nth.saturating_mul(step), [0; SAMPLE_BYTES]);
+        // A lost page in the middle says nothing about what the medium is for.
+        if step != 0
+            && medium.read(at, &mut bytes) == Ok(())
+            && let Some(byte) = nonzero(&bytes)
+        {
+            return findings.add(What::Data, at.saturating_add(byte));
+        }
+    }
+}
+
+/// The first of these bytes of a medium that is not zero, or cannot be read: its place. Reads all of them.
+#[must_use]
+pub fn first_data(medium: &dyn Medium, start: u64, end: u64) -> Option<Found> {
+    let mut bytes = [0; 4096];
+    let mut at = start;
+    while at < end {
+        // Not more than the buffer has.
+        let len = (end - at).min(bytes.len() as u64) as usize;
+        let part = &mut bytes[..len];
+        match medium.read(at, part) {
+            Err(Unreadable) => return Some(Found { what: What::Lost, at }),
+            Ok(()) => {
+                if let Some(byte) = nonzero(part) {
+                    return Some(Found { what: What::Data, at: at.saturating_add(byte) });
+                }
+            }
+        }
+        at = at.saturating_add(len as u64);
+    }
+    None
+}
+
+/// Which of the bytes is the first that is not zero, but for the seven around it.
+fn nonzero(bytes: &[u8]) -> Option<u64> {
+    let words = bytes.chunks_exact(8);
+    let rest = words.remainder();
+    let word = words.into_iter().position(|word| u64_at(word, 0) != 0).map(|at| at as u64 * 8);
+    word.or_else(|| rest.iter().any(|&byte| byte != 0).then_some((bytes.len() - rest.len()) as u64))
+}
