@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 /// The jobs.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Subcommand)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Subcommand)]
 pub enum Command {
     /// Boot and show the console.
     #[default]
@@ -36,6 +36,11 @@ pub enum Command {
     Mutants,
     /// Print the kernel's measurements.
     Bench,
+    /// List what lies in a backing file.
+    Media {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 /// The options of every job. Those that have a default which depends on others are resolved in [`Options::settle`].
@@ -53,6 +58,9 @@ pub struct Options {
     /// The first NVDIMM's backing file.
     #[arg(long, global = true)]
     pub pmem_file: Option<PathBuf>,
+    /// Write over what the backing file holds.
+    #[arg(long, global = true)]
+    pub force: bool,
     /// Sizes of virtio-pmem devices, in bytes.
     #[arg(long, global = true, value_parser = parse_virtio_pmem)]
     pub virtio_pmem: Vec<u64>,
@@ -143,7 +151,7 @@ impl Cli {
     /// The job, with its default.
     #[must_use]
     pub fn job(&self) -> Command {
-        self.command.unwrap_or_default()
+        self.command.clone().unwrap_or_default()
     }
 
     /// What clap cannot say about single options: which of them make no sense together.
@@ -156,6 +164,9 @@ impl Cli {
         }
         if none && options.pmem_file.is_some() {
             return bad("--pmem none and --pmem-file contradict each other");
+        }
+        if options.force && options.pmem_file.is_none() {
+            return bad("--force is about what a --pmem-file holds, and there is none");
         }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
@@ -173,6 +184,7 @@ impl Cli {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
             }
             Command::Mutants => ("mutants", |_| true, "it starts no machine"),
+            Command::Media { .. } => ("media", |_| true, "it starts no machine"),
         };
         // An option may stand before the job or after it; those of a job have the global ones too.
         let given = matches.subcommand().map_or(matches, |(_, given)| given);
@@ -318,6 +330,9 @@ mod tests {
             (&["--pmem", "-1"], "-1"),
             (&["--pmem", "none", "--pmem", "1G"], "none"),
             (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
+            (&["--force"], "--pmem-file"),
+            (&["media"], "<FILE>"),
+            (&["media", "x", "--smp", "2"], "--smp has no use in media"),
             (&["--virtio-pmem", "4097"], "4097"),
             (&["--virtio-pmem", "0"], "at least one page"),
             (&["--virtio-pmem", "none"], "at least one page"),

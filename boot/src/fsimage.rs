@@ -4,7 +4,7 @@
 
 use crate::backing::LABEL_BYTES;
 use crate::cli::Refusal;
-use crate::size;
+use crate::{medium, size};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use fs::check::check;
@@ -38,7 +38,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Job {
-    /// Make an empty file system; what the image held is lost.
+    /// Make an empty file system in an image that holds nothing.
     Make {
         /// The image; made where there is none.
         image: PathBuf,
@@ -49,6 +49,9 @@ enum Job {
         /// A name for people, up to 32 bytes.
         #[arg(long, default_value = "")]
         label: Label,
+        /// Write over whatever the image holds, namespaces with their labels included.
+        #[arg(long)]
+        force: bool,
     },
     /// Check everything, and write nothing. Status 1 where something is wrong.
     Check {
@@ -97,7 +100,9 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Option<Result<u8>> {
 
 fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
     match job {
-        Job::Make { image, size, label } => make_image(image, *size, *label, log, out)?,
+        Job::Make { image, size, label, force } => {
+            make_image(image, &Make { size: *size, label: *label, log, force: *force }, out)?;
+        }
         Job::Check { image } => return check_image(image, log, out),
         Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
         Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
@@ -141,11 +146,23 @@ impl Pmem for Image {
     }
 }
 
-fn make_image(path: &Path, size: Option<u64>, label: Label, log: Option<&Path>, out: &mut impl Write) -> Result<()> {
+/// What is to be made.
+struct Make<'a> {
+    size: Option<u64>,
+    label: Label,
+    log: Option<&'a Path>,
+    force: bool,
+}
+
+fn make_image(path: &Path, make_as: &Make<'_>, out: &mut impl Write) -> Result<()> {
+    let Make { size, label, log, force } = *make_as;
     if let Some(size) = size {
         ensure!(size.is_multiple_of(BLOCK_SIZE), "--size: {size} bytes are not a multiple of {BLOCK_SIZE}");
     } else {
         ensure!(path.exists(), "there is no {}: say with --size how large it is to be", path.display());
+    }
+    for old in [Some(path), log].into_iter().flatten().filter(|old| old.is_file()) {
+        if force { drop_labels(old)? } else { medium::refuse(old)? }
     }
     let mut image = Image::open(path, true, size.is_some())?;
     if let Some(size) = size {
@@ -167,6 +184,17 @@ fn make_image(path: &Path, size: Option<u64>, label: Label, log: Option<&Path>, 
     let layout = make(&pmem, &options).with_context(|| format!("{}: no file system made", path.display()))?;
     file.sync_all()?;
     writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), layout.nr_blocks)?;
+    Ok(())
+}
+
+/// Makes an end of namespaces that are to be written over: with their labels nobody would find what is made.
+fn drop_labels(path: &Path) -> Result<()> {
+    let contents = medium::look(path)?;
+    if contents.listing.is_labelled {
+        let file = OpenOptions::new().write(true).open(path)?;
+        let label_bytes = file.metadata()?.len().saturating_sub(contents.range_bytes);
+        file.write_all_at(&vec![0; usize::try_from(label_bytes)?], contents.range_bytes)?;
+    }
     Ok(())
 }
 
@@ -265,8 +293,8 @@ mod tests {
     fn an_image_is_made_checked_listed_and_dumped_and_only_made_images_change() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        let made =
-            output(&Job::Make { image: image.clone(), size: Some(8 << 20), label: "tray".parse().expect("short") });
+        let label = "tray".parse().expect("short");
+        let made = output(&Job::Make { image: image.clone(), size: Some(8 << 20), label, force: false });
         assert!(made.1.ends_with("2048 blocks of 4096 bytes\n"));
         // The NVDIMM that QEMU makes of it is exactly as large.
         assert_eq!(crate::backing::Nvdimm::kept(&image, None, 0).unwrap().size_bytes, 8 << 20);
@@ -302,7 +330,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [image, log] = ["image", "log"].map(|name| dir.path().join(name));
         std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
-        let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default() };
+        let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default(), force: false };
         output_with(&make, Some(&log));
         assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);
         let (status, text) = output(&Job::Check { image: image.clone() });
@@ -317,7 +345,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
         let refused = |image: &Path, size: Option<u64>| {
-            let make = Job::Make { image: image.into(), size, label: Label::default() };
+            let make = Job::Make { image: image.into(), size, label: Label::default(), force: false };
             format!("{:#}", run(&make, None, &mut Vec::new()).unwrap_err())
         };
         assert!(refused(&image, None).contains("say with --size"));

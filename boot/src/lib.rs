@@ -19,6 +19,7 @@ pub mod ktap;
 #[cfg(test)]
 mod links;
 pub mod machine;
+pub mod medium;
 pub mod miri;
 pub mod mutants;
 pub mod outcome;

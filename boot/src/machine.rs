@@ -32,6 +32,8 @@ pub struct Machine {
     pub deterministic: bool,
     /// What the kernel does.
     pub mode: Mode,
+    /// What lies on the NVDIMMs is written over, and their labels are not looked at.
+    pub force: bool,
     /// More boot options, each `key=value`.
     pub append: Vec<String>,
     /// Raw ACPI tables for the guest.
@@ -55,6 +57,7 @@ impl Default for Machine {
             accel: Accel::Tcg,
             deterministic: false,
             mode: Mode::Demo,
+            force: false,
             append: Vec::new(),
             acpitables: Vec::new(),
             gdb: None,
@@ -112,6 +115,7 @@ impl Machine {
             accel: options.accel,
             deterministic: options.deterministic,
             mode: options.mode,
+            force: options.force,
             append: options.append.clone(),
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
@@ -140,6 +144,9 @@ impl Machine {
         let mut words = vec![format!("mode={}", self.mode.word())];
         if self.deterministic {
             words.push("deterministic=1".into());
+        }
+        if self.force {
+            words.push("force=1".into());
         }
         if self.promises_host_requests() {
             words.push(format!("host_requests={}", host_request::PATIENCE_S));

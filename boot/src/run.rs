@@ -7,7 +7,7 @@ use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths::{self, Profile};
 use crate::terminal::{self, Interrupt};
-use crate::{build, image};
+use crate::{build, image, medium};
 use anyhow::Result;
 use std::path::Path;
 
@@ -20,7 +20,8 @@ const BAD_COMMAND_LINE: u8 = 2;
 /// When something cannot be built, or QEMU cannot be started.
 pub fn run(cli: &Cli) -> Result<u8> {
     // Before anything is built: a wrong file name should not cost a minute.
-    let mut machine = match Machine::from_options(&cli.options) {
+    let machine = Machine::from_options(&cli.options).and_then(|machine| refuse_foreign(cli).map(|()| machine));
+    let mut machine = match machine {
         Ok(machine) => machine,
         Err(error) => {
             eprintln!("run-qemu: {error:#}");
@@ -41,6 +42,16 @@ pub fn run(cli: &Cli) -> Result<u8> {
         say_how_to_debug(&kernel);
     }
     boot(&machine, cli.options.quiet)
+}
+
+/// Whatever writes over the whole of a backing file does not write over what somebody may still want. The shell writes
+/// nothing by itself, and asks before each command that does.
+pub(crate) fn refuse_foreign(cli: &Cli) -> Result<()> {
+    let writes = cli.job() == Command::Bench || cli.options.mode != Mode::Shell;
+    match &cli.options.pmem_file {
+        Some(file) if writes && !cli.options.force => medium::refuse(file),
+        _ => Ok(()),
+    }
 }
 
 fn boot(machine: &Machine, quiet: bool) -> Result<u8> {

@@ -1,0 +1,171 @@
+//! On images that Linux made: they are listed as `ndctl` lists them, and nothing writes to them unasked.
+
+use super::*;
+use crate::cli::{Cli, Mode};
+use crate::machine::Machine;
+use clap::Parser;
+use std::path::PathBuf;
+
+#[path = "../../tests/media/unpack.rs"]
+mod unpack;
+use unpack::unpack;
+
+const IMAGES: [&str; 4] = ["fsdax", "xfs", "sector", "devdax2m"];
+
+fn facts(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/media").join(name)).unwrap()
+}
+
+/// What the job `media` prints, and its status.
+fn listed(path: &Path) -> (u8, String) {
+    let mut out = Vec::new();
+    let status = job(path, &mut out).unwrap();
+    (status, String::from_utf8(out).unwrap())
+}
+
+/// The parts of a file that are no holes, and their bytes: small, where the whole is not.
+fn bytes_of(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    let file = File::open(path).unwrap();
+    let (len, mut at, mut parts) = (file.metadata().unwrap().len(), 0, vec![]);
+    while let Ok(data) = rustix::fs::seek(&file, SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, SeekFrom::Hole(data)).unwrap();
+        let mut bytes = vec![0; (at - data) as usize];
+        file.read_exact_at(&mut bytes, data).unwrap();
+        parts.push((data, bytes));
+    }
+    parts.push((len, vec![]));
+    parts
+}
+
+// covers: M2 M3 M6
+#[test]
+fn images_of_linux_are_listed_as_ndctl_lists_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in IMAGES {
+        let image = unpack(name, dir.path());
+        assert_eq!(listed(&image), (0, facts(&format!("{name}.json"))), "{name}");
+    }
+}
+
+// covers: M1
+#[test]
+fn what_lies_in_an_image_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, words) in [
+        ("fsdax", "a labelled namespace (fsdax) at 0x0, an fsdax namespace at 0x1000, ext4 at 0x200400"),
+        ("xfs", "a labelled namespace (fsdax) at 0x0, an fsdax namespace at 0x1000, XFS at 0xa00000"),
+        ("sector", "a labelled namespace (sector) at 0x0, a namespace in sector mode at 0x1000"),
+        ("devdax2m", "a labelled namespace (devdax) at 0x0, a devdax namespace at 0x1000"),
+    ] {
+        let found = look(&unpack(name, dir.path())).unwrap().findings.to_string();
+        assert!(found.starts_with(words), "{name}: {found}");
+    }
+}
+
+/// Everything that a command line can start and that writes, but for `--force`.
+fn writers(image: &Path) -> Vec<(&'static str, Result<u8>)> {
+    let path = image.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let cli = Cli::parse_from(std::iter::once("run-qemu.sh").chain(args.iter().copied()));
+        Machine::from_options(&cli.options).and_then(|_| crate::run::refuse_foreign(&cli)).map(|()| 0)
+    };
+    let mut all = vec![
+        ("demo", run(&["--pmem-file", path])),
+        ("test", run(&["--pmem-file", path, "--mode", "test"])),
+        ("bench", run(&["bench", "--pmem-file", path])),
+    ];
+    if cfg!(feature = "fs") {
+        let other = image.with_extension("other");
+        let words = |words: &[&str]| crate::fsimage::job(words.iter().map(Into::into)).unwrap();
+        all.push(("fs make", words(&["boot", "fs", "make", path])));
+        all.push(("fs make --size", words(&["boot", "fs", "make", path, "--size", "1M"])));
+        let log = words(&["boot", "fs", "make", other.to_str().unwrap(), "--size", "1M", "--log", path]);
+        all.push(("fs make --log", log));
+        assert!(!other.exists(), "a file was made before the refusal");
+    }
+    all
+}
+
+// covers: M1
+#[test]
+fn nothing_writes_to_an_image_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours.img");
+    let unknown = dir.path().join("unknown.img");
+    File::create(&ours).and_then(|file| file.set_len(MIB)).unwrap();
+    File::options().write(true).open(&ours).and_then(|file| file.write_all_at(b"UPSB", 0)).unwrap();
+    // One byte where the probe does not look, in a page of its own.
+    let file = File::create(&unknown).unwrap();
+    file.set_len(64 * MIB).and_then(|()| file.write_all_at(&[1], 33 * MIB + 77)).unwrap();
+    let foreign = IMAGES.iter().map(|name| unpack(name, dir.path()));
+    let images: Vec<PathBuf> = foreign.chain([ours, unknown]).collect();
+    for image in &images {
+        let before = bytes_of(image);
+        for (what, done) in writers(image) {
+            let line = format!("{:#}", done.expect_err(what));
+            assert!(line.contains(" holds ") && line.contains("--force") && !line.contains('\n'), "{what}: {line}");
+            assert!(bytes_of(image) == before, "{what} has changed {}", image.display());
+        }
+        // The shell asks later, and looking changes nothing.
+        let cli = Cli::parse_from(["run-qemu.sh", "--mode", "shell", "--pmem-file", image.to_str().unwrap()]);
+        assert_eq!(cli.options.mode, Mode::Shell);
+        crate::run::refuse_foreign(&cli).unwrap();
+        listed(image);
+        assert!(bytes_of(image) == before, "looking has changed {}", image.display());
+    }
+}
+
+// covers: M1
+#[test]
+fn force_goes_on_and_a_file_that_was_made_here_needs_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = unpack("devdax2m", dir.path());
+    let path = image.to_str().unwrap();
+    let cli = |args: &[&str]| Cli::parse_from(["run-qemu.sh", "--pmem-file"].iter().chain(args).copied());
+    crate::run::refuse_foreign(&cli(&[path, "--force"])).unwrap();
+    assert!(Machine::from_options(&cli(&[path, "--force"]).options).unwrap().boot_options().contains("force=1"));
+    let new = dir.path().join("new");
+    let new = cli(&[new.to_str().unwrap(), "--pmem", "2M"]);
+    Machine::from_options(&new.options).unwrap();
+    crate::run::refuse_foreign(&new).unwrap();
+    if cfg!(feature = "fs") {
+        let words = |words: &[&str]| crate::fsimage::job(words.iter().map(Into::into)).unwrap();
+        assert_eq!(words(&["boot", "fs", "make", path, "--force"]).unwrap(), 0);
+        assert_eq!(words(&["boot", "fs", "check", path]).unwrap(), 0);
+        // The namespace went with its labels: the file system is found in the whole range.
+        let contents = look(&image).unwrap();
+        assert!(!contents.listing.is_labelled);
+        assert!(contents.findings.iter().any(|found| found.what == What::OurFileSystem));
+        let empty = dir.path().join("empty");
+        File::create(&empty).and_then(|file| file.set_len(2 * MIB)).unwrap();
+        assert_eq!(words(&["boot", "fs", "make", empty.to_str().unwrap()]).unwrap(), 0);
+    }
+}
+
+// covers: M2
+#[test]
+fn labels_that_are_damaged_are_said_and_leave_everything_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = unpack("devdax2m", dir.path());
+    let file = File::options().write(true).open(&image).unwrap();
+    let labels = file.metadata().unwrap().len() - LABEL_BYTES;
+    // The current index block: the one before it lists a label that was not written to its end.
+    file.write_all_at(&[0xff], labels + 30).unwrap();
+    assert_eq!(listed(&image), (1, "[\n]\n".into()));
+    file.write_all_at(&[0xff], labels + 256 + 30).unwrap();
+    let (status, text) = listed(&image);
+    assert!(status == 1 && text.contains("\"mode\":\"raw\""), "{text}");
+    assert!(refuse(&image).is_err_and(|error| error.to_string().contains("damaged namespace labels")));
+}
+
+#[test]
+fn what_is_no_file_is_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in [dir.path(), &dir.path().join("absent")] {
+        let line = format!("{:#}", job(path, &mut Vec::new()).unwrap_err());
+        assert!(line.contains(path.to_str().unwrap()) && !line.contains('\n'), "{line}");
+    }
+    let tiny = dir.path().join("tiny");
+    std::fs::write(&tiny, b"x").unwrap();
+    assert!(listed(&tiny).1.contains("\"size\":0"));
+}
