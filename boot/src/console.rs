@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::process::{ChildStderr, ChildStdout};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where the console goes besides memory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,6 +41,8 @@ struct State {
     started: bool,
     /// QEMU's own messages.
     qemu: Vec<String>,
+    /// When the kernel printed last.
+    spoke: Option<Instant>,
     ended: bool,
 }
 
@@ -117,6 +119,9 @@ impl Console {
                 }
             }
         }
+        if state.started {
+            state.spoke = Some(Instant::now());
+        }
         drop(state);
         self.changed.notify_all();
         if echo == Echo::Stdout && !shown.is_empty() {
@@ -153,6 +158,12 @@ impl Console {
     #[must_use]
     pub fn started(&self) -> bool {
         self.lock().started
+    }
+
+    /// How long the kernel has printed nothing; for ever if it never has.
+    #[must_use]
+    pub fn quiet_for(&self) -> Duration {
+        self.lock().spoke.map_or(Duration::MAX, |spoke| spoke.elapsed())
     }
 
     /// QEMU's own messages: complete once the guest has ended.

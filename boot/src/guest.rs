@@ -7,9 +7,14 @@ use crate::host_request;
 use crate::machine::{Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
+use crate::progress;
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_parent_process_death_signal, waitpid,
+};
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -53,12 +58,27 @@ pub struct Guest {
     console: Arc<Console>,
     reader: Option<JoinHandle<()>>,
     deadline: Option<Instant>,
+    /// From when the deadline was set until then.
+    allowed: Duration,
     /// Index of the first console line that no wait has looked at.
     cursor: usize,
     qmp_socket: PathBuf,
     _backings: Vec<Ready>,
     _scratch: tempfile::TempDir,
     _slot: Slot,
+}
+
+/// Lets the host's kernel end QEMU when the thread that starts it ends, however that is: SIGKILL leaves this program no
+/// time to do it. The thread is the one that works with the guest.
+fn ends_with_us(command: &mut Command) {
+    let parent = getpid();
+    let ask = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before it was asked for.
+        if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec only two system calls are made: nothing is allocated, and no lock is taken.
+    unsafe { command.pre_exec(ask) };
 }
 
 /// A line that the kernel prints by itself, after the prompt and before the command, pushes the command's echo from the
@@ -110,13 +130,10 @@ impl Guest {
             backings: &backings,
             virtio_backings: &virtio_backings,
         };
-        let mut child = Command::new("qemu-system-x86_64")
-            .args(machine.arguments(&files)?)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("qemu-system-x86_64 cannot be started")?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(machine.arguments(&files)?).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        ends_with_us(&mut command);
+        let mut child = command.spawn().context("qemu-system-x86_64 cannot be started")?;
         let console = Arc::new(Console::default());
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
@@ -130,6 +147,7 @@ impl Guest {
             console,
             reader: Some(reader),
             deadline: machine.timeout.map(|timeout| Instant::now() + timeout),
+            allowed: machine.timeout.unwrap_or_default(),
             cursor: 0,
             qmp_socket,
             _backings: backings,
@@ -188,6 +206,13 @@ impl Guest {
     /// Gives the guest this much time from now on, whatever it had before.
     pub fn allow(&mut self, time: Duration) {
         self.deadline = Some(Instant::now() + time);
+        self.allowed = time;
+    }
+
+    /// The guest's time is up at this moment, and was so long: what it has said in the last part of it counts.
+    pub fn allow_until_now(&mut self, time: Duration) {
+        self.deadline = Some(Instant::now());
+        self.allowed = time;
     }
 
     /// Hands the guest's input to a thread, for a user who types.
@@ -218,7 +243,9 @@ impl Guest {
         kill_process(self.pid(), Signal::CONT).context("QEMU cannot go on")
     }
 
-    fn pid(&self) -> Pid {
+    /// QEMU's process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
@@ -234,12 +261,13 @@ impl Guest {
         &self.qmp_socket
     }
 
-    /// Waits for the guest's end. When its time is up, it is asked where it hangs, and ended.
+    /// Waits for the guest's end. When its time is up, it is asked where it is, and ended.
     ///
     /// # Errors
     /// When QEMU's exit status cannot be had.
     pub fn finish(mut self) -> Result<Outcome> {
         let late = self.console.wait_end(self.deadline).is_err();
+        let at_work = progress::is_at_work(self.console.quiet_for(), self.allowed);
         let mut hang = Vec::new();
         if late {
             hang = hang::report(&self.qmp_socket, &self.console);
@@ -250,7 +278,11 @@ impl Guest {
             let _ = reader.join();
         }
         let console = self.console.lines();
-        let status = if late { Status::Hung } else { Status::of(exit, &console, &self.console.qemu_messages()) };
+        let status = match (late, at_work) {
+            (true, true) => Status::Slow(progress::stage(&console)),
+            (true, false) => Status::Hung(progress::stage(&console)),
+            (false, _) => Status::of(exit, &console, &self.console.qemu_messages()),
+        };
         Ok(Outcome { status, console, hang })
     }
 

@@ -1,4 +1,4 @@
-//! Where a guest hangs: what QEMU's monitor says of each CPU, in the kernel's own names.
+//! Where a guest is that took too long: what QEMU's monitor says of each CPU, in the kernel's own names.
 
 use crate::console::Console;
 use crate::paths;
@@ -30,7 +30,7 @@ struct Cpu {
 /// Stops the guest and says where it is. What cannot be found out is said too, instead: a report never fails.
 #[must_use]
 pub fn report(qmp_socket: &Path, console: &Console) -> Vec<String> {
-    let mut lines = vec!["the guest hangs. Its last console lines:".to_string()];
+    let mut lines = vec!["the guest's last console lines:".to_string()];
     lines.extend(console.tail(TAIL_LINES).into_iter().map(|line| format!("    {line}")));
     lines.push("Its CPUs:".into());
     let symbols = Symbols::load(&paths::kernel(), &console.lines());

@@ -24,6 +24,7 @@ pub mod miri;
 pub mod mutants;
 pub mod outcome;
 pub mod paths;
+pub mod progress;
 pub mod qmp;
 pub mod records;
 #[cfg(test)]

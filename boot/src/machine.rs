@@ -26,6 +26,11 @@ pub struct Machine {
     pub pmem: Vec<Nvdimm>,
     /// The virtio-pmem devices.
     pub virtio_pmem: Vec<VirtioPmem>,
+    /// Modules of RAM that are plugged in before all of those, in bytes. The kernel leaves them alone; what comes after
+    /// them begins wherever they end.
+    pub dimms: Vec<u64>,
+    /// What the CPU is to have or not, in QEMU's words: `clflush=off`.
+    pub cpu: Vec<String>,
     /// What runs the guest's instructions.
     pub accel: Accel,
     /// Count instructions instead of time.
@@ -54,6 +59,8 @@ impl Default for Machine {
             mem_bytes: 512 * MIB,
             pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
             virtio_pmem: Vec::new(),
+            dimms: Vec::new(),
+            cpu: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
             mode: Mode::Demo,
@@ -112,6 +119,8 @@ impl Machine {
             mem_bytes: options.mem,
             pmem,
             virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
+            dimms: Vec::new(),
+            cpu: Vec::new(),
             accel: options.accel,
             deterministic: options.deterministic,
             mode: options.mode,
@@ -159,7 +168,8 @@ impl Machine {
     fn window_bytes(&self) -> Option<u64> {
         let nvdimms = self.pmem.iter().map(|nvdimm| (nvdimm.size_bytes, LABEL_BYTES + nvdimm.align_bytes()));
         let lent = self.virtio_pmem.iter().map(|lent| (lent.size_bytes, GIB));
-        nvdimms.chain(lent).try_fold(0u64, |sum, (size, more)| sum.checked_add(size)?.checked_add(more))
+        let dimms = self.dimms.iter().map(|size| (*size, GIB));
+        nvdimms.chain(lent).chain(dimms).try_fold(0u64, |sum, (size, more)| sum.checked_add(size)?.checked_add(more))
     }
 
     /// Where the window for persistent memory ends at most, in bytes of physical address; `None` beyond 64 bits.
@@ -177,7 +187,7 @@ impl Machine {
 
     /// How many devices have memory in that window.
     fn nr_slots(&self) -> usize {
-        self.pmem.len() + self.virtio_pmem.len()
+        self.pmem.len() + self.virtio_pmem.len() + self.dimms.len()
     }
 
     /// How many physical address bits the CPU needs so that every NVDIMM can be addressed. 40 is what QEMU's emulated
@@ -194,6 +204,10 @@ impl Machine {
     pub fn arguments(&self, files: &Files<'_>) -> Result<Vec<String>> {
         let mut args = Arguments::default();
         self.board(&mut args);
+        for (index, size) in self.dimms.iter().enumerate() {
+            args.pair("-object", format!("memory-backend-ram,reserve=off,size={size},id=dimm{index}"));
+            args.pair("-device", format!("pc-dimm,memdev=dimm{index}"));
+        }
         for (index, ready) in files.backings.iter().enumerate() {
             args.pair("-object", format!("{},id=pmem{index}", ready.object));
             args.pair("-device", format!("nvdimm,memdev=pmem{index},id=nvdimm{index},label-size={LABEL_BYTES}"));
@@ -224,7 +238,9 @@ impl Machine {
         args.pair("-machine", format!("q35,nvdimm={nvdimm}"));
         args.pair("-accel", if self.accel == Accel::Kvm { "kvm" } else { "tcg" });
         let bits = self.phys_bits();
-        args.pair("-cpu", if bits > 40 { format!("max,phys-bits={bits}") } else { "max".into() });
+        let mut cpu = if bits > 40 { format!("max,phys-bits={bits}") } else { "max".into() };
+        self.cpu.iter().for_each(|feature| cpu.extend([",", feature]));
+        args.pair("-cpu", cpu);
         args.pair("-smp", self.smp.to_string());
         let slots = self.nr_slots();
         args.pair(

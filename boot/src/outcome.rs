@@ -15,8 +15,10 @@ pub enum Status {
     Panic(String),
     /// The kernel refuses this machine, or what it was told to do on it.
     Refused(String),
-    /// The guest took longer than it may.
-    Hung,
+    /// The guest took longer than it may, and was silent for the last part of it: in this.
+    Hung(String),
+    /// The guest took longer than it may, and was still at work: in this.
+    Slow(String),
     /// QEMU itself failed, or the guest ended without the kernel's saying so (a triple fault, say).
     Qemu(String),
     /// The user ended the run.
@@ -30,7 +32,7 @@ pub struct Outcome {
     pub status: Status,
     /// The kernel's complete lines.
     pub console: Vec<String>,
-    /// For a hung guest: where it hung, line by line.
+    /// For a guest that took too long: where it was, line by line.
     pub hang: Vec<String>,
 }
 
@@ -43,7 +45,12 @@ impl Status {
             Some(35) => Self::Bad(verdict(console)),
             Some(37) => Self::Panic(epitaph(console)),
             Some(39) => Self::Refused(last_words(console)),
-            // Also the status of QEMU when the machine resets, which with -no-reboot ends it.
+            // Also the status of QEMU when the machine resets, which with -no-reboot ends it. The loader's page tables
+            // need NX: a CPU without it faults at the first instruction behind them, before anything can be said.
+            Some(0) if console.is_empty() => Self::Qemu(
+                "the machine reset before the kernel's first line, as it does where the CPU has no no-execute bit (NX)"
+                    .into(),
+            ),
             Some(0) => Self::Qemu(format!("the machine stopped by itself (a triple fault?); {}", last_words(console))),
             _ => Self::Qemu(format!("QEMU ended with {exit}: {}", qemu.join("; "))),
         }
@@ -58,7 +65,7 @@ impl Status {
             Self::Panic(_) => 3,
             Self::Refused(_) => 4,
             Self::Qemu(_) => 5,
-            Self::Hung => 124,
+            Self::Hung(_) | Self::Slow(_) => 124,
             Self::Interrupted => 130,
         }
     }
@@ -71,7 +78,13 @@ impl fmt::Display for Status {
             Self::Bad(reason) => write!(f, "the kernel's verdict is bad: {reason}"),
             Self::Panic(message) => write!(f, "the kernel panicked: {message}"),
             Self::Refused(reason) => write!(f, "the kernel refuses this machine, or its options: {reason}"),
-            Self::Hung => write!(f, "the guest took longer than it may"),
+            Self::Hung(stage) => write!(f, "the guest hangs: it took longer than it may, in {stage}"),
+            Self::Slow(stage) => {
+                write!(
+                    f,
+                    "the guest took longer than it may and was still at work, in {stage} (--timeout gives it more)"
+                )
+            }
             Self::Qemu(message) => write!(f, "{message}"),
             Self::Interrupted => write!(f, "interrupted"),
         }
@@ -130,12 +143,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_is_slow_is_not_called_hung() {
+        let (slow, hung) = (Status::Slow("act 2".into()), Status::Hung("act 2".into()));
+        assert_eq!((slow.exit_code(), hung.exit_code()), (124, 124));
+        assert!(hung.to_string().contains("hangs") && hung.to_string().contains("act 2"));
+        assert!(!slow.to_string().contains("hang") && slow.to_string().contains("still at work, in act 2"));
+    }
+
+    #[test]
     fn an_end_that_the_kernel_did_not_ask_for_is_never_success() {
         for code in [0, 1, 2, 31, 34, 41] {
             let status = status(code, &["@verdict result=good"]);
             assert!(matches!(status, Status::Qemu(_)), "{code}: {status:?}");
             assert_ne!(status.exit_code(), 0);
         }
+        let early = status(0, &[]).to_string();
+        assert!(early.contains("NX") && !status(0, &["a line"]).to_string().contains("NX"), "{early}");
         let killed = Status::of(ExitStatus::from_raw(9), &[], &[]);
         assert!(matches!(killed, Status::Qemu(_)));
     }

@@ -77,6 +77,11 @@ fn start(boot: &'static mut BootInfo) -> ! {
     report!("unplug version={}", env!("CARGO_PKG_VERSION"));
     early_tables();
     let features = Features::detect();
+    // Before anything of it is used.
+    if let Some(missing) = features.missing() {
+        console::line(format_args!("unplug: this CPU has no {missing}; the kernel does not run without"));
+        exit::now(exit::BAD_CONFIGURATION);
+    }
     smp::quiesce(&features);
     options::set(read_options());
     if options::get().deterministic {
@@ -96,7 +101,9 @@ fn start(boot: &'static mut BootInfo) -> ! {
     if lost > 0 {
         log::warn!(target: "memory", "{lost} regions of the memory map are not used: the list is full");
     }
-    require(&features);
+    if memory::ram_bytes().1 < memory::MIN_RAM_BYTES {
+        too_little_memory();
+    }
     match memory::init_frames() {
         Ok(frames) => {
             let memory::FrameSummary { ranges, given_up, bitmaps } = frames;
@@ -164,17 +171,6 @@ fn read_options() -> Options {
     }
     log::set_max_level(if options.quiet { log::LevelFilter::Warn } else { options.log });
     options
-}
-
-/// Stops where the machine lacks what the kernel cannot do without.
-fn require(features: &Features) {
-    if !features.nx {
-        console::line(format_args!("unplug: this CPU has no no-execute bit; the kernel does not run without"));
-        exit::now(exit::BAD_CONFIGURATION);
-    }
-    if memory::ram_bytes().1 < memory::MIN_RAM_BYTES {
-        too_little_memory();
-    }
 }
 
 fn too_little_memory() -> ! {

@@ -1,10 +1,15 @@
-//! When things go wrong: a guest that hangs, one that panics, one with too little memory, bad boot options.
+//! When things go wrong: a guest that hangs, is slow or panics, one with too little memory, a CPU that lacks something,
+//! a host program that is killed, bad boot options.
 
-use crate::support::{has_line, machine, run, shell, start, tail};
+use crate::support::{assert_good, has_line, machine, run, shell, start, tail};
 use boot::cli::Mode;
 use boot::machine::Machine;
 use boot::outcome::Status;
 use boot::size::MIB;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -15,7 +20,8 @@ fn a_hung_guest_is_ended_and_the_report_says_where() {
     guest.line("the shell's word", |line| line.starts_with("hanging")).unwrap_or_else(|error| panic!("{error:#}"));
     guest.allow(Duration::from_secs(1));
     let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(outcome.status, Status::Hung);
+    let in_the_shell = |stage: &str| stage.starts_with("the shell, ") && stage.ends_with("the command \"hang\"");
+    assert!(matches!(&outcome.status, Status::Hung(stage) if in_the_shell(stage)), "{}", outcome.status);
     assert_eq!(outcome.status.exit_code(), 124);
     let report = outcome.hang.join("\n");
     assert!(report.contains("    hanging"), "no console lines in {report}");
@@ -66,6 +72,72 @@ fn too_little_memory_is_refused_with_a_reason() {
     assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
     assert_eq!(outcome.status.exit_code(), 4);
     assert!(has_line(&outcome, &["memory"]), "{}", tail(&outcome));
+}
+
+/// What the kernel uses it asks for. A CPU without NX cannot be told so by the kernel: the loader does not get that far.
+// covers: X4
+#[test]
+fn a_cpu_without_what_is_used_is_refused_in_one_line() {
+    let with = |cpu: &[&str]| run(&Machine { smp: 1, cpu: cpu.iter().map(ToString::to_string).collect(), ..machine() });
+    let outcome = with(&["clflush=off", "clflushopt=off", "clwb=off"]);
+    assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
+    assert!(has_line(&outcome, &["this CPU has no CLFLUSH, CLFLUSHOPT or CLWB"]), "{}", tail(&outcome));
+    let outcome = with(&["nx=off"]);
+    assert!(outcome.status.to_string().contains("the CPU has no no-execute bit (NX)"), "{}", tail(&outcome));
+    assert_ne!(outcome.status.exit_code(), 0);
+    let outcome = with(&["clflushopt=off", "clwb=off"]);
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["write_back=clflush"]), "{}", tail(&outcome));
+}
+
+/// A time limit that is over while lines still come is no hang.
+#[test]
+fn a_guest_that_is_slow_is_not_called_hung() {
+    let mut guest = start(&Machine { smp: 1, ..machine() });
+    guest.line("the first act", |line| line.starts_with("@act n=1 ")).unwrap_or_else(|error| panic!("{error:#}"));
+    // So much of it may have passed in silence that whatever the guest does it counts as being at work.
+    guest.allow_until_now(Duration::from_secs(3600));
+    let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
+    let stage = "act 1 of 5 of the demonstration (by_range), ";
+    assert!(matches!(&outcome.status, Status::Slow(at) if at.starts_with(stage)), "{}", outcome.status);
+    assert_eq!(outcome.status.exit_code(), 124);
+}
+
+/// In the environment of the process that is killed in the next test.
+const TO_BE_KILLED: &str = "UNPLUG_TEST_TO_BE_KILLED";
+
+/// This program starts a guest and is killed, which it cannot notice: QEMU ends all the same.
+#[test]
+fn a_host_program_that_is_killed_takes_qemu_along() {
+    if std::env::var_os(TO_BE_KILLED).is_some() {
+        let mut guest = start(&Machine { smp: 1, ..shell() });
+        guest.prompt().unwrap_or_else(|error| panic!("{error:#}"));
+        println!("\nqemu={}", guest.pid().as_raw_nonzero());
+        // Until it is killed: nobody writes there.
+        let _ = std::io::stdin().read_line(&mut String::new());
+        return;
+    }
+    let name = "faults::a_host_program_that_is_killed_takes_qemu_along";
+    let mut host = Command::new(std::env::current_exe().expect("this program"))
+        .args([name, "--exact", "--nocapture"])
+        .env(TO_BE_KILLED, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let lines = BufReader::new(host.stdout.take().expect("a pipe")).lines();
+    let pid = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("qemu=")?.parse().ok());
+    let pid = pid.and_then(Pid::from_raw).expect("the number of QEMU's process");
+    // While it lives: so it cannot be that of another process by the time it is waited for.
+    let qemu = pidfd_open(pid, PidfdFlags::empty()).expect("QEMU runs");
+    host.kill().expect("killed");
+    host.wait().expect("its end");
+    let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&qemu, PollFlags::IN)], Some(&minute)).expect("poll");
+    if ended == 0 {
+        kill_process(pid, Signal::KILL).expect("QEMU is ended");
+    }
+    assert_eq!(ended, 1, "QEMU goes on without the program that started it");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::support::{assert_good, command, exit, has_line, machine, records, run, shell, start, tail};
 use boot::backing::Nvdimm;
+use boot::cli::Mode;
 use boot::guest::Guest;
 use boot::machine::Machine;
 use boot::size::{GIB, MIB, PAGE_BYTES};
@@ -39,6 +40,29 @@ fn an_odd_size_is_what_the_guest_sees() {
     let outcome = run(&Machine { smp: 1, pmem: vec![Nvdimm::temporary(size)], ..machine() });
     assert_good(&outcome);
     assert_eq!(records(&outcome, "nvdimm").iter().find_map(|nvdimm| nvdimm.number("size")), Some(size));
+}
+
+/// A device begins where the one before it ends: here at no multiple of 1 GiB, beside a module of RAM, although it is
+/// large enough to be mapped by a leaf of that size.
+#[test]
+fn a_device_at_a_crooked_address_is_mapped_by_what_fits() {
+    let machine = |mode| Machine {
+        smp: 2,
+        dimms: vec![256 * MIB],
+        pmem: vec![Nvdimm::temporary(GIB + 2 * MIB)],
+        mode,
+        append: vec!["tests=mm.*".into()],
+        ..machine()
+    };
+    let outcome = run(&machine(Mode::Demo));
+    let base = records(&outcome, "nvdimm").iter().find_map(|nvdimm| nvdimm.number("base"));
+    assert!(base.is_some_and(|base| !base.is_multiple_of(GIB) && base.is_multiple_of(2 * MIB)), "{base:x?}");
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["the device begins at a multiple of 2MiB"]), "{}", tail(&outcome));
+    // The in-kernel tests that need a leaf of 1 GiB say that they cannot have it.
+    let outcome = run(&machine(Mode::Test));
+    assert_good(&outcome);
+    assert!(has_line(&outcome, &["a_1g_leaf", "SKIP", "does not begin at a multiple of 1GiB"]), "{}", tail(&outcome));
 }
 
 /// Attaches the first NVDIMM's device: the shell of a fresh boot has none.

@@ -16,6 +16,12 @@ pub struct Features {
     pub gib_pages: bool,
     /// No-execute leaves. Required.
     pub nx: bool,
+    /// A local APIC. Required.
+    pub apic: bool,
+    /// The fences of SSE and SSE2. Required.
+    pub fences: bool,
+    /// Cache-line flush. This, `clflushopt` or `clwb` is required.
+    pub clflush: bool,
     /// Global kernel leaves survive a root load.
     pub global_pages: bool,
     /// Supervisor-mode execution prevention.
@@ -49,6 +55,9 @@ impl Features {
     fn from_cpuid<R: CpuIdReader>(cpuid: &CpuId<R>) -> Self {
         let mut found = Self { phys_bits: 36, ..Self::default() };
         if let Some(basic) = cpuid.get_feature_info() {
+            found.apic = basic.has_apic();
+            found.fences = basic.has_sse() && basic.has_sse2();
+            found.clflush = basic.has_clflush();
             found.global_pages = basic.has_pge();
             found.mca = basic.has_mce() && basic.has_mca();
             found.x2apic = basic.has_x2apic();
@@ -72,6 +81,18 @@ impl Features {
             found.phys_bits = capacity.physical_address_bits();
         }
         found
+    }
+
+    /// What the kernel cannot do without and this CPU lacks, in words. What every CPU with 64-bit mode has (time-stamp
+    /// counter, model-specific registers, physical address extension) is not asked for.
+    pub fn missing(&self) -> Option<&'static str> {
+        let needed = [
+            (self.nx, "no-execute bit (NX)"),
+            (self.apic, "local APIC"),
+            (self.fences, "SFENCE and LFENCE (SSE, SSE2)"),
+            (self.clflush || self.clflushopt || self.clwb, "CLFLUSH, CLFLUSHOPT or CLWB"),
+        ];
+        needed.into_iter().find(|(present, _)| !present).map(|(_, name)| name)
     }
 
     /// Names and values of what is used when present, for the console.

@@ -87,6 +87,13 @@ impl<M: Machine> DevDax<M> {
         self.alignment
     }
 
+    /// The largest leaf that the device's frames carry throughout, but for a part of one at its end: the strictest
+    /// alignment that it can be opened with.
+    pub fn largest_leaf(&self) -> PageSize {
+        let fits = |size: &PageSize| check_alignment(&self.device, *size).is_ok();
+        PageSize::ALL.into_iter().rev().find(fits).unwrap_or(PageSize::Size4K)
+    }
+
     /// Opens the file.
     ///
     /// # Errors

@@ -89,6 +89,27 @@ fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
     assert_eq!(refused(&[frames(START, 1024)], PageSize::Size1G), DaxError::OutOfRange { size: 4 << 20 });
 }
 
+/// A device begins where the machine has put it: whoever wants the largest leaves asks what fits.
+#[test]
+fn the_largest_leaf_is_the_one_that_the_frames_carry() {
+    let first = START.next_multiple_of(GIB);
+    for (ranges, leaf) in [
+        (&[frames(first, 3 * GIB + 7)][..], PageSize::Size1G),
+        (&[frames(first, 1)], PageSize::Size1G),
+        (&[frames(first + GIB / 4, 3 * GIB)], PageSize::Size2M),
+        (&[frames(first + 1, 3 * GIB)], PageSize::Size4K),
+        (&[frames(first, GIB), frames(first + 4 * GIB, 9)], PageSize::Size1G),
+        (&[frames(first, GIB - 512), frames(first + 4 * GIB, 9)], PageSize::Size2M),
+    ] {
+        let (_, mm) = machine(1);
+        let attached = attach(&mm, ranges, PageSize::Size4K).unwrap();
+        assert_eq!(attached.dev.largest_leaf(), leaf, "{ranges:?}");
+        assert!(attached.dev.open(OpenOptions::exactly(leaf)).is_ok());
+        let above = PageSize::ALL.into_iter().find(|size| *size > leaf);
+        assert!(above.is_none_or(|size| attached.dev.open(OpenOptions::exactly(size)).is_err()), "{ranges:?}");
+    }
+}
+
 /// covers: R8
 #[test]
 fn several_ranges_are_one_file() {

@@ -9,6 +9,8 @@ mod zap;
 
 use alloc::string::String;
 
+use mm::addr::PageSize;
+
 use self::figures::Figures;
 use crate::console::{self, report};
 use crate::cpu::time;
@@ -42,13 +44,13 @@ fn measure(figures: &mut Figures) -> Result<(), String> {
     if devices::slots().is_empty() {
         return Err("no NVDIMM was found: there is nothing to measure (start with --pmem 1G)".into());
     }
-    let whole = Device::with(&mut Ctx::default(), GIB, |_, device| {
+    let whole = Device::with_leaf(&mut Ctx::default(), GIB, PageSize::Size1G, |_, device| {
         gup::run(figures, device)?;
         zap::run(figures, device)
     });
     whole?;
     if figures.lines.is_empty() {
-        return Err("NVDIMM 0 is too small: 1 GiB is needed".into());
+        return Err("NVDIMM 0 is too small, or begins at no multiple of 1 GiB: one whole GiB is needed".into());
     }
     if !paging::has_gib_leaves() {
         log::warn!("this CPU has no 1 GiB leaves: figures about them are left out");

@@ -100,7 +100,7 @@ struct Worker {
 
 impl Worker {
     /// A worker with an address space of its own in which `len` bytes of device `at` from `offset` on are mapped with
-    /// leaves of `size`.
+    /// leaves of `size`, or smaller ones where the device's frames do not carry those.
     fn new(
         name: &str,
         at: usize,
@@ -110,7 +110,8 @@ impl Worker {
     ) -> Result<Self, String> {
         let fail = |what: &str, error: &dyn core::fmt::Display| format!("{name}: {what}: {error}");
         let file = devices::file(at).map_err(|error| fail("no device", &error))?;
-        let file = file.open(OpenOptions::exactly(size)).map_err(|error| fail("open", &error))?;
+        let file =
+            file.open(OpenOptions::exactly(size.min(file.largest_leaf()))).map_err(|error| fail("open", &error))?;
         let ops: Arc<dyn VmOps<KernelMachine>> = file;
         let space = Space::new(mm(), name).map_err(|error| fail("address space", &error))?;
         let first_page = offset >> PAGE_SHIFT;
@@ -332,7 +333,7 @@ pub fn give_way() {
     sched::yield_now();
 }
 
-/// The whole GiB of a device that a task maps with one leaf: the last one that fits. Offset in bytes.
+/// The whole GiB of a device that a task maps with one leaf, or with smaller ones: the last that fits. Offset in bytes.
 fn whole_gib(size_bytes: u64) -> Option<u64> {
     const GIB: u64 = 1 << 30;
     (size_bytes / GIB).checked_sub(1).map(|gib| gib * GIB)
@@ -351,7 +352,13 @@ impl Load {
     /// One clear line; tasks that were started go on, and `stop` ends the bystanders.
     pub fn start() -> Result<Self, String> {
         let counters = Arc::new(Counters::default());
-        let size = devices::file(0).map_err(|error| format!("{error}"))?.size_bytes();
+        let file = devices::file(0).map_err(|error| format!("{error}"))?;
+        let (size, leaf) = (file.size_bytes(), file.largest_leaf());
+        if leaf < PageSize::Size1G {
+            log::info!(
+                "the device begins at a multiple of {leaf}, and not of more: it is mapped with such leaves at most"
+            );
+        }
         let nr_cpus = percpu::online().len() as u64;
         let needed = SMALL_BYTES + nr_cpus * LARGE_BYTES;
         if size < needed {

@@ -20,6 +20,7 @@ use mm::addr::{PAGE_SHIFT, PfnRange};
 use self::books::{Books, Removed};
 use self::load::Load;
 use self::verdict::{Acts, Round, Verdict};
+use crate::console::report;
 use crate::cpu::percpu;
 use crate::pmem::devices;
 
@@ -53,6 +54,7 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
             log::warn!("{}: {error}; it is left out", slot.name);
         }
     }
+    act(1, "by_range");
     let ranged = round(Method::Ranged)?;
     let nr_frames = BASELINE_FRAMES.min(slot.frames.nr_pages());
     let frames = PfnRange::new(slot.frames.start(), nr_frames).ok_or("a device without frames")?;
@@ -60,14 +62,24 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
         "the per-frame baseline covers {nr_frames} of {} frames; the rest goes by range",
         slot.frames.nr_pages()
     );
+    act(2, "per_frame");
     let per_frame = round(Method::PerFrame(frames))?;
+    act(3, "page");
     let page = page::run(host_requests_s)?;
+    act(4, "files");
     let files = files::run()?;
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     }
+    act(5, "lent");
     let lent = page::lent()?;
     Ok(Verdict::new(slot.frames, ranged, per_frame, &Acts { page, files, lent }, (&before, &Books::now())))
+}
+
+/// Says which act begins, for whoever waits for the end.
+fn act(number: usize, name: &str) {
+    const ACTS: usize = 5;
+    report!("act n={number} of={ACTS} name={name}");
 }
 
 /// One round: attach, load, remove under load, see who ended and who went on.

@@ -64,7 +64,7 @@ pub const TESTS: &[Test] = &[
     Test {
         name: "dax.file.misaligned_requests_are_refused",
         covers: "L2",
-        run: |ctx| Device::with(ctx, GIB, misaligned),
+        run: |ctx| Device::with_leaf(ctx, GIB, PageSize::Size1G, misaligned),
     },
     Test { name: "dax.idle.takes_almost_nothing", covers: "R4", run: idle_bytes },
     Test { name: "dax.idle.costs_its_steps", covers: "R2 R4 R6", run: idle_cost },

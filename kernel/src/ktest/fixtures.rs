@@ -75,12 +75,27 @@ impl Device {
         min_bytes: u64,
         work: impl FnOnce(&mut Ctx, &Self) -> Result<(), String>,
     ) -> Result<(), String> {
+        Self::with_leaf(ctx, min_bytes, PageSize::Size2M, work)
+    }
+
+    /// As [`with`](Self::with), which asks for a device that leaves of 2 MiB fit: here it is leaves of `leaf`. A device
+    /// begins where the machine has put it.
+    pub fn with_leaf(
+        ctx: &mut Ctx,
+        min_bytes: u64,
+        leaf: PageSize,
+        work: impl FnOnce(&mut Ctx, &Self) -> Result<(), String>,
+    ) -> Result<(), String> {
         let Some(slot) = devices::slots().first() else {
             ctx.skip("there is no NVDIMM");
             return Ok(());
         };
         if slot.frames.nr_pages() << PAGE_SHIFT < min_bytes {
             ctx.skip(format!("NVDIMM 0 has fewer than {} MiB", min_bytes >> 20));
+            return Ok(());
+        }
+        if !slot.frames.start().is_aligned(leaf) {
+            ctx.skip(format!("NVDIMM 0 does not begin at a multiple of {leaf}"));
             return Ok(());
         }
         if devices::block(0).is_ok() {

@@ -26,7 +26,11 @@ const GIB: u64 = PageSize::Size1G.bytes();
 pub const TESTS: &[Test] = &[
     Test { name: "mm.gup.pins_are_counted_exactly", covers: "G1 G8", run: |ctx| Device::with(ctx, MIB2, counted) },
     Test { name: "mm.gup.huge_leaves_are_one_range", covers: "G6", run: |ctx| Device::with(ctx, 2 * MIB2, huge_2m) },
-    Test { name: "mm.gup.a_1g_leaf_is_one_range", covers: "G6", run: |ctx| Device::with(ctx, GIB, huge_1g) },
+    Test {
+        name: "mm.gup.a_1g_leaf_is_one_range",
+        covers: "G6",
+        run: |ctx| Device::with_leaf(ctx, GIB, PageSize::Size1G, huge_1g),
+    },
     Test { name: "mm.gup.arrays_and_ranges_agree", covers: "G6", run: |ctx| Device::with(ctx, 4 * MIB2, mixed) },
     Test { name: "mm.gup.loaded_space_goes_fast", covers: "G1 G2", run: |ctx| Device::with(ctx, MIB2, goes_fast) },
     Test { name: "mm.gup.foreign_space_goes_slow", covers: "G4", run: |ctx| Device::with(ctx, MIB2, goes_slow) },

@@ -26,12 +26,20 @@ pub const TESTS: &[Test] = &[
         covers: "G6 G7",
         run: |ctx| Device::with(ctx, 2 * MIB2, leaf_2m),
     },
-    Test { name: "mm.map.leaf_1g_reaches_its_frames", covers: "G6 G7", run: |ctx| Device::with(ctx, GIB, leaf_1g) },
+    Test {
+        name: "mm.map.leaf_1g_reaches_its_frames",
+        covers: "G6 G7",
+        run: |ctx| Device::with_leaf(ctx, GIB, PageSize::Size1G, leaf_1g),
+    },
     Test { name: "mm.map.rights_change_under_the_cpu", covers: "G7", run: |ctx| Device::with(ctx, 2 * MIB2, rights) },
     Test { name: "mm.map.bad_ranges_are_refused", covers: "G7", run: |ctx| Device::with(ctx, 2 * MIB2, bad_ranges) },
     Test { name: "mm.map.holes_stay_holes", covers: "G7", run: |ctx| Device::with(ctx, MIB2, holes) },
     Test { name: "mm.map.a_part_of_a_2m_leaf_goes", covers: "", run: |ctx| Device::with(ctx, 2 * MIB2, split_2m) },
-    Test { name: "mm.map.a_part_of_a_1g_leaf_goes", covers: "", run: |ctx| Device::with(ctx, GIB, split_1g) },
+    Test {
+        name: "mm.map.a_part_of_a_1g_leaf_goes",
+        covers: "",
+        run: |ctx| Device::with_leaf(ctx, GIB, PageSize::Size1G, split_1g),
+    },
     Test {
         name: "mm.map.rights_of_a_part_of_a_leaf",
         covers: "G7",
