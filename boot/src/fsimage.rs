@@ -13,6 +13,7 @@ use fs::format::{BLOCK_SIZE, Kind, ROOT_INO};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owned;
 use fs::pmem::{Overlay, Pmem, check_bounds};
+use fs::superblock;
 use fs::volume::Volume;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -53,6 +54,9 @@ enum Job {
     Check {
         /// The image.
         image: PathBuf,
+        /// First write a superblock that is lost or damaged anew, from its copy.
+        #[arg(long)]
+        repair: bool,
     },
     /// List a directory, and what is in it.
     #[command(visible_alias = "list")]
@@ -102,7 +106,7 @@ fn label(text: &str) -> Result<String, String> {
 fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
     match job {
         Job::Make { image, size, label } => make_image(image, *size, label, log, out)?,
-        Job::Check { image } => return check_image(image, log, out),
+        Job::Check { image, repair } => return check_image(image, *repair, log, out),
         Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
         Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
         Job::Dump { image } => dump(&mut open(image, log)?, out)?,
@@ -185,7 +189,13 @@ fn open(path: &Path, log: Option<&Path>) -> Result<Volume> {
     mount(&view(path)?, &options).with_context(|| format!("{} cannot be mounted", path.display()))
 }
 
-fn check_image(path: &Path, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
+fn check_image(path: &Path, repair: bool, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
+    if repair {
+        let renewed = superblock::repair(&Image::open(path, true, false)?);
+        if let Some(renewed) = renewed.with_context(|| format!("{} cannot be repaired", path.display()))? {
+            writeln!(out, "{renewed}")?;
+        }
+    }
     let report = check(&view(path)?, log.map(view).transpose()?.as_ref());
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
@@ -280,7 +290,7 @@ mod tests {
         volume.write(ino, 0, b"hello").unwrap();
         drop(volume);
         let before = std::fs::read(&image).unwrap();
-        let (status, text) = output(&Job::Check { image: image.clone() });
+        let (status, text) = output(&Job::Check { image: image.clone(), repair: false });
         assert_eq!(status, 0, "{text}");
         assert!(text.contains("1 files, 1 directories"), "{text}");
         let (_, text) = output(&Job::Ls { image: image.clone(), path: "/".into() });
@@ -291,8 +301,31 @@ mod tests {
         assert!(std::fs::read(&image).unwrap() == before, "looking has changed the image");
         // Damage is found.
         pmem.store(4096, &[0xff; 64]).unwrap();
-        let (status, text) = output(&Job::Check { image });
+        let (status, text) = output(&Job::Check { image, repair: false });
         assert_eq!(status, 1, "{text}");
+    }
+
+    /// covers: M5 M6
+    #[test]
+    fn a_check_that_is_to_repair_writes_a_superblock_anew_and_nothing_that_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        output(&Job::Make { image: image.clone(), size: Some(1 << 20), label: "tray".into() });
+        let whole = std::fs::read(&image).unwrap();
+        let pmem = Image::open(&image, true, false).unwrap();
+        let check = |repair| output(&Job::Check { image: image.clone(), repair });
+        pmem.store(0, &[0; BLOCK_SIZE as usize]).unwrap();
+        let (status, text) = check(false);
+        assert!(status == 1 && text.contains("superblock at block 0"), "{text}");
+        let (status, text) = check(true);
+        assert!(status == 0 && text.starts_with("the superblock at block 0 was lost: written anew"), "{text}");
+        assert!(std::fs::read(&image).unwrap() == whole, "the image is not as it was made");
+        // Somebody else's first block, and our copy behind it.
+        pmem.store(0, b"not ours").unwrap();
+        let before = std::fs::read(&image).unwrap();
+        let refused = run(&Job::Check { image: image.clone(), repair: true }, None, &mut Vec::new()).unwrap_err();
+        assert!(format!("{refused:#}").contains("not ours"), "{refused:#}");
+        assert!(std::fs::read(&image).unwrap() == before, "a refusal has changed the image");
     }
 
     #[test]
@@ -302,8 +335,8 @@ mod tests {
         std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
         let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: String::new() };
         output_with(&make, Some(&log));
-        assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);
-        let (status, text) = output(&Job::Check { image: image.clone() });
+        assert_eq!(output_with(&Job::Check { image: image.clone(), repair: false }, Some(&log)).0, 0);
+        let (status, text) = output(&Job::Check { image: image.clone(), repair: false });
         assert!(status == 1 && text.contains("its journal is on another device"), "{text}");
         assert!(run(&Job::Dump { image: image.clone() }, None, &mut Vec::new()).is_err());
         let (_, text) = output_with(&Job::Dump { image }, Some(&log));
@@ -323,7 +356,7 @@ mod tests {
         assert!(!image.exists());
         assert!(refused(&image, Some(40 << 10)).contains("at least 112 KiB"));
         assert!(refused(dir.path(), None).contains("cannot be opened"));
-        let check = run(&Job::Check { image: dir.path().into() }, None, &mut Vec::new());
+        let check = run(&Job::Check { image: dir.path().into(), repair: false }, None, &mut Vec::new());
         assert!(format!("{:#}", check.unwrap_err()).contains("is a directory, not an image file"));
         assert!(label(&"x".repeat(33)).is_err_and(|text| text.contains("at most 32")));
     }

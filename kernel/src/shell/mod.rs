@@ -5,6 +5,7 @@ mod devices;
 mod fail;
 mod fs;
 mod fsload;
+mod fuzz;
 mod pins;
 mod removal;
 pub mod runs;
@@ -31,8 +32,16 @@ const MAX_INPUT: usize = 512;
 const POLL_NS: u64 = 2_000_000;
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] =
-    &[GROUND, devices::COMMANDS, pins::COMMANDS, fail::COMMANDS, removal::COMMANDS, fs::COMMANDS, fsload::COMMANDS];
+static GROUPS: &[&[Command]] = &[
+    GROUND,
+    devices::COMMANDS,
+    pins::COMMANDS,
+    fail::COMMANDS,
+    removal::COMMANDS,
+    fs::COMMANDS,
+    fsload::COMMANDS,
+    fuzz::COMMANDS,
+];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },
@@ -55,16 +64,20 @@ pub fn run(runs: Runs) -> ! {
             console::line(format_args!("error: a line of more than {MAX_INPUT} characters; nothing was done"));
             continue;
         };
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let Some((&name, args)) = words.split_first() else { continue };
-        let found = GROUPS.iter().copied().flatten().find(|command| command.name == name);
-        let result = match found {
-            Some(command) => (command.run)(args),
-            None => Err(format!("unknown command \"{name}\" (try help)")),
-        };
-        if let Err(message) = result {
+        if let Err(message) = execute(&line) {
             console::line(format_args!("error: {message}"));
         }
+    }
+}
+
+/// Does what a line says.
+fn execute(line: &str) -> Result<(), String> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let Some((&name, args)) = words.split_first() else { return Ok(()) };
+    let found = GROUPS.iter().copied().flatten().find(|command| command.name == name);
+    match found {
+        Some(command) => (command.run)(args),
+        None => Err(format!("unknown command \"{name}\" (try help)")),
     }
 }
 
