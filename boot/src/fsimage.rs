@@ -14,6 +14,7 @@ use fs::layout::Label;
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owned;
 use fs::pmem::{Overlay, Pmem, check_bounds};
+use fs::superblock;
 use fs::volume::Volume;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -57,6 +58,9 @@ enum Job {
     Check {
         /// The image.
         image: PathBuf,
+        /// First write a superblock that is lost or damaged anew, from its copy.
+        #[arg(long)]
+        repair: bool,
     },
     /// List a directory, and what is in it.
     #[command(visible_alias = "list")]
@@ -103,7 +107,7 @@ fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
         Job::Make { image, size, label, force } => {
             make_image(image, &Make { size: *size, label: *label, log, force: *force }, out)?;
         }
-        Job::Check { image } => return check_image(image, log, out),
+        Job::Check { image, repair } => return check_image(image, *repair, log, out),
         Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
         Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
         Job::Dump { image } => dump(&mut open(image, log)?, out)?,
@@ -209,7 +213,13 @@ fn open(path: &Path, log: Option<&Path>) -> Result<Volume> {
     mount(&view(path)?, &options).with_context(|| format!("{} cannot be mounted", path.display()))
 }
 
-fn check_image(path: &Path, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
+fn check_image(path: &Path, repair: bool, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
+    if repair {
+        let renewed = superblock::repair(&Image::open(path, true, false)?);
+        if let Some(renewed) = renewed.with_context(|| format!("{} cannot be repaired", path.display()))? {
+            writeln!(out, "{renewed}")?;
+        }
+    }
     let report = check(&view(path)?, log.map(view).transpose()?.as_ref());
     for problem in &report.problems {
         writeln!(out, "{problem}")?;
@@ -305,7 +315,7 @@ mod tests {
         volume.write(ino, 0, b"hello").unwrap();
         drop(volume);
         let before = std::fs::read(&image).unwrap();
-        let (status, text) = output(&Job::Check { image: image.clone() });
+        let (status, text) = output(&Job::Check { image: image.clone(), repair: false });
         assert_eq!(status, 0, "{text}");
         assert!(text.contains("1 files, 1 directories"), "{text}");
         let (_, text) = output(&Job::Ls { image: image.clone(), path: "/".into() });
@@ -321,8 +331,31 @@ mod tests {
         assert!(std::fs::read(&image).unwrap() == before, "looking has changed the image");
         // Damage is found.
         pmem.store(4096, &[0xff; 64]).unwrap();
-        let (status, text) = output(&Job::Check { image });
+        let (status, text) = output(&Job::Check { image, repair: false });
         assert_eq!(status, 1, "{text}");
+    }
+
+    /// covers: M5 M6
+    #[test]
+    fn a_check_that_is_to_repair_writes_a_superblock_anew_and_nothing_that_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        output(&Job::Make { image: image.clone(), size: Some(1 << 20), label: "tray".into() });
+        let whole = std::fs::read(&image).unwrap();
+        let pmem = Image::open(&image, true, false).unwrap();
+        let check = |repair| output(&Job::Check { image: image.clone(), repair });
+        pmem.store(0, &[0; BLOCK_SIZE as usize]).unwrap();
+        let (status, text) = check(false);
+        assert!(status == 1 && text.contains("superblock at block 0"), "{text}");
+        let (status, text) = check(true);
+        assert!(status == 0 && text.starts_with("the superblock at block 0 was lost: written anew"), "{text}");
+        assert!(std::fs::read(&image).unwrap() == whole, "the image is not as it was made");
+        // Somebody else's first block, and our copy behind it.
+        pmem.store(0, b"not ours").unwrap();
+        let before = std::fs::read(&image).unwrap();
+        let refused = run(&Job::Check { image: image.clone(), repair: true }, None, &mut Vec::new()).unwrap_err();
+        assert!(format!("{refused:#}").contains("not ours"), "{refused:#}");
+        assert!(std::fs::read(&image).unwrap() == before, "a refusal has changed the image");
     }
 
     #[test]
@@ -332,8 +365,8 @@ mod tests {
         std::fs::write(&log, vec![0; (1 << 18) + LABEL_BYTES as usize]).unwrap();
         let make = Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default(), force: false };
         output_with(&make, Some(&log));
-        assert_eq!(output_with(&Job::Check { image: image.clone() }, Some(&log)).0, 0);
-        let (status, text) = output(&Job::Check { image: image.clone() });
+        assert_eq!(output_with(&Job::Check { image: image.clone(), repair: false }, Some(&log)).0, 0);
+        let (status, text) = output(&Job::Check { image: image.clone(), repair: false });
         assert!(status == 1 && text.contains("its journal is on another device"), "{text}");
         assert!(run(&Job::Dump { image: image.clone() }, None, &mut Vec::new()).is_err());
         let (_, text) = output_with(&Job::Dump { image }, Some(&log));
@@ -353,7 +386,7 @@ mod tests {
         assert!(!image.exists());
         assert!(refused(&image, Some(40 << 10)).contains("at least 112 KiB"));
         assert!(refused(dir.path(), None).contains("cannot be opened"));
-        let check = run(&Job::Check { image: dir.path().into() }, None, &mut Vec::new());
+        let check = run(&Job::Check { image: dir.path().into(), repair: false }, None, &mut Vec::new());
         assert!(format!("{:#}", check.unwrap_err()).contains("is a directory, not an image file"));
         let long = "x".repeat(33);
         let made = Cli::try_parse_from(["fs", "make", "image", "--label", &long]);

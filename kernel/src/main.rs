@@ -35,7 +35,7 @@ use crate::console::{report, ring};
 use crate::cpu::{exit, lock, percpu, time};
 use crate::mem::kstack::Stack;
 use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
-use crate::pmem::{devices, mounts};
+use crate::pmem::{devices, lost, mounts};
 use crate::shell::runs::Runs;
 use crate::task::runner::{self, Runner};
 use crate::task::{sched, services, tcb};
@@ -264,7 +264,9 @@ fn main_task() -> tcb::Exit {
             holders: |pfn| {
                 mounts::media_failure(pfn);
             },
-            devices: devices::keep_bad_blocks,
+            mapped: lost::for_each_place,
+            own: lost::lose_own,
+            devices: lost::keep_bad_blocks,
         },
     );
     let options = options::get();

@@ -8,6 +8,7 @@ mod cli;
 mod demo;
 mod faults;
 mod fs;
+mod fuzz;
 mod gdb;
 mod inject;
 mod kills;

@@ -6,12 +6,13 @@
 //! Linux: `drivers/dax/device.c`.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PfnRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::context::MmContext;
 use mm::machine::Machine;
 use mm::pagemap::{DevPagemap, MemoryKind};
-use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
+use mm::space::{AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
 
 use crate::device::{DaxDevice, DaxError, DaxUse};
 use crate::mutant::Mutant;
@@ -92,6 +93,13 @@ impl<M: Machine> DevDax<M> {
     pub fn largest_leaf(&self) -> PageSize {
         let fits = |size: &PageSize| check_alignment(&self.device, *size).is_ok();
         PageSize::ALL.into_iter().rev().find(fits).unwrap_or(PageSize::Size4K)
+    }
+
+    /// Who maps this frame, and where, whether or not anybody has touched it: who hears that it is lost. Nobody where the
+    /// device does not have it, or is dead.
+    pub fn places_of(&self, pfn: Pfn) -> Vec<(Arc<AddressSpace<M>>, VirtAddr)> {
+        let Ok(live) = self.device.read_lock() else { return Vec::new() };
+        live.offset_of(pfn).map_or_else(Vec::new, |offset| self.mapping.places(offset >> PAGE_SHIFT))
     }
 
     /// Opens the file.

@@ -58,8 +58,8 @@ impl<M: Machine> File<M> {
             FsError::DeviceGone => SigBusCause::DeviceGone,
             FsError::Media(_) => SigBusCause::Poisoned,
             FsError::Invalid | FsError::NotFound => SigBusCause::BeyondEnd,
-            // What a task is told where a hole cannot be filled.
-            FsError::NoSpace | FsError::JournalTooSmall => return FaultError::OutOfMemory,
+            // A store found a hole that cannot be filled (Linux: `VM_FAULT_SIGBUS` for ENOSPC).
+            FsError::NoSpace | FsError::JournalTooSmall => SigBusCause::NoSpace,
             _ => SigBusCause::ShutDown,
         };
         FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause }

@@ -117,10 +117,15 @@ impl Layout {
     /// # Errors
     /// Both are damaged, or of another version, or describe something that does not fit the device.
     pub(crate) fn read(pmem: &dyn Pmem) -> Result<Self, FsError> {
+        Self::find(pmem).map(|(layout, _)| layout)
+    }
+
+    /// The same, with the block of the one that was read.
+    pub(crate) fn find(pmem: &dyn Pmem) -> Result<(Self, u64), FsError> {
         let last = (pmem.len_bytes() / BLOCK_SIZE).checked_sub(1).ok_or(FsError::TooSmall)?;
         match Self::read_at(pmem, 0) {
-            Ok(layout) => Ok(layout),
-            Err(error) => Self::read_at(pmem, last).map_err(|_| error),
+            Ok(layout) => Ok((layout, 0)),
+            Err(error) => Self::read_at(pmem, last).map(|layout| (layout, last)).map_err(|_| error),
         }
     }
 

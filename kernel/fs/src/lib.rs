@@ -40,6 +40,7 @@ pub mod owner;
 mod place;
 pub mod pmem;
 mod space;
+pub mod superblock;
 mod tx;
 pub mod volume;
 

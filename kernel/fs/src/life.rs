@@ -70,6 +70,9 @@ impl<M: Machine> Mounted<M> {
         let options = MountOptions { log, ..MountOptions::default() };
         let volume = mounted.live_both().and_then(|_live| mount(&mounted.source.pmem, &options));
         let born = volume.and_then(|volume| {
+            if let Some(renewed) = volume.renewed() {
+                mounted.source.host.line(format_args!("fs {}: {renewed}", mounted.source.name));
+            }
             mounted.volume.set(Some(volume));
             mounted.confirm()
         });

@@ -24,6 +24,7 @@ use crate::node::Node;
 use crate::owner::{Owner, ReverseMap};
 use crate::pmem::{Dirty, Overlay, Pmem, store};
 use crate::space::first_desc;
+use crate::superblock;
 use crate::tx::{BlockKind, Store, Tx};
 use crate::volume::Volume;
 
@@ -144,8 +145,10 @@ fn area(pmem: &Arc<dyn Pmem>, log: Option<&Arc<dyn Pmem>>, layout: &Layout) -> A
 /// # Errors
 /// Damage, named; [`FsError::NotSupported`] where the journal is on another device and that is not given, or the
 /// other way round; the medium. Nothing has been written then, unless the medium failed in the middle.
+///
+/// A superblock that is lost is written anew from the other: see [`Volume::renewed`].
 pub fn mount(pmem: &Arc<dyn Pmem>, options: &MountOptions) -> Result<Volume, FsError> {
-    let layout = Layout::read(&**pmem)?;
+    let (layout, found) = Layout::find(&**pmem)?;
     if layout.has_external_log() != options.log.is_some() {
         return Err(FsError::NotSupported);
     }
@@ -153,7 +156,9 @@ pub fn mount(pmem: &Arc<dyn Pmem>, options: &MountOptions) -> Result<Volume, FsE
     let trial: Arc<dyn Pmem> = Overlay::new(pmem);
     let trial_log = options.log.as_ref().map(|log| -> Arc<dyn Pmem> { Overlay::new(log) });
     drop(Volume::mount_on(&trial, trial_log.as_ref(), layout, options.faults)?);
-    Volume::mount_on(pmem, options.log.as_ref(), layout, options.faults)
+    let mut volume = Volume::mount_on(pmem, options.log.as_ref(), layout, options.faults)?;
+    volume.renewed = superblock::renew(&**pmem, &layout, found);
+    Ok(volume)
 }
 
 impl Volume {
@@ -182,6 +187,7 @@ impl Volume {
             broken: None,
             now_ns: 0,
             hint: 0,
+            renewed: None,
         };
         volume.begin()?;
         Ok(volume)

@@ -17,6 +17,7 @@ use crate::layout::Layout;
 use crate::mutant::Mutant;
 use crate::node::{Change, Node};
 use crate::owner::{Owned, ReverseMap};
+use crate::superblock::Renewed;
 use crate::tx::{BlockKind, Store, Tx};
 
 /// A mounted file system.
@@ -36,6 +37,8 @@ pub struct Volume {
     /// What inodes get as their time.
     pub(crate) now_ns: u64,
     pub(crate) hint: u64,
+    /// See [`renewed`](Self::renewed).
+    pub(crate) renewed: Option<Renewed>,
 }
 
 /// Sizes of a file system (Linux: `struct statfs`).
@@ -74,6 +77,11 @@ impl Volume {
             nr_inodes,
             free_inodes: nr_inodes - used,
         })
+    }
+
+    /// The superblock that this mount found lost.
+    pub fn renewed(&self) -> Option<Renewed> {
+        self.renewed
     }
 
     /// The time that changes get from now on, in nanoseconds.

@@ -6,6 +6,7 @@ use fs::format::{Kind, ROOT_INO};
 use fs::mount::{MountOptions, mount};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
+use fs::superblock::repair;
 use proptest::prelude::*;
 use std::sync::Arc;
 use testkit::damage::{check_image, reseal, sample};
@@ -176,4 +177,57 @@ fn every_structure_is_checked_when_it_is_read() {
     }
     println!("found out by whoever reads: {read:?}");
     assert!(read.len() >= 7, "{read:?}");
+}
+
+/// covers: M5
+#[test]
+fn a_superblock_that_is_lost_is_written_anew_from_the_other_and_what_is_not_ours_is_left_alone() {
+    const BLOCK: u64 = 4096;
+    let sample = sample();
+    let last = sample.len() as u64 / BLOCK - 1;
+    let mounted = |sim: &Arc<SimPmem>| {
+        let pmem: Arc<dyn Pmem> = sim.clone();
+        mount(&pmem, &MountOptions::default()).map(|volume| volume.renewed().map(|renewed| renewed.to_string()))
+    };
+    let block = |sim: &SimPmem, nr: u64| sim.bytes()[(nr * BLOCK) as usize..][..BLOCK as usize].to_vec();
+    assert_eq!(mounted(&Arc::new(SimPmem::from_bytes(sample.clone()))), Ok(None));
+    for (lost, from) in [(0, last), (last, 0)] {
+        let words = format!("the superblock at block {lost} was lost: written anew from the one at block {from}");
+        let range = (lost * BLOCK) as usize..((lost + 1) * BLOCK) as usize;
+        // It cannot be read; it was written over by zeroes, which healed it.
+        let unreadable = Arc::new(SimPmem::from_bytes(sample.clone()));
+        unreadable.break_range(lost * BLOCK, (lost + 1) * BLOCK);
+        let mut bytes = sample.clone();
+        bytes[range.clone()].fill(0);
+        for sim in [unreadable, Arc::new(SimPmem::from_bytes(bytes))] {
+            let before = sim.bytes();
+            let pmem: Arc<dyn Pmem> = sim.clone();
+            assert!(!check(&pmem, None).is_clean());
+            assert!(sim.bytes() == before, "a check has written something");
+            assert_eq!(mounted(&sim), Ok(Some(words.clone())));
+            assert_eq!(block(&sim, lost), block(&SimPmem::from_bytes(sample.clone()), lost));
+            assert_eq!(mounted(&sim), Ok(None), "it is whole now");
+        }
+        // Somebody else's bytes are in its place: the file system is mounted by the other, as before, and they stay.
+        let mut bytes = sample.clone();
+        bytes[range.clone()].fill(0x58);
+        let sim = Arc::new(SimPmem::from_bytes(bytes));
+        assert_eq!(mounted(&sim), Ok(None));
+        assert_eq!(block(&sim, lost), vec![0x58; BLOCK as usize]);
+        assert!(matches!(repair(&*sim), Err(FsError::Damaged(damage)) if damage.what.contains("not ours")));
+        assert_eq!(block(&sim, lost), vec![0x58; BLOCK as usize]);
+        // One of ours that is damaged is not touched by a mount, and is by who asks for it.
+        let mut bytes = sample.clone();
+        bytes[range.start + 20] ^= 1;
+        let sim = Arc::new(SimPmem::from_bytes(bytes));
+        assert_eq!(mounted(&sim), Ok(None));
+        assert_eq!(repair(&*sim).map(|renewed| renewed.map(|renewed| renewed.block)), Ok(Some(lost)));
+        assert_eq!(repair(&*sim), Ok(None));
+    }
+    // Both are lost: nothing can be said, and nothing is written.
+    let mut bytes = sample;
+    bytes[..BLOCK as usize].fill(0);
+    bytes[(last * BLOCK) as usize..].fill(0);
+    let sim = Arc::new(SimPmem::from_bytes(bytes.clone()));
+    assert!(mounted(&sim).is_err() && repair(&*sim).is_err() && sim.bytes() == bytes);
 }

@@ -14,7 +14,7 @@ use fs::mount::{MakeOptions, make};
 use fs::pmem::Pmem;
 use mm::addr::PAGE_SIZE;
 use mm::machine::Point;
-use mm::space::SigBusCause;
+use mm::space::{FaultError, SigBusCause};
 use rig::*;
 use testkit::emu::Event;
 use testkit::sim::SimPmem;
@@ -108,6 +108,28 @@ fn a_truncate_that_meets_a_growing_file_ends_all_access_to_what_it_cuts_off() {
         assert!(task.space.translate(page(9)).is_none(), "a page that is free is still mapped");
         assert_eq!(task.cause(9), Some(SigBusCause::BeyondEnd));
     });
+}
+
+/// covers: M5
+#[test]
+fn a_store_for_which_there_is_no_block_is_a_sigbus_that_says_so() {
+    let (_emu, mm) = rig(1);
+    let device = Device::new(&mm, "pmem0", START, 256);
+    let fs = device.mount().unwrap();
+    let (sparse, filler) = (fs.create(&cx(), "sparse", true).unwrap(), fs.create(&cx(), "filler", true).unwrap());
+    fs.truncate(&cx(), &sparse, 64 * PAGE_SIZE).unwrap();
+    let task = Task::with(&mm, 0, &sparse, 64);
+    task.store(1, 7).unwrap();
+    let fill = |nr: u64| fs.write(&cx(), &filler, nr * PAGE_SIZE, &[1; PAGE_SIZE as usize]).err();
+    assert_eq!((0..256).find_map(fill), Some(FsError::NoSpace));
+    // The holes have no block to be had; what is there goes on.
+    let lost = (0..64).filter(|nr| *nr != 1).find_map(|nr| Some((nr, task.store(nr, 1).err()?))).expect("a hole");
+    let sigbus = FaultError::SigBus { addr: page(lost.0), len_bytes: PAGE_SIZE, cause: SigBusCause::NoSpace };
+    assert_eq!(lost.1, sigbus);
+    assert_eq!((task.store(1, 8), task.fetch(1)), (Ok(()), Ok(8)));
+    // With space it goes on.
+    fs.truncate(&cx(), &filler, 0).unwrap();
+    assert_eq!(task.store(lost.0, 1), Ok(()));
 }
 
 /// A console that has frozen it must not wait for itself.

@@ -31,6 +31,11 @@ fn tell(device: &Arc<DaxDevice>, offset: u64, len: u64, flags: NotifyFlags) -> R
     answers[0].result
 }
 
+/// The sectors of so many frames.
+fn sectors(first: u64, nr_pages: u64) -> mm::run_set::Run {
+    mm::pagemap::sectors_of(Pfn::new(first), nr_pages).unwrap()
+}
+
 /// The device's byte offset of a page of a file that `task` maps.
 fn offset_of(device: &Device, task: &Task, nr: u64) -> u64 {
     let pfn = task.space.translate(page(nr)).unwrap().pfn_at(page(nr));
@@ -305,7 +310,7 @@ fn a_real_failure_marks_the_pages_and_tells_the_task_that_met_it() {
     // Its last byte counts as well as its first.
     assert_eq!(tell(device.live.device(), offset + PAGE_SIZE - 1, 1, MEDIA), Ok(()));
     let pfn = Pfn::new(START + offset / PAGE_SIZE);
-    assert_eq!(device.map.poisoned(), [pfn]);
+    assert_eq!(device.map.lost(), Ok(vec![sectors(pfn.as_u64(), 1)]));
     let report = fs.last_notification().unwrap();
     assert_eq!((report.mappings, report.told, report.poisoned, report.shutdown), (2, 1, 1, None));
     assert_eq!(report.errors, [], "every inode can be loaded");
@@ -333,7 +338,7 @@ fn each_page_of_a_range_that_failed_is_marked() {
     let offset = offset_of(&device, &task, 5);
     assert_eq!(tell(device.live.device(), offset, 3 * PAGE_SIZE, MEDIA), Ok(()));
     let first = START + offset / PAGE_SIZE;
-    assert_eq!(device.map.poisoned(), [0, 1, 2].map(|nr| Pfn::new(first + nr)));
+    assert_eq!(device.map.lost(), Ok(vec![sectors(first, 3)]));
     let report = fs.last_notification().unwrap();
     assert_eq!((report.poisoned, &report.errors[..]), (3, &[][..]));
 }
@@ -403,7 +408,7 @@ fn a_range_outside_the_file_systems_part_is_no_such_address() {
     }
     assert!(fs.last_notification().is_none());
     assert_eq!(tell(dev, offset, 1, MEDIA), Ok(()));
-    assert_eq!(device.map.poisoned(), [Pfn::new(START + offset / PAGE_SIZE)]);
+    assert_eq!(device.map.lost(), Ok(vec![sectors(START + offset / PAGE_SIZE, 1)]));
     // The last byte before the part and its first byte: the superblock.
     assert_eq!(tell(dev, part.first() - 1, 2, MEDIA), Err(NotifyError::Corrupted));
 }

@@ -26,6 +26,13 @@ pub enum SigBusCause {
     BeyondEnd,
     /// The file system has been shut down.
     ShutDown,
+    /// The file system has no block left for the page that a store would make.
+    NoSpace,
+}
+
+impl SigBusCause {
+    /// All causes.
+    pub const ALL: [Self; 5] = [Self::DeviceGone, Self::Poisoned, Self::BeyondEnd, Self::ShutDown, Self::NoSpace];
 }
 
 impl fmt::Display for SigBusCause {
@@ -35,6 +42,7 @@ impl fmt::Display for SigBusCause {
             Self::Poisoned => "poisoned",
             Self::BeyondEnd => "beyond-end",
             Self::ShutDown => "shut-down",
+            Self::NoSpace => "no-space",
         })
     }
 }
@@ -80,10 +88,14 @@ impl fmt::Display for FaultError {
 pub enum MapError {
     /// Empty, wrapping, not page-aligned, or not inside the user half.
     BadRange,
+    /// The range begins at address 0: the first page stays free, so that a null pointer is caught.
+    AtZero,
     /// Something is mapped in the range already.
     Occupied,
     /// Address, length and offset must all be multiples of this.
     Misaligned(PageSize),
+    /// An end of the range lies inside a mapping that promises leaves of this size, and not at a multiple of it.
+    CutsLeaf(PageSize),
     /// The provider refuses: the device is gone, or the range lies beyond its end.
     Refused(SigBusCause),
 }
@@ -92,9 +104,13 @@ impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadRange => f.write_str("the range is empty, wraps, is not page-aligned or leaves the user half"),
+            Self::AtZero => f.write_str("the range begins at address 0, where nothing is ever mapped"),
             Self::Occupied => f.write_str("something is mapped in the range already"),
             Self::Misaligned(size) => {
                 write!(f, "address, length and offset must be multiples of {size}")
+            }
+            Self::CutsLeaf(size) => {
+                write!(f, "the mapping is made of leaves of {size}, and is cut at multiples of that only")
             }
             Self::Refused(cause) => write!(f, "refused: {cause}"),
         }

@@ -15,6 +15,7 @@ use crate::gather::{Gather, ZapStats};
 use crate::machine::Machine;
 use crate::mapping::{Unmapped, unmap_mapping_range};
 use crate::meta::Page;
+use crate::run_set::Run;
 use crate::sync::Arc;
 
 /// Why the frame fails.
@@ -22,6 +23,9 @@ use crate::sync::Arc;
 pub enum FailureKind {
     /// The medium has lost the contents: the frame is marked poisoned.
     Media,
+    /// The medium has lost these sectors of it, counted from physical address 0: they are marked, and as what cannot be
+    /// read in part cannot be mapped either, the frame is poisoned as far as folios and mappings are concerned.
+    Sectors(Run),
     /// The device is about to leave and its contents are as good as ever: nothing is marked (Linux:
     /// `MF_MEM_PRE_REMOVE`).
     PreRemove,
@@ -39,7 +43,7 @@ impl fmt::Display for NoSuchFrame {
 
 /// What one failure found.
 pub struct Failure<M: Machine> {
-    /// The frame was marked already.
+    /// It was marked already.
     pub was_poisoned: bool,
     /// Who mapped it, and where.
     pub users: Vec<Unmapped<M>>,
@@ -63,12 +67,16 @@ pub fn memory_failure<M: Machine>(
     kind: FailureKind,
 ) -> Result<Failure<M>, NoSuchFrame> {
     let map = mm.meta.find_map(pfn).ok_or(NoSuchFrame(pfn))?;
-    let was_poisoned = kind == FailureKind::Media && !map.poison(pfn);
+    let was_poisoned = match kind {
+        FailureKind::Media => !map.poison(pfn),
+        FailureKind::Sectors(sectors) => map.lose(sectors) == 0,
+        FailureKind::PreRemove => false,
+    };
     let mut gather = Gather::new(mm);
     let mut users = Vec::new();
     // Without a reference: its count may have no room for one. If the folio goes meanwhile, there is nothing to unmap.
     let look = |page: &Page| {
-        if kind == FailureKind::Media {
+        if kind != FailureKind::PreRemove {
             page.set_poisoned(true);
         }
         (page.owner(), page.head())

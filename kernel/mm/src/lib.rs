@@ -109,6 +109,7 @@ mod promote;
 pub mod reach;
 pub mod region;
 pub mod rmap;
+pub mod run_set;
 pub mod shootdown;
 pub mod space;
 pub mod sync;

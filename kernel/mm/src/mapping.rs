@@ -112,6 +112,16 @@ impl<M: Machine> Mapping<M> {
         users
     }
 
+    /// Every address at which the page at offset `page` is mapped, whether or not a leaf is installed there.
+    pub fn places(&self, page: u64) -> Vec<(Arc<AddressSpace<M>>, VirtAddr)> {
+        let mut places = Vec::new();
+        self.rmap.lock().for_each_overlap(page, page.saturating_add(1), |from, _, mapped| {
+            let addr = mapped.start.checked_add(page.saturating_sub(from) << PAGE_SHIFT);
+            places.extend(mapped.space.upgrade().zip(addr));
+        });
+        places
+    }
+
     /// Every VMA that maps one of the offsets, with its whole range; `None` where memory for the list is missing.
     fn list(&self, first: u64, nr_pages: u64) -> Option<Vec<Found<M>>> {
         let mut users = Vec::new();

@@ -180,4 +180,9 @@ mutants::mutants! {
     /// A handler says that some block is marked by a plain store. Caught by
     /// `loom_losses::two_handlers_without_a_slot_against_the_taker`.
     LossFlagStored = "loss_flag_stored",
+    /// Address 0 can be mapped. Caught by `leaves::address_zero_is_never_mapped`.
+    MapsAddressZero = "maps_address_zero",
+    /// A mapping that promises leaves of one size is cut anywhere. Caught by
+    /// `leaves::a_mapping_that_promises_one_leaf_size_is_cut_between_its_leaves`.
+    LeavesAreCut = "leaves_are_cut",
 }

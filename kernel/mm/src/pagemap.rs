@@ -15,11 +15,11 @@
 //! [`MetaStore::get_or_create`]: crate::meta::MetaStore::get_or_create
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::addr::{Pfn, PfnRange};
+use crate::addr::{PAGE_SIZE, Pfn, PfnRange};
+use crate::run_set::{NoRoom, Run, RunSet};
 use crate::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// May a page be pinned for an unbounded time? All of this kernel's device memory can be removed, so nobody may hold it
@@ -122,6 +122,28 @@ impl fmt::Display for PagemapError {
 
 impl core::error::Error for PagemapError {}
 
+/// Bytes in the smallest piece of a device that can be lost: one sector of the block path.
+pub const SECTOR_BYTES: u64 = 512;
+const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_BYTES;
+/// Pieces that can be lost before memory has to be asked for.
+const LOST_AT_ONCE: usize = 4;
+
+/// The sectors of so many frames, counted from physical address 0; `None` where there are none, or where they would wrap.
+#[inline]
+pub const fn sectors_of(first: Pfn, nr_pages: u64) -> Option<Run> {
+    match (first.as_u64().checked_mul(SECTORS_PER_PAGE), nr_pages.checked_mul(SECTORS_PER_PAGE)) {
+        (Some(first), Some(nr)) => Run::with_len(first, nr),
+        _ => None,
+    }
+}
+
+/// The whole frames around these sectors: the first, and how many.
+#[inline]
+pub const fn frames_around(sectors: Run) -> (Pfn, u64) {
+    let first = sectors.first() / SECTORS_PER_PAGE;
+    (Pfn::new(first), sectors.end().div_ceil(SECTORS_PER_PAGE) - first)
+}
+
 const UNREGISTERED: u32 = 0;
 const LIVE: u32 = 1;
 const DYING: u32 = 2;
@@ -151,8 +173,9 @@ pub struct DevPagemap {
     id: AtomicU32,
     state: AtomicU32,
     live_folios: AtomicU64,
-    /// Frames that have lost data; in proportion to the damage.
-    poisoned: Mutex<BTreeSet<Pfn>>,
+    /// What is lost of it, in sectors counted from physical address 0; in proportion to the number of pieces. There is no
+    /// other list: the block path, faults, pins and file systems ask this one.
+    lost: Mutex<RunSet>,
 }
 
 impl DevPagemap {
@@ -175,7 +198,7 @@ impl DevPagemap {
             id: AtomicU32::new(0),
             state: AtomicU32::new(UNREGISTERED),
             live_folios: AtomicU64::new(0),
-            poisoned: Mutex::new(BTreeSet::new()),
+            lost: Mutex::new(RunSet::with_room(LOST_AT_ONCE)),
         }))
     }
     /// What the memory is used for.
@@ -226,23 +249,74 @@ impl DevPagemap {
         self.live_folios() == 0
     }
 
-    /// Remembers that `pfn` has lost data, whether anybody uses it or not (P4). Says whether that is new; `false`
-    /// too for a frame of another page map.
+    /// Remembers that all of `pfn` is lost, whether anybody uses it or not (P4). Says whether some of that is new; `false`
+    /// too for a frame of another page map. It needs no memory: see [`RunSet::insert_or_stretch`].
     pub fn poison(&self, pfn: Pfn) -> bool {
-        self.contains(pfn) && self.poisoned.lock().insert(pfn)
+        sectors_of(pfn, 1).is_some_and(|sectors| self.lose(sectors) != 0)
     }
-    /// Forgets it, after the frame was written anew. Says whether it was poisoned.
-    pub fn clear_poison(&self, pfn: Pfn) -> bool {
-        self.poisoned.lock().remove(&pfn)
+    /// The same for sectors. Those that are not of this page map are passed over. Answers how many are new.
+    pub fn lose(&self, sectors: Run) -> u64 {
+        self.of_ranges(sectors).map(|part| self.lost.lock().insert_or_stretch(part)).sum()
     }
-    /// Has one of `nr_pages` frames from `first` on lost data?
+    /// The same for a list that somebody else has made, which may be longer than memory allows.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; a part may be in.
+    pub fn lose_listed(&self, sectors: Run) -> Result<(), NoRoom> {
+        self.of_ranges(sectors).try_for_each(|part| self.lost.lock().insert(part).map(drop))
+    }
+    /// Forgets that these sectors were lost, after they were written anew. Answers how many were. A frame of which all is lost
+    /// is made whole by a write of all of it and not by one of a part: its sectors stay lost then. So do those of a piece
+    /// that cannot be cut in two because memory is short.
+    pub fn clear_lost(&self, sectors: Run) -> u64 {
+        let mut lost = self.lost.lock();
+        if lost.is_empty() {
+            return 0;
+        }
+        let (first, end) = (sectors.first(), sectors.end());
+        let frame = |sector| sectors_of(Pfn::new(sector / SECTORS_PER_PAGE), 1);
+        let all_lost = |sector| frame(sector).filter(|&frame| lost.contains_all(frame));
+        let below = all_lost(first).filter(|frame| frame.first() < first);
+        let above = all_lost(end - 1).filter(|frame| frame.end() > end);
+        let (first, end) = (below.map_or(first, Run::end), above.map_or(end, Run::first));
+        Run::new(first, end).map_or(0, |sectors| lost.remove(sectors).unwrap_or(0))
+    }
+    /// Has one of `nr_pages` frames from `first` on lost data, be it one sector?
     pub fn any_poisoned(&self, first: Pfn, nr_pages: u64) -> bool {
-        let poisoned = self.poisoned.lock();
-        !poisoned.is_empty() && poisoned.range(first..first.add(nr_pages)).next().is_some()
+        let lost = self.lost.lock();
+        !lost.is_empty() && sectors_of(first, nr_pages).is_some_and(|sectors| lost.first_in(sectors).is_some())
     }
-    /// All frames that have lost data, rising.
-    pub fn poisoned(&self) -> Vec<Pfn> {
-        self.poisoned.lock().iter().copied().collect()
+    /// The first of these sectors that is lost.
+    pub fn first_lost(&self, sectors: Run) -> Option<u64> {
+        let lost = self.lost.lock();
+        if lost.is_empty() { None } else { lost.first_in(sectors) }
+    }
+    /// Are all of these sectors lost?
+    pub fn all_lost(&self, sectors: Run) -> bool {
+        let lost = self.lost.lock();
+        !lost.is_empty() && lost.contains_all(sectors)
+    }
+    /// What is lost, rising.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: there is no memory for the copy.
+    pub fn lost(&self) -> Result<Vec<Run>, NoRoom> {
+        let mut copy = Vec::new();
+        loop {
+            let lost = self.lost.lock();
+            let wanted = lost.runs().len();
+            if wanted <= copy.capacity() {
+                copy.extend_from_slice(lost.runs());
+                return Ok(copy);
+            }
+            drop(lost);
+            copy.try_reserve_exact(wanted).map_err(|_| NoRoom)?;
+        }
+    }
+    /// The parts of these sectors that are of this page map.
+    fn of_ranges(&self, sectors: Run) -> impl Iterator<Item = Run> + '_ {
+        let all = |range: &PfnRange| sectors_of(range.start(), range.nr_pages());
+        self.ranges.iter().filter_map(move |range| all(range)?.intersection(sectors))
     }
 
     /// The store has given it a number (under the store's lock).
@@ -329,15 +403,49 @@ mod tests {
         }
     }
 
+    fn sectors(first: u64, nr: u64) -> Run {
+        Run::with_len(first, nr).expect("sectors of the test")
+    }
+
+    /// covers: M5
     #[test]
-    fn poison_is_remembered_by_frame() {
+    fn poison_is_remembered_by_frame_and_one_sector_is_enough() {
         let map = DevPagemap::new(MemoryKind::DevDax, [range(10, 10)]).expect("a range");
         assert!(!map.any_poisoned(Pfn::new(10), 10));
         assert!(map.poison(Pfn::new(12)) && map.poison(Pfn::new(11)));
-        assert_eq!(map.poisoned(), [Pfn::new(11), Pfn::new(12)]);
+        assert_eq!(map.lost(), Ok(alloc::vec![sectors(88, 16)]));
         assert!(map.any_poisoned(Pfn::new(12), 1) && !map.any_poisoned(Pfn::new(13), 7));
-        assert!(map.clear_poison(Pfn::new(12)) && !map.clear_poison(Pfn::new(12)));
-        assert_eq!(map.poisoned(), [Pfn::new(11)]);
+        assert_eq!((map.clear_lost(sectors(96, 8)), map.clear_lost(sectors(96, 8))), (8, 0));
+        assert_eq!(map.lost(), Ok(alloc::vec![sectors(88, 8)]));
+        assert_eq!(map.lose(sectors(159, 1)), 1);
+        assert!(map.any_poisoned(Pfn::new(19), 1) && !map.any_poisoned(Pfn::new(18), 1));
+        assert_eq!((map.first_lost(sectors(89, 100)), map.first_lost(sectors(96, 63))), (Some(89), None));
+        assert!(map.all_lost(sectors(88, 8)) && !map.all_lost(sectors(88, 9)));
+        assert!(map.poison(Pfn::new(19)) && !map.poison(Pfn::new(19)), "seven of its sectors are new");
+        assert!(!map.poison(Pfn::new(20)) && !map.poison(Pfn::new(u64::MAX)), "of another page map, or of none");
+    }
+
+    /// covers: P3
+    #[test]
+    fn a_frame_that_is_lost_as_a_whole_is_made_whole_by_a_write_of_all_of_it() {
+        let map = DevPagemap::new(MemoryKind::DevDax, [range(10, 10)]).expect("a range");
+        assert!(map.poison(Pfn::new(12)) && map.lose(sectors(104, 3)) == 3);
+        for (first, nr, cleared) in [(96, 7, 0), (97, 7, 0), (98, 2, 0), (80, 20, 0), (100, 6, 2), (106, 1, 1)] {
+            assert_eq!(map.clear_lost(sectors(first, nr)), cleared, "{nr} sectors from {first} on");
+            assert!(map.all_lost(sectors(96, 8)));
+        }
+        assert_eq!(map.clear_lost(sectors(95, 9)), 8);
+        assert_eq!(map.lost(), Ok(alloc::vec![]));
+    }
+
+    /// covers: X3
+    #[test]
+    fn a_lost_device_of_any_size_is_one_run_for_each_of_its_ranges() {
+        let map = DevPagemap::new(MemoryKind::DevDax, [range(10, 1 << 30), range(1 << 35, 5)]).expect("ranges");
+        map.lose_listed(sectors(0, u64::MAX)).expect("room for two runs");
+        assert_eq!(map.lost(), Ok(alloc::vec![sectors(80, 8 << 30), sectors(8 << 35, 40)]));
+        assert!(map.any_poisoned(Pfn::new(1 << 29), 1) && map.any_poisoned(Pfn::new((1 << 35) + 4), 1));
+        assert!(!map.any_poisoned(Pfn::new(9), 1) && !map.any_poisoned(Pfn::new((1 << 30) + 10), 1));
     }
 
     #[test]

@@ -33,12 +33,17 @@ use crate::ledger::Kind;
 use crate::lock_check;
 use crate::machine::{Machine, Point};
 pub use crate::mapping::Mapping;
+use crate::mutant::Mutant;
 use crate::pagemap::MemoryKind;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::table::{Found, Table};
 pub use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, MapError, SigBusCause, VmOps};
 use crate::vma::{Vma, Vmas};
+
+/// First address that can be mapped: the page at 0 stays free, so that whoever follows a null pointer faults. Under a
+/// checker, whose page tables have two entries, it is one of two pages, and is not spared.
+pub const USER_START: VirtAddr = VirtAddr::new(if cfg!(any(loom, shuttle)) { 0 } else { PAGE_SIZE });
 
 /// An address space: a page table and the VMAs that say what belongs into it.
 ///
@@ -195,6 +200,9 @@ impl<M: Machine> AddressSpace<M> {
         offset_pages: u64,
     ) -> Result<(), MapError> {
         let range = self.user_range(va, len_bytes)?;
+        if va < USER_START && !Mutant::MapsAddressZero.is_on() {
+            return Err(MapError::AtZero);
+        }
         let align = ops.alignment();
         let offset_bytes = offset_pages.checked_mul(PAGE_SIZE).ok_or(MapError::BadRange)?;
         if [va.as_u64(), len_bytes, offset_bytes].iter().any(|n| n & (align.bytes() - 1) != 0) {
@@ -224,11 +232,25 @@ impl<M: Machine> AddressSpace<M> {
         vmas.0.insert(range.start(), Vma { range, prot, offset_pages, ops: Arc::clone(ops), rmap });
     }
 
-    /// Cuts the VMA that holds `at` in two, so that one begins there.
-    fn cut(self: &Arc<Self>, vmas: &mut Vmas<M>, at: VirtAddr) {
-        let Some(start) = vmas.find(at).map(|vma| vma.range.start()).filter(|&start| start < at) else {
-            return;
-        };
+    /// Cuts the VMAs that reach out of `range`, so that one begins at each of its ends.
+    ///
+    /// # Errors
+    /// [`MapError::CutsLeaf`]; nothing is cut then.
+    fn cut_at_ends(self: &Arc<Self>, vmas: &mut Vmas<M>, range: VirtRange) -> Result<(), MapError> {
+        let low = cut_at(vmas, range.start())?;
+        let high = cut_at(vmas, range.end())?;
+        if let Some(start) = low {
+            self.cut(vmas, start, range.start());
+        }
+        if let Some(start) = high {
+            // Where it is the same one, what is left to cut begins where it was cut first.
+            self.cut(vmas, if low == high { range.start() } else { start }, range.end());
+        }
+        Ok(())
+    }
+
+    /// Cuts the VMA that begins at `start` in two, so that one begins at `at`, a page inside it.
+    fn cut(self: &Arc<Self>, vmas: &mut Vmas<M>, start: VirtAddr, at: VirtAddr) {
         let Some(vma) = vmas.0.remove(&start) else {
             return;
         };
@@ -248,14 +270,16 @@ impl<M: Machine> AddressSpace<M> {
     /// pages through this range, and their references are given back. A range in which nothing is mapped is no
     /// error, as on Linux.
     ///
+    /// A mapping whose provider promises leaves of one size ([`VmOps::alignment`]) goes leaf by leaf: half of one cannot
+    /// be unmapped, for what is left could be mapped by smaller leaves only (Linux: `may_split` of a device-dax file).
+    ///
     /// # Errors
-    /// [`MapError::BadRange`].
+    /// [`MapError::BadRange`], [`MapError::CutsLeaf`]; nothing is changed then.
     pub fn unmap(self: &Arc<Self>, va: VirtAddr, len_bytes: u64) -> Result<ZapStats, MapError> {
         let range = self.user_range(va, len_bytes)?;
         let mut gather = Gather::new(&self.mm);
         let mut vmas = self.write();
-        self.cut(&mut vmas, range.start());
-        self.cut(&mut vmas, range.end());
+        self.cut_at_ends(&mut vmas, range)?;
         let mut gone = Vec::new();
         while let Some(start) = vmas.first_in(range) {
             gone.extend(vmas.0.remove(&start));
@@ -286,14 +310,13 @@ impl<M: Machine> AddressSpace<M> {
     /// Changes the rights of every VMA in the range, cutting those that reach out of it.
     ///
     /// # Errors
-    /// [`MapError::BadRange`]; `Refused` is not used here. A hole in the range is skipped.
+    /// As for [`unmap`](Self::unmap). A hole in the range is skipped.
     pub fn protect(self: &Arc<Self>, va: VirtAddr, len_bytes: u64, prot: Prot) -> Result<ZapStats, MapError> {
         let range = self.user_range(va, len_bytes)?;
         let prot = Prot { user: true, ..prot };
         let mut gather = Gather::new(&self.mm);
         let mut vmas = self.write();
-        self.cut(&mut vmas, range.start());
-        self.cut(&mut vmas, range.end());
+        self.cut_at_ends(&mut vmas, range)?;
         let mut narrow = false;
         for (_, vma) in vmas.0.range_mut(range.start()..range.end()) {
             vma.prot = prot;
@@ -372,6 +395,16 @@ impl<M: Machine> AddressSpace<M> {
         let _vmas = self.read();
         self.table().walk(va)
     }
+}
+
+/// First address of the VMA that has to be cut, so that one begins at `at`.
+fn cut_at<M: Machine>(vmas: &Vmas<M>, at: VirtAddr) -> Result<Option<VirtAddr>, MapError> {
+    let Some(vma) = vmas.find(at).filter(|vma| vma.range.start() < at) else { return Ok(None) };
+    let size = vma.ops.alignment();
+    if at.is_aligned(size.bytes()) || Mutant::LeavesAreCut.is_on() {
+        return Ok(Some(vma.range.start()));
+    }
+    Err(MapError::CutsLeaf(size))
 }
 
 impl<M: Machine> Drop for AddressSpace<M> {

@@ -5,12 +5,12 @@ mod common;
 
 use common::cached::{DEVICE_PAGES, assert_gone, mapped, unmap};
 use common::{Device, load_from, machine, page, space_with, store_to};
-use mm::addr::{PAGE_SIZE, PageSize};
+use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::mapping::{unmap_leftovers, unmap_mapping_range};
-use mm::space::Access;
+use mm::space::{Access, AddressSpace, MapError};
 use testkit::emu::Config;
 
 // covers: G3
@@ -172,4 +172,48 @@ fn what_others_have_left_is_found_by_its_leaves() {
     [0, 299, 3000].into_iter().for_each(store);
     emu.on_cpu(0, || assert_eq!(left().0, [0, 1, 3].map(|vma: usize| page(vmas[vma].0))));
     emu.on_cpu(0, || assert_eq!(left().0, []));
+}
+
+#[test]
+fn address_zero_is_never_mapped() {
+    let (_emu, mm) = machine(1);
+    let device = Device::dax(&mm, DEVICE_PAGES);
+    let space = AddressSpace::new(&mm, "zero").unwrap();
+    let map = |va, pages| space.map(VirtAddr::new(va), pages * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0);
+    assert_eq!((map(0, 1), map(0, 512)), (Err(MapError::AtZero), Err(MapError::AtZero)));
+    assert!(MapError::AtZero.to_string().contains("address 0"));
+    // The page after it can be; and what begins at 0 can be unmapped, for nothing is there.
+    assert_eq!(map(PAGE_SIZE, 1), Ok(()));
+    assert!(space.unmap(VirtAddr::new(0), 2 * PAGE_SIZE).is_ok());
+    assert_eq!(mm.ledger.count(Kind::Mappings), 0);
+}
+
+#[test]
+fn a_mapping_that_promises_one_leaf_size_is_cut_between_its_leaves() {
+    let (_emu, mm) = machine(1);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size2M);
+    device.promise_leaves();
+    let space = space_with(&mm, &device, 4 * 512, &[0]);
+    space.populate(page(0), 4 * 512 * PAGE_SIZE, Access::Read).unwrap();
+    let refused = Some(MapError::CutsLeaf(PageSize::Size2M));
+    let len = |pages: u64| pages * PAGE_SIZE;
+    for (first, pages) in [(5, 1), (0, 5), (512, 511), (511, 513), (5, 512), (0, 2047)] {
+        assert_eq!(space.unmap(page(first), len(pages)).err(), refused, "unmap of {pages} pages from {first} on");
+        let protected = space.protect(page(first), len(pages), Prot::USER_READ).err();
+        assert_eq!(protected, refused, "rights of {pages} pages from {first} on");
+    }
+    // Nothing was cut, and nothing went.
+    assert_eq!((mm.ledger.count(Kind::Mappings), device.mapping.nr_vmas()), (1, 1));
+    let whole = |nr: u64| space.translate(page(nr)).map(|found| (found.size, found.entry.is_writable()));
+    assert!((0..2048).all(|nr| whole(nr) == Some((PageSize::Size2M, true))));
+    assert!(refused.unwrap().to_string().contains("2MiB"));
+    // Leaf by leaf it goes, and comes again: the hole is one that the provider can fill.
+    space.unmap(page(512), len(512)).unwrap();
+    assert_eq!((whole(511), whole(512), whole(1024)), (Some((PageSize::Size2M, true)), None, whole(2047)));
+    space.map(page(512), len(512), Prot::USER_WRITE, &device.ops(), 512).unwrap();
+    space.protect(page(1024), len(512), Prot::USER_READ).unwrap();
+    // A range that ends where nothing is mapped, or around all of it, cuts nothing.
+    space.unmap(page(2048), len(1)).unwrap();
+    space.unmap(VirtAddr::new(page(0).as_u64() - PAGE_SIZE), len(2048 + 2)).unwrap();
+    assert_eq!(mm.ledger.count(Kind::Mappings), 0);
 }

@@ -410,3 +410,36 @@ fn the_lists_say_who_has_registered_what() {
         drop(transfer);
     });
 }
+
+/// covers: P1
+#[test]
+fn who_holds_a_page_that_is_lost_is_found_with_its_address() {
+    let rig = rig();
+    let (low, high) = (rig.register(0, 10).unwrap(), rig.register(5, 600).unwrap());
+    let over = |nr: u64| {
+        let mut found = Vec::new();
+        rig.mm.regions.for_each_over(&rig.device.pages, rig.device.pfn(nr), &mut |info, addr| {
+            assert_eq!((info.space, info.owner), (rig.space.id(), "test"));
+            found.push((info.key, addr));
+        });
+        found
+    };
+    assert_eq!(over(4), [(low.key(), page(4))]);
+    assert_eq!(over(9), [(low.key(), page(9)), (high.key(), page(9))]);
+    assert_eq!(over(604), [(high.key(), page(604))]);
+    assert_eq!(over(605), []);
+    drop(high);
+    assert_eq!(over(604), []);
+}
+
+/// covers: M5
+#[test]
+fn what_is_lost_is_not_registered_be_it_one_sector() {
+    let rig = rig();
+    let sectors = mm::pagemap::sectors_of(rig.device.pfn(20), 1).unwrap();
+    rig.device.pages.lose(mm::run_set::Run::with_len(sectors.first() + 7, 1).unwrap());
+    let lost = RegionError::Pin(GupError::SigBus(page(20), SigBusCause::Poisoned));
+    assert_eq!(rig.register(20, 1).err(), Some(lost));
+    assert_eq!(rig.register(18, 4).err(), Some(lost));
+    assert!(rig.register(21, 4).is_ok());
+}

@@ -25,6 +25,7 @@ use crate::mem::machine::{Space, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{self, FAULTS};
 use crate::pmem::devices::{self, ATTACH_STEPS};
+use crate::pmem::lost;
 use crate::task::sched;
 use crate::task::tcb::Signal;
 use crate::trap::memory_error::{self, Loss, Verdict, judge};
@@ -49,6 +50,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "fail.attach.a_name_that_is_taken", covers: "", run: |ctx| Device::with(ctx, MIB2, twice) },
     Test { name: "fail.remove.what_is_not_attached", covers: "", run: not_attached },
     Test { name: "fail.badblocks.outlive_the_device", covers: "P1 P3", run: |ctx| on_free_device(ctx, kept) },
+    Test { name: "fail.badblocks.own_area", covers: "M5", run: |ctx| on_free_device(ctx, own_area) },
     Test { name: "fail.poison.outside_every_device", covers: "P4", run: outside },
     Test { name: "fail.mce.verdicts", covers: "P2", run: verdicts },
     Test { name: "fail.mce.every_handler", covers: "P1 P2 P3", run: |ctx| raised_here(ctx, every_handler) },
@@ -288,7 +290,7 @@ fn kept_in_area() -> Result<(), String> {
     check_eq!(block(())?.nr_sectors(), (frames.nr_pages() - AREA_PAGES) * 8, "sectors beside the area");
     let pfn = frames.start().add(LOST_PAGE);
     memory_failure(mm(), pfn, FailureKind::Media).map_err(|error| format!("{error}"))?;
-    devices::keep_bad_blocks(PfnRange::new(pfn, 1).expect("one frame"));
+    lost::keep_bad_blocks(PfnRange::new(pfn, 1).expect("one frame"));
     remove()?;
     attach()?;
     check_eq!(bad(())?, lost, "bad blocks after the next attach");
@@ -307,6 +309,31 @@ fn kept_in_area() -> Result<(), String> {
     check_eq!(bad(())?, [], "bad blocks after a full write and an attach");
     let taken = devices::set_area(0, false);
     check!(taken.as_ref().is_err_and(|line| line.contains("has claimed")), "dropped while attached: {taken:?}");
+    remove()
+}
+
+/// A page of the area itself is lost: it belongs to the device, and the list goes to the other copy.
+fn own_area(_: &mut Ctx) -> Result<(), String> {
+    devices::set_area(0, true)?;
+    let worked = own_area_loses();
+    let removed = if devices::block(0).is_ok() { remove() } else { Ok(()) };
+    worked.and(removed).and(devices::set_area(0, false))
+}
+
+fn own_area_loses() -> Result<(), String> {
+    let frames = devices::slots()[0].frames;
+    // List 1 is in the second copy, whose header is in the ninth page.
+    let header = frames.start().add(frames.nr_pages() - AREA_PAGES + 8);
+    let area = || devices::block(0).map(|block| block.area()).map_err(|error| format!("{error}"));
+    attach()?;
+    check_eq!(area()?.map(|area| (area.sequence, area.lost_pages)), Some((1, 0)), "the area");
+    let refused = memory_failure(mm(), header, FailureKind::Media).map(drop);
+    check!(refused.is_err(), "the area has a page map");
+    memory_error::fail(header);
+    check_eq!(area()?.map(|area| (area.sequence, area.lost_pages)), Some((2, 1 << 8)), "the area that has lost a page");
+    remove()?;
+    attach()?;
+    check_eq!(area()?.map(|area| (area.sequence, area.lost_pages)), Some((2, 1 << 8)), "the same at the next attach");
     remove()
 }
 

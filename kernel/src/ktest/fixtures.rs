@@ -125,10 +125,19 @@ impl Device {
         self.frames.start().add(page)
     }
 
-    /// The device as a file that is mapped with leaves of `size` alone.
+    /// The device as a file that is mapped with leaves of at most `size`, and cut wherever a page ends.
     pub fn open(&self, size: PageSize) -> Result<Arc<dyn VmOps<KernelMachine>>, String> {
+        self.open_as(OpenOptions { max_leaf: size, ..OpenOptions::default() })
+    }
+
+    /// The device as a file that promises leaves of `size` alone.
+    pub fn open_exactly(&self, size: PageSize) -> Result<Arc<dyn VmOps<KernelMachine>>, String> {
+        self.open_as(OpenOptions::exactly(size))
+    }
+
+    fn open_as(&self, options: OpenOptions) -> Result<Arc<dyn VmOps<KernelMachine>>, String> {
         let file = devices::file(0).map_err(|error| format!("no file: {error}"))?;
-        let file = file.open(OpenOptions::exactly(size)).map_err(|error| format!("open: {error}"))?;
+        let file = file.open(options).map_err(|error| format!("open: {error}"))?;
         Ok(file)
     }
 

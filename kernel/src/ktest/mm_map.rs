@@ -33,6 +33,11 @@ pub const TESTS: &[Test] = &[
     },
     Test { name: "mm.map.rights_change_under_the_cpu", covers: "G7", run: |ctx| Device::with(ctx, 2 * MIB2, rights) },
     Test { name: "mm.map.bad_ranges_are_refused", covers: "G7", run: |ctx| Device::with(ctx, 2 * MIB2, bad_ranges) },
+    Test {
+        name: "mm.map.a_promised_leaf_is_not_cut",
+        covers: "G7",
+        run: |ctx| Device::with(ctx, 2 * MIB2, promised_leaf),
+    },
     Test { name: "mm.map.holes_stay_holes", covers: "G7", run: |ctx| Device::with(ctx, MIB2, holes) },
     Test { name: "mm.map.a_part_of_a_2m_leaf_goes", covers: "", run: |ctx| Device::with(ctx, 2 * MIB2, split_2m) },
     Test {
@@ -128,11 +133,12 @@ fn rights(_: &mut Ctx, device: &Device) -> Result<(), String> {
 
 fn bad_ranges(_: &mut Ctx, device: &Device) -> Result<(), String> {
     let space = new_space("bad")?;
-    let (small, large) = (device.open(PageSize::Size4K)?, device.open(PageSize::Size2M)?);
+    let (small, large) = (device.open(PageSize::Size4K)?, device.open_exactly(PageSize::Size2M)?);
     let map = |va, len, ops, offset| space.map(va, len, Prot::USER_WRITE, ops, offset);
     let end = space.user_end();
     let high = |bytes: u64| VirtAddr::new(end.as_u64() - bytes);
     check_eq!(map(BASE, 0, &small, 0), Err(MapError::BadRange), "an empty range");
+    check_eq!(map(VirtAddr::new(0), page(1), &small, 0), Err(MapError::AtZero), "the page at address 0");
     check_eq!(map(at(8), page(1), &small, 0), Err(MapError::BadRange), "a crooked address");
     check_eq!(map(BASE, 8, &small, 0), Err(MapError::BadRange), "a crooked length");
     check_eq!(map(high(page(1)), page(2), &small, 0), Err(MapError::BadRange), "a range that leaves the user half");
@@ -151,6 +157,27 @@ fn bad_ranges(_: &mut Ctx, device: &Device) -> Result<(), String> {
         check_eq!(user::write_u64(last, 7), Ok(()), "store to the last page of the user half");
         Ok(())
     })
+}
+
+/// Half of a leaf that the mapping promises is neither unmapped nor given other rights; a whole one is, and comes again.
+fn promised_leaf(_: &mut Ctx, device: &Device) -> Result<(), String> {
+    let (space, ops) = (new_space("promised")?, device.open_exactly(PageSize::Size2M)?);
+    let map = |va, len, offset| space.map(va, len, Prot::USER_WRITE, &ops, offset);
+    check_eq!(map(BASE, 2 * MIB2, 0), Ok(()), "two leaves");
+    space.populate(BASE, 2 * MIB2, Access::Write).map_err(|error| format!("populate: {error}"))?;
+    let cuts = Some(MapError::CutsLeaf(PageSize::Size2M));
+    for (first, nr) in [(5, 1), (0, 511), (100, 512)] {
+        check_eq!(space.unmap(at(page(first)), page(nr)).err(), cuts, "unmap of {nr} pages from {first} on");
+        let refused = space.protect(at(page(first)), page(nr), Prot::USER_READ).err();
+        check_eq!(refused, cuts, "rights of {nr} pages from {first} on");
+    }
+    run_in(here(), &space, || {
+        check_eq!(user::write_u64(at(page(5)), 5), Ok(()), "a store to what was to be unmapped");
+        Ok(())
+    })?;
+    check!(space.unmap(at(MIB2), MIB2).is_ok(), "a whole leaf was not unmapped");
+    check_eq!(map(at(MIB2), MIB2, 512), Ok(()), "the hole, mapped again");
+    Ok(())
 }
 
 fn holes(_: &mut Ctx, device: &Device) -> Result<(), String> {
@@ -319,11 +346,11 @@ fn tables_go(_: &mut Ctx, device: &Device) -> Result<(), String> {
     let space = new_space("tables")?;
     check_eq!(mm().ledger.count(Kind::TablePages), before + 1, "an empty space's tables");
     // Four pages, each in another 512 GiB: three tables each.
-    for n in 0..4 {
+    for n in 1..5 {
         device.map(&space, VirtAddr::new(n << 39), 0, page(1), PageSize::Size4K)?;
     }
     run_in(here(), &space, || {
-        for n in 0..4 {
+        for n in 1..5 {
             check_eq!(user::write_u64(VirtAddr::new(n << 39), n), Ok(()), "store in slot {n} of the root");
         }
         Ok(())

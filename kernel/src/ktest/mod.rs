@@ -7,6 +7,7 @@ pub mod dax_race;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
+pub mod fs_ends;
 pub mod fs_removal;
 pub mod fs_sync;
 pub mod idle;
@@ -39,6 +40,7 @@ static AREAS: &[&[test::Test]] = &[
     pins::TESTS,
     fail::TESTS,
     fs::TESTS,
+    fs_ends::TESTS,
     fs_removal::TESTS,
     fs_sync::TESTS,
     stress::TESTS,

@@ -318,14 +318,6 @@ pub fn not_attached(at: usize) -> Result<(), String> {
     block(at).map_or(Ok(()), |_| Err(format!("device {at} is attached (remove {at} first)")))
 }
 
-/// A row of pages was poisoned: the lists of the devices that have some of it are stored, where a device stores its list.
-pub fn keep_bad_blocks(row: PfnRange) {
-    let slots = slots().iter().enumerate();
-    for block in slots.filter(|(_, slot)| slot.frames.overlaps(row)).filter_map(|(at, _)| block(at).ok()) {
-        block.keep_bad_blocks();
-    }
-}
-
 /// Removes the device of slot `at` from under everybody who uses it.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod devices;
 pub mod fs_device;
 pub mod host;
+pub mod lost;
 pub mod mounts;
 pub mod nvdimms;
 pub mod pci;

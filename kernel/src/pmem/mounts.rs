@@ -17,6 +17,7 @@ use fs::layout::Layout;
 use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
 use fs::mounted::Mounted;
+use fs::superblock::{self, Renewed};
 use mm::addr::{PAGE_SIZE, Pfn};
 use spin::Mutex;
 
@@ -116,6 +117,20 @@ pub fn unmount(at: usize) -> Result<(), String> {
 pub fn fsck(at: usize) -> Result<check::Report, String> {
     not_mounted(at)?;
     Ok(check::check(&fs_device::memory(at)?, None))
+}
+
+/// Writes a superblock anew that device `at` has lost, or that is damaged, from the other one; nothing is mounted there.
+/// `None`: both are whole.
+///
+/// # Errors
+/// One clear line.
+pub fn repair(at: usize) -> Result<Option<Renewed>, String> {
+    not_mounted(at)?;
+    let renewed = superblock::repair(&*fs_device::memory(at)?).map_err(|error| format!("not repaired: {error}"))?;
+    match renewed {
+        Some(Renewed { result: Err(_), .. }) => Err(renewed.map_or_else(String::new, |renewed| format!("{renewed}"))),
+        _ => Ok(renewed),
+    }
 }
 
 /// Nothing must be mounted from device `at`, but from one that has gone since: that is let go of.

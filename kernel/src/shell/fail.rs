@@ -56,9 +56,17 @@ fn badblocks(args: &[&str]) -> Result<(), String> {
 
 fn list(at: usize) -> Result<(), String> {
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
-    let runs = block.bad_blocks();
+    let runs = block.lost_sectors().map_err(|error| format!("{error}"))?;
     for run in &runs {
         console::line(format_args!("sectors {}..{}", run.first, run.end()));
+    }
+    let own = block.area().into_iter().flat_map(|area| area.lost_sectors(block.nr_sectors()));
+    for run in own {
+        console::line(format_args!(
+            "sectors {}..{}, where the device keeps this list: in a copy that is not used",
+            run.first,
+            run.end()
+        ));
     }
     let lost: u64 = runs.iter().map(|run| run.nr_sectors).sum();
     let kept = match block.area() {

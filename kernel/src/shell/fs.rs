@@ -33,6 +33,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "umount", args: "N", help: "unmount it", run: umount },
     Command { name: "mounts", args: "", help: "what is mounted, and how it fares", run: mounted },
     Command { name: "fsck", args: "N", help: "look for damage; it is not mounted", run: fsck },
+    Command { name: "fsck", args: "N --repair", help: "first write a lost superblock anew, from its copy", run: fsck },
     Command { name: "df", args: "N", help: "blocks and inodes, and free ones", run: df },
     Command { name: "ls", args: "N PATH", help: "the entries of a directory", run: ls },
     Command { name: "stat", args: "N PATH", help: "size, blocks, links", run: stat },
@@ -139,7 +140,14 @@ fn mounted(_: &[&str]) -> Result<(), String> {
 }
 
 fn fsck(args: &[&str]) -> Result<(), String> {
-    let [nr] = args else { return Err(expected("fsck N")) };
+    let (nr, repair) = match args {
+        [nr] => (nr, false),
+        [nr, "--repair"] => (nr, true),
+        _ => return Err(expected("fsck N, or fsck N --repair")),
+    };
+    if repair && let Some(renewed) = mounts::repair(device(nr)?)? {
+        console::line(format_args!("{renewed}"));
+    }
     let report = mounts::fsck(device(nr)?)?;
     report.problems.iter().for_each(|problem| console::line(format_args!("{problem}")));
     let (files, directories) = (report.files, report.directories);

@@ -5,6 +5,7 @@ mod devices;
 mod fail;
 mod fs;
 mod fsload;
+mod fuzz;
 mod pins;
 mod removal;
 pub mod runs;
@@ -31,8 +32,16 @@ const MAX_INPUT: usize = 512;
 const POLL_NS: u64 = 2_000_000;
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] =
-    &[GROUND, devices::COMMANDS, pins::COMMANDS, fail::COMMANDS, removal::COMMANDS, fs::COMMANDS, fsload::COMMANDS];
+static GROUPS: &[&[Command]] = &[
+    GROUND,
+    devices::COMMANDS,
+    pins::COMMANDS,
+    fail::COMMANDS,
+    removal::COMMANDS,
+    fs::COMMANDS,
+    fsload::COMMANDS,
+    fuzz::COMMANDS,
+];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },
@@ -56,16 +65,16 @@ pub fn run(runs: Runs) -> ! {
             console::line(format_args!("error: a line of more than {MAX_INPUT} characters; nothing was done"));
             continue;
         };
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let Some((&name, args)) = words.split_first() else { continue };
-        if let Err(message) = command(name, args) {
+        if let Err(message) = execute(&line) {
             console::line(format_args!("error: {message}"));
         }
     }
 }
 
-/// Runs one command.
-fn command(name: &str, args: &[&str]) -> Result<(), String> {
+/// Does what a line says.
+fn execute(line: &str) -> Result<(), String> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let Some((&name, args)) = words.split_first() else { return Ok(()) };
     let named = || GROUPS.iter().copied().flatten().filter(|command| command.name == name);
     let Some(command) = named().next() else { return Err(format!("unknown command \"{name}\" (try help)")) };
     if !args.is_empty() && named().all(|command| command.args.is_empty()) {
@@ -74,8 +83,8 @@ fn command(name: &str, args: &[&str]) -> Result<(), String> {
     (command.run)(args)
 }
 
-/// Reads a line with echo; control-D on an empty line leaves, backspace deletes, control-C and control-U drop the line. `None`: it was too long, and what
-/// there was room for is not a command that anybody has given.
+/// Reads a line with echo; control-D on an empty line leaves, backspace deletes, control-C and control-U drop the line.
+/// `None`: it was too long, and what there was room for is not a command that anybody has given.
 fn read_line() -> Option<String> {
     let (mut line, mut too_long) = (String::new(), false);
     loop {

@@ -81,6 +81,7 @@ impl Signal {
                             SigBusCause::Poisoned => "the page is lost",
                             SigBusCause::BeyondEnd => "it lies beyond the end",
                             SigBusCause::ShutDown => "its file system is shut down",
+                            SigBusCause::NoSpace => "its file system has no space left",
                         };
                         write!(f, "SIGBUS at {addr}, {len_bytes} bytes: {why}")
                     }

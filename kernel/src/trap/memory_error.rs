@@ -5,21 +5,24 @@
 //! Tasks that touch it afterwards get SIGBUS.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::mce::BankError;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, VirtAddr};
 use mm::failure::{FailureKind, NoSuchFrame, memory_failure};
 pub use mm::losses::Loss;
 use mm::losses::{Losses, MAX_STRAYS, Taken};
+use mm::pagemap::DevPagemap;
+use mm::space::SigBusCause;
 use spin::Once;
 
 use crate::console::report;
 use crate::cpu::lock::IrqLock;
 use crate::mem::{machine, memory};
 use crate::task::sched;
-use crate::task::tcb::{Exit, Task};
+use crate::task::tcb::{self, Exit, SigBus, Task};
 
 /// Larger losses than this (log2 of bytes) are no single page's: the bank's word for "I do not know".
 const MAX_LOST_SHIFT: u32 = 21;
@@ -122,6 +125,11 @@ pub fn on_interrupt() {
 pub struct Listener {
     /// Before a page is taken away: whoever holds its device. A file system knows whose the block is.
     pub holders: fn(Pfn),
+    /// After it was taken away: who maps it, by the number of an address space and the address there, whether or not the page
+    /// was ever touched.
+    pub mapped: fn(Pfn, &mut dyn FnMut(u64, VirtAddr)),
+    /// A page of no page map: is it one in which an attached device keeps its own records? That one deals with it then.
+    pub own: fn(Pfn) -> bool,
     /// When a row of them has been: the devices that have some of it, which may keep a list.
     pub devices: fn(PfnRange),
 }
@@ -204,36 +212,57 @@ struct Met {
     /// Frames that were lost already, frames of no registered device.
     known: u64,
     strangers: u64,
+    /// Frames of the devices' own records.
+    own: u64,
     users: usize,
     leaves: u64,
+    /// Tasks that were sent a signal, for whatever frame.
+    told: u64,
 }
 
 /// Takes frames away, one by one, and says so in one line.
 fn fail_row(first: Pfn, nr_pages: u64) {
     let mut met = Met::default();
     (0..nr_pages).for_each(|nr| take_away(first.add(nr), nr_pages == 1, &mut met));
-    let Met { known, strangers, users, leaves } = met;
+    let Met { known, strangers, own, users, leaves, told } = met;
     if strangers != 0 {
         let error = NoSuchFrame(first);
         let others = if strangers > 1 { ", like others of the same row" } else { "" };
         log::error!("a memory error is not in a device: {error}{others}");
     }
-    if strangers != nr_pages {
-        if let (Some(listener), Some(row)) = (LISTENER.get(), PfnRange::new(first, nr_pages)) {
-            (listener.devices)(row);
-        }
-        report!("memory_failure pfn={first} known={known} users={users} leaves={leaves} frames={nr_pages}");
+    if own != 0 {
+        let (addr, len_bytes) = (first.addr(), nr_pages * PAGE_SIZE);
+        log::warn!(
+            "{own} pages among the {len_bytes} bytes from {addr} held a device's own records; another copy is used"
+        );
     }
+    if strangers == nr_pages {
+        return;
+    }
+    // What a device has lost of its own records it has dealt with.
+    if strangers + own != nr_pages
+        && let (Some(listener), Some(row)) = (LISTENER.get(), PfnRange::new(first, nr_pages))
+    {
+        (listener.devices)(row);
+    }
+    report!(
+        "memory_failure pfn={first} known={known} users={users} leaves={leaves} frames={nr_pages} own={own} told={told}"
+    );
 }
 
 /// First whoever holds the device hears of it: a file system knows whose the block is.
 fn take_away(pfn: Pfn, names_users: bool, met: &mut Met) {
-    met.known += u64::from(machine::mm().meta.find_map(pfn).is_some_and(|map| map.any_poisoned(pfn, 1)));
+    let map = machine::mm().meta.find_map(pfn);
+    let known = map.as_ref().is_some_and(|map| map.any_poisoned(pfn, 1));
+    met.known += u64::from(known);
     if let Some(listener) = LISTENER.get() {
         (listener.holders)(pfn);
     }
     let Ok(failure) = memory_failure(machine::mm(), pfn, FailureKind::Media) else {
-        met.strangers += 1;
+        match LISTENER.get() {
+            Some(listener) if (listener.own)(pfn) => met.own += 1,
+            _ => met.strangers += 1,
+        }
         return;
     };
     met.users += failure.users.len();
@@ -241,4 +270,34 @@ fn take_away(pfn: Pfn, names_users: bool, met: &mut Met) {
     for user in failure.users.iter().filter(|_| names_users) {
         log::warn!("frame {pfn} has lost its contents; \"{}\" maps it at {}", user.space.name(), user.range.start());
     }
+    drop(failure);
+    if let Some(map) = map.filter(|_| !known) {
+        tell(&map, pfn, met);
+    }
+}
+
+/// Sends SIGBUS to the tasks that map the frame or have registered it. Who touches it would hear of it anyway; a task that
+/// does not, or whose device reads and writes it in its place, would not.
+fn tell(map: &DevPagemap, pfn: Pfn, met: &mut Met) {
+    let mut told: Vec<(u64, VirtAddr)> = Vec::new();
+    let mut send = |space: u64, addr: VirtAddr| {
+        if told.contains(&(space, addr)) {
+            return;
+        }
+        told.push((space, addr));
+        let lost = SigBus { addr, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
+        tcb::for_each_with_space(&mut |of, task| {
+            if of == space {
+                task.send_signal(lost.into());
+                met.told += 1;
+            }
+        });
+    };
+    if let Some(listener) = LISTENER.get() {
+        (listener.mapped)(pfn, &mut send);
+    }
+    machine::mm().regions.for_each_over(map, pfn, &mut |region, addr| {
+        log::warn!("frame {pfn} has lost its contents; {region} holds it, for {addr}");
+        send(region.space, addr);
+    });
 }

@@ -109,6 +109,8 @@ impl fmt::Display for UseError {
 pub struct RegionInfo<'r> {
     /// Its number, not used twice.
     pub key: u64,
+    /// Number of the address space through which it was made.
+    pub space: u64,
     /// Name of the address space through which it was made.
     pub owner: &'r str,
     /// Where in the code.

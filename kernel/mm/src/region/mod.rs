@@ -44,7 +44,7 @@ pub use self::info::{
     Asked, MAX_GRACE_NS, Notice, RegionError, RegionInfo, RegionOwner, Revoked, TakeBack, Terms, UseError,
 };
 use self::list::{Lists, maps_of};
-use crate::addr::{Pfn, PfnRange, VirtAddr};
+use crate::addr::{PAGE_SHIFT, Pfn, PfnRange, VirtAddr};
 use crate::context::MmContext;
 use crate::gup::{GupError, GupFlags};
 use crate::ledger::Kind;
@@ -64,6 +64,9 @@ const NOT_ASKED: u64 = u64::MAX;
 /// One registration. On the lists from its making until its pins are given back.
 struct Region<M: Machine> {
     key: u64,
+    /// The address space through which it was made, and where in it.
+    space: u64,
+    start: VirtAddr,
     name: String,
     place: &'static Location<'static>,
     since_ns: u64,
@@ -91,6 +94,7 @@ impl<M: Machine> Region<M> {
         let deadline_ns = Some(self.deadline_ns.load(Ordering::Relaxed)).filter(|&at| at != NOT_ASKED);
         RegionInfo {
             key: self.key,
+            space: self.space,
             owner: &self.name,
             place: self.place,
             since_ns: self.since_ns,
@@ -100,6 +104,13 @@ impl<M: Machine> Region<M> {
             deadline_ns,
             uses: self.gate.uses(),
         }
+    }
+
+    /// Where its owner registered this frame.
+    fn address_of(&self, pfn: Pfn) -> Option<VirtAddr> {
+        let (run, first) = self.runs.iter().zip(&self.starts).find(|(run, _)| run.contains(pfn))?;
+        let page = first + (pfn.as_u64() - run.start().as_u64());
+        self.start.checked_add(page << PAGE_SHIFT)
     }
 
     fn holds_any(&self, ranges: &[PfnRange]) -> bool {
@@ -183,6 +194,21 @@ impl<M: Machine> Regions<M> {
             found.asked += u64::from(region.ask(asked));
         }
         found
+    }
+
+    /// Calls `each` with every registration that holds `pfn`, which is `map`'s, and the address at which its owner has
+    /// registered that frame: the first, where there are several. For a page that is lost: what works for the owner does
+    /// not fault, and would never hear of it. Work is proportional to the registrations of `map`, and their runs. Called
+    /// with no lock held, and needs no memory.
+    pub fn for_each_over(&self, map: &DevPagemap, pfn: Pfn, each: &mut dyn FnMut(&RegionInfo<'_>, VirtAddr)) {
+        let Some(frame) = PfnRange::new(pfn, 1) else { return };
+        let mut after = 0;
+        while let Some(region) = self.first_after(after, map, &[frame], &mut 0) {
+            after = region.key;
+            if let Some(addr) = region.address_of(pfn) {
+                each(&region.info(), addr);
+            }
+        }
     }
 
     /// Waits until no registration holds a frame of `ranges`, whose owners were asked for them: given back, or revoked
@@ -314,6 +340,8 @@ impl<M: Machine> MemoryRegion<M> {
         let maps = maps_of(mm, &runs).ok_or(GupError::OutOfMemory)?;
         let region = Arc::new(Region {
             key,
+            space: space.id(),
+            start,
             name: space.name().into(),
             place,
             since_ns: mm.machine.now_ns(),

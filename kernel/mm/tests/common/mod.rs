@@ -68,6 +68,8 @@ pub struct Device {
     alive: RwLock<bool>,
     /// Set while no new mapping may be made.
     pub refuse_maps: AtomicBool,
+    /// Set where it promises leaves of `largest`, as a device-dax file does that was opened so.
+    promises: AtomicBool,
     /// Set where it wants to know what is stored to.
     notes: AtomicBool,
     noted: Mutex<Vec<(u64, u64)>>,
@@ -88,6 +90,7 @@ impl Device {
             largest,
             alive: RwLock::new(true),
             refuse_maps: AtomicBool::new(false),
+            promises: AtomicBool::new(false),
             notes: AtomicBool::new(false),
             noted: Mutex::default(),
         })
@@ -111,6 +114,11 @@ impl Device {
     /// Serves faults again.
     pub fn revive(&self) {
         *self.alive.write() = true;
+    }
+
+    /// Promises from now on leaves of its largest size.
+    pub fn promise_leaves(&self) {
+        self.promises.store(true, Ordering::SeqCst);
     }
 
     /// Notes from now on to what tasks store.
@@ -175,6 +183,10 @@ impl VmOps<EmuMachine> for Device {
 
     fn notes_stores(&self) -> bool {
         self.notes.load(Ordering::SeqCst)
+    }
+
+    fn alignment(&self) -> PageSize {
+        if self.promises.load(Ordering::SeqCst) { self.largest } else { PageSize::Size4K }
     }
 
     fn stores_begin(&self, first: u64, nr_pages: u64) {

@@ -8,23 +8,28 @@
 //! the one with the higher sequence number among those whose checksum is right is the list. All numbers are
 //! little-endian.
 //!
+//! The area itself can lose pages. They are on the list, too, as sectors behind the last one of the device (the area
+//! has 128 of them); a copy that has lost a page is not read, and the next list that goes there writes its lost pages in
+//! full, which makes them usable again. A list that was lost with the newer copy is written anew at once, to the other.
+//!
 //! | offset | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `UNPLGBAD` |
 //! | 8 | 4 | version: 1 |
 //! | 12 | 4 | CRC-32C of the other 60 bytes of the header and of the runs |
-//! | 16 | 8 | sequence number |
+//! | 16 | 8 | sequence number: even in the first copy, odd in the second, and not the highest number that there is |
 //! | 24 | 8 | sectors of the device, without the area |
 //! | 32 | 4 | number of runs, at most 2044 |
 //! | 36 | 4 | 1 where runs were left out because they did not fit |
 //! | 40 | 24 | zero |
-//! | 64 | 16 each | runs: first sector, number of sectors; rising |
+//! | 64 | 16 each | runs: first sector, number of sectors; rising; what is neither in the device nor in the area is passed over |
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use crc::{CRC_32_ISCSI, Crc, Digest};
-use mm::addr::{PAGE_SIZE, PfnRange};
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use mm::run_set::NoRoom;
 use mm::sync::{Arc, Mutex};
 
 use super::badblocks::SectorRun;
@@ -37,6 +42,9 @@ pub const AREA_BYTES: u64 = 64 << 10;
 /// Frames of the area.
 pub const AREA_PAGES: u64 = AREA_BYTES / PAGE_SIZE;
 const COPY_BYTES: u64 = AREA_BYTES / 2;
+const COPY_PAGES: u64 = COPY_BYTES / PAGE_SIZE;
+const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_BYTES;
+static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
 const HEADER: usize = 64;
 const RUN_BYTES: usize = 16;
 const MAX_RUNS: usize = (COPY_BYTES as usize - HEADER) / RUN_BYTES;
@@ -61,6 +69,14 @@ pub enum AreaError {
     Media(MediaError),
     /// It was written, and nobody confirms that it lasts.
     NotDurable(FlushError),
+    /// There is no memory for the list.
+    OutOfMemory,
+}
+
+impl From<NoRoom> for AreaError {
+    fn from(NoRoom: NoRoom) -> Self {
+        Self::OutOfMemory
+    }
 }
 
 impl From<MediaError> for AreaError {
@@ -86,6 +102,7 @@ impl fmt::Display for AreaError {
             Self::Missing => f.write_str("the device has no area of its own"),
             Self::Media(error) => write!(f, "the medium fails at byte {:#x} of the range", error.offset_bytes),
             Self::NotDurable(error) => write!(f, "what was written may not last: {error}"),
+            Self::OutOfMemory => f.write_str("no memory for the list"),
         }
     }
 }
@@ -101,12 +118,36 @@ pub struct AreaStatus {
     pub cut: bool,
     /// The last list could not be written: the medium has an older one.
     pub stale: bool,
+    /// Pages of the area that have lost their contents, one bit for each. The copy with such a page is not read.
+    pub lost_pages: u16,
+}
+
+const _: () = assert!(AREA_PAGES == u16::BITS as u64, "a bit for each page of the area");
+
+impl AreaStatus {
+    /// Has this copy lost a page?
+    fn has_lost(self, copy: u64) -> bool {
+        self.lost_pages & pages_of(copy) != 0
+    }
+    /// The sectors that are lost with those pages, as the list has them, behind the device's `nr_sectors`.
+    pub fn lost_sectors(self, nr_sectors: u64) -> impl Iterator<Item = SectorRun> {
+        let lost = move |page: &u64| self.lost_pages & 1 << page != 0;
+        (0..AREA_PAGES)
+            .filter(lost)
+            .map(move |page| SectorRun { first: nr_sectors + page * SECTORS_PER_PAGE, nr_sectors: SECTORS_PER_PAGE })
+    }
+}
+
+/// The bits of a copy's pages.
+fn pages_of(copy: u64) -> u16 {
+    ((1 << COPY_PAGES) - 1) << (copy * COPY_PAGES)
 }
 
 /// The area of one attached device.
 pub struct Area {
     memory: Arc<dyn PmemMemory>,
-    /// Offset in the mapped range.
+    /// Its frames, and the offset of the first in the mapped range.
+    frames: PfnRange,
     base_bytes: u64,
     nr_sectors: u64,
     status: Mutex<AreaStatus>,
@@ -129,9 +170,13 @@ impl Area {
         if size_bytes <= AREA_BYTES {
             return Err(AreaError::TooSmall { size_bytes });
         }
+        let before = last.range().nr_pages() - AREA_PAGES;
+        let frames = PfnRange::new(last.range().start().add(before), AREA_PAGES);
+        let frames = frames.ok_or(AreaError::TooSmall { size_bytes })?;
         let all: u64 = mappings.iter().map(|mapping| bytes(mapping.range())).sum();
         Ok(Self {
             memory: Arc::clone(last.memory()),
+            frames,
             base_bytes: size_bytes - AREA_BYTES,
             nr_sectors: (all - AREA_BYTES) / SECTOR_BYTES,
             status: Mutex::default(),
@@ -142,7 +187,7 @@ impl Area {
     pub(super) fn find(mappings: &[DirectMapping]) -> Option<Self> {
         let area = Self::at_end_of(mappings).ok()?;
         let (_, header) = area.newest()?;
-        *area.status.lock() = AreaStatus { sequence: header.sequence, cut: header.cut, stale: false };
+        *area.status.lock() = AreaStatus { sequence: header.sequence, cut: header.cut, ..AreaStatus::default() };
         Some(area)
     }
 
@@ -152,16 +197,15 @@ impl Area {
         if area.newest().is_some() {
             return Err(AreaError::Exists);
         }
-        area.write(Vec::new)
+        area.write(|| Ok(Vec::new()))
     }
 
     /// Makes an end of the area of a device that has one.
     pub(super) fn destroy(mappings: &[DirectMapping]) -> Result<(), AreaError> {
         let area = Self::at_end_of(mappings)?;
         area.newest().ok_or(AreaError::Missing)?;
-        let zero = [0; 512];
-        for at in (0..AREA_BYTES).step_by(zero.len()) {
-            area.memory.write(area.base_bytes + at, &zero)?;
+        for at in (0..AREA_BYTES).step_by(ZEROES.len()) {
+            area.memory.write(area.base_bytes + at, &ZEROES)?;
         }
         Ok(area.memory.fence()?)
     }
@@ -169,6 +213,19 @@ impl Area {
     /// How the list on the medium stands.
     pub fn status(&self) -> AreaStatus {
         *self.status.lock()
+    }
+
+    /// Does this frame hold a part of it?
+    pub(super) fn contains(&self, pfn: Pfn) -> bool {
+        self.frames.contains(pfn)
+    }
+
+    /// A frame of it has lost its contents. Says whether the newest list went with it: it is to be written again.
+    pub(super) fn lose(&self, pfn: Pfn) -> bool {
+        let mut status = self.status.lock();
+        let page = pfn.as_u64() - self.frames.start().as_u64();
+        status.lost_pages |= 1 << page;
+        status.has_lost(status.sequence % 2)
     }
 
     /// The copy with the newest list that is whole, and its header.
@@ -179,6 +236,9 @@ impl Area {
 
     /// The header of a copy that is whole.
     fn check(&self, copy: u64) -> Option<Header> {
+        if self.status().has_lost(copy) {
+            return None;
+        }
         let (header, mut digest) = self.header(copy)?;
         self.each_run(copy, header.nr_runs, &mut |bytes| digest.update(bytes)).ok()?;
         (digest.finalize() == header.crc).then_some(header)
@@ -191,8 +251,12 @@ impl Area {
         let number = |at| u64_at(&bytes, at);
         let half = |at| number(at) as u32;
         let nr_runs = half(32) as usize;
+        let sequence = number(16);
+        // Lists take turns, and there is always a next one.
+        let in_turn = sequence % 2 == copy && sequence < u64::MAX;
         let ours = bytes[..8] == MAGIC && half(8) == VERSION && number(24) == self.nr_sectors && nr_runs <= MAX_RUNS;
-        let header = Header { sequence: number(16), nr_runs, cut: half(36) & 1 != 0, crc: half(12) };
+        let ours = ours && in_turn;
+        let header = Header { sequence, nr_runs, cut: half(36) & 1 != 0, crc: half(12) };
         bytes[12..16].fill(0);
         let mut digest = CRC.digest();
         digest.update(&bytes);
@@ -209,36 +273,59 @@ impl Area {
         Ok(())
     }
 
-    /// Calls `each` with every run of the list. A run that is not on the device is passed over.
+    /// Calls `each` with every run of the list that is on the device, and marks the pages of the area that are on it. A
+    /// run that is on neither is passed over.
     pub(super) fn load(&self, each: &mut dyn FnMut(SectorRun)) {
         let Some((copy, header)) = self.newest() else { return };
+        let mut lost_pages = 0;
         // What cannot be read any more is not known: each run stands for itself.
         let _ = self.each_run(copy, header.nr_runs, &mut |bytes| {
             let run = SectorRun { first: u64_at(bytes, 0), nr_sectors: u64_at(bytes, 8) };
-            if run.first.checked_add(run.nr_sectors).is_some_and(|end| end <= self.nr_sectors) {
-                each(run);
+            match run.first.checked_add(run.nr_sectors) {
+                Some(end) if end <= self.nr_sectors => each(run),
+                Some(end) if run.first >= self.nr_sectors && end - self.nr_sectors <= AREA_BYTES / SECTOR_BYTES => {
+                    let (first, end) = (run.first - self.nr_sectors, end - self.nr_sectors);
+                    for page in first / SECTORS_PER_PAGE..end.div_ceil(SECTORS_PER_PAGE) {
+                        lost_pages |= 1 << page;
+                    }
+                }
+                _ => {}
             }
         });
+        self.status.lock().lost_pages |= lost_pages;
     }
 
     /// Writes the list that `runs` gives: asked under the lock, so that an older one never replaces a newer one.
     /// Durable when it returns; until then the one before it counts.
     ///
     /// # Errors
-    /// [`AreaError::Media`], with the offset in the mapped range, or [`AreaError::NotDurable`]; the list before it still
-    /// counts.
-    pub(super) fn write(&self, runs: impl FnOnce() -> Vec<SectorRun>) -> Result<(), AreaError> {
+    /// [`AreaError::Media`], with the offset in the mapped range, [`AreaError::NotDurable`], or
+    /// [`AreaError::OutOfMemory`]; the list before it still counts.
+    pub(super) fn write(&self, runs: impl FnOnce() -> Result<Vec<SectorRun>, NoRoom>) -> Result<(), AreaError> {
         let mut status = self.status.lock();
-        let runs = runs();
-        let sequence = status.sequence + 1;
+        let before = *status;
+        let written = runs().map_err(AreaError::from).and_then(|runs| self.write_runs(before, runs));
+        *status = match written {
+            Ok(now) => now,
+            Err(_) => AreaStatus { stale: true, ..before },
+        };
+        written.map(drop)
+    }
+
+    /// Writes the list, with what the area itself has lost at its end; answers how things stand then.
+    fn write_runs(&self, before: AreaStatus, mut runs: Vec<SectorRun>) -> Result<AreaStatus, AreaError> {
+        let sequence = before.sequence.saturating_add(1);
+        let copy = sequence % 2;
+        let now = AreaStatus { lost_pages: before.lost_pages & !pages_of(copy), sequence, ..AreaStatus::default() };
+        runs.try_reserve_exact(AREA_PAGES as usize).map_err(|_| NoRoom)?;
+        runs.extend(now.lost_sectors(self.nr_sectors));
         let kept = &runs[..runs.len().min(MAX_RUNS)];
         let cut = kept.len() < runs.len();
-        let written = self.write_copy(sequence, kept, cut);
-        *status = match written {
-            Ok(()) => AreaStatus { sequence, cut, stale: false },
-            Err(_) => AreaStatus { stale: true, ..*status },
-        };
-        written
+        for page in (copy * COPY_PAGES..(copy + 1) * COPY_PAGES).filter(|page| before.lost_pages & 1 << page != 0) {
+            self.memory.write(self.base_bytes + page * PAGE_SIZE, &ZEROES)?;
+        }
+        self.write_copy(sequence, kept, cut)?;
+        Ok(AreaStatus { cut, ..now })
     }
 
     fn write_copy(&self, sequence: u64, runs: &[SectorRun], cut: bool) -> Result<(), AreaError> {

@@ -11,28 +11,30 @@
 //! hold old and new cache lines; nothing here makes it atomic.
 //!
 //! # Bad blocks
-//! Two things make a sector unreadable: it is on the bad-block list, or its page is poisoned in the page map, where
-//! `memory_failure` marks it. A write that covers a sector takes it off the list. A poisoned page is healed only by
-//! a write that covers all of it, since the rest of it would stay lost; a write of a part is an I/O error.
+//! What is lost is marked in the page map, in sectors: by `memory_failure`, by a list that comes with the device, by a
+//! request that the medium refuses. So what cannot be read here cannot be mapped, pinned, or read as a file either. A
+//! write that covers a sector makes it usable again. A page of which all is lost is healed only by a write that covers
+//! all of it, since the rest of it would stay lost; a write of a part is an I/O error.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
 use dax::srcu::{GracePeriod, Srcu};
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::context::MmContext;
+use mm::failure::{FailureKind, memory_failure};
 use mm::machine::Machine;
-use mm::pagemap::DevPagemap;
-use mm::sync::{Arc, AtomicU32, Mutex, Ordering};
+pub use mm::pagemap::SECTOR_BYTES;
+use mm::pagemap::{DevPagemap, frames_around, sectors_of};
+use mm::run_set::{NoRoom, Run};
+use mm::sync::{Arc, AtomicU32, Ordering};
 
 use super::AttachError;
 use super::area::{Area, AreaStatus};
-use super::badblocks::{BadBlocks, SectorRun};
+use super::badblocks::SectorRun;
 use super::memory::{FlushError, MediaError, PmemMemory};
 
-/// Bytes in a sector.
-pub const SECTOR_BYTES: u64 = 512;
 const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_BYTES;
 
 /// Why a request was not served.
@@ -93,6 +95,20 @@ impl Segment {
     fn nr_sectors(&self) -> u64 {
         self.frames.nr_pages() * SECTORS_PER_PAGE
     }
+    /// Its sectors, as the device counts them.
+    fn all(&self) -> Option<Run> {
+        Run::with_len(self.first_sector, self.nr_sectors())
+    }
+    /// Its sectors, counted from physical address 0.
+    fn physical(&self) -> Option<Run> {
+        sectors_of(self.frames.start(), self.frames.nr_pages())
+    }
+    /// What it has of these sectors, which are counted from physical address 0, as the device counts them.
+    fn sectors_in(&self, physical: Run) -> Option<SectorRun> {
+        let all = self.physical()?;
+        let here = all.intersection(physical)?;
+        Some(SectorRun { first: self.first_sector + (here.first() - all.first()), nr_sectors: here.len() })
+    }
 }
 
 const OPEN: u32 = 0;
@@ -104,7 +120,6 @@ pub struct BlockDevice<M: Machine> {
     map: Arc<DevPagemap>,
     segments: Box<[Segment]>,
     nr_sectors: u64,
-    bad: Mutex<BadBlocks>,
     /// Where the list is kept, if anywhere.
     area: Option<Area>,
     requests: Srcu,
@@ -131,7 +146,6 @@ impl<M: Machine> BlockDevice<M> {
             map: Arc::clone(map),
             segments,
             nr_sectors,
-            bad: Mutex::new(BadBlocks::default()),
             area,
             requests: Srcu::new(),
             state: AtomicU32::new(OPEN),
@@ -203,55 +217,99 @@ impl<M: Machine> BlockDevice<M> {
         self.fence()
     }
 
-    /// Puts sectors on the bad-block list.
+    /// Puts sectors on the bad-block list, and takes their pages away from who maps them.
+    ///
+    /// Waits for shootdowns: the caller holds no lock under which a fault may wait.
     ///
     /// # Errors
     /// [`BlockError::OutOfRange`], and nothing is changed then.
     pub fn add_bad(&self, run: SectorRun) -> Result<(), BlockError> {
-        match run.first.checked_add(run.nr_sectors) {
-            Some(end) if end <= self.nr_sectors => {
-                self.bad.lock().add(run.first, run.nr_sectors);
-                self.keep_bad_blocks();
-                Ok(())
+        self.check_run(run)?;
+        for part in self.parts(run.first, run.nr_sectors) {
+            self.map.lose(part.sectors);
+            // Nobody has a page: nobody maps one.
+            if self.map.live_folios() != 0 {
+                self.take_away(part.sectors);
             }
+        }
+        self.keep_bad_blocks();
+        Ok(())
+    }
+
+    fn take_away(&self, sectors: Run) {
+        let (first, nr_pages) = frames_around(sectors);
+        for pfn in (0..nr_pages).map(|nr| first.add(nr)) {
+            // A frame that has left the page map meanwhile is nobody's any more.
+            let _ = memory_failure(&self.mm, pfn, FailureKind::Sectors(sectors));
+        }
+    }
+
+    fn check_run(&self, run: SectorRun) -> Result<(), BlockError> {
+        match run.first.checked_add(run.nr_sectors) {
+            Some(end) if end <= self.nr_sectors => Ok(()),
             _ => Err(BlockError::OutOfRange { nr_sectors: self.nr_sectors }),
         }
     }
 
-    /// All sectors that are lost, rising: those on the list and those of poisoned pages.
+    /// All sectors that are lost, rising.
+    ///
+    /// # Panics
+    /// Where there is no memory for the list: see [`lost_sectors`](Self::lost_sectors).
     pub fn bad_blocks(&self) -> Vec<SectorRun> {
-        let mut all = self.bad.lock().clone();
-        for pfn in self.map.poisoned() {
-            if let Some(first) = self.sector_of(pfn) {
-                all.add(first, SECTORS_PER_PAGE);
-            }
-        }
-        all.iter().collect()
+        self.lost_sectors().expect("memory for the list of bad blocks")
     }
 
-    /// Takes in the list of the area. A page of which every sector is on it is poisoned, as it was when it failed.
-    pub(super) fn load_bad_blocks(&self) -> Result<(), AttachError> {
-        let mut room = true;
+    /// All sectors that are lost, rising.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: there is no memory for the list.
+    pub fn lost_sectors(&self) -> Result<Vec<SectorRun>, NoRoom> {
+        let (lost, mut all) = (self.map.lost()?, Vec::<SectorRun>::new());
+        for run in lost {
+            for here in self.segments.iter().filter_map(|segment| segment.sectors_in(run)) {
+                match all.last_mut() {
+                    Some(last) if last.end() == here.first => last.nr_sectors += here.nr_sectors,
+                    _ => {
+                        all.try_reserve(1).map_err(|_| NoRoom)?;
+                        all.push(here);
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Takes in the list of the area and that of whoever has found the device, before anybody uses it.
+    pub(super) fn load_bad_blocks(&self, known: &[SectorRun]) -> Result<(), AttachError> {
+        known.iter().try_for_each(|&run| self.check_run(run))?;
+        let mut result = Ok(());
         let mut load = |run: SectorRun| {
-            room = room && self.mm.machine.may_grow();
-            if room {
-                self.load_run(run);
+            if result.is_ok() {
+                result = self.list(run);
             }
         };
         self.area.iter().for_each(|area| area.load(&mut load));
-        if room { Ok(()) } else { Err(AttachError::OutOfMemory) }
+        known.iter().for_each(|&run| load(run));
+        if !known.is_empty() {
+            self.keep_bad_blocks();
+        }
+        result.map_err(|NoRoom| AttachError::OutOfMemory)
     }
 
-    fn load_run(&self, run: SectorRun) {
-        let (first, end) =
-            (run.first.next_multiple_of(SECTORS_PER_PAGE), run.end() / SECTORS_PER_PAGE * SECTORS_PER_PAGE);
-        let mut bad = self.bad.lock();
-        bad.add(run.first, run.nr_sectors);
-        for page in (first..end).step_by(SECTORS_PER_PAGE as usize) {
-            if self.frame_of(page).is_some_and(|pfn| self.map.poison(pfn)) {
-                bad.clear(page, SECTORS_PER_PAGE);
-            }
+    fn list(&self, run: SectorRun) -> Result<(), NoRoom> {
+        self.parts(run.first, run.nr_sectors).try_for_each(|part| {
+            if self.mm.machine.may_grow() { self.map.lose_listed(part.sectors) } else { Err(NoRoom) }
+        })
+    }
+
+    /// A frame has lost its contents. Is it one in which the device keeps its own records? Then they belong to the device and
+    /// to no page map, and the copy of the list that was there is not trusted any more: see [`AreaStatus::lost_pages`].
+    pub fn lose_own(&self, pfn: Pfn) -> bool {
+        let Some(area) = self.area.as_ref().filter(|area| area.contains(pfn)) else { return false };
+        if area.lose(pfn) {
+            self.keep_bad_blocks();
         }
+        true
     }
 
     /// Writes the list of lost sectors into the device's area, if it has one. To be called after a page was poisoned;
@@ -260,7 +318,7 @@ impl<M: Machine> BlockDevice<M> {
         // A device that is being taken away keeps what it has written last.
         if let (Some(area), Ok(_request)) = (&self.area, self.enter()) {
             // A list that the medium does not take is marked stale, and written with the next change.
-            let _ = area.write(|| self.bad_blocks());
+            let _ = area.write(|| self.lost_sectors());
         }
     }
 
@@ -271,7 +329,7 @@ impl<M: Machine> BlockDevice<M> {
 
     /// Does the device have this frame?
     pub fn contains(&self, pfn: Pfn) -> bool {
-        self.sector_of(pfn).is_some()
+        self.segments.iter().any(|segment| segment.frames.contains(pfn))
     }
 
     /// Whether the device takes requests.
@@ -310,78 +368,73 @@ impl<M: Machine> BlockDevice<M> {
 
     /// The parts of a request, each inside one segment. The request has been checked.
     fn parts(&self, sector: u64, nr_sectors: u64) -> impl Iterator<Item = Part<'_>> {
-        let end = sector + nr_sectors;
+        let all = Run::with_len(sector, nr_sectors);
         self.segments.iter().filter_map(move |segment| {
-            let first = sector.max(segment.first_sector);
-            let end = end.min(segment.first_sector + segment.nr_sectors());
-            (first < end).then(|| Part { segment, first_sector: first, nr_sectors: end - first })
+            let here = segment.all()?.intersection(all?)?;
+            let inside = here.first() - segment.first_sector;
+            let sectors = Run::with_len(segment.physical()?.first() + inside, here.len())?;
+            Some(Part { segment, inside, sectors })
         })
     }
 
     /// The first sector that cannot be read.
     fn first_lost(&self, sector: u64, nr_sectors: u64) -> Option<u64> {
-        let listed = self.bad.lock().first_bad(sector, nr_sectors);
-        let poisoned = self.poisoned_pages(sector, nr_sectors).next();
-        [listed, poisoned.map(|page| page.max(sector))].into_iter().flatten().min()
+        self.parts(sector, nr_sectors).find_map(|part| Some(part.sector_at(self.map.first_lost(part.sectors)?)))
     }
 
-    /// The first sector of a poisoned page that the request covers in part only.
+    /// The first sector of a page that is lost as a whole and that the request covers in part only: its first page or its
+    /// last.
     fn first_unhealable(&self, sector: u64, nr_sectors: u64) -> Option<u64> {
-        let end = sector + nr_sectors;
-        let whole = |page: &u64| sector <= *page && page + SECTORS_PER_PAGE <= end;
-        self.poisoned_pages(sector, nr_sectors).find(|page| !whole(page)).map(|page| page.max(sector))
-    }
-
-    /// The first sector of each poisoned page that the request touches.
-    fn poisoned_pages(&self, sector: u64, nr_sectors: u64) -> impl Iterator<Item = u64> + '_ {
-        self.parts(sector, nr_sectors)
-            // One look for each part, so that a sound device costs nothing for each page.
-            .filter(|part| self.map.any_poisoned(part.first_frame(), part.nr_frames()))
-            .flat_map(|part| (0..part.nr_frames()).map(move |page| part.first_frame().add(page)))
-            .filter(|pfn| self.map.any_poisoned(*pfn, 1))
-            .filter_map(|pfn| self.sector_of(pfn))
-    }
-
-    /// Takes what a write has covered off the lists.
-    fn heal(&self, sector: u64, nr_sectors: u64) {
-        let mut healed = self.bad.lock().clear(sector, nr_sectors) != 0;
-        let end = sector + nr_sectors;
-        for page in self.poisoned_pages(sector, nr_sectors).collect::<Vec<_>>() {
-            // A page that was poisoned after the write began may be covered in part: it stays as it is.
-            let whole = sector <= page && page + SECTORS_PER_PAGE <= end;
-            let Some(pfn) = self.frame_of(page).filter(|pfn| whole && self.map.clear_poison(*pfn)) else {
-                continue;
+        self.parts(sector, nr_sectors).find_map(|part| {
+            let (first, last) = (part.sectors.first(), part.sectors.end() - 1);
+            let in_part = |&sector: &u64| {
+                let page = sectors_of(Pfn::new(sector / SECTORS_PER_PAGE), 1)?;
+                let whole = page.intersection(part.sectors) == Some(page);
+                (!whole && self.map.all_lost(page)).then(|| part.sector_at(page.first().max(first)))
             };
-            healed = true;
+            [first, last].iter().find_map(in_part)
+        })
+    }
+
+    /// Takes what a write has covered off the list.
+    fn heal(&self, sector: u64, nr_sectors: u64) {
+        let mut healed = 0;
+        for part in self.parts(sector, nr_sectors) {
+            // A page that was lost after the write began may be covered in part: it stays as it is.
+            let here = self.map.clear_lost(part.sectors);
+            if here != 0 {
+                self.folios_healed(part.sectors);
+            }
+            healed += here;
+        }
+        if healed != 0 {
+            self.keep_bad_blocks();
+        }
+    }
+
+    /// Folios with nothing lost any more say so.
+    fn folios_healed(&self, sectors: Run) {
+        let (first, nr_pages) = frames_around(sectors);
+        for pfn in (0..nr_pages).map(|nr| first.add(nr)) {
             self.mm.meta.with_page(pfn, |folio| {
                 if !self.map.any_poisoned(folio.head(), folio.size().nr_pages()) {
                     folio.set_poisoned(false);
                 }
             });
         }
-        if healed {
-            self.keep_bad_blocks();
-        }
     }
 
-    /// Remembers that the medium has lost a sector.
+    /// Remembers that the medium has lost a sector. Whoever has its page mapped keeps it until it is [added](Self::add_bad)
+    /// or fails by a machine check: a request may come from under locks, and waits for no shootdown.
     fn lost(&self, part: &Part<'_>, error: MediaError) -> BlockError {
-        let sector = part.segment.first_sector + error.offset_bytes / SECTOR_BYTES;
-        self.bad.lock().add(sector, 1);
+        let inside = error.offset_bytes / SECTOR_BYTES;
+        let physical = part.segment.physical().map(|all| all.first().saturating_add(inside));
+        if let Some(sector) = physical.and_then(|sector| Run::with_len(sector, 1)) {
+            self.map.lose(sector);
+            self.mm.meta.with_page(frames_around(sector).0, |folio| folio.set_poisoned(true));
+        }
         self.keep_bad_blocks();
-        BlockError::Io { sector }
-    }
-
-    /// The first sector of a frame.
-    fn sector_of(&self, pfn: Pfn) -> Option<u64> {
-        let segment = self.segments.iter().find(|segment| segment.frames.contains(pfn))?;
-        let page = pfn.as_u64() - segment.frames.start().as_u64();
-        Some(segment.first_sector + page * SECTORS_PER_PAGE)
-    }
-
-    /// The frame of a page's first sector.
-    fn frame_of(&self, sector: u64) -> Option<Pfn> {
-        self.parts(sector, 1).next().map(|part| part.first_frame())
+        BlockError::Io { sector: part.segment.first_sector.saturating_add(inside) }
     }
 
     fn fence(&self) -> Result<(), BlockError> {
@@ -393,24 +446,22 @@ impl<M: Machine> BlockDevice<M> {
 /// The part of a request that lies in one segment.
 struct Part<'a> {
     segment: &'a Segment,
-    first_sector: u64,
-    nr_sectors: u64,
+    /// Sectors of the segment before it.
+    inside: u64,
+    /// Its sectors, counted from physical address 0.
+    sectors: Run,
 }
 
 impl Part<'_> {
     fn offset_bytes(&self) -> u64 {
-        (self.first_sector - self.segment.first_sector) * SECTOR_BYTES
+        self.inside * SECTOR_BYTES
     }
     fn len_bytes(&self) -> usize {
         // No more than the request's buffer has.
-        (self.nr_sectors * SECTOR_BYTES) as usize
+        (self.sectors.len() * SECTOR_BYTES) as usize
     }
-    fn first_frame(&self) -> Pfn {
-        self.segment.frames.start().add(self.offset_bytes() >> PAGE_SHIFT)
-    }
-    /// How many frames the part touches.
-    fn nr_frames(&self) -> u64 {
-        let end = self.offset_bytes() + self.nr_sectors * SECTOR_BYTES;
-        end.div_ceil(PAGE_SIZE) - (self.offset_bytes() >> PAGE_SHIFT)
+    /// The device's number of one of its sectors.
+    fn sector_at(&self, physical: u64) -> u64 {
+        self.segment.first_sector + self.inside + (physical - self.sectors.first())
     }
 }

@@ -317,8 +317,7 @@ impl<M: Machine> PmemDriver<M> {
         begin(Step::RegisterBlock)?;
         let disk = self.disks.add(config.name, queue.device()).ok_or(AttachError::NameTaken)?;
         begin(Step::BadBlocks)?;
-        queue.device().load_bad_blocks()?;
-        config.bad_blocks.iter().try_for_each(|run| queue.device().add_bad(*run))?;
+        queue.device().load_bad_blocks(config.bad_blocks)?;
         begin(Step::Announce)?;
         let announced = self.names.take(config.name).ok_or(AttachError::NameTaken)?;
         let parts = Parts { announced, disk, host, queue, dax, pagemap: registered, mappings, claims };

@@ -148,7 +148,8 @@ fn policy_and_poison_reach_the_page() {
     assert!(dax.poison(Pfn::new(3)) && !dax.poison(Pfn::new(3)));
     assert!(!dax.poison(Pfn::new(B2)), "another device's frame");
     assert!(look(0).2 && !look(B2).2);
-    assert!(dax.clear_poison(Pfn::new(3)));
+    let sectors = crate::pagemap::sectors_of(Pfn::new(3), 1).expect("eight sectors");
+    assert_eq!(dax.clear_lost(sectors), 8);
     assert!(!look(0).2);
 }
 

@@ -101,7 +101,9 @@ fn the_next_attach_knows_what_was_lost() {
     drop(device);
     let device = kept.attach();
     assert_eq!(device.block().bad_blocks(), [run(3, 2), run(40, 8)]);
-    assert_eq!(device.pagemap().poisoned(), [Pfn::new(0x100005)]);
+    // A page of which one sector is lost can be mapped no more than one of which all is: there is one list.
+    let any = |page: u64| device.pagemap().any_poisoned(Pfn::new(0x100000 + page), 1);
+    assert_eq!([0, 1, 4, 5, 6].map(any), [true, false, false, true, false]);
     assert!(is_lost(&device, 41) && is_lost(&device, 3) && !is_lost(&device, 5));
     // A write of all of it heals the page; that lasts too.
     device.block().write(40, &sectors(1, 8)).unwrap();
@@ -197,4 +199,111 @@ fn an_area_is_made_once_and_only_where_there_is_room() {
         let small = bench.attach(&config(&[frames(0x100000, nr_pages)])).unwrap();
         assert_eq!(small.size_bytes(), nr_pages * 4096);
     }
+}
+
+/// Puts a header and runs into both copies, as somebody else may have done.
+fn forge(kept: &Kept, sequence: u64, nr_sectors: u64, runs: &[(u64, u64)]) {
+    let crc = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+    for copy in 0..2 {
+        let mut bytes = vec![0; 64 + 16 * runs.len()];
+        bytes[..8].copy_from_slice(b"UNPLGBAD");
+        bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+        bytes[16..24].copy_from_slice(&(sequence ^ copy).to_le_bytes());
+        bytes[24..32].copy_from_slice(&nr_sectors.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(runs.len() as u32).to_le_bytes());
+        for (at, (first, nr)) in runs.iter().enumerate() {
+            bytes[64 + 16 * at..][..8].copy_from_slice(&first.to_le_bytes());
+            bytes[72 + 16 * at..][..8].copy_from_slice(&nr.to_le_bytes());
+        }
+        let sum = crc.checksum(&bytes);
+        bytes[12..16].copy_from_slice(&sum.to_le_bytes());
+        let at = (kept.pages * 4096 - AREA_BYTES + copy * AREA_BYTES / 2) as usize;
+        for memory in [&kept.host.memory().live, &kept.host.memory().durable] {
+            memory.lock()[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+}
+
+/// covers: X3, M5
+#[test]
+fn a_list_takes_the_memory_of_its_runs_whatever_they_say() {
+    let kept = kept();
+    drop(kept.attach());
+    let nr_sectors = (PAGES - AREA_PAGES) * 8;
+    // All of the device, twice; runs that wrap; runs that are nowhere; what reaches out of the device.
+    let odd = [
+        (0, nr_sectors),
+        (0, nr_sectors),
+        (u64::MAX, 1),
+        (1, u64::MAX),
+        (nr_sectors - 1, 2),
+        (nr_sectors + 128, 1),
+        (5, 0),
+        (0, 0),
+    ];
+    forge(&kept, 6, nr_sectors, &odd);
+    let device = kept.attach();
+    assert_eq!(device.block().bad_blocks(), [run(0, nr_sectors)]);
+    assert_eq!(device.pagemap().lost().unwrap().len(), 1, "one run for all pages");
+    assert_eq!(device.block().area().map(|area| (area.sequence, area.lost_pages)), Some((7, 0)));
+    // It can be healed in the middle, by which it becomes two.
+    device.block().write(16, &sectors(1, 8)).unwrap();
+    assert_eq!(device.block().bad_blocks(), [run(0, 16), run(24, nr_sectors - 24)]);
+    drop(device);
+    // A sequence number after which there is none is nobody's list.
+    forge(&kept, u64::MAX - 1, nr_sectors, &[(0, 8)]);
+    let device = kept.attach();
+    assert_eq!((device.block().area().map(|area| area.sequence), kept.pages), (Some(u64::MAX - 1), PAGES));
+    device.block().add_bad(run(64, 1)).unwrap();
+    drop(device);
+    let after = kept.attach().block().area().map(|area| area.sequence);
+    assert_eq!(after, Some(u64::MAX - 1), "what would have no successor is not believed");
+}
+
+/// covers: X3
+#[test]
+fn a_list_for_which_there_is_no_memory_is_a_refusal() {
+    let kept = kept();
+    drop(kept.attach());
+    forge(&kept, 6, (PAGES - AREA_PAGES) * 8, &[(0, 8)]);
+    kept.mm.machine.limit_growth(0);
+    let refused = kept.driver.attach(&config(&[kept.range()]), &mut |_| Ok(())).map(drop).unwrap_err();
+    assert_eq!((refused.0, refused.1.to_string().as_str()), (Step::BadBlocks, "memory ran out"));
+    kept.mm.machine.limit_growth(u64::MAX);
+    assert_eq!(kept.bad(), [run(0, 8)]);
+}
+
+/// covers: M5
+#[test]
+fn what_the_area_itself_loses_belongs_to_the_device_and_that_copy_is_not_trusted() {
+    let kept = kept();
+    kept.create().unwrap();
+    let device = kept.attach();
+    let block = Arc::clone(device.block());
+    let area_page = |page: u64| Pfn::new(0x100000 + PAGES - AREA_PAGES + page);
+    let state = || block.area().map(|area| (area.sequence, area.lost_pages)).unwrap();
+    block.add_bad(run(3, 1)).unwrap();
+    assert_eq!(state(), (2, 0));
+    assert!(!block.lose_own(Pfn::new(0x100000)), "not the area's");
+    // List 2 is in the first copy. A page of the other one is lost: that is known, and nothing has to be written.
+    assert!(block.lose_own(area_page(9)));
+    assert_eq!(state(), (2, 1 << 9));
+    let listed: Vec<_> = block.area().unwrap().lost_sectors(block.nr_sectors()).collect();
+    assert_eq!(listed, [run(block.nr_sectors() + 72, 8)]);
+    // The next list goes there, and writes all of it.
+    kept.host.memory().live.lock()[(AREA + 9 * 4096) as usize] = 0x77;
+    block.add_bad(run(9, 1)).unwrap();
+    assert_eq!((state(), kept.host.memory().live.lock()[(AREA + 9 * 4096) as usize]), ((3, 0), 0));
+    // List 3 is in the second copy. Its header is lost: the list is written to the first one, with that loss on it.
+    assert!(block.lose_own(area_page(8)));
+    assert_eq!(state(), (4, 1 << 8));
+    drop((block, device));
+    let device = kept.attach();
+    assert_eq!(device.block().area().map(|area| (area.sequence, area.lost_pages)), Some((4, 1 << 8)));
+    assert_eq!(device.block().bad_blocks(), [run(3, 1), run(9, 1)], "the device has lost no more than before");
+    // It is forgotten with the list that makes that copy whole again.
+    device.block().write(0, &sectors(1, 8)).unwrap();
+    assert_eq!(device.block().area().map(|area| (area.sequence, area.lost_pages)), Some((5, 0)));
+    drop(device);
+    assert_eq!(kept.bad(), [run(9, 1)]);
 }

@@ -123,6 +123,32 @@ fn what_the_medium_has_lost_goes_on_the_list() {
     assert!(is_lost(&device, 11) && !is_lost(&device, 12));
 }
 
+/// covers: M5
+#[test]
+fn what_is_lost_by_sector_is_taken_from_who_maps_it_and_given_again_once_it_is_written() {
+    let bench = bench(DataCache::Coherent);
+    let device = bench.attach(&config(&[frames(0x100000, 512)])).unwrap();
+    let (mm, block) = (&bench.mm, device.block());
+    let file = dax::devdax::DevDax::new(mm, device.dax().unwrap(), PageSize::Size4K).unwrap();
+    let ops: Arc<dyn mm::space::VmOps<EmuMachine>> = file.open(dax::devdax::OpenOptions::default()).unwrap();
+    let space = mm::space::AddressSpace::new(mm, "task").unwrap();
+    let at = |page: u64| mm::addr::VirtAddr::new(0x40_0000_0000 + page * 4096);
+    space.map(at(0), 16 * 4096, mm::entry::Prot::USER_WRITE, &ops, 0).unwrap();
+    let fault = |page: u64| space.handle_fault(at(page), mm::space::Access::Read);
+    assert_eq!(fault(3), Ok(()));
+    block.add_bad(SectorRun { first: 29, nr_sectors: 1 }).unwrap();
+    assert_eq!(space.translate(at(3)), None);
+    let cause = mm::space::SigBusCause::Poisoned;
+    let sigbus = mm::space::FaultError::SigBus { addr: at(3), len_bytes: 4096, cause };
+    assert_eq!((fault(3), fault(2), fault(4)), (Err(sigbus), Ok(()), Ok(())));
+    block.write(28, &sectors(1, 1)).unwrap();
+    assert_eq!(fault(3), Err(sigbus), "the sector beside it was written");
+    block.write(29, &sectors(1, 1)).unwrap();
+    assert_eq!(fault(3), Ok(()));
+    drop(space);
+    drop((ops, file));
+}
+
 /// Requests from several threads while the device goes: none touches memory that is no longer mapped (the memory
 /// panics then), and each that began too late is refused. covers: R12
 #[test]
