@@ -1,10 +1,11 @@
-//! The job `fs`: makes, checks, lists and dumps a file system in an image file, with the code that the kernel runs. An
-//! image is an NVDIMM's backing file, as `--pmem-file` takes it: the last 128 KiB are QEMU's, for labels. Only `make` writes: everything else works on copies in memory, so that looking at a
-//! file system that was not unmounted leaves it as it is.
+//! The job `fs`: makes, checks, lists, mounts and dumps a file system in an image file, with the code that the kernel
+//! runs. An image is an NVDIMM's backing file, as `--pmem-file` takes it: the last 128 KiB are QEMU's, for labels. Only
+//! `make` and `mount --write` write: everything else works on copies in memory, so that looking at a file system that was
+//! not unmounted leaves it as it is.
 
 use crate::backing::LABEL_BYTES;
 use crate::cli::Refusal;
-use crate::{medium, size};
+use crate::{fsmount, medium, size};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use fs::check::check;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 #[command(
     name = "fs",
     bin_name = "./run-qemu.sh fs",
-    about = "Makes, checks, lists and dumps a file system in an image file"
+    about = "Makes, checks, lists, mounts and dumps a file system in an image file"
 )]
 struct Cli {
     /// The image with the journal, where that is on another device.
@@ -78,6 +79,16 @@ enum Job {
         /// The file.
         path: String,
     },
+    /// Show it as a directory of this machine, until `umount DIR` or Ctrl-C. Needs /dev/fuse.
+    Mount {
+        /// The image.
+        image: PathBuf,
+        /// The directory to mount it on.
+        dir: PathBuf,
+        /// Let it be changed. Without this, what the image lacks since a power cut is made up in memory.
+        #[arg(long)]
+        write: bool,
+    },
     /// Say where everything lies: the layout, and the owner of each run of blocks.
     Dump {
         /// The image.
@@ -110,20 +121,21 @@ fn run(job: &Job, log: Option<&Path>, out: &mut impl Write) -> Result<u8> {
         Job::Check { image, repair } => return check_image(image, *repair, log, out),
         Job::Ls { image, path } => list(&mut open(image, log)?, path, out)?,
         Job::Cat { image, path } => cat(&mut open(image, log)?, path, out)?,
+        Job::Mount { image, dir, write } => fsmount::mount(image, log, dir, *write, out)?,
         Job::Dump { image } => dump(&mut open(image, log)?, out)?,
     }
     Ok(0)
 }
 
 /// An image file as persistent memory: a fence is the file's own.
-struct Image {
-    file: File,
+pub(crate) struct Image {
+    pub(crate) file: File,
     len: u64,
 }
 
 impl Image {
     /// `create`: makes it where there is none.
-    fn open(path: &Path, write: bool, create: bool) -> Result<Self> {
+    pub(crate) fn open(path: &Path, write: bool, create: bool) -> Result<Self> {
         let file = OpenOptions::new().read(true).write(write).create(create).truncate(false).open(path);
         let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
         let metadata = file.metadata()?;
@@ -203,7 +215,7 @@ fn drop_labels(path: &Path) -> Result<()> {
 }
 
 /// The image, on which nothing can be written.
-fn view(path: &Path) -> Result<Arc<dyn Pmem>> {
+pub(crate) fn view(path: &Path) -> Result<Arc<dyn Pmem>> {
     let image: Arc<dyn Pmem> = Arc::new(Image::open(path, false, false)?);
     Ok(Overlay::new(&image))
 }

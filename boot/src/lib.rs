@@ -11,6 +11,8 @@ pub mod cli;
 pub mod console;
 #[cfg(feature = "fs")]
 pub mod fsimage;
+#[cfg(feature = "fs")]
+pub mod fsmount;
 pub mod guest;
 pub mod hang;
 mod host_request;

@@ -30,6 +30,9 @@ pub fn run(cli: &Cli) -> Result<u8> {
     portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
     tally.stage("unit tests: mm, dax, nvdimm, fs, media, sched", Kind::Tests, full(&mut portable, options.full));
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
+    let mut judges = host_cargo("test");
+    judges.args(["-pboot", "--test", "judges"]);
+    tally.stage("mounted images, outside testers", Kind::Tests, full(&mut judges, options.full));
     tally.stage("loom models", Kind::Tests, full(&mut models("loom"), options.full));
     tally.stage("shuttle models", Kind::Tests, full(&mut models("shuttle"), options.full));
     under_miri(&mut tally, miri::find(), options.full);
