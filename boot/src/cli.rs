@@ -53,6 +53,9 @@ pub struct Options {
     /// The first NVDIMM's backing file.
     #[arg(long, global = true)]
     pub pmem_file: Option<PathBuf>,
+    /// The first NVDIMM is not armed.
+    #[arg(long, global = true)]
+    pub unarmed: bool,
     /// Sizes of virtio-pmem devices, in bytes.
     #[arg(long, global = true, value_parser = parse_virtio_pmem)]
     pub virtio_pmem: Vec<u64>,

@@ -86,6 +86,8 @@ pub enum MapError {
     Misaligned(PageSize),
     /// The provider refuses: the device is gone, or the range lies beyond its end.
     Refused(SigBusCause),
+    /// A mapping for writing of memory that takes no writes.
+    ReadOnly,
 }
 
 impl fmt::Display for MapError {
@@ -97,6 +99,7 @@ impl fmt::Display for MapError {
                 write!(f, "address, length and offset must be multiples of {size}")
             }
             Self::Refused(cause) => write!(f, "refused: {cause}"),
+            Self::ReadOnly => f.write_str("the memory takes no writes: it can be mapped for reading only"),
         }
     }
 }
