@@ -20,6 +20,8 @@ pub struct Nvdimm {
     pub size_bytes: u64,
     /// The file to keep its contents in; `None` for contents that go with the run.
     pub file: Option<PathBuf>,
+    /// It says of itself that it is not armed: what is written would not survive a power loss.
+    pub unarmed: bool,
 }
 
 /// The memory of a device whose backing is ready for QEMU. The file stays locked while this lives.
@@ -34,7 +36,7 @@ impl Nvdimm {
     /// An NVDIMM whose contents go with the run.
     #[must_use]
     pub fn temporary(size_bytes: u64) -> Self {
-        Self { size_bytes, file: None }
+        Self { size_bytes, file: None, unarmed: false }
     }
 
     /// An NVDIMM that is kept in `file`. With no size, an existing file says it, and a new one gets `default_bytes`.
@@ -74,7 +76,13 @@ impl Nvdimm {
         if existing.is_none_or(|len| len == 0) {
             make_sparse(file, size_bytes + LABEL_BYTES).with_context(|| format!("--pmem-file {name}"))?;
         }
-        Ok(Self { size_bytes, file: Some(file.to_path_buf()) })
+        Ok(Self { size_bytes, file: Some(file.to_path_buf()), unarmed: false })
+    }
+
+    /// The same, not armed.
+    #[must_use]
+    pub fn not_armed(self) -> Self {
+        Self { unarmed: true, ..self }
     }
 
     /// The alignment of its base in the guest, in bytes: the largest leaf that divides its size, so that a range that

@@ -61,6 +61,9 @@ pub struct Options {
     /// Write over what the backing file holds.
     #[arg(long, global = true)]
     pub force: bool,
+    /// The first NVDIMM is not armed.
+    #[arg(long, global = true)]
+    pub unarmed: bool,
     /// Sizes of virtio-pmem devices, in bytes.
     #[arg(long, global = true, value_parser = parse_virtio_pmem)]
     pub virtio_pmem: Vec<u64>,

@@ -352,7 +352,7 @@ mod tests {
     fn a_check_that_is_to_repair_writes_a_superblock_anew_and_nothing_that_is_not_ours() {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        output(&Job::Make { image: image.clone(), size: Some(1 << 20), label: "tray".into() });
+        output(&Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default(), force: false });
         let whole = std::fs::read(&image).unwrap();
         let pmem = Image::open(&image, true, false).unwrap();
         let check = |repair| output(&Job::Check { image: image.clone(), repair });

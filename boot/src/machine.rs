@@ -107,6 +107,10 @@ impl Machine {
             sizes.push(DEFAULT_PMEM_BYTES);
         }
         pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
+        if options.unarmed {
+            let first = pmem.first_mut().context("--unarmed is about the first NVDIMM, and there is none")?;
+            first.unarmed = true;
+        }
         for table in &options.acpitable {
             let opened = std::fs::File::open(table).and_then(|file| file.metadata());
             let meta = opened.with_context(|| format!("--acpitable {}", table.display()))?;
@@ -210,7 +214,9 @@ impl Machine {
         }
         for (index, ready) in files.backings.iter().enumerate() {
             args.pair("-object", format!("{},id=pmem{index}", ready.object));
-            args.pair("-device", format!("nvdimm,memdev=pmem{index},id=nvdimm{index},label-size={LABEL_BYTES}"));
+            let unarmed = if self.pmem.get(index).is_some_and(|nvdimm| nvdimm.unarmed) { ",unarmed=on" } else { "" };
+            let device = format!("nvdimm,memdev=pmem{index},id=nvdimm{index},label-size={LABEL_BYTES}{unarmed}");
+            args.pair("-device", device);
         }
         for (index, ready) in files.virtio_backings.iter().enumerate() {
             args.pair("-object", format!("{},id=vpmem{index}", ready.object));
@@ -362,6 +368,20 @@ mod tests {
         let file = directory.path().join("kept");
         let args = ["run-qemu.sh", "--pmem", "64T", "--pmem-file", file.to_str().expect("UTF-8")];
         assert!(Machine::from_options(&Cli::parse_from(args).options).is_err() && !file.exists());
+    }
+
+    #[test]
+    fn an_nvdimm_that_is_not_armed_says_so_and_no_other_does() {
+        let asked = |args: &[&str]| {
+            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
+            Machine::from_options(&options)
+        };
+        let line = line(&asked(&["--unarmed", "--pmem", "1G", "--pmem", "1G"]).expect("a good machine"));
+        assert!(
+            line.contains("id=nvdimm0,label-size=131072,unarmed=on ") && line.matches("unarmed").count() == 1,
+            "{line}"
+        );
+        assert!(asked(&["--unarmed", "--pmem", "none"]).is_err());
     }
 
     #[test]

@@ -174,6 +174,31 @@ fn a_table_of_nothing_is_no_nvdimm() {
     boot_with(&[], &[]);
 }
 
+/// The memory of a module of RAM that the memory map does not name, described as an NVDIMM that lost data at the last
+/// restore: it is there to be read, and takes no writes.
+// covers: M4
+#[test]
+fn a_device_that_failed_to_restore_its_data_is_read_only() {
+    const BASE: u64 = 4 << 30;
+    const BYTES: u64 = 64 << 20;
+    let table = [range(1, BASE, BYTES), device(7, 1, 0, BYTES, 1 << 1)];
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("nfit.bin");
+    std::fs::write(&file, nfit(&table)).expect("written");
+    let machine = Machine { smp: 1, pmem: vec![], dimms: vec![256 << 20], acpitables: vec![file], ..shell() };
+    let mut guest = start_shell(&machine);
+    has(&ask(&mut guest, "nvdimm"), &["0: pmem0 (nvdimm, read-only) 0x100000000..0x104000000"]);
+    ask(&mut guest, "attach 0");
+    has(&ask(&mut guest, "pmem read 0 4096 2"), &["\\x00\\x00"]);
+    let why = "the device takes no writes: a memory device behind it failed to restore its data";
+    assert!(refused(&mut guest, "pmem write 0 4096 hello").contains(why));
+    has(&ask(&mut guest, "pmem read 0 4096 5"), &["\\x00\\x00\\x00\\x00\\x00"]);
+    let outcome = exit(guest);
+    assert_good(&outcome);
+    let record = outcome.console.iter().find(|line| line.starts_with("@nvdimm ")).cloned().unwrap_or_default();
+    assert!(record.ends_with("read_only=1"), "{record}");
+}
+
 /// What lies at these addresses is no memory, by the firmware's memory map and by what PCI functions say.
 #[test]
 fn ranges_over_devices_are_refused_with_the_right_word() {

@@ -1,10 +1,13 @@
 //! NVDIMMs: none, one, two, and contents that outlive a run.
 
-use crate::support::{assert_good, command, exit, has_line, machine, records, run, shell, start, tail};
+use crate::support::{
+    ask, assert_good, command, exit, has, has_line, machine, records, refused, run, shell, start, start_shell, tail,
+};
 use boot::backing::Nvdimm;
 use boot::cli::Mode;
 use boot::guest::Guest;
 use boot::machine::Machine;
+use boot::outcome::Status;
 use boot::size::{GIB, MIB, PAGE_BYTES};
 
 /// The in-kernel tests of a machine without an NVDIMM are in `tests/guest.rs`; a demonstration has nothing to show, says
@@ -40,6 +43,48 @@ fn an_odd_size_is_what_the_guest_sees() {
     let outcome = run(&Machine { smp: 1, pmem: vec![Nvdimm::temporary(size)], ..machine() });
     assert_good(&outcome);
     assert_eq!(records(&outcome, "nvdimm").iter().find_map(|nvdimm| nvdimm.number("size")), Some(size));
+}
+
+/// An NVDIMM that is not armed is read, mapped for reading, and checked; whatever writes is refused with the reason.
+// covers: M4
+#[test]
+fn an_nvdimm_that_is_not_armed_takes_no_writes() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("kept");
+    let kept = || Nvdimm::kept(&file, None, 64 * MIB).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![kept()], ..shell() });
+    for line in ["attach 0 fsdax", "mkfs 0", "mount 0", "write 0 /a 0 hello", "umount 0"] {
+        ask(&mut guest, line);
+    }
+    assert_good(&exit(guest));
+    let before = std::fs::read(&file).expect("the file");
+
+    let unarmed = || Machine { smp: 1, pmem: vec![kept().not_armed()], ..shell() };
+    let mut guest = start_shell(&unarmed());
+    let why = "takes no writes: a memory device behind it is not armed";
+    assert!(refused(&mut guest, "badblocks init 0").contains(why));
+    ask(&mut guest, "attach 0 fsdax");
+    for line in ["mkfs 0", "mount 0", "pmem write 0 8192 hello"] {
+        let refusal = refused(&mut guest, line);
+        assert!(refusal.contains(why), "{line}: {refusal}");
+    }
+    has(&ask(&mut guest, "fsck 0"), &["problems=0"]);
+    ask(&mut guest, "pmem read 0 0 64");
+    ask(&mut guest, "remove 0");
+    ask(&mut guest, "attach 0");
+    assert!(refused(&mut guest, "register 0 4").contains("the memory takes no writes"));
+    has(&ask(&mut guest, "hold 0 4096"), &["reads the page at 0x1000 of 0"]);
+    ask(&mut guest, "remove 0");
+    assert_good(&exit(guest));
+    let outcome = run(&Machine { mode: Mode::Test, append: vec!["tests=dax.read_only.*".into()], ..unarmed() });
+    assert_good(&outcome);
+    let passed = outcome.console.iter().filter(|line| line.starts_with("ok ") && !line.contains("SKIP")).count();
+    assert_eq!(passed, 2, "{}", tail(&outcome));
+    // Nothing to demonstrate, which is said.
+    let outcome = run(&Machine { mode: Mode::Demo, timeout: machine().timeout, ..unarmed() });
+    assert!(matches!(&outcome.status, Status::Bad(_)), "{}", tail(&outcome));
+    assert!(has_line(&outcome, &[why]), "{}", tail(&outcome));
+    assert!(std::fs::read(&file).expect("the file") == before, "the file has changed");
 }
 
 /// A device begins where the one before it ends: here at no multiple of 1 GiB, beside a module of RAM, although it is

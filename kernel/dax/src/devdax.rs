@@ -210,6 +210,10 @@ impl<M: Machine> VmOps<M> for File<M> {
         self.user.kind()
     }
 
+    fn takes_writes(&self) -> bool {
+        self.pagemap().takes_writes()
+    }
+
     fn alignment(&self) -> PageSize {
         self.alignment
     }

@@ -6,16 +6,16 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
-use dax::devdax::OpenOptions;
-use dax::device::DaxError;
+use dax::devdax::{DevDax, OpenOptions};
+use dax::device::{DataCache, DaxError, alloc_dax};
 use dax::kill::kill_dax;
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::entry::Prot;
 use mm::failure::{FailureKind, memory_failure};
 use mm::gup::{GupError, GupFlags};
-use mm::pagemap::MemoryKind;
+use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
-use mm::space::{Access, FaultError, MapError, SigBusCause};
+use mm::space::{Access, FaultError, MapError, SigBusCause, VmOps};
 
 #[test]
 fn a_fault_installs_the_largest_leaf_that_fits() {
@@ -87,6 +87,33 @@ fn a_device_whose_frames_cannot_carry_the_alignment_is_refused() {
     assert!(error.to_string().contains("a multiple of 1073741824 bytes is required"), "{error}");
     assert!(misaligned.to_string().contains("2097152 bytes"), "{misaligned}");
     assert_eq!(refused(&[frames(START, 1024)], PageSize::Size1G), DaxError::OutOfRange { size: 4 << 20 });
+}
+
+/// covers: M4
+#[test]
+fn memory_that_takes_no_writes_is_mapped_and_pinned_for_reading_only() {
+    let (_, mm) = machine(1);
+    let map = DevPagemap::read_only(MemoryKind::DevDax, [frames(START, 512)]).unwrap();
+    mm.meta.register(&map).unwrap();
+    let live = alloc_dax("dax0", &map, DataCache::Coherent, &mm.ledger).unwrap();
+    let dev = DevDax::new(&mm, live.device(), PageSize::Size4K).unwrap();
+    let file: Arc<dyn VmOps<_>> = dev.open(OpenOptions::default()).unwrap();
+    let task = space(&mm, "task");
+    let (len, refused) = (8 * PAGE_SIZE, Err(MapError::ReadOnly));
+    assert_eq!(task.map(page(0), len, Prot::USER_WRITE, &file, 0), refused);
+    assert!(MapError::ReadOnly.to_string().contains("for reading only"));
+    task.map(page(0), len, Prot::USER_READ, &file, 0).unwrap();
+    task.populate(page(0), len, Access::Read).unwrap();
+    assert_eq!(task.handle_fault(page(1), Access::Write), Err(FaultError::AccessDenied(page(1))));
+    // Of a range that reaches into it nothing is changed, not even what has nothing to do with it.
+    let other = attach(&mm, &[frames(START + GIB, 8)], PageSize::Size4K).unwrap();
+    task.map(page(8), len, Prot::USER_READ, &other.file(OpenOptions::default()), 0).unwrap();
+    assert_eq!(task.protect(page(4), len, Prot::USER_WRITE).map(drop), refused);
+    assert_eq!(task.handle_fault(page(8), Access::Write), Err(FaultError::AccessDenied(page(8))));
+    assert_eq!(task.protect(page(8), len, Prot::USER_WRITE).map(drop), Ok(()));
+    assert_eq!(task.protect(page(4), PAGE_SIZE, Prot::USER_READ).map(drop), Ok(()));
+    assert!(pin(&task, page(2), 1, GupFlags::WRITE).is_err());
+    unpin(&mm, &pin(&task, page(2), 1, GupFlags::empty()).unwrap());
 }
 
 /// A device begins where the machine has put it: whoever wants the largest leaves asks what fits.

@@ -98,6 +98,8 @@ pub enum MapError {
     CutsLeaf(PageSize),
     /// The provider refuses: the device is gone, or the range lies beyond its end.
     Refused(SigBusCause),
+    /// A mapping for writing of memory that takes no writes.
+    ReadOnly,
 }
 
 impl fmt::Display for MapError {
@@ -113,6 +115,7 @@ impl fmt::Display for MapError {
                 write!(f, "the mapping is made of leaves of {size}, and is cut at multiples of that only")
             }
             Self::Refused(cause) => write!(f, "refused: {cause}"),
+            Self::ReadOnly => f.write_str("the memory takes no writes: it can be mapped for reading only"),
         }
     }
 }

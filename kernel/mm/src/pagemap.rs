@@ -167,6 +167,7 @@ const DYING: u32 = 2;
 #[derive(Debug)]
 pub struct DevPagemap {
     kind: MemoryKind,
+    read_only: bool,
     /// Sorted, disjoint, at least one.
     ranges: Box<[PfnRange]>,
     /// Number within the store; meaningless while unregistered.
@@ -184,6 +185,20 @@ impl DevPagemap {
     /// # Errors
     /// No range, or two ranges that share a frame.
     pub fn new(kind: MemoryKind, ranges: impl IntoIterator<Item = PfnRange>) -> Result<Arc<Self>, PagemapError> {
+        Self::make(kind, ranges, false)
+    }
+    /// The same, of memory that takes no writes.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn read_only(kind: MemoryKind, ranges: impl IntoIterator<Item = PfnRange>) -> Result<Arc<Self>, PagemapError> {
+        Self::make(kind, ranges, true)
+    }
+    fn make(
+        kind: MemoryKind,
+        ranges: impl IntoIterator<Item = PfnRange>,
+        read_only: bool,
+    ) -> Result<Arc<Self>, PagemapError> {
         let mut ranges: Vec<PfnRange> = ranges.into_iter().collect();
         ranges.sort_unstable_by_key(|range| range.start());
         if ranges.is_empty() {
@@ -194,6 +209,7 @@ impl DevPagemap {
         }
         Ok(Arc::new(Self {
             kind,
+            read_only,
             ranges: ranges.into_boxed_slice(),
             id: AtomicU32::new(0),
             state: AtomicU32::new(UNREGISTERED),
@@ -204,6 +220,10 @@ impl DevPagemap {
     /// What the memory is used for.
     pub fn kind(&self) -> MemoryKind {
         self.kind
+    }
+    /// Does its memory take writes?
+    pub fn takes_writes(&self) -> bool {
+        !self.read_only
     }
     /// Its ranges, rising and disjoint.
     pub fn ranges(&self) -> &[PfnRange] {

@@ -209,6 +209,9 @@ impl<M: Machine> AddressSpace<M> {
             return Err(MapError::Misaligned(align));
         }
         offset_bytes.checked_add(len_bytes).ok_or(MapError::BadRange)?;
+        if prot.write && !ops.takes_writes() {
+            return Err(MapError::ReadOnly);
+        }
         let mut vmas = self.write();
         if vmas.first_in(range).is_some() {
             return Err(MapError::Occupied);
@@ -310,12 +313,16 @@ impl<M: Machine> AddressSpace<M> {
     /// Changes the rights of every VMA in the range, cutting those that reach out of it.
     ///
     /// # Errors
-    /// As for [`unmap`](Self::unmap). A hole in the range is skipped.
+    /// As for [`unmap`](Self::unmap); [`MapError::ReadOnly`] where memory in the range takes no writes and is to be
+    /// writable. Nothing is changed then. A hole in the range is skipped.
     pub fn protect(self: &Arc<Self>, va: VirtAddr, len_bytes: u64, prot: Prot) -> Result<ZapStats, MapError> {
         let range = self.user_range(va, len_bytes)?;
         let prot = Prot { user: true, ..prot };
         let mut gather = Gather::new(&self.mm);
         let mut vmas = self.write();
+        if prot.write && vmas.overlapping(range).any(|vma| !vma.ops.takes_writes()) {
+            return Err(MapError::ReadOnly);
+        }
         self.cut_at_ends(&mut vmas, range)?;
         let mut narrow = false;
         for (_, vma) in vmas.0.range_mut(range.start()..range.end()) {

@@ -45,6 +45,10 @@ pub trait VmOps<M: Machine>: Send + Sync {
     fn stores_begin(&self, first: u64, nr_pages: u64) {
         let _ = (first, nr_pages);
     }
+    /// May it be mapped for writing? The answer never changes.
+    fn takes_writes(&self) -> bool {
+        true
+    }
     /// Address, length and offset of a mapping must be multiples of this.
     fn alignment(&self) -> PageSize {
         PageSize::Size4K

@@ -98,7 +98,8 @@ impl Bench {
     }
 
     fn attach(&self, fail: Option<Step>) -> Result<PmemDevice<EmuMachine>, (Step, AttachError)> {
-        let config = Config { name: "pmem0", ranges: &self.ranges, kind: MemoryKind::DevDax, bad_blocks: &[] };
+        let config =
+            Config { name: "pmem0", ranges: &self.ranges, kind: MemoryKind::DevDax, bad_blocks: &[], read_only: None };
         let device = self.driver.attach(&config, &mut |step| match fail {
             _ if SHORT.get() => Err(Refused::OutOfMemory),
             Some(bad) if bad == step => Err(Refused::Injected),

@@ -106,7 +106,7 @@ fn attached_and_removed(nr_pages: u64) -> Took {
     let asked = Arc::new(Asked::default());
     let driver = PmemDriver::new(&mm, Arc::new(Host(Arc::clone(&asked))), DataCache::Coherent);
     let ranges = [PfnRange::new(Pfn::new(1 << 28), nr_pages).unwrap()];
-    let config = Config { name: "pmem0", ranges: &ranges, kind: MemoryKind::DevDax, bad_blocks: &[] };
+    let config = Config { name: "pmem0", ranges: &ranges, kind: MemoryKind::DevDax, bad_blocks: &[], read_only: None };
     machine.reset_stats();
     let (before, mut watch) = (ALLOCATED.get(), Watch::default());
     let device = driver.attach(&config, &mut |_| Ok(())).unwrap();

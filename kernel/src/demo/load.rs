@@ -342,7 +342,7 @@ fn whole_gib(size_bytes: u64) -> Option<u64> {
 /// A device that stays, large enough for the bystanders to use.
 fn other_device() -> Option<usize> {
     let is_large_enough = |at: &usize| devices::file(*at).is_ok_and(|file| file.size_bytes() >= SMALL_BYTES);
-    (1..devices::slots().len()).find(is_large_enough)
+    (1..devices::slots().len()).filter(|&at| devices::check_writable(at).is_ok()).find(is_large_enough)
 }
 
 impl Load {

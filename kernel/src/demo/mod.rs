@@ -47,6 +47,7 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
         return Err("no-nvdimm".into());
     };
     log::info!("{} CPUs, {} NVDIMMs; {} is the one that will go", percpu::online().len(), slots.len(), slot.name);
+    devices::check_writable(0)?;
     let before = Books::now();
     // Further devices stay where they are, and the bystanders use them.
     for (at, slot) in slots.iter().enumerate().skip(1) {

@@ -98,6 +98,10 @@ impl Device {
             ctx.skip(format!("NVDIMM 0 does not begin at a multiple of {leaf}"));
             return Ok(());
         }
+        if let Err(reason) = devices::check_writable(0) {
+            ctx.skip(reason);
+            return Ok(());
+        }
         if devices::block(0).is_ok() {
             ctx.skip("NVDIMM 0 is in use");
             return Ok(());

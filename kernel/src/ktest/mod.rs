@@ -18,6 +18,7 @@ pub mod pins;
 pub mod platform;
 pub mod protection;
 pub mod random;
+pub mod read_only;
 pub mod runner;
 pub mod signals;
 pub mod stress;
@@ -37,6 +38,7 @@ static AREAS: &[&[test::Test]] = &[
     dax::TESTS,
     dax_pages::TESTS,
     dax_race::TESTS,
+    read_only::TESTS,
     pins::TESTS,
     fail::TESTS,
     fs::TESTS,

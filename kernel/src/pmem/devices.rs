@@ -18,7 +18,7 @@ use dax::slot::{DeviceSlot, SlotError};
 use mm::addr::{PageSize, PfnRange};
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
-use nvdimm::nfit::{Limits, Owner};
+use nvdimm::nfit::{DeviceFlags, Limits, Owner};
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 use nvdimm::virtio_pmem;
 use spin::Once;
@@ -40,6 +40,8 @@ pub struct Slot {
     pub name: String,
     /// The frames that the provider reports.
     pub frames: PfnRange,
+    /// Why the memory takes no writes; `None` where it takes them.
+    pub read_only: Option<DeviceFlags>,
     provider: Provider,
     occupancy: DeviceSlot<Attached>,
     /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
@@ -104,20 +106,22 @@ pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
     if cache == DataCache::Aliasing {
         log::warn!(target: "dax", "the data cache counts as one that aliases (dax.aliasing=1)");
     }
-    init(nfit.ranges.iter().filter_map(pmem::frames_of), virtio::find(limits), cache);
+    let nvdimms = nfit.ranges.iter().filter_map(|range| Some((pmem::frames_of(range)?, range.read_only())));
+    init(nvdimms, virtio::find(limits), cache);
 }
 
 /// Makes a slot for each range.
 fn init(
-    nvdimms: impl IntoIterator<Item = PfnRange>,
+    nvdimms: impl IntoIterator<Item = (PfnRange, Option<DeviceFlags>)>,
     lent: impl IntoIterator<Item = (PfnRange, Arc<virtio::Queue>)>,
     cache: DataCache,
 ) {
     DEVICES.call_once(|| {
         let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot = |name, frames, provider| Slot {
+        let slot = |name, frames, read_only, provider| Slot {
             name,
             frames,
+            read_only,
             provider,
             occupancy: DeviceSlot::new(),
             last: mm::sync::Mutex::default(),
@@ -125,10 +129,10 @@ fn init(
         let nvdimms = nvdimms.into_iter().enumerate();
         let lent = lent.into_iter().enumerate();
         let slots = nvdimms
-            .map(|(at, frames)| slot(format!("pmem{at}"), frames, Provider::Nvdimm))
+            .map(|(at, (frames, read_only))| slot(format!("pmem{at}"), frames, read_only, Provider::Nvdimm))
             .chain(lent.map(|(at, (frames, queue))| {
                 let own = virtio_pmem::driver(&driver, Arc::new(Host), queue);
-                slot(format!("vpmem{at}"), frames, Provider::Virtio(own))
+                slot(format!("vpmem{at}"), frames, None, Provider::Virtio(own))
             }))
             .collect();
         Devices { driver, slots }
@@ -266,7 +270,7 @@ pub fn attach_supervised(at: usize, supervisor: pmem::Supervisor<'_>) -> Result<
 /// Attaches; answers the device's size in bytes, and whether it has DAX.
 fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>) -> Result<(u64, bool), DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
-    let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[] };
+    let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[], read_only: slot.read_only };
     settle();
     let section = services::enter_section();
     let mut watched = |step: Step| {
@@ -299,11 +303,24 @@ fn new_file(
     if section.shortages() > 0 { Err(DeviceError::OutOfMemory) } else { Ok(file) }
 }
 
+/// Refuses where the memory of slot `at` takes no writes, with the reason.
+///
+/// # Errors
+/// One clear line.
+pub fn check_writable(at: usize) -> Result<(), String> {
+    let (_, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
+    match slot.read_only {
+        None => Ok(()),
+        Some(why) => Err(format!("{} takes no writes: a memory device behind it {why}", slot.name)),
+    }
+}
+
 /// Makes, or gives up, the area in which NVDIMM `at` keeps its list of bad blocks. It is not attached.
 ///
 /// # Errors
 /// One clear line.
 pub fn set_area(at: usize, wanted: bool) -> Result<(), String> {
+    check_writable(at)?;
     let (devices, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
     not_attached(at)?;
     let change = if wanted { PmemDriver::create_area } else { PmemDriver::destroy_area };

@@ -49,6 +49,7 @@ pub fn start() {
 pub fn mkfs(at: usize, label: &str) -> Result<Layout, String> {
     let label = label.parse().map_err(|error| format!("mkfs: {error}"))?;
     not_mounted(at)?;
+    devices::check_writable(at)?;
     let pmem = fs_device::memory(at)?;
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&time::since_first_line_ns().to_le_bytes());
@@ -64,6 +65,8 @@ pub fn mkfs(at: usize, label: &str) -> Result<Layout, String> {
 /// One clear line.
 pub fn mount(at: usize) -> Result<Arc<Fs>, String> {
     not_mounted(at)?;
+    // A mount recovers what the last one left, and there is none for reading only.
+    devices::check_writable(at)?;
     let mounted = fs_device::mount(at)?;
     let before = {
         let mut mounts = MOUNTS.lock();

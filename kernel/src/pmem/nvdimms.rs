@@ -29,12 +29,16 @@ pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
     for (id, range) in nfit.ranges.iter().enumerate() {
         log::info!(target: "nfit", "NVDIMM {id}: {} MiB from {:#x}, range {} of the table", range.len_bytes >> 20, range.base, range.range_index);
         console::report!(
-            "nvdimm id={id} base={:#x} size={} devices={} range_index={}",
+            "nvdimm id={id} base={:#x} size={} devices={} range_index={} read_only={}",
             range.base,
             range.len_bytes,
             range.nr_devices,
-            range.range_index
+            range.range_index,
+            u8::from(range.read_only().is_some())
         );
+        if let Some(why) = range.read_only() {
+            log::warn!(target: "nfit", "NVDIMM {id} takes no writes: a memory device behind it {why}");
+        }
     }
     if nfit.ranges.is_empty() {
         log::info!(target: "nfit", "no NVDIMM found");

@@ -69,7 +69,8 @@ fn show(at: usize, slot: &Slot) {
     };
     let (name, provider, frames) = (&slot.name, slot.provider(), slot.frames);
     let (start, end) = (frames.start().addr(), frames.end().addr());
-    console::line(format_args!("{at}: {name} ({provider}) {start}..{end}: {state}"));
+    let writes = if slot.read_only.is_some() { ", read-only" } else { "" };
+    console::line(format_args!("{at}: {name} ({provider}{writes}) {start}..{end}: {state}"));
 }
 
 fn attach(args: &[&str]) -> Result<(), String> {

@@ -115,7 +115,7 @@ fn hold(args: &[&str]) -> Result<(), String> {
     let ops: Arc<dyn VmOps<KernelMachine>> =
         file.open(OpenOptions::exactly(PageSize::Size4K)).map_err(|error| format!("{error}"))?;
     let space = Space::new(mm(), "hold").map_err(|error| format!("{error}"))?;
-    space.map(HELD, PAGE_SIZE, Prot::USER_WRITE, &ops, offset >> PAGE_SHIFT).map_err(|error| format!("{error}"))?;
+    space.map(HELD, PAGE_SIZE, Prot::USER_READ, &ops, offset >> PAGE_SHIFT).map_err(|error| format!("{error}"))?;
     let cpu = percpu::online().iter().last().unwrap_or(0);
     let task = sched::spawn("hold", cpu, Some(space), || {
         loop {

@@ -34,6 +34,7 @@ use super::AttachError;
 use super::area::{Area, AreaStatus};
 use super::badblocks::SectorRun;
 use super::memory::{FlushError, MediaError, PmemMemory};
+use crate::nfit::DeviceFlags;
 
 const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_BYTES;
 
@@ -57,6 +58,8 @@ pub enum BlockError {
         /// The first such sector.
         sector: u64,
     },
+    /// A write, and the memory takes none: this is the state of the devices behind it.
+    ReadOnly(DeviceFlags),
     /// What was written can be read back, but nobody has confirmed that it lasts.
     NotDurable(FlushError),
 }
@@ -70,6 +73,7 @@ impl fmt::Display for BlockError {
             }
             Self::OutOfRange { nr_sectors } => write!(f, "out of range: the device has {nr_sectors} sectors"),
             Self::Io { sector } => write!(f, "I/O error at sector {sector}: its contents are lost"),
+            Self::ReadOnly(why) => write!(f, "the device takes no writes: a memory device behind it {why}"),
             Self::NotDurable(error) => write!(f, "I/O error: what was written may not last: {error}"),
         }
     }
@@ -122,6 +126,8 @@ pub struct BlockDevice<M: Machine> {
     nr_sectors: u64,
     /// Where the list is kept, if anywhere.
     area: Option<Area>,
+    /// Why it takes no writes.
+    read_only: Option<DeviceFlags>,
     requests: Srcu,
     state: AtomicU32,
 }
@@ -147,9 +153,15 @@ impl<M: Machine> BlockDevice<M> {
             segments,
             nr_sectors,
             area,
+            read_only: None,
             requests: Srcu::new(),
             state: AtomicU32::new(OPEN),
         }
+    }
+
+    /// The same device, which takes no writes if there is a reason.
+    pub(super) fn read_only(self, why: Option<DeviceFlags>) -> Self {
+        Self { read_only: why, ..self }
     }
 
     /// How many sectors the device has.
@@ -183,6 +195,9 @@ impl<M: Machine> BlockDevice<M> {
     /// [`BlockError::NotDurable`] all of them have, and none may last.
     pub fn write(&self, sector: u64, from: &[u8]) -> Result<(), BlockError> {
         let nr_sectors = self.check(sector, from.len())?;
+        if let Some(why) = self.read_only {
+            return Err(BlockError::ReadOnly(why));
+        }
         let _request = self.enter()?;
         if let Some(bad) = self.first_unhealable(sector, nr_sectors) {
             return Err(BlockError::Io { sector: bad });
@@ -315,8 +330,8 @@ impl<M: Machine> BlockDevice<M> {
     /// Writes the list of lost sectors into the device's area, if it has one. To be called after a page was poisoned;
     /// whatever else changes the list does it by itself. What came of it is in [`area`](Self::area).
     pub fn keep_bad_blocks(&self) {
-        // A device that is being taken away keeps what it has written last.
-        if let (Some(area), Ok(_request)) = (&self.area, self.enter()) {
+        // A device that is being taken away keeps what it has written last; one that takes no writes, what it had.
+        if let (None, Some(area), Ok(_request)) = (self.read_only, &self.area, self.enter()) {
             // A list that the medium does not take is marked stale, and written with the next change.
             let _ = area.write(|| self.lost_sectors());
         }

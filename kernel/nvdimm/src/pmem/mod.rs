@@ -57,6 +57,7 @@ use self::badblocks::SectorRun;
 use self::block::{BlockDevice, BlockError};
 use self::memory::{MapFailed, PmemHost};
 use crate::claim::{Claim, Claims, Taken};
+use crate::nfit::DeviceFlags;
 
 /// Longest name of a device, in bytes.
 pub const MAX_NAME_BYTES: usize = 32;
@@ -201,6 +202,8 @@ pub struct Config<'a> {
     pub kind: MemoryKind,
     /// Sectors that are known to be lost.
     pub bad_blocks: &'a [SectorRun],
+    /// Why the memory takes no writes; `None` where it takes them.
+    pub read_only: Option<DeviceFlags>,
 }
 
 /// Called before each step; `Err` ends the attach. So the kernel reports the steps, injects faults, and says that
@@ -301,14 +304,14 @@ impl<M: Machine> PmemDriver<M> {
         let area = Area::find(&mappings);
         begin(Step::PageMap)?;
         let map = match &area {
-            Some(_) => DevPagemap::new(config.kind, area::without(map.ranges()))?,
+            Some(_) => page_map(config, area::without(map.ranges()))?,
             None => map,
         };
         let registered = RegisteredMap::new(&self.mm, Arc::clone(&map))?;
         begin(Step::Queue)?;
         let memory = mappings.iter().map(|mapping| Arc::clone(mapping.memory()));
         let segments = map.ranges().iter().copied().zip(memory);
-        let queue = Queue::new(BlockDevice::new(&self.mm, &map, segments, area));
+        let queue = Queue::new(BlockDevice::new(&self.mm, &map, segments, area).read_only(config.read_only));
         begin(Step::AllocDax)?;
         let dax = if with_dax { Some(alloc_dax(config.name, &map, self.cache, &self.mm.ledger)?) } else { None };
         begin(Step::AddHost)?;
@@ -360,7 +363,14 @@ impl<M: Machine> PmemDriver<M> {
             Err(DaxError::NotSupported) => false,
             Err(error) => return Err(error.into()),
         };
-        Ok((DevPagemap::new(config.kind, config.ranges.iter().copied())?, with_dax))
+        Ok((page_map(config, config.ranges.iter().copied())?, with_dax))
+    }
+}
+
+fn page_map(config: &Config<'_>, ranges: impl IntoIterator<Item = PfnRange>) -> Result<Arc<DevPagemap>, PagemapError> {
+    match config.read_only {
+        None => DevPagemap::new(config.kind, ranges),
+        Some(_) => DevPagemap::read_only(config.kind, ranges),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The list of bad blocks on the device.
 
 use super::*;
+use crate::nfit::DeviceFlags;
 use crate::pmem::area::{AREA_BYTES, AREA_PAGES, AreaError};
 
 /// A host whose ranges keep their contents when they are mapped again.
@@ -306,4 +307,35 @@ fn what_the_area_itself_loses_belongs_to_the_device_and_that_copy_is_not_trusted
     assert_eq!(device.block().area().map(|area| (area.sequence, area.lost_pages)), Some((5, 0)));
     drop(device);
     assert_eq!(kept.bad(), [run(9, 1)]);
+}
+
+/// The list of what is lost is known, and stays in memory: the area is on the device.
+// covers: M4
+#[test]
+fn a_device_that_takes_no_writes_is_read_and_nothing_is_stored() {
+    let kept = kept();
+    let range = [kept.range()];
+    kept.driver.create_area("pmem0", range[0]).unwrap();
+    let before = kept.host.memory().live.lock().clone();
+    let bad = [SectorRun { first: 24, nr_sectors: 1 }];
+    let why = DeviceFlags::NOT_ARMED | DeviceFlags::RESTORE_FAILED;
+    let config = Config { bad_blocks: &bad, read_only: Some(why), ..config(&range) };
+    let device = kept.driver.attach(&config, &mut |_| Ok(())).unwrap();
+    let (block, refused) = (device.block(), Err(BlockError::ReadOnly(why)));
+    assert_eq!(block.read(0, &mut sectors(0, 3)), Ok(()));
+    assert_eq!(
+        [block.write(0, &sectors(1, 3)), block.write(24, &sectors(1, 1)), block.flush()],
+        [refused, refused, Ok(())]
+    );
+    let line = "the device takes no writes: a memory device behind it failed to restore its data, is not armed";
+    assert_eq!(block.write(0, &sectors(1, 1)).unwrap_err().to_string(), line);
+    assert!(is_lost(&device, 24) && !device.dax().unwrap().pagemap().takes_writes());
+    block.keep_bad_blocks();
+    assert!(*kept.host.memory().live.lock() == before, "something was stored");
+    // The same, where it takes writes.
+    drop(device);
+    let device = kept.driver.attach(&Config { read_only: None, ..config }, &mut |_| Ok(())).unwrap();
+    assert!(device.dax().unwrap().pagemap().takes_writes());
+    assert!(*kept.host.memory().live.lock() != before, "the list was not stored");
+    assert_eq!(device.block().write(0, &sectors(1, 3)), Ok(()));
 }

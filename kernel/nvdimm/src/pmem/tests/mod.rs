@@ -145,7 +145,7 @@ fn frames(start: u64, nr_pages: u64) -> PfnRange {
 }
 
 fn config<'a>(ranges: &'a [PfnRange]) -> Config<'a> {
-    Config { name: "pmem0", ranges, kind: MemoryKind::DevDax, bad_blocks: &[] }
+    Config { name: "pmem0", ranges, kind: MemoryKind::DevDax, bad_blocks: &[], read_only: None }
 }
 
 impl Bench {

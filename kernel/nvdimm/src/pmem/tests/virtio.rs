@@ -11,7 +11,8 @@ use crate::virtio_pmem::{self, Region, RegionError, RequestQueue};
 const START: u64 = 0x100000;
 
 /// The usual device.
-const LENT: Config<'static> = Config { name: "vpmem0", ranges: &[RANGE], kind: MemoryKind::FsDax, bad_blocks: &[] };
+const LENT: Config<'static> =
+    Config { name: "vpmem0", ranges: &[RANGE], kind: MemoryKind::FsDax, bad_blocks: &[], read_only: None };
 const RANGE: PfnRange = PfnRange::new(Pfn::new(START), 16).unwrap();
 
 /// What the device does with a request.
