@@ -32,6 +32,10 @@ pub fn run(cli: &Cli) -> Result<u8> {
         machine.mode = Mode::Bench;
         machine.deterministic = true;
     }
+    if let Err(error) = machine.check_job() {
+        eprintln!("run-qemu: {error:#}");
+        return Ok(BAD_COMMAND_LINE);
+    }
     if cli.options.quiet {
         machine.append.push("quiet=1".into());
     }

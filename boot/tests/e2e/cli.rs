@@ -38,6 +38,9 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["test", "--smp", "8"], "--smp has no use in test");
     refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "dance"], "dance");
     refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "check"], "<IMAGE>");
+    refused(&["--pmem", "16M"], "the demonstration needs a device of 20M with 4 CPUs, and the first one has 16M");
+    refused(&["bench", "--pmem", "16M"], "bench needs a device of 1G");
+    refused(&["--pmem", "64M"].repeat(33), "33 NVDIMMs, and the kernel keeps 32");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
     refused(&["--timeout", "-1"], "-1");
 }

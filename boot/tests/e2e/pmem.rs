@@ -167,3 +167,30 @@ fn the_shell_answers_bad_input_with_one_line_and_goes_on() {
     }
     assert_good(&exit(guest));
 }
+
+/// Behind the window for persistent memory QEMU keeps room for PCI: with some sizes it did not start.
+#[test]
+fn a_device_of_1000_gib_is_attached() {
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![Nvdimm::temporary(1000 * GIB)], ..shell() });
+    ask(&mut guest, "attach 0");
+    ask(&mut guest, "remove 0");
+    let outcome = exit(guest);
+    assert_good(&outcome);
+    assert_eq!(records(&outcome, "nvdimm")[0].number("size"), Some(1000 * GIB));
+}
+
+#[test]
+fn a_lost_page_and_a_medium_without_a_file_system_are_told_as_what_they_are() {
+    let mut guest = start_shell(&Machine { smp: 1, pmem: vec![Nvdimm::temporary(64 * MIB)], ..shell() });
+    ask(&mut guest, "attach 0");
+    ask(&mut guest, "poison 0 4096");
+    let refusal = refused(&mut guest, "hold 0 4096");
+    assert!(refusal.contains("cannot read the page at 0x1000 of 0: SIGBUS"), "{refusal}");
+    assert!(refusal.contains("the page is lost"), "{refusal}");
+    ask(&mut guest, "hold 0 8192");
+    ask(&mut guest, "remove 0");
+    ask(&mut guest, "attach 0 fsdax");
+    let refusal = refused(&mut guest, "mount 0");
+    assert!(refusal.contains("there is no file system of Unplug's on it") && !refusal.contains("damaged"), "{refusal}");
+    assert_good(&exit(guest));
+}

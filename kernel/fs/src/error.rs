@@ -71,6 +71,8 @@ pub enum FsError {
     TooSmall,
     /// The configuration does not allow it.
     NotSupported,
+    /// There is no file system of ours on the medium: nothing that could be one and is damaged, either.
+    NoFileSystem,
     /// Metadata on the medium is damaged.
     Damaged(Damage),
     /// The medium cannot be read or written at this byte offset.
@@ -110,6 +112,7 @@ impl fmt::Display for FsError {
             Self::Busy => f.write_str("busy"),
             Self::TooSmall => f.write_str("the device is too small for a file system (at least 112 KiB)"),
             Self::NotSupported => f.write_str("not supported by this configuration"),
+            Self::NoFileSystem => f.write_str("there is no file system of Unplug's on it"),
             Self::Damaged(damage) => write!(f, "damaged: {damage}"),
             Self::Media(offset) => write!(f, "the medium fails at byte {offset:#x}"),
             Self::NotDurable => f.write_str("what was written may not last: the device did not confirm it"),

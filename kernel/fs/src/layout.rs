@@ -115,7 +115,8 @@ impl Layout {
     /// Reads the superblock, or its copy where the first is damaged.
     ///
     /// # Errors
-    /// Both are damaged, or of another version, or describe something that does not fit the device.
+    /// [`FsError::NoFileSystem`] where neither is one of ours. Else both are damaged, or of another version, or describe
+    /// something that does not fit the device.
     pub(crate) fn read(pmem: &dyn Pmem) -> Result<Self, FsError> {
         Self::find(pmem).map(|(layout, _)| layout)
     }
@@ -125,6 +126,8 @@ impl Layout {
         let last = (pmem.len_bytes() / BLOCK_SIZE).checked_sub(1).ok_or(FsError::TooSmall)?;
         match Self::read_at(pmem, 0) {
             Ok(layout) => Ok((layout, 0)),
+            // What has no trace of a superblock says nothing: the other one does.
+            Err(FsError::NoFileSystem) => Self::read_at(pmem, last).map(|layout| (layout, last)),
             Err(error) => Self::read_at(pmem, last).map(|layout| (layout, last)).map_err(|_| error),
         }
     }
@@ -133,6 +136,9 @@ impl Layout {
     pub(crate) fn read_at(pmem: &dyn Pmem, block: u64) -> Result<Self, FsError> {
         let mut bytes = [0; size_of::<RawSuper>()];
         pmem.read(block * BLOCK_SIZE, &mut bytes)?;
+        if bytes[..4] != SUPER_MAGIC.to_le_bytes() {
+            return Err(FsError::NoFileSystem);
+        }
         if !is_sealed(&bytes, SUPER_MAGIC, 0) {
             return Err(FsError::damaged("superblock", block));
         }

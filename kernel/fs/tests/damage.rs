@@ -128,6 +128,43 @@ fn use_every_structure(bytes: &[u8]) -> Result<(), FsError> {
 }
 
 /// One bit of any structure is changed and nothing is sealed: the checker finds it, and so does whoever reads it.
+/// What somebody else has written, or nobody, is no damaged file system; one of ours with a trace left is.
+#[test]
+fn a_foreign_medium_is_not_called_damaged() {
+    let refusal = |bytes: Vec<u8>| {
+        let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes));
+        mount(&pmem, &MountOptions::default()).map(drop)
+    };
+    let mut random = Random::new(3);
+    let noise = (0..1 << 20).map(|_| random.below(251) as u8).collect();
+    assert_eq!([refusal(vec![0; 1 << 20]), refusal(noise)], [Err(FsError::NoFileSystem); 2]);
+    assert!(!FsError::NoFileSystem.to_string().contains("damaged"));
+    let image = sample();
+    let last = image.len() - 4096;
+    let with = |spoil: &dyn Fn(&mut Vec<u8>)| {
+        let mut image = image.clone();
+        spoil(&mut image);
+        refusal(image)
+    };
+    // The first has lost its magic number, and the copy serves, or is damaged, or has lost it as well.
+    assert_eq!(with(&|image| image[0] ^= 1), Ok(()));
+    let copy = with(&|image| {
+        image[0] ^= 1;
+        image[last + 20] ^= 1;
+    });
+    assert_eq!(copy, Err(FsError::damaged("superblock", (last / 4096) as u64)));
+    let neither = with(&|image| {
+        image[0] ^= 1;
+        image[last] ^= 1;
+    });
+    assert_eq!(neither, Err(FsError::NoFileSystem));
+    let first = with(&|image| {
+        image[20] ^= 1;
+        image[last] ^= 1;
+    });
+    assert_eq!(first, Err(FsError::damaged("superblock", 0)));
+}
+
 #[test]
 fn every_structure_is_checked_when_it_is_read() {
     let sim = Arc::new(SimPmem::from_bytes(sample()));

@@ -127,6 +127,9 @@ fn hold(args: &[&str]) -> Result<(), String> {
     while task.exit().is_none() && task.faults.load(core::sync::atomic::Ordering::Relaxed) == 0 {
         sched::yield_now();
     }
+    if let Some(Err(signal)) = task.exit() {
+        return Err(format!("task {} cannot read the page at {offset:#x} of {at}: {}", task.id, signal.in_words()));
+    }
     console::line(format_args!("task {} reads the page at {offset:#x} of {at} on CPU {cpu}", task.id));
     Ok(())
 }
