@@ -2,10 +2,13 @@
 //! May import: cpu, console, mem, task, bringup.
 
 pub mod bytes;
+pub mod contents;
 pub mod devices;
 pub mod fs_device;
 pub mod host;
+pub mod labels;
 pub mod mounts;
+pub mod namespaces;
 pub mod pci;
 pub mod registrations;
 pub mod removal_log;

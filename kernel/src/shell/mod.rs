@@ -5,6 +5,7 @@ mod devices;
 mod fail;
 mod fs;
 mod fsload;
+mod namespaces;
 mod pins;
 mod removal;
 pub mod runs;
@@ -17,10 +18,11 @@ use core::sync::atomic::Ordering;
 use mm::addr::PAGE_SIZE;
 
 use self::runs::Runs;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
 use crate::console::{self, ring};
 use crate::cpu::exit;
 use crate::mem::{heap, memory, paging};
+use crate::pmem::contents;
 use crate::task::{runner, sched};
 
 /// What a harness waits for.
@@ -31,14 +33,22 @@ const MAX_INPUT: usize = 512;
 const POLL_NS: u64 = 2_000_000;
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] =
-    &[GROUND, devices::COMMANDS, pins::COMMANDS, fail::COMMANDS, removal::COMMANDS, fs::COMMANDS, fsload::COMMANDS];
+static GROUPS: &[&[Command]] = &[
+    GROUND,
+    devices::COMMANDS,
+    namespaces::COMMANDS,
+    pins::COMMANDS,
+    fail::COMMANDS,
+    removal::COMMANDS,
+    fs::COMMANDS,
+    fsload::COMMANDS,
+];
 
 const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },
     Command { name: "cpus", args: "", help: "every CPU and what it runs", run: cpus },
     Command { name: "mem", args: "", help: "physical memory, heap, page tables", run: mem },
-    Command { name: "test", args: "[GLOB]", help: "run the in-kernel tests", run: test },
+    Command { name: "test", args: "[GLOB] [force]", help: "run the in-kernel tests", run: test },
     Command { name: "panic", args: "", help: "panic, to see an epitaph", run: |_| panic!("asked for on the console") },
     Command { name: "overflow", args: "", help: "overflow a kernel stack, to see it caught", run: overflow },
     Command { name: "hang", args: "", help: "stop answering, with interrupts off", run: hang },
@@ -147,7 +157,9 @@ fn mem(_: &[&str]) -> Result<(), String> {
 }
 
 fn test(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
     let glob = args.first().copied().unwrap_or("*");
+    contents::ask_for_all(force)?;
     match (runs::get().tests)(glob) {
         0 => Ok(()),
         failed => Err(format!("{failed} tests failed")),
