@@ -35,7 +35,7 @@ use crate::console::{report, ring};
 use crate::cpu::{exit, lock, percpu, time};
 use crate::mem::kstack::Stack;
 use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
-use crate::pmem::{devices, lost, mounts};
+use crate::pmem::{contents, devices, lost, mounts};
 use crate::shell::runs::Runs;
 use crate::task::runner::{self, Runner};
 use crate::task::{sched, services, tcb};
@@ -250,6 +250,15 @@ fn print_features(features: &Features) {
     );
 }
 
+/// Stops where something lies on an NVDIMM that what is to be run would write over.
+fn refuse_foreign() {
+    if let Err(line) = contents::ask_for_all(false) {
+        report!("verdict result=bad reason=foreign-medium");
+        console::line(format_args!("unplug: {line}"));
+        exit::now(exit::BAD_CONFIGURATION);
+    }
+}
+
 /// Third stage: a task like every other.
 fn main_task() -> tcb::Exit {
     let silent = smp::test_interrupts();
@@ -272,6 +281,10 @@ fn main_task() -> tcb::Exit {
     let options = options::get();
     options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();
+    // The shell writes nothing by itself.
+    if options.mode != Mode::Shell {
+        refuse_foreign();
+    }
     match options.mode {
         Mode::Test => {
             if ktest::runner::names(&options.tests).is_empty() {

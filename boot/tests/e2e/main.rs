@@ -13,6 +13,7 @@ mod gdb;
 mod inject;
 mod kills;
 mod mce;
+mod media;
 mod nfit;
 mod pins;
 mod pmem;

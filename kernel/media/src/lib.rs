@@ -108,8 +108,12 @@ impl fmt::Display for Uuid {
 
 /// The `N` bytes from `at` on; those beyond the end count as zero.
 pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let rest = bytes.get(at..).unwrap_or_default();
+    if let Some(whole) = rest.first_chunk() {
+        return *whole;
+    }
     let mut array = [0; N];
-    for (to, from) in array.iter_mut().zip(bytes.get(at..).unwrap_or_default()) {
+    for (to, from) in array.iter_mut().zip(rest) {
         *to = *from;
     }
     array

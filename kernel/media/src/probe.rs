@@ -5,12 +5,14 @@
 //!
 //! | bytes | for |
 //! |---|---|
-//! | 0 to 2047 | our file system, XFS, ext2/3/4, MBR, GPT, LUKS, LVM, the info block of a BTT of version 2.0 |
-//! | 4064 to 4223 | swap areas (the last bytes of the first page), info blocks, GPT on sectors of 4 KiB |
-//! | the last page | the copies of our superblock and of a BTT's info block, GPT's copy |
-//! | the last sector | GPT's copy |
-//! | 64 and 32 KiB before the end | our list of lost sectors, two copies |
-//! | [`SAMPLES`] pages, evenly spread | where nothing is known: 64 bytes of each that must be zero |
+//! | 0 to 255 | our file system, XFS, LUKS, LVM, the info block of a BTT of version 2.0 |
+//! | 504 to 527 | MBR, GPT, LVM |
+//! | 1024 to 1135, 1536 to 1543 | ext2/3/4, LVM |
+//! | 4080 to 4111 | swap areas (the last bytes of the first page), info blocks, GPT on sectors of 4 KiB |
+//! | 16 of the last page | the copies of our superblock and of a BTT's info block, GPT's copy |
+//! | 16 of the last sector | GPT's copy |
+//! | 16 at 64 and 32 KiB before the end | our list of lost sectors, two copies |
+//! | [`SAMPLES`] pages, evenly spread | where nothing is known: 32 bytes of each that must be zero |
 //!
 //! So much and no more, whatever the size of the device: what an attach may cost is bounded. Data that none of these
 //! bytes belong to is not seen; who can afford it looks with [`first_data`] at everything that is not a hole.
@@ -19,14 +21,13 @@ use core::fmt;
 
 use crate::info::{self, BTT, Info, Parent};
 use crate::namespace::Mode;
-use crate::{Medium, Part, Unreadable, has, u16_at, u32_at, u64_at};
+use crate::{Medium, Part, Unreadable, has, u16_at, u32_at};
 
 /// Pages of which some bytes are looked at where nothing is known.
-pub const SAMPLES: u64 = 16;
-const SAMPLE_BYTES: usize = 64;
-const HEAD_BYTES: usize = 2048;
-const SECOND_AT: u64 = 4064;
-const SECOND_BYTES: usize = 160;
+pub const SAMPLES: u64 = 8;
+const SAMPLE_BYTES: usize = 32;
+/// The end of the first page and the beginning of the second.
+const TURN_AT: u64 = 4080;
 const PAGE: u64 = 4096;
 /// Places of the copies of our own list of lost sectors, before the end.
 const LISTS: [u64; 2] = [64 << 10, 32 << 10];
@@ -202,60 +203,90 @@ pub fn probe(medium: &dyn Medium) -> Findings {
     findings
 }
 
+/// The bytes at the places of signatures, each with its offset.
+struct Beginning {
+    first: [u8; 256],
+    boot: [u8; 24],
+    superblock: [u8; 112],
+    fourth: [u8; 8],
+    turn: [u8; 32],
+}
+
+impl Beginning {
+    fn read(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Self {
+        Self {
+            first: window(medium, 0, base, findings),
+            boot: window(medium, 504, base, findings),
+            superblock: window(medium, 1024, base, findings),
+            fourth: window(medium, 1536, base, findings),
+            turn: window(medium, TURN_AT, base, findings),
+        }
+    }
+
+    /// The first of them that is not zero.
+    fn data(&self) -> Option<u64> {
+        let all: [(u64, &[u8]); 5] = [
+            (0, &self.first),
+            (504, &self.boot),
+            (1024, &self.superblock),
+            (1536, &self.fourth),
+            (TURN_AT, &self.turn),
+        ];
+        all.into_iter().find_map(|(at, bytes)| Some(at + nonzero(bytes)?))
+    }
+}
+
+/// The `N` bytes at `at`; those beyond the end, and those that are lost, count as zero, and what is lost is noted.
+fn window<const N: usize>(medium: &dyn Medium, at: u64, base: u64, findings: &mut Findings) -> [u8; N] {
+    let mut bytes = [0; N];
+    let len = medium.len_bytes().saturating_sub(at).min(N as u64) as usize;
+    if len != 0 && medium.read(at, &mut bytes[..len]).is_err() {
+        findings.add(What::Lost, base.saturating_add(at & !(PAGE - 1)));
+        return [0; N];
+    }
+    bytes
+}
+
 /// Looks at the places of signatures of what begins at `base` of the whole. Answers the place and size of a namespace's
 /// data, if there is an info block that says so.
 fn look(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
-    let (mut head, mut second) = ([0; HEAD_BYTES], [0; SECOND_BYTES]);
-    let len = medium.len_bytes();
-    let head = &mut head[..HEAD_BYTES.min(usize::try_from(len).unwrap_or(HEAD_BYTES))];
-    match medium.read(0, head) {
-        Ok(()) => beginning(head, base, findings),
-        Err(Unreadable) => findings.add(What::Lost, base),
-    }
-    let mut data = None;
-    if len >= SECOND_AT + SECOND_BYTES as u64 {
-        match medium.read(SECOND_AT, &mut second) {
-            Ok(()) => data = page_end(medium, &second, base, findings),
-            Err(Unreadable) => findings.add(What::Lost, base.saturating_add(SECOND_AT)),
-        }
-    }
+    let begin = Beginning::read(medium, base, findings);
+    beginning(&begin, base, findings);
+    let data = turn(medium, &begin.turn, base, findings);
     ending(medium, base, findings);
     if findings.is_empty() {
         // It was read: what is in it is something, if nothing that is known.
-        let bytes = [(0, &*head), (SECOND_AT, &second)];
-        let data = bytes.into_iter().find_map(|(at, bytes)| Some(at + nonzero(bytes)?));
-        data.into_iter().for_each(|at| findings.add(What::Data, base.saturating_add(at)));
+        begin.data().into_iter().for_each(|at| findings.add(What::Data, base.saturating_add(at)));
     }
     data
 }
 
 /// The first bytes.
-fn beginning(head: &[u8], base: u64, findings: &mut Findings) {
-    let is_ours = has(head, 0, b"UPSB");
+fn beginning(begin: &Beginning, base: u64, findings: &mut Findings) {
     let mut add = |what, at: u64| findings.add(what, base.saturating_add(at));
-    if is_ours {
+    let Beginning { first, boot, superblock, fourth, .. } = begin;
+    if has(first, 0, b"UPSB") {
         add(What::OurFileSystem, 0);
     }
-    if has(head, 0, b"XFSB") {
+    if has(first, 0, b"XFSB") {
         add(What::Xfs, 0);
     }
-    if has(head, 0, b"LUKS\xba\xbe") {
+    if has(first, 0, b"LUKS\xba\xbe") {
         add(What::Luks, 0);
     }
-    if has(head, 0, BTT) {
+    if has(first, 0, BTT) {
         add(What::Info("BTT", true), 0);
     }
-    if has(head, 512, b"EFI PART") {
+    if has(boot, 8, b"EFI PART") {
         add(What::Gpt, 512);
-    } else if has(head, 510, &[0x55, 0xaa]) {
+    } else if has(boot, 6, &[0x55, 0xaa]) {
         add(What::Mbr, 0);
     }
-    for sector in 0..4 {
-        if has(head, sector * 512, b"LABELONE") {
-            add(What::Lvm, sector as u64 * 512);
-        }
+    let sectors: [(u64, &[u8]); 4] = [(0, first), (512, &boot[8..]), (1024, superblock), (1536, fourth)];
+    for (at, _) in sectors.into_iter().filter(|(_, bytes)| has(bytes, 0, b"LABELONE")) {
+        add(What::Lvm, at);
     }
-    if let Some(superblock) = head.get(1024..).filter(|bytes| u16_at(bytes, 56) == 0xef53) {
+    if u16_at(superblock, 56) == 0xef53 {
         add(What::Ext(ext_version(superblock)), 1024);
     }
 }
@@ -274,8 +305,8 @@ fn ext_version(superblock: &[u8]) -> u8 {
 }
 
 /// The end of the first page and the beginning of the second. Answers where a namespace's data are.
-fn page_end(medium: &dyn Medium, bytes: &[u8], base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
-    let (end, second) = bytes.split_at((PAGE - SECOND_AT) as usize);
+fn turn(medium: &dyn Medium, bytes: &[u8], base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
+    let (end, second) = bytes.split_at((PAGE - TURN_AT) as usize);
     let signature = &end[end.len() - 10..];
     if has(signature, 0, b"SWAPSPACE2") || has(signature, 0, b"SWAP-SPACE") {
         findings.add(What::Swap, base);
@@ -298,7 +329,7 @@ fn ending(medium: &dyn Medium, base: u64, findings: &mut Findings) {
     let len = medium.len_bytes();
     let mut look = |before_end: u64, wanted: &dyn Fn(&[u8]) -> Option<What>| {
         // What is not far from the beginning was seen.
-        let Some(at) = len.checked_sub(before_end).filter(|&at| at > SECOND_AT + SECOND_BYTES as u64) else { return };
+        let Some(at) = len.checked_sub(before_end).filter(|&at| at > 2 * PAGE) else { return };
         let mut bytes = [0; 16];
         match medium.read(at, &mut bytes) {
             Ok(()) => {
@@ -362,8 +393,7 @@ pub fn first_data(medium: &dyn Medium, start: u64, end: u64) -> Option<Found> {
 
 /// Which of the bytes is the first that is not zero, but for the seven around it.
 fn nonzero(bytes: &[u8]) -> Option<u64> {
-    let words = bytes.chunks_exact(8);
-    let rest = words.remainder();
-    let word = words.into_iter().position(|word| u64_at(word, 0) != 0).map(|at| at as u64 * 8);
-    word.or_else(|| rest.iter().any(|&byte| byte != 0).then_some((bytes.len() - rest.len()) as u64))
+    let (words, rest) = bytes.as_chunks::<8>();
+    let word = words.iter().position(|word| u64::from_le_bytes(*word) != 0).map(|at| at as u64 * 8);
+    word.or_else(|| rest.iter().any(|&byte| byte != 0).then_some(words.len() as u64 * 8))
 }

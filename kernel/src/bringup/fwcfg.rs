@@ -12,10 +12,7 @@ const MAX_FILES: u32 = 256;
 
 /// The file `name`, up to `N` bytes of it; `None` where there is no fw_cfg or no such file.
 pub fn read_file<const N: usize>(name: &str) -> Option<ArrayVec<u8, N>> {
-    let mut signature = [0; 4];
-    port::fw_cfg_select(KEY_SIGNATURE);
-    port::fw_cfg_read(&mut signature);
-    if &signature != b"QEMU" {
+    if !is_present() {
         return None;
     }
     let (key, len) = find(name)?;
@@ -27,6 +24,14 @@ pub fn read_file<const N: usize>(name: &str) -> Option<ArrayVec<u8, N>> {
         bytes.push(byte[0]);
     }
     Some(bytes)
+}
+
+/// Is there such a device: is this QEMU?
+pub fn is_present() -> bool {
+    let mut signature = [0; 4];
+    port::fw_cfg_select(KEY_SIGNATURE);
+    port::fw_cfg_read(&mut signature);
+    &signature == b"QEMU"
 }
 
 /// Selector key and length in bytes of the file `name`.

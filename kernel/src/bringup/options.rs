@@ -49,6 +49,8 @@ pub struct Options {
     pub inject: Option<Fault>,
     /// `dax.aliasing=1`: the CPU's data cache counts as one that aliases.
     pub dax_aliasing: bool,
+    /// `force=1`: what lies on the NVDIMMs may be written over, and their labels are not looked at.
+    pub force: bool,
     /// `host_requests=`: somebody reads the console and grants what the kernel asks for, within so many seconds; 0: nobody.
     pub host_requests_s: u64,
 }
@@ -65,13 +67,14 @@ impl Default for Options {
             stress: Stress::Short,
             inject: None,
             dax_aliasing: false,
+            force: false,
             host_requests_s: 0,
         }
     }
 }
 
 const MAX_HOST_REQUESTS_S: u64 = 3600;
-const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, host_requests";
+const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, force, host_requests";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line; the others are read.
@@ -104,6 +107,7 @@ impl Options {
             "deterministic" => self.deterministic = switch(value)?,
             "quiet" => self.quiet = switch(value)?,
             "dax.aliasing" => self.dax_aliasing = switch(value)?,
+            "force" => self.force = switch(value)?,
             "tests" => match ArrayString::from(value) {
                 Ok(glob) if !glob.is_empty() => self.tests = glob,
                 _ => return Err(Bad::Value("a glob of 1 to 96 characters")),

@@ -13,3 +13,11 @@ pub struct Command {
     /// Does it. An error is printed as one line.
     pub run: fn(&[&str]) -> Result<(), String>,
 }
+
+/// Takes the last word away, if it is `force`: who says so means to write over whatever is there.
+pub fn forced<'a, 'w>(args: &'a [&'w str]) -> (&'a [&'w str], bool) {
+    match args {
+        [rest @ .., "force"] => (rest, true),
+        _ => (args, false),
+    }
+}

@@ -1,6 +1,7 @@
 //! The in-kernel tests: what a test is, the runner, fixtures, and a file for each area. The list of all is here.
 //! May import: cpu, console, mem, task, trap, bringup, pmem.
 
+pub mod contents;
 pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
@@ -45,6 +46,7 @@ static AREAS: &[&[test::Test]] = &[
     fs_ends::TESTS,
     fs_removal::TESTS,
     fs_sync::TESTS,
+    contents::TESTS,
     stress::TESTS,
     virtio::TESTS,
 ];

@@ -15,6 +15,7 @@ use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
 use dax::removal::{Method, RemovalReport, Waiting};
 use dax::slot::{DeviceSlot, SlotError};
+use media::namespace::{Mode, Namespace};
 use mm::addr::{PageSize, PfnRange};
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
@@ -28,7 +29,7 @@ use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{nvdimms, pci, removal_log, virtio};
+use crate::pmem::{namespaces, nvdimms, pci, removal_log, virtio};
 use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.
@@ -38,10 +39,12 @@ pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
 pub struct Slot {
     /// The device's name: `pmem0`, `pmem1`, … for what the NFIT reports, then `vpmem0`, … for virtio-pmem.
     pub name: String,
-    /// The frames that the provider reports.
+    /// The frames that the provider reports; of a namespace, those of its data.
     pub frames: PfnRange,
     /// Why the memory takes no writes; `None` where it takes them.
     pub read_only: Option<DeviceFlags>,
+    /// The namespace that it is, and the number of its region; `None` for a range without labels.
+    pub namespace: Option<(usize, Namespace)>,
     provider: Provider,
     occupancy: DeviceSlot<Attached>,
     /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
@@ -65,7 +68,7 @@ impl Slot {
         }
     }
 
-    fn driver<'d>(&'d self, devices: &'d Devices) -> &'d PmemDriver<KernelMachine> {
+    pub(super) fn driver<'d>(&'d self, devices: &'d Devices) -> &'d PmemDriver<KernelMachine> {
         match &self.provider {
             Provider::Nvdimm => &devices.driver,
             Provider::Virtio(own) => own,
@@ -76,6 +79,7 @@ impl Slot {
     /// system does and a program that maps the device may forget.
     pub fn kind(&self) -> MemoryKind {
         match self.provider {
+            Provider::Nvdimm if self.mode() == Some(Mode::FsDax) => MemoryKind::FsDax,
             Provider::Nvdimm => MemoryKind::DevDax,
             Provider::Virtio(_) => MemoryKind::FsDax,
         }
@@ -89,7 +93,7 @@ struct Attached {
     file: Option<Arc<DevDax<KernelMachine>>>,
 }
 
-struct Devices {
+pub(super) struct Devices {
     driver: PmemDriver<KernelMachine>,
     slots: Box<[Slot]>,
 }
@@ -106,33 +110,33 @@ pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
     if cache == DataCache::Aliasing {
         log::warn!(target: "dax", "the data cache counts as one that aliases (dax.aliasing=1)");
     }
-    let nvdimms = nfit.ranges.iter().filter_map(|range| Some((pmem::frames_of(range)?, range.read_only())));
-    init(nvdimms, virtio::find(limits), cache);
+    init(namespaces::ranges(nfit), virtio::find(limits), cache);
 }
 
 /// Makes a slot for each range.
 fn init(
-    nvdimms: impl IntoIterator<Item = (PfnRange, Option<DeviceFlags>)>,
+    nvdimms: Vec<namespaces::Range>,
     lent: impl IntoIterator<Item = (PfnRange, Arc<virtio::Queue>)>,
     cache: DataCache,
 ) {
     DEVICES.call_once(|| {
         let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot = |name, frames, read_only, provider| Slot {
+        let slot = |name, frames, read_only, namespace, provider| Slot {
             name,
             frames,
             read_only,
+            namespace,
             provider,
             occupancy: DeviceSlot::new(),
             last: mm::sync::Mutex::default(),
         };
-        let nvdimms = nvdimms.into_iter().enumerate();
+        let nvdimms = namespaces::split(&driver, nvdimms).into_iter();
         let lent = lent.into_iter().enumerate();
         let slots = nvdimms
-            .map(|(at, (frames, read_only))| slot(format!("pmem{at}"), frames, read_only, Provider::Nvdimm))
+            .map(|given| slot(given.name, given.frames, given.read_only, given.namespace, Provider::Nvdimm))
             .chain(lent.map(|(at, (frames, queue))| {
                 let own = virtio_pmem::driver(&driver, Arc::new(Host), queue);
-                slot(format!("vpmem{at}"), frames, None, Provider::Virtio(own))
+                slot(format!("vpmem{at}"), frames, None, None, Provider::Virtio(own))
             }))
             .collect();
         Devices { driver, slots }
@@ -189,6 +193,8 @@ pub enum DeviceError {
     OutOfMemory,
     /// The device is attached for a file system, which has no device-dax file.
     ForFileSystem,
+    /// It is a namespace that is not understood.
+    LeftAlone(String),
 }
 
 impl fmt::Display for DeviceError {
@@ -200,6 +206,7 @@ impl fmt::Display for DeviceError {
             Self::Dax(error) => error.fmt(f),
             Self::Injected => f.write_str("step file: it was made to fail"),
             Self::OutOfMemory => f.write_str("step file: memory ran out"),
+            Self::LeftAlone(why) => f.write_str(why),
             Self::ForFileSystem => f.write_str("the device is attached for a file system: there is no device-dax file"),
         }
     }
@@ -211,7 +218,7 @@ impl From<SlotError> for DeviceError {
     }
 }
 
-fn devices_and_slot(at: usize) -> Result<(&'static Devices, &'static Slot), DeviceError> {
+pub(super) fn devices_and_slot(at: usize) -> Result<(&'static Devices, &'static Slot), DeviceError> {
     let devices = DEVICES.get().ok_or(DeviceError::NoSlot(at))?;
     Ok((devices, devices.slots.get(at).ok_or(DeviceError::NoSlot(at))?))
 }
@@ -270,6 +277,9 @@ pub fn attach_supervised(at: usize, supervisor: pmem::Supervisor<'_>) -> Result<
 /// Attaches; answers the device's size in bytes, and whether it has DAX.
 fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>) -> Result<(u64, bool), DeviceError> {
     let (devices, slot) = devices_and_slot(at)?;
+    if let Some(why) = slot.left_alone() {
+        return Err(DeviceError::LeftAlone(why));
+    }
     let config = Config { name: &slot.name, ranges: &[slot.frames], kind, bad_blocks: &[], read_only: slot.read_only };
     settle();
     let section = services::enter_section();
@@ -324,6 +334,9 @@ pub fn set_area(at: usize, wanted: bool) -> Result<(), String> {
     let (devices, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
     not_attached(at)?;
     let change = if wanted { PmemDriver::create_area } else { PmemDriver::destroy_area };
+    if let Some(why) = slot.left_alone() {
+        return Err(why);
+    }
     change(slot.driver(devices), &slot.name, slot.frames).map_err(|error| format!("{error}"))
 }
 

@@ -2,11 +2,14 @@
 //! May import: cpu, console, mem, task, bringup.
 
 pub mod bytes;
+pub mod contents;
 pub mod devices;
 pub mod fs_device;
 pub mod host;
+pub mod labels;
 pub mod lost;
 pub mod mounts;
+pub mod namespaces;
 pub mod nvdimms;
 pub mod pci;
 pub mod registrations;

@@ -42,6 +42,15 @@ pub fn start() {
     });
 }
 
+/// Could a file system be made on device `at`: is it attached for one, and not mounted?
+///
+/// # Errors
+/// One clear line.
+pub fn can_be_made(at: usize) -> Result<(), String> {
+    not_mounted(at)?;
+    fs_device::memory(at).map(drop)
+}
+
 /// Makes an empty file system on device `at`, which is attached for one and not mounted. What it held is lost.
 ///
 /// # Errors

@@ -52,7 +52,9 @@ pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
 /// No range of the table has them.
 pub fn describe(frames: PfnRange) -> Result<(), String> {
     let nfit = NFIT.get().ok_or("no table was read")?;
-    let range = nfit.ranges.iter().find(|range| pmem::frames_of(range) == Some(frames));
+    // A namespace is a part of one.
+    let has = |range: &PersistentRange| pmem::frames_of(range).is_some_and(|all| all.contains(frames.start()));
+    let range = nfit.ranges.iter().find(|range| has(range));
     let range = range.ok_or("the NFIT says nothing of it")?;
     let domain = range.proximity_domain.map_or_else(|| String::from("none"), |domain| format!("{domain}"));
     let PersistentRange { range_index, nr_devices, .. } = *range;

@@ -9,15 +9,16 @@ use mm::meta::LiveFolio;
 use mm::pagemap::MemoryKind;
 
 use crate::console;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
 use crate::mem::machine::mm;
+use crate::pmem::contents::{self, Over};
 use crate::pmem::devices::{DeviceError, Slot};
 use crate::pmem::{bytes, devices, nvdimms};
 use crate::shell::runs;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "demo", args: "", help: "the demonstration", run: run_demo },
+    Command { name: "demo", args: "[force]", help: "the demonstration", run: run_demo },
     Command {
         name: "nvdimm",
         args: "[N]",
@@ -31,14 +32,15 @@ pub const COMMANDS: &[Command] = &[
         run: attach,
     },
     Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
-    Command { name: "pmem", args: "write N OFFSET TEXT", help: "write to the device, durably", run: pmem },
+    Command { name: "pmem", args: "write N OFFSET TEXT [force]", help: "write to the device, durably", run: pmem },
     Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
     Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
     Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
 ];
 
-fn run_demo(_: &[&str]) -> Result<(), String> {
+fn run_demo(args: &[&str]) -> Result<(), String> {
     (0..devices::slots().len()).try_for_each(devices::not_attached)?;
+    contents::ask_for_all(forced(args).1)?;
     if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
 }
 
@@ -81,8 +83,14 @@ fn attach(args: &[&str]) -> Result<(), String> {
         _ => return Err("expected: attach N, attach N devdax, or attach N fsdax".into()),
     };
     let at = device(at)?;
+    if let (Some(slot), Some(kind)) = (devices::slots().get(at), kind) {
+        slot.allows(kind)?;
+    }
+    contents::in_hand(at);
     let kind = kind.or_else(|| devices::slots().get(at).map(Slot::kind)).unwrap_or(MemoryKind::DevDax);
-    devices::attach_as(at, kind).map_err(|error| format!("{error}"))
+    devices::attach_as(at, kind).map_err(|error| format!("{error}"))?;
+    contents::report(at);
+    Ok(())
 }
 
 fn remove(args: &[&str]) -> Result<(), String> {
@@ -93,8 +101,10 @@ fn remove(args: &[&str]) -> Result<(), String> {
 }
 
 fn pmem(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
     match args {
         ["write", at, offset, text] => {
+            contents::ask(device(at)?, Over::Bytes, force)?;
             bytes::write(device(at)?, number(offset)?, text.as_bytes())?;
             console::line(format_args!("{} bytes written", text.len()));
             Ok(())

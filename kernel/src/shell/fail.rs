@@ -13,10 +13,11 @@ use mm::space::VmOps;
 use nvdimm::pmem::block::SECTOR_BYTES;
 
 use crate::console;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::reserve::FAULTS;
+use crate::pmem::contents::{self, Over};
 use crate::pmem::{bytes, devices};
 use crate::shell::devices::{device, number};
 use crate::task::{sched, user};
@@ -25,11 +26,16 @@ use crate::trap::memory_error;
 /// The commands.
 pub const COMMANDS: &[Command] = &[
     Command { name: "badblocks", args: "N", help: "the sectors of NVDIMM N that are lost", run: badblocks },
-    Command { name: "badblocks", args: "init N", help: "keep that list on the device, in 64 KiB", run: badblocks },
+    Command {
+        name: "badblocks",
+        args: "init N [force]",
+        help: "keep that list on the device, in 64 KiB",
+        run: badblocks,
+    },
     Command { name: "badblocks", args: "drop N", help: "keep it there no longer", run: badblocks },
     Command {
         name: "zero",
-        args: "N OFFSET LEN",
+        args: "N OFFSET LEN [force]",
         help: "write zeroes, which heals whole sectors and pages",
         run: zero,
     },
@@ -46,8 +52,12 @@ const HELD: VirtAddr = VirtAddr::new(0x40_0000_0000);
 const READ_NS: u64 = 1_000_000;
 
 fn badblocks(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
     match args {
-        ["init", at] => devices::set_area(device(at)?, true),
+        ["init", at] => {
+            contents::ask(device(at)?, Over::Area, force)?;
+            devices::set_area(device(at)?, true)
+        }
         ["drop", at] => devices::set_area(device(at)?, false),
         [at] => list(device(at)?),
         _ => Err("expected: badblocks N, badblocks init N, or badblocks drop N".into()),
@@ -83,6 +93,7 @@ fn list(at: usize) -> Result<(), String> {
 }
 
 fn zero(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
     let [at, offset, len] = args else { return Err("expected: zero N OFFSET LEN".into()) };
     let (at, offset, len) = (device(at)?, number(offset)?, number(len)?);
     const MOST: u64 = 1 << 20;
@@ -90,6 +101,7 @@ fn zero(args: &[&str]) -> Result<(), String> {
         return Err(format!("offset and length are multiples of {SECTOR_BYTES}, and the length is 1 to {MOST}"));
     }
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
+    contents::ask(at, Over::Bytes, force)?;
     block.write(offset / SECTOR_BYTES, &vec![0; len as usize]).map_err(|error| bytes::in_bytes(&error))
 }
 

@@ -14,8 +14,9 @@ use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 
 use crate::console;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
 use crate::mem::machine::{Space, mm};
+use crate::pmem::contents::{self, Over};
 use crate::pmem::mounts::{self, File, Fs};
 use crate::shell::devices::{device, number};
 use crate::task::tcb::Signal;
@@ -25,8 +26,8 @@ use crate::task::{sched, user};
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "mkfs",
-        args: "N [LABEL]",
-        help: "make a file system on device N: what it held is lost",
+        args: "N [LABEL] [force]",
+        help: "make a file system on device N, which holds nothing",
         run: mkfs,
     },
     Command { name: "mount", args: "N", help: "mount the file system of device N", run: mount },
@@ -99,12 +100,16 @@ fn with_file(
 }
 
 fn mkfs(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
     let (nr, label) = match args {
         [nr] => (nr, ""),
         [nr, label] => (nr, *label),
-        _ => return Err(expected("mkfs N [LABEL]")),
+        _ => return Err(expected("mkfs N [LABEL] [force]")),
     };
-    let layout = mounts::mkfs(device(nr)?, label)?;
+    let at = device(nr)?;
+    mounts::can_be_made(at)?;
+    contents::ask(at, Over::Everything, force)?;
+    let layout = mounts::mkfs(at, label)?;
     console::line(format_args!("{} blocks of 4096 bytes", layout.nr_blocks));
     Ok(())
 }

@@ -6,6 +6,7 @@ mod fail;
 mod fs;
 mod fsload;
 mod fuzz;
+mod namespaces;
 mod pins;
 mod removal;
 pub mod runs;
@@ -18,10 +19,11 @@ use core::sync::atomic::Ordering;
 use mm::addr::PAGE_SIZE;
 
 use self::runs::Runs;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
 use crate::console::{self, ring};
 use crate::cpu::exit;
 use crate::mem::{heap, memory, paging};
+use crate::pmem::contents;
 use crate::task::{runner, sched};
 
 /// What a harness waits for.
@@ -35,6 +37,7 @@ const POLL_NS: u64 = 2_000_000;
 static GROUPS: &[&[Command]] = &[
     GROUND,
     devices::COMMANDS,
+    namespaces::COMMANDS,
     pins::COMMANDS,
     fail::COMMANDS,
     removal::COMMANDS,
@@ -47,7 +50,7 @@ const GROUND: &[Command] = &[
     Command { name: "help", args: "", help: "this list", run: help },
     Command { name: "cpus", args: "", help: "every CPU and what it runs", run: cpus },
     Command { name: "mem", args: "", help: "physical memory, heap, page tables", run: mem },
-    Command { name: "test", args: "[GLOB]", help: "run the in-kernel tests", run: test },
+    Command { name: "test", args: "[GLOB] [force]", help: "run the in-kernel tests", run: test },
     Command { name: "test", args: "--list [GLOB]", help: "only name them", run: test },
     Command { name: "panic", args: "", help: "panic, to see an epitaph", run: |_| panic!("asked for on the console") },
     Command { name: "overflow", args: "", help: "overflow a kernel stack, to see it caught", run: overflow },
@@ -167,6 +170,7 @@ fn mem(_: &[&str]) -> Result<(), String> {
 
 fn test(args: &[&str]) -> Result<(), String> {
     let tests = runs::get();
+    let (args, force) = forced(args);
     let (glob, lists) = match args {
         [] => ("*", false),
         ["--list"] => ("*", true),
@@ -182,6 +186,7 @@ fn test(args: &[&str]) -> Result<(), String> {
         named.iter().for_each(|name| console::line(format_args!("{name}")));
         return Ok(());
     }
+    contents::ask_for_all(force)?;
     match (tests.tests)(glob) {
         0 => Ok(()),
         failed => Err(format!("{failed} tests failed")),

@@ -360,7 +360,30 @@ impl<M: Machine> BlockDevice<M> {
         self.requests.synchronize(relax)
     }
 
-    fn enter(&self) -> Result<impl Drop + '_, BlockError> {
+    /// Is nothing lost?
+    pub(super) fn is_sound(&self) -> bool {
+        self.first_lost(0, self.nr_sectors()).is_none()
+    }
+
+    /// Copies bytes out, wherever they begin and end, without asking whether they are lost. The caller has entered.
+    pub(super) fn peek(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError> {
+        let lost = MediaError { offset_bytes: offset };
+        let (mut at, mut rest) = (offset, into);
+        while !rest.is_empty() {
+            let begin = |segment: &Segment| segment.first_sector * SECTOR_BYTES;
+            let segment = self.segments.iter().rev().find(|segment| begin(segment) <= at).ok_or(lost)?;
+            let inside = at - begin(segment);
+            let room =
+                (segment.nr_sectors() * SECTOR_BYTES).checked_sub(inside).filter(|&room| room != 0).ok_or(lost)?;
+            let (now, later) = rest.split_at_mut(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            segment.memory.read(inside, now)?;
+            at = at.checked_add(now.len() as u64).ok_or(lost)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    pub(super) fn enter(&self) -> Result<impl Drop + '_, BlockError> {
         let request = self.requests.read_lock();
         match self.state.load(Ordering::Acquire) {
             OPEN => Ok(request),
@@ -393,7 +416,7 @@ impl<M: Machine> BlockDevice<M> {
     }
 
     /// The first sector that cannot be read.
-    fn first_lost(&self, sector: u64, nr_sectors: u64) -> Option<u64> {
+    pub(super) fn first_lost(&self, sector: u64, nr_sectors: u64) -> Option<u64> {
         self.parts(sector, nr_sectors).find_map(|part| Some(part.sector_at(self.map.first_lost(part.sectors)?)))
     }
 

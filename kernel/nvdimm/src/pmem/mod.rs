@@ -32,6 +32,7 @@ pub mod area;
 pub mod badblocks;
 pub mod block;
 mod guards;
+mod look;
 pub mod memory;
 mod registry;
 pub mod removal;
