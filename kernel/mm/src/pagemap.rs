@@ -125,8 +125,6 @@ impl core::error::Error for PagemapError {}
 /// Bytes in the smallest piece of a device that can be lost: one sector of the block path.
 pub const SECTOR_BYTES: u64 = 512;
 const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_BYTES;
-/// Pieces that can be lost before memory has to be asked for.
-const LOST_AT_ONCE: usize = 4;
 
 /// The sectors of so many frames, counted from physical address 0; `None` where there are none, or where they would wrap.
 #[inline]
@@ -214,7 +212,7 @@ impl DevPagemap {
             id: AtomicU32::new(0),
             state: AtomicU32::new(UNREGISTERED),
             live_folios: AtomicU64::new(0),
-            lost: Mutex::new(RunSet::with_room(LOST_AT_ONCE)),
+            lost: Mutex::new(RunSet::default()),
         }))
     }
     /// What the memory is used for.

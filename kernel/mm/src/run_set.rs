@@ -86,43 +86,39 @@ impl core::error::Error for NoRoom {}
 pub struct RunSet {
     /// Rising. Two of them do not touch.
     runs: Vec<Run>,
+    /// All that there is while memory for a list has never been had: the empty set takes none, and one run needs none.
+    only: Option<Run>,
 }
 
 impl RunSet {
-    /// The empty set, with room for so many runs.
-    pub fn with_room(nr_runs: usize) -> Self {
-        Self { runs: Vec::with_capacity(nr_runs) }
-    }
-
     /// Is no number in it?
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.runs.is_empty() && self.only.is_none()
     }
 
     /// Its runs, rising. Two of them do not touch.
     pub fn runs(&self) -> &[Run] {
-        &self.runs
+        if self.only.is_some() { self.only.as_slice() } else { &self.runs }
     }
 
     /// The lowest number of `run` that is in it.
     pub fn first_in(&self, run: Run) -> Option<u64> {
-        let at = self.runs.partition_point(|there| there.end <= run.first);
-        self.runs.get(at)?.intersection(run).map(Run::first)
+        let at = self.runs().partition_point(|there| there.end <= run.first);
+        self.runs().get(at)?.intersection(run).map(Run::first)
     }
 
     /// Are all numbers of `run` in it?
     pub fn contains_all(&self, run: Run) -> bool {
-        let at = self.runs.partition_point(|there| there.end <= run.first);
-        self.runs.get(at).is_some_and(|there| there.first <= run.first && run.end <= there.end)
+        let at = self.runs().partition_point(|there| there.end <= run.first);
+        self.runs().get(at).is_some_and(|there| there.first <= run.first && run.end <= there.end)
     }
 
-    /// Makes room for so many more runs.
-    ///
-    /// # Errors
-    /// [`NoRoom`].
-    pub fn reserve(&mut self, nr_runs: usize) -> Result<(), NoRoom> {
-        self.runs.try_reserve(nr_runs).map_err(|_| NoRoom)
+    /// Makes room in the list for one more run than there are.
+    fn reserve(&mut self) -> Result<(), NoRoom> {
+        self.runs.try_reserve(2).map_err(|_| NoRoom)?;
+        self.runs.extend(self.only.take());
+        Ok(())
     }
 
     /// Puts the numbers of `run` in. Answers how many of them were not there.
@@ -130,41 +126,45 @@ impl RunSet {
     /// # Errors
     /// [`NoRoom`].
     pub fn insert(&mut self, run: Run) -> Result<u64, NoRoom> {
+        if self.is_empty() && self.runs.capacity() == 0 {
+            self.only = Some(run);
+            return Ok(run.len());
+        }
         let (at, behind) = self.touching(run);
         if at == behind {
-            self.reserve(1)?;
+            self.reserve()?;
             self.runs.insert(at, run);
             return Ok(run.len());
         }
-        let known = self.runs[at..behind].iter().map(|there| there.len()).sum::<u64>();
-        let joined = Run { first: self.runs[at].first.min(run.first), end: self.runs[behind - 1].end.max(run.end) };
-        self.runs[at] = joined;
-        self.runs.drain(at + 1..behind);
+        let there = &self.runs()[at..behind];
+        let known = there.iter().map(|there| there.len()).sum::<u64>();
+        let joined = Run { first: there[0].first.min(run.first), end: there[there.len() - 1].end.max(run.end) };
+        match &mut self.only {
+            Some(only) => *only = joined,
+            None => {
+                self.runs[at] = joined;
+                self.runs.drain(at + 1..behind);
+            }
+        }
         // The gaps between them, all of which `run` covers.
         Ok(joined.len() - known)
     }
 
     /// As [`insert`](Self::insert), for what must not be forgotten: where there is no memory for one more run, a run that is
     /// there is stretched as far as `run`, and what lies between is in the set, too. The nearest one is.
-    ///
-    /// # Panics
-    /// Where there is no memory and the set has never had room for a run: see [`with_room`](Self::with_room).
     pub fn insert_or_stretch(&mut self, run: Run) -> u64 {
-        if let Ok(new) = self.insert(run) {
-            return new;
-        }
-        self.stretch(run)
+        self.insert(run).unwrap_or_else(|NoRoom| self.stretch(run))
     }
 
     /// Stretches the nearest run as far as `run`, which touches none.
     fn stretch(&mut self, run: Run) -> u64 {
-        let at = self.runs.partition_point(|there| there.end < run.first);
-        let below = at.checked_sub(1).map(|at| self.runs[at]);
-        let (first, end) = match (below, self.runs.get(at)) {
+        let at = self.runs().partition_point(|there| there.end < run.first);
+        let below = at.checked_sub(1).map(|at| self.runs()[at]);
+        let (first, end) = match (below, self.runs().get(at)) {
             (Some(below), Some(above)) if run.first - below.end <= above.first - run.end => (below.end, run.end),
             (_, Some(above)) => (run.first, above.first),
             (Some(below), None) => (below.end, run.end),
-            (None, None) => panic!("a set without room for a single run"),
+            (None, None) => unreachable!("the first run needs no room"),
         };
         // It touches one that is there, so that it needs no room.
         self.insert(Run { first, end }).unwrap_or_else(|_| unreachable!("what touches another run needs no room"))
@@ -175,26 +175,31 @@ impl RunSet {
     /// # Errors
     /// [`NoRoom`]: a run would have to be cut in two.
     pub fn remove(&mut self, run: Run) -> Result<u64, NoRoom> {
-        let at = self.runs.partition_point(|there| there.end <= run.first);
-        let behind = self.runs.partition_point(|there| there.first < run.end);
+        let at = self.runs().partition_point(|there| there.end <= run.first);
+        let behind = self.runs().partition_point(|there| there.first < run.end);
         if at >= behind {
             return Ok(0);
         }
-        let (low, high) = (self.runs[at], self.runs[behind - 1]);
-        let removed = self.runs[at..behind].iter().filter_map(|there| there.intersection(run)).map(Run::len).sum();
+        let there = &self.runs()[at..behind];
+        let (low, high) = (there[0], there[there.len() - 1]);
+        let removed = there.iter().filter_map(|there| there.intersection(run)).map(Run::len).sum();
         let kept = [Run::new(low.first, run.first), Run::new(run.end, high.end)];
         let nr_kept = kept.iter().flatten().count();
         if nr_kept > behind - at {
-            self.reserve(1)?;
+            self.reserve()?;
         }
-        self.runs.splice(at..behind, kept.into_iter().flatten());
+        match &mut self.only {
+            Some(only) if nr_kept == 1 => *only = kept[0].or(kept[1]).unwrap_or(*only),
+            Some(_) => self.only = None,
+            None => _ = self.runs.splice(at..behind, kept.into_iter().flatten()),
+        }
         Ok(removed)
     }
 
     /// The places of the runs that share a number with `run`, or touch it.
     fn touching(&self, run: Run) -> (usize, usize) {
-        let at = self.runs.partition_point(|there| there.end < run.first);
-        let behind = self.runs.partition_point(|there| there.first <= run.end);
+        let at = self.runs().partition_point(|there| there.end < run.first);
+        let behind = self.runs().partition_point(|there| there.first <= run.end);
         (at, behind)
     }
 }
@@ -222,11 +227,16 @@ mod tests {
     /// covers: X3
     #[test]
     fn a_run_of_any_length_takes_the_memory_of_one_run() {
-        let mut set = RunSet::with_room(1);
-        let before = set.runs.capacity();
+        let mut set = RunSet::default();
         assert_eq!(set.insert(run(0, u64::MAX)), Ok(u64::MAX));
         assert_eq!(set.insert(run(7, 1 << 40)), Ok(0));
-        assert_eq!((set.runs(), set.runs.capacity()), (&[run(0, u64::MAX)][..], before));
+        assert_eq!((set.runs(), set.runs.capacity()), (&[run(0, u64::MAX)][..], 0));
+        // Cut at an end it is one run still, and in the middle two, which need a list.
+        assert_eq!((set.remove(run(0, 10)), set.remove(run(100, u64::MAX))), (Ok(10), Ok(u64::MAX - 100)));
+        assert_eq!((set.runs(), set.runs.capacity()), (&[run(10, 100)][..], 0));
+        assert_eq!(set.remove(run(20, 30)), Ok(10));
+        assert_eq!(set.runs(), [run(10, 20), run(30, 100)]);
+        assert_eq!((set.remove(run(0, 1000)), set.is_empty(), set.insert(run(5, 6))), (Ok(80), true, Ok(1)));
     }
 
     #[test]
@@ -238,7 +248,7 @@ mod tests {
             (run(1, 2), [run(1, 20), run(40, 50)]),
             (run(90, 91), [run(10, 20), run(40, 91)]),
         ] {
-            let mut set = RunSet { runs: alloc::vec![run(10, 20), run(40, 50)] };
+            let mut set = RunSet { runs: alloc::vec![run(10, 20), run(40, 50)], only: None };
             set.stretch(new);
             assert_eq!(set.runs(), expected, "{new:?}");
         }

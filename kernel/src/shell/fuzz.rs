@@ -23,6 +23,10 @@ const EDGES: [u64; 12] = [0, 1, 8, 512, 4096, 1 << 16, 1 << 20, 1 << 30, 1 << 44
 const PATHS: [&str; 10] = ["/a", "/b", "/d", "/d/a", "/d/b", "/", "a", "/../a", "//", "/a/"];
 const TEXTS: [&str; 4] = ["x", "hello", "0123456789abcdef0123456789abcdef0123456789", "\"quoted text\""];
 
+/// Without these in between, most lines would find nothing mounted and nothing attached.
+const PREPARE: [&str; 8] =
+    ["inject off", "attach 0 fsdax", "mkfs 0", "mount 0", "thaw 0", "mkdir 0 /d", "write 0 /a 0 hello", "badblocks 0"];
+
 /// Random numbers (xorshift64: Marsaglia, "Xorshift RNGs", 2003).
 struct Random(u64);
 
@@ -73,8 +77,12 @@ fn fuzz(args: &[&str]) -> Result<(), String> {
         super::GROUPS.iter().copied().flatten().filter(|command| !NOT.contains(&command.name)).collect();
     let (mut refused, mut done) = (0_u64, 0_u64);
     for nr in 0..lines {
-        let Some(command) = random.choose(&commands) else { break };
-        let line = line(command, &mut random);
+        let prepared = random.one_in(4).then(|| random.choose(&PREPARE)).flatten();
+        let line = match (prepared, random.choose(&commands)) {
+            (Some(prepared), _) => prepared.to_string(),
+            (None, Some(command)) => line(command, &mut random),
+            (None, None) => break,
+        };
         console::line(format_args!("fuzz {nr}: {line}"));
         match super::execute(&line) {
             Ok(()) => done += 1,
