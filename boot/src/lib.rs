@@ -18,6 +18,7 @@ pub mod hang;
 mod host_request;
 pub mod image;
 pub mod ktap;
+mod limits;
 #[cfg(test)]
 mod links;
 pub mod machine;
