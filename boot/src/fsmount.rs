@@ -129,7 +129,7 @@ fn errno(error: FsError) -> Errno {
         FsError::IsDirectory => Errno::EISDIR,
         FsError::NotEmpty => Errno::ENOTEMPTY,
         FsError::NoSpace | FsError::TooSmall | FsError::JournalTooSmall => Errno::ENOSPC,
-        FsError::BadName | FsError::Invalid => Errno::EINVAL,
+        FsError::BadName | FsError::Invalid | FsError::NoFileSystem => Errno::EINVAL,
         FsError::NameTooLong => Errno::ENAMETOOLONG,
         FsError::TooLarge => Errno::EFBIG,
         FsError::AttributesTooLarge => Errno::E2BIG,
