@@ -191,6 +191,10 @@ fn a_lost_page_and_a_medium_without_a_file_system_are_told_as_what_they_are() {
     ask(&mut guest, "remove 0");
     ask(&mut guest, "attach 0 fsdax");
     let refusal = refused(&mut guest, "mount 0");
-    assert!(refusal.contains("there is no file system of Unplug's on it") && !refusal.contains("damaged"), "{refusal}");
+    assert!(
+        refusal.contains("there is no file system of Unplug's on it (mkfs 0 makes one)")
+            && !refusal.contains("damaged"),
+        "{refusal}"
+    );
     assert_good(&exit(guest));
 }

@@ -222,5 +222,8 @@ pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
         freeze_timeout_ns: FREEZE_TIMEOUT_NS,
         first_complaint_ns: FIRST_COMPLAINT_NS,
     };
-    Mounted::mount(mm(), source).map_err(|error| format!("{error}"))
+    Mounted::mount(mm(), source).map_err(|error| match error {
+        FsError::NoFileSystem => format!("{error} (mkfs {at} makes one)"),
+        _ => format!("{error}"),
+    })
 }

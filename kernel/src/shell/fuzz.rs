@@ -24,8 +24,16 @@ const PATHS: [&str; 10] = ["/a", "/b", "/d", "/d/a", "/d/b", "/", "a", "/../a", 
 const TEXTS: [&str; 4] = ["x", "hello", "0123456789abcdef0123456789abcdef0123456789", "\"quoted text\""];
 
 /// Without these in between, most lines would find nothing mounted and nothing attached.
-const PREPARE: [&str; 8] =
-    ["inject off", "attach 0 fsdax", "mkfs 0", "mount 0", "thaw 0", "mkdir 0 /d", "write 0 /a 0 hello", "badblocks 0"];
+const PREPARE: [&str; 8] = [
+    "inject off",
+    "attach 0 fsdax",
+    "mkfs 0 force",
+    "mount 0",
+    "thaw 0",
+    "mkdir 0 /d",
+    "write 0 /a 0 hello",
+    "badblocks 0",
+];
 
 /// Random numbers (xorshift64: Marsaglia, "Xorshift RNGs", 2003).
 struct Random(u64);
