@@ -195,7 +195,8 @@ fn a_mapping_that_promises_one_leaf_size_is_cut_between_its_leaves() {
     device.promise_leaves();
     let space = space_with(&mm, &device, 4 * 512, &[0]);
     space.populate(page(0), 4 * 512 * PAGE_SIZE, Access::Read).unwrap();
-    let refused = Some(MapError::CutsLeaf(PageSize::Size2M));
+    let cuts = MapError::CutsLeaf(PageSize::Size2M);
+    let refused = Some(cuts);
     let len = |pages: u64| pages * PAGE_SIZE;
     for (first, pages) in [(5, 1), (0, 5), (512, 511), (511, 513), (5, 512), (0, 2047)] {
         assert_eq!(space.unmap(page(first), len(pages)).err(), refused, "unmap of {pages} pages from {first} on");
@@ -206,7 +207,7 @@ fn a_mapping_that_promises_one_leaf_size_is_cut_between_its_leaves() {
     assert_eq!((mm.ledger.count(Kind::Mappings), device.mapping.nr_vmas()), (1, 1));
     let whole = |nr: u64| space.translate(page(nr)).map(|found| (found.size, found.entry.is_writable()));
     assert!((0..2048).all(|nr| whole(nr) == Some((PageSize::Size2M, true))));
-    assert!(MapError::CutsLeaf(PageSize::Size2M).to_string().contains("2MiB"));
+    assert!(cuts.to_string().contains("2MiB"));
     // Leaf by leaf it goes, and comes again: the hole is one that the provider can fill.
     space.unmap(page(512), len(512)).unwrap();
     assert_eq!((whole(511), whole(512), whole(1024)), (Some((PageSize::Size2M, true)), None, whole(2047)));
