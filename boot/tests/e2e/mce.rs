@@ -217,7 +217,11 @@ fn the_next_boot_knows_what_was_lost() {
     assert_eq!(second.run("badblocks 0"), ["sectors 16..24", "8 sectors are lost; kept on the device, list 2"]);
     let read = answer(&mut second.guest, "pmem read 0 8192 8");
     assert_eq!(read, ["error: I/O error: the contents of bytes 8192..8704 are lost"]);
-    second.run("hold 0 8192");
+    let held = answer(&mut second.guest, "hold 0 8192");
+    assert!(
+        held.last().is_some_and(|line| line.starts_with("error") && line.ends_with("the page is lost")),
+        "{held:?}"
+    );
     second.run("zero 0 8192 4096");
     assert_eq!(second.run("badblocks 0"), ["0 sectors are lost; kept on the device, list 3"]);
     assert_good(&exit(second.guest));

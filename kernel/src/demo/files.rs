@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::removal::Method;
 use fs::error::FsError;
+use fs::layout::Label;
 use fs::lock_order::Context;
 use fs::notify::NotifyReport;
 use mm::addr::{PAGE_SIZE, VirtAddr};
@@ -325,7 +326,7 @@ fn make(fs: &Arc<Fs>, path: &str, bytes: &[u8]) -> Result<(), String> {
 /// Makes a file system with the files that the tasks use on device 0, and mounts it.
 fn prepare() -> Result<Arc<Fs>, String> {
     devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
-    let layout = mounts::mkfs(0, "demonstration")?;
+    let layout = mounts::mkfs(0, Label::default())?;
     let fs = mounts::mount(0)?;
     let mut pages = vec![0; (SHARED_PAGES * PAGE_SIZE) as usize];
     for (page, bytes) in (0..).zip(pages.chunks_mut(PAGE_SIZE as usize)) {

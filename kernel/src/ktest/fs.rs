@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use dax::removal::Method;
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
+use fs::layout::Label;
 use fs::lock_order::Context;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
@@ -76,7 +77,7 @@ pub(crate) fn with_fs(
     for &slot in slots {
         devices::attach_as(slot, MemoryKind::FsDax).map_err(said("attach"))?;
         if devices::has_dax(slot).map_err(said("dax"))? {
-            mounts::mkfs(slot, "test")?;
+            mounts::mkfs(slot, Label::default())?;
             mounted.push(mounts::mount(slot)?);
         } else {
             ctx.skip("the device came up without DAX");

@@ -76,8 +76,9 @@ pub fn found(at: usize) -> Result<Findings, String> {
 /// Refuses to write over what lies in slot `at`, unless `force` is said here or among the boot options.
 ///
 /// # Errors
-/// One line with what was found.
+/// One line with what was found; or the memory takes no writes.
 pub fn ask(at: usize, over: Over, force: bool) -> Result<(), String> {
+    devices::check_writable(at)?;
     if force || options::get().force {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use dax::device::State;
 use dax::holder::NotifyFlags;
 use fs::check;
-use fs::layout::Layout;
+use fs::layout::{Label, Layout};
 use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
 use fs::mounted::Mounted;
@@ -55,8 +55,7 @@ pub fn can_be_made(at: usize) -> Result<(), String> {
 ///
 /// # Errors
 /// One clear line.
-pub fn mkfs(at: usize, label: &str) -> Result<Layout, String> {
-    let label = label.parse().map_err(|error| format!("mkfs: {error}"))?;
+pub fn mkfs(at: usize, label: Label) -> Result<Layout, String> {
     not_mounted(at)?;
     devices::check_writable(at)?;
     let pmem = fs_device::memory(at)?;

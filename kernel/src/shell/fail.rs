@@ -55,8 +55,10 @@ fn badblocks(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
     match args {
         ["init", at] => {
-            contents::ask(device(at)?, Over::Area, force)?;
-            devices::set_area(device(at)?, true)
+            let at = device(at)?;
+            devices::not_attached(at)?;
+            contents::ask(at, Over::Area, force)?;
+            devices::set_area(at, true)
         }
         ["drop", at] => devices::set_area(device(at)?, false),
         [at] => list(device(at)?),

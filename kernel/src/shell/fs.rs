@@ -106,6 +106,7 @@ fn mkfs(args: &[&str]) -> Result<(), String> {
         [nr, label] => (nr, *label),
         _ => return Err(expected("mkfs N [LABEL] [force]")),
     };
+    let label = label.parse().map_err(|error| format!("mkfs: {error}"))?;
     let at = device(nr)?;
     mounts::can_be_made(at)?;
     contents::ask(at, Over::Everything, force)?;
