@@ -308,7 +308,10 @@ fn kept_in_area() -> Result<(), String> {
     attach()?;
     check_eq!(bad(())?, [], "bad blocks after a full write and an attach");
     let taken = devices::set_area(0, false);
-    check!(taken.as_ref().is_err_and(|line| line.contains("has claimed")), "dropped while attached: {taken:?}");
+    check!(
+        taken.as_ref().is_err_and(|line| line.ends_with("is attached (remove 0 first)")),
+        "dropped while attached: {taken:?}"
+    );
     remove()
 }
 
