@@ -110,7 +110,8 @@ pub fn ask_for_all(force: bool) -> Result<(), String> {
     let slots = || devices::slots().iter().enumerate();
     let theirs = |at| LEFT_BEHIND.load(Ordering::Relaxed) & bit(at) != 0;
     if !force && !options::get().force {
-        for (at, slot) in slots().filter(|&(at, _)| !theirs(at)) {
+        // Nothing is written to what takes no writes.
+        for (at, slot) in slots().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none()) {
             let mut findings = Findings::default();
             slot.mode().into_iter().for_each(|mode| findings.add(What::Namespace(mode), 0));
             match found(at) {
