@@ -108,14 +108,16 @@ lack=$(missing)
 [[ -z $lack ]] || install_missing
 choose_toolchain
 
-# What stopped a build, where it was neither the code nor the compiler: each is tried by itself. Prints nothing where it
-# is none of these.
+# What stopped a build of these arguments, where it was neither the code nor the compiler: each is tried by itself. Prints
+# nothing where it is none of these.
 what_stopped() {
     local said
     if ! said=$({ head -c 16777216 /dev/zero >"$target/room"; } 2>&1); then
         printf '%s cannot take 16 MiB more (%s): make room, or name another directory with CARGO_TARGET_DIR' \
             "$target" "${said##*: }"
-    elif ! said=$("$toolchain/cargo" fetch --locked --manifest-path "$root/Cargo.toml" 2>&1); then
+    # Without the network cargo says so only where it lacks something.
+    elif said=$("$toolchain/cargo" build --offline "$@" 2>&1) || [[ $said == *--offline* ]] &&
+        ! said=$("$toolchain/cargo" fetch --locked --manifest-path "$root/Cargo.toml" 2>&1); then
         said=${said##*$'\n'}
         printf "the crates that Cargo.lock names cannot be fetched (%s): cargo needs the network (HTTPS_PROXY), certificates (CARGO_HTTP_CAINFO) or a mirror (cargo's source replacement)" \
             "${said#"${said%%[![:space:]]*}"}"
@@ -141,9 +143,9 @@ fi
 features=()
 [[ $program = fsimage ]] || features=(--no-default-features)
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
-if ! "$toolchain/cargo" build "${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool \
-    -p boot --bin "$program" "${features[@]}"; then
-    said=$(what_stopped)
+build=("${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool -p boot --bin "$program" "${features[@]}")
+if ! "$toolchain/cargo" build "${build[@]}"; then
+    said=$(what_stopped "${build[@]}")
     say "${said:-"the host side did not build with $("$toolchain/rustc" --version) ($toolchain); known to work: Rust $wanted."}"
     exit 1
 fi

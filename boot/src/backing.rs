@@ -109,15 +109,23 @@ impl Nvdimm {
                 path
             }
         };
-        let lock = File::open(&path).with_context(|| path.display().to_string())?;
-        match lock.try_lock() {
-            Err(TryLockError::WouldBlock) => bail!("--pmem-file {}: in use by another run", path.display()),
-            // A file system without locks is no reason not to run.
-            Err(TryLockError::Error(_)) | Ok(()) => {}
-        }
+        let held = File::open(&path).with_context(|| path.display().to_string())?;
+        lock(&held, &path)?;
         let (align, path) = (self.align_bytes(), qemu_value(&path)?);
         let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={total}");
-        Ok(Ready { object, _lock: Some(lock) })
+        Ok(Ready { object, _lock: Some(held) })
+    }
+}
+
+/// Keeps every other run, and every command that writes to a backing file, away from one for as long as `file` is open.
+///
+/// # Errors
+/// One of them has it.
+pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => bail!("{} is in use by another run or command", path.display()),
+        // A file system without locks is no reason not to go on.
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
 }
 

@@ -66,7 +66,8 @@ fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {
     let verbosity = quiet.then_some("--quiet");
     let status = kernel_cargo("build", profile).args(verbosity).status().context("cargo cannot be started")?;
     if !status.success() {
-        bail!("the kernel did not build{}", what_stopped("").map_or_else(String::new, |what| format!(": {what}")));
+        let what = what_stopped(not_fetched(profile));
+        bail!("the kernel did not build{}", what.map_or_else(String::new, |what| format!(": {what}")));
     }
     let built = paths::built_kernel(profile);
     built.canonicalize().with_context(|| format!("cargo left no kernel at {}", built.display()))
@@ -100,7 +101,10 @@ impl ImageMaker {
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             eprint!("{said}");
-            bail!("the UEFI loader did not build: {}", what_stopped(&said).unwrap_or_else(who_built));
+            bail!(
+                "the UEFI loader did not build: {}",
+                what_stopped(fetching_failed(&said).map(String::from)).unwrap_or_else(who_built)
+            );
         }
         if speaks {
             eprintln!("run-qemu: kernel and loader are done after {}", seconds(since));
@@ -113,26 +117,31 @@ fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
 }
 
-/// What stopped a build in which cargo `said` this, where it was neither the code nor the compiler: the directory, or
-/// what is fetched. The loader's own crates are fetched by a cargo of its own, so its words count.
-fn what_stopped(said: &str) -> Option<String> {
+/// What stopped a build, where it was neither the code nor the compiler: the directory, or what could not be `fetched`, by
+/// cargo's innermost reason.
+fn what_stopped(not_fetched: Option<String>) -> Option<String> {
     let target = paths::target();
     if let Err(error) = has_room(&target) {
         let place = target.display();
         return Some(format!("{place}: {error}: make room, or name another directory with CARGO_TARGET_DIR"));
     }
-    let fetch = || Command::new("cargo").args(["fetch", "--locked", "--quiet"]).current_dir(paths::root()).output();
-    let line = match fetching_failed(said) {
-        Some(line) => line.to_string(),
-        None => {
-            let fetched = fetch().ok().filter(|output| !output.status.success())?;
-            String::from_utf8_lossy(&fetched.stderr).lines().next_back().unwrap_or_default().trim().to_string()
-        }
-    };
+    let reason = not_fetched?;
     Some(format!(
-        "crates cannot be fetched ({line}): cargo needs the network (HTTPS_PROXY), certificates (CARGO_HTTP_CAINFO) or a \
+        "crates cannot be fetched ({reason}): cargo needs the network (HTTPS_PROXY), certificates (CARGO_HTTP_CAINFO) or a \
          mirror (cargo's source replacement)"
     ))
+}
+
+/// Why the kernel's crates cannot be fetched, where some are missing: without the network cargo says so only then.
+fn not_fetched(profile: Profile) -> Option<String> {
+    let offline = kernel_cargo("build", profile).args(["--offline", "--quiet"]).output().ok()?;
+    if !String::from_utf8_lossy(&offline.stderr).contains("--offline") {
+        return None;
+    }
+    let fetched =
+        Command::new("cargo").args(["fetch", "--locked", "--quiet"]).current_dir(paths::root()).output().ok()?;
+    let said = String::from_utf8_lossy(&fetched.stderr);
+    (!fetched.status.success()).then(|| innermost(said.lines()).unwrap_or_default().to_string())
 }
 
 /// Does the directory take 16 MiB more?
@@ -147,8 +156,12 @@ fn fetching_failed(said: &str) -> Option<&str> {
     const WORDS: [&str; 4] =
         ["failed to download", "failed to fetch", "failed to query replaced source", "download of "];
     let about = said.lines().position(|line| WORDS.iter().any(|words| line.contains(words)))?;
-    let causes = said.lines().skip(about).take_while(|line| !line.trim_start().starts_with("warning:"));
-    causes.map(str::trim).filter(|line| !line.is_empty()).last()
+    innermost(said.lines().skip(about).take_while(|line| !line.trim_start().starts_with("warning:")))
+}
+
+/// The last line that is not empty: of cargo's causes it is the innermost.
+fn innermost<'s>(lines: impl Iterator<Item = &'s str>) -> Option<&'s str> {
+    lines.map(str::trim).filter(|line| !line.is_empty()).last()
 }
 
 /// Which compiler and which loader did not get on, and which are known to.
@@ -185,7 +198,7 @@ mod tests {
                     resolve hostname\n";
         assert_eq!(fetching_failed(said), Some("[6] Could not resolve hostname"));
         assert_eq!(fetching_failed("error[E0308]: mismatched types\n"), None);
-        let what = what_stopped(said).expect("it was the network");
+        let what = what_stopped(fetching_failed(said).map(String::from)).expect("it was the network");
         assert!(what.contains("[6] Could not resolve hostname") && what.contains("CARGO_HTTP_CAINFO"), "{what}");
         assert!(has_room(Path::new("/nowhere")).is_err());
     }

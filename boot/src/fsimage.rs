@@ -1,17 +1,18 @@
 //! The job `fs`: makes, checks, lists, mounts and dumps a file system in an image file, with the code that the kernel
 //! runs. An image is an NVDIMM's backing file, as `--pmem-file` takes it: the last 128 KiB are QEMU's, for labels. Only
-//! `make` and `mount --write` write: everything else works on copies in memory, so that looking at a file system that was
-//! not unmounted leaves it as it is.
+//! `make`, `check --repair` and `mount --write` write: everything else works on copies in memory, so that looking at a file
+//! system that was not unmounted leaves it as it is.
 
 use crate::backing::LABEL_BYTES;
 use crate::cli::Refusal;
-use crate::{fsmount, medium, size};
+use crate::medium::{self, Contents};
+use crate::{backing, fsmount, size};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use fs::check::check;
 use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, Kind, ROOT_INO};
-use fs::layout::Label;
+use fs::layout::{Label, Layout};
 use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owned;
 use fs::pmem::{Overlay, Pmem, check_bounds};
@@ -55,7 +56,7 @@ enum Job {
         #[arg(long)]
         force: bool,
     },
-    /// Check everything, and write nothing. Status 1 where something is wrong.
+    /// Check everything, and write nothing but what --repair says. Status 1 where something is wrong.
     Check {
         /// The image.
         image: PathBuf,
@@ -134,13 +135,20 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// `create`: makes it where there is none.
+    /// `create`: makes it where there is none. One that is to be written to is kept from all others meanwhile.
     pub(crate) fn open(path: &Path, write: bool, create: bool) -> Result<Self> {
+        // Before it is opened: some of what is no image would wait for somebody at its other end.
+        if let Ok(metadata) = path.metadata() {
+            ensure!(!metadata.is_dir(), "{} is a directory, not an image file", path.display());
+            ensure!(metadata.is_file(), "{} is not a regular file", path.display());
+        }
         let file = OpenOptions::new().read(true).write(write).create(create).truncate(false).open(path);
         let file = file.with_context(|| format!("{} cannot be opened", path.display()))?;
-        let metadata = file.metadata()?;
-        ensure!(!metadata.is_dir(), "{} is a directory, not an image file", path.display());
-        Ok(Self { file, len: metadata.len().saturating_sub(LABEL_BYTES) })
+        if write {
+            backing::lock(&file, path)?;
+        }
+        let len = file.metadata()?.len().saturating_sub(LABEL_BYTES);
+        Ok(Self { file, len })
     }
 }
 
@@ -171,22 +179,40 @@ struct Make<'a> {
 }
 
 fn make_image(path: &Path, make_as: &Make<'_>, out: &mut impl Write) -> Result<()> {
-    let Make { size, label, log, force } = *make_as;
-    if let Some(size) = size {
+    let is_new = !path.exists();
+    if let Some(size) = make_as.size {
         ensure!(size.is_multiple_of(BLOCK_SIZE), "--size: {size} bytes are not a multiple of {BLOCK_SIZE}");
     } else {
-        ensure!(path.exists(), "there is no {}: say with --size how large it is to be", path.display());
+        ensure!(!is_new, "there is no {}: say with --size how large it is to be", path.display());
     }
-    for old in [Some(path), log].into_iter().flatten().filter(|old| old.is_file()) {
-        if force { drop_labels(old)? } else { medium::refuse(old)? }
+    let log = make_as.log.map(|log| Ok::<_, anyhow::Error>((Image::open(log, true, false)?, log))).transpose()?;
+    let image = Image::open(path, true, make_as.size.is_some())?;
+    let made = make_open_image(image, path, log, make_as);
+    if made.is_err() && is_new {
+        // Whose error is told is the first one.
+        let _ = std::fs::remove_file(path);
     }
-    let mut image = Image::open(path, true, size.is_some())?;
-    if let Some(size) = size {
+    writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), made?.nr_blocks)?;
+    Ok(())
+}
+
+fn make_open_image(mut image: Image, path: &Path, log: Option<(Image, &Path)>, make_as: &Make<'_>) -> Result<Layout> {
+    let mut contents = Vec::new();
+    for (old, name) in [(&image, path)].into_iter().chain(log.as_ref().map(|(log, name)| (log, *name))) {
+        if !make_as.force {
+            medium::refuse_open(&old.file, name)?;
+        }
+        contents.push((old.file.try_clone()?, medium::look(&old.file)?));
+    }
+    let no_room = || format!("{}: no file system made", path.display());
+    let nr_blocks = make_as.size.unwrap_or(image.len) / BLOCK_SIZE;
+    // Whether it can be made at all, before anything is changed.
+    Layout::plan(nr_blocks, log.as_ref().map(|(log, _)| log.len / BLOCK_SIZE), 0).with_context(no_room)?;
+    contents.iter().try_for_each(|(file, contents)| drop_labels(file, contents))?;
+    if let Some(size) = make_as.size {
         if image.len < size {
-            image
-                .file
-                .set_len(size + LABEL_BYTES)
-                .with_context(|| format!("{} cannot be made larger", path.display()))?;
+            let longer = image.file.set_len(size + LABEL_BYTES);
+            longer.with_context(|| format!("{} cannot be made larger", path.display()))?;
         }
         image.len = size;
     }
@@ -194,20 +220,16 @@ fn make_image(path: &Path, make_as: &Make<'_>, out: &mut impl Write) -> Result<(
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut uuid)).context("no random numbers")?;
     let file = image.file.try_clone()?;
     let pmem: Arc<dyn Pmem> = Arc::new(image);
-    let log = log.map(|log| Image::open(log, true, false)).transpose()?;
-    let log = log.map(|log| -> Arc<dyn Pmem> { Arc::new(log) });
-    let options = MakeOptions { uuid, label, log, ..MakeOptions::default() };
-    let layout = make(&pmem, &options).with_context(|| format!("{}: no file system made", path.display()))?;
+    let log = log.map(|(log, _)| -> Arc<dyn Pmem> { Arc::new(log) });
+    let options = MakeOptions { uuid, label: make_as.label, log, ..MakeOptions::default() };
+    let layout = make(&pmem, &options).with_context(no_room)?;
     file.sync_all()?;
-    writeln!(out, "{}: {} blocks of {BLOCK_SIZE} bytes", path.display(), layout.nr_blocks)?;
-    Ok(())
+    Ok(layout)
 }
 
 /// Makes an end of namespaces that are to be written over: with their labels nobody would find what is made.
-fn drop_labels(path: &Path) -> Result<()> {
-    let contents = medium::look(path)?;
+fn drop_labels(file: &File, contents: &Contents) -> Result<()> {
     if contents.listing.is_labelled {
-        let file = OpenOptions::new().write(true).open(path)?;
         let label_bytes = file.metadata()?.len().saturating_sub(contents.range_bytes);
         file.write_all_at(&vec![0; usize::try_from(label_bytes)?], contents.range_bytes)?;
     }
@@ -354,19 +376,19 @@ mod tests {
         let image = dir.path().join("image");
         output(&Job::Make { image: image.clone(), size: Some(1 << 20), label: Label::default(), force: false });
         let whole = std::fs::read(&image).unwrap();
-        let pmem = Image::open(&image, true, false).unwrap();
+        let store = |bytes: &[u8]| Image::open(&image, true, false).unwrap().store(0, bytes).unwrap();
         let check = |repair| output(&Job::Check { image: image.clone(), repair });
-        pmem.store(0, &[0; BLOCK_SIZE as usize]).unwrap();
+        store(&[0; BLOCK_SIZE as usize]);
         let (status, text) = check(false);
         assert!(status == 1 && text.contains("superblock at block 0"), "{text}");
         let (status, text) = check(true);
         assert!(status == 0 && text.starts_with("the superblock at block 0 was lost: written anew"), "{text}");
         assert!(std::fs::read(&image).unwrap() == whole, "the image is not as it was made");
         // Somebody else's first block, and our copy behind it.
-        pmem.store(0, b"not ours").unwrap();
+        store(b"not ours");
         let before = std::fs::read(&image).unwrap();
         let refused = run(&Job::Check { image: image.clone(), repair: true }, None, &mut Vec::new()).unwrap_err();
-        assert!(format!("{refused:#}").contains("not ours"), "{refused:#}");
+        assert!(format!("{refused:#}").contains("there is no file system of Unplug's"), "{refused:#}");
         assert!(std::fs::read(&image).unwrap() == before, "a refusal has changed the image");
     }
 
@@ -395,9 +417,9 @@ mod tests {
         };
         assert!(refused(&image, None).contains("say with --size"));
         assert!(refused(&image, Some(12345)).contains("not a multiple of 4096"));
-        assert!(!image.exists());
         assert!(refused(&image, Some(40 << 10)).contains("at least 112 KiB"));
-        assert!(refused(dir.path(), None).contains("cannot be opened"));
+        assert!(!image.exists());
+        assert!(refused(dir.path(), None).contains("is a directory"));
         let check = run(&Job::Check { image: dir.path().into(), repair: false }, None, &mut Vec::new());
         assert!(format!("{:#}", check.unwrap_err()).contains("is a directory, not an image file"));
         let long = "x".repeat(33);

@@ -1,5 +1,5 @@
 //! The job `fs mount`: an image file as a directory of this machine. Ordinary tools look into it there, and outside testers
-//! judge the file system by it (`tests/e2e/judges.rs`). Between the two is FUSE: the host's kernel asks, and the file
+//! judge the file system by it (`tests/judges`). Between the two is FUSE: the host's kernel asks, and the file
 //! system's own code, the one that our kernel runs, answers.
 //!
 //! Linux: `fs/fuse/dev.c`, `include/uapi/linux/fuse.h`. The host's kernel numbers the root 1 and ours is 2; our 1, the
@@ -65,7 +65,7 @@ pub fn mount(image: &Path, log: Option<&Path>, dir: &Path, write: bool, out: &mu
     let name = dir.display().to_string();
     ctrlc::set_handler(move || {
         if let Err(error) = unmounter.unmount() {
-            eprintln!("run-qemu: {name} stays mounted: {error}");
+            eprintln!("run-qemu: {name} stays mounted ({error}): end what uses it, then `umount {name}`");
         }
     })?;
     let how = if write { "for reading and writing" } else { "for reading" };
@@ -93,7 +93,10 @@ impl Mounted {
         config.mount_options = vec![access, MountOption::FSName(name), MountOption::Subtype("unplug".into())];
         let session = Session::new(Adaptor(Arc::clone(&state)), dir, &config);
         let session = session.with_context(|| format!("{}: nothing is mounted on it through /dev/fuse", dir.display()));
-        Ok(Self { session: session?, state })
+        match session {
+            Ok(session) => Ok(Self { session, state }),
+            Err(error) => come_to_rest(&state).and(Err(error)),
+        }
     }
 
     /// Ends it from elsewhere, where nobody uses it.
@@ -107,17 +110,21 @@ impl Mounted {
     /// The connection to the host's kernel, or the image, fails.
     pub fn run(self) -> Result<()> {
         let ran = self.session.run().context("the host's kernel is not understood");
-        let state = &mut *self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.let_go_of_all().and_then(|()| state.volume.quiesce()).context("the image is not at rest")?;
-        ran
+        come_to_rest(&self.state).and(ran)
     }
 }
 
-/// An image that is changed: nobody else may, a guest or a second mount.
+/// Nobody asks any more: what has lost its last name is freed, and the journal is empty.
+fn come_to_rest(state: &Mutex<State>) -> Result<()> {
+    let state = &mut *state.lock().unwrap_or_else(PoisonError::into_inner);
+    let freed = state.let_go_of_all();
+    let rested = state.volume.quiesce();
+    freed.and(rested).context("the image is not at rest")
+}
+
+/// An image that is changed.
 fn writable(path: &Path) -> Result<Arc<dyn Pmem>> {
-    let image = Image::open(path, true, false)?;
-    let locked = image.file.try_lock().map_err(|_| anyhow::anyhow!("{} is in use by another program", path.display()));
-    locked.map(|()| -> Arc<dyn Pmem> { Arc::new(image) })
+    Ok(Arc::new(Image::open(path, true, false)?))
 }
 
 /// The error as POSIX calls it.
@@ -208,10 +215,12 @@ impl State {
 
     /// On unmount the host's kernel need not say what it forgets.
     fn let_go_of_all(&mut self) -> Result<(), FsError> {
+        let mut done = Ok(());
         while let Some((&ino, &times)) = self.known.first_key_value() {
-            self.forget(ino, times)?;
+            // One that cannot be freed keeps no other.
+            done = done.and(self.forget(ino, times));
         }
-        Ok(())
+        done
     }
 
     fn list(&mut self, dir: u64) -> Result<Vec<(u64, FileType, Vec<u8>)>, FsError> {

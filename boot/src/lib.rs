@@ -2,8 +2,8 @@
 //! monitor, reads KTAP, and runs the tests. The program `boot` is a thin front over this library, and the end-to-end
 //! tests in `tests/` use it directly.
 //!
-//! With the kernel it shares nothing but the words on the console: see [`records`] for the lines that begin with `@`
-//! and [`ktap`] for the results of the in-kernel tests.
+//! With the kernel it shares the words on the console (see [`records`] for the lines that begin with `@` and [`ktap`] for
+//! the results of the in-kernel tests), what is known of media that others made, and the file system.
 
 pub mod backing;
 pub mod build;

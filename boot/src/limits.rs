@@ -32,7 +32,7 @@ impl Machine {
     ///
     /// # Errors
     /// One line.
-    pub fn check_job(&self) -> Result<()> {
+    pub(crate) fn check_job(&self) -> Result<()> {
         let (what, needed) = match self.mode {
             Mode::Demo => ("the demonstration", DEMO_SHARED_BYTES + u64::from(self.smp) * DEMO_CPU_BYTES),
             Mode::Bench => ("bench", GIB),
@@ -172,6 +172,8 @@ mod tests {
         let load = source("kernel/src/demo/load.rs");
         assert!(load.contains("pub const SMALL_BYTES: u64 = 4 << 20;") && DEMO_SHARED_BYTES == 4 << 20);
         assert!(load.contains("\nconst LARGE_BYTES: u64 = 4 << 20;") && DEMO_CPU_BYTES == 4 << 20);
+        let layout = source("kernel/src/mem/layout.rs");
+        assert!(layout.contains("1 << 46") && DIRECT_MAP_BYTES == 1 << 46);
     }
 
     #[test]

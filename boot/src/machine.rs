@@ -94,10 +94,12 @@ impl Machine {
     pub fn from_options(options: &Options) -> Result<Self> {
         let mut sizes = options.pmem.clone();
         // Before a file is made for them.
-        let asked = sizes.iter().copied().map(Nvdimm::temporary).collect();
-        let asked = Self { pmem: asked, mem_bytes: options.mem, ..Self::default() };
+        let asked = sizes.iter().copied().filter(|size| *size != 0).map(Nvdimm::temporary).collect();
+        let asked =
+            Self { pmem: asked, mem_bytes: options.mem, smp: options.smp, mode: options.mode, ..Self::default() };
         asked.check_number()?;
         asked.check_window()?;
+        asked.check_job()?;
         let mut pmem = Vec::new();
         if let Some(file) = &options.pmem_file {
             let first = (!sizes.is_empty()).then(|| sizes.remove(0));
@@ -136,6 +138,7 @@ impl Machine {
         };
         machine.check_number()?;
         machine.check_window()?;
+        machine.check_job()?;
         Ok(machine)
     }
 

@@ -3,7 +3,7 @@
 use crate::backing::LABEL_BYTES;
 use crate::size::MIB;
 use anyhow::{Context, Result, bail, ensure};
-use media::namespace::{Listing, Namespace, list};
+use media::namespace::{Field, Listing, Namespace, list};
 use media::probe::{Findings, What, first_data, probe};
 use media::{Medium, Part, Unreadable};
 use rustix::fs::SeekFrom;
@@ -16,12 +16,12 @@ use std::path::Path;
 const LARGEST_LABELS: u64 = 2 * MIB;
 
 /// A backing file, of which nothing is changed.
-struct Backing {
-    file: File,
+struct Backing<'a> {
+    file: &'a File,
     len_bytes: u64,
 }
 
-impl Medium for Backing {
+impl Medium for Backing<'_> {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
@@ -41,16 +41,23 @@ pub struct Contents {
     pub findings: Findings,
 }
 
+/// Opens a file to look at it. What would wait for somebody at its other end is not opened.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+fn open(path: &Path) -> Result<File> {
+    let cannot = || format!("{} cannot be opened", path.display());
+    ensure!(path.metadata().with_context(cannot)?.is_file(), "{} is not a regular file", path.display());
+    File::open(path).with_context(cannot)
+}
+
 /// Looks at a file: at the places of labels, info blocks and signatures and, where nothing is found, at every byte that is
 /// no hole.
 ///
 /// # Errors
-/// It cannot be opened, or is no regular file.
-pub fn look(path: &Path) -> Result<Contents> {
-    let file = File::open(path).with_context(|| format!("{} cannot be opened", path.display()))?;
-    let meta = file.metadata()?;
-    ensure!(meta.is_file(), "{} is not a regular file", path.display());
-    let backing = Backing { file, len_bytes: meta.len() };
+/// Its size cannot be had.
+pub fn look(file: &File) -> Result<Contents> {
+    let backing = Backing { file, len_bytes: file.metadata()?.len() };
     let label_bytes = label_bytes(&backing);
     let range_bytes = backing.len_bytes.saturating_sub(label_bytes);
     let range = Part::new(&backing, 0, range_bytes).context("a file that shrinks")?;
@@ -59,8 +66,10 @@ pub fn look(path: &Path) -> Result<Contents> {
     let mut findings = Findings::default();
     if listing.is_labelled {
         for namespace in &listing.namespaces {
-            let what = if namespace.label.is_some() { What::Namespace(namespace.mode()) } else { What::Labels };
-            findings.add(what, namespace.start);
+            match namespace.label {
+                Some(_) => findings.add(What::Namespace(namespace.mode()), namespace.start),
+                None => findings.add(What::Labels, range_bytes),
+            }
             inside(&range, namespace).iter().for_each(|found| findings.add(found.what, found.at));
         }
         // Labels of which none can be used were somebody's all the same.
@@ -71,8 +80,10 @@ pub fn look(path: &Path) -> Result<Contents> {
     if findings.is_empty() {
         findings = probe(&range);
     }
+    // Where no labels are, their place is as good as any other for somebody's bytes.
+    let end = if listing.is_labelled { range_bytes } else { backing.len_bytes };
     if findings.is_empty()
-        && let Some(found) = any_data(&backing, range_bytes)?
+        && let Some(found) = any_data(&backing, end)
     {
         findings.add(found.what, found.at);
     }
@@ -89,7 +100,7 @@ fn inside(range: &dyn Medium, namespace: &Namespace) -> Findings {
 
 /// How many bytes of labels are at the end of a file: as many as an index block is found behind, else what QEMU is asked
 /// for here.
-fn label_bytes(backing: &Backing) -> u64 {
+fn label_bytes(backing: &Backing<'_>) -> u64 {
     let mut sizes =
         std::iter::successors(Some(LABEL_BYTES), |size| Some(size * 2)).take_while(|size| *size <= LARGEST_LABELS);
     let has_labels = |size: &u64| {
@@ -101,22 +112,22 @@ fn label_bytes(backing: &Backing) -> u64 {
 }
 
 /// The first byte below `end` that is not zero and in no hole.
-fn any_data(backing: &Backing, end: u64) -> Result<Option<media::probe::Found>> {
+fn any_data(backing: &Backing<'_>, end: u64) -> Option<media::probe::Found> {
     let mut at = 0;
     while at < end {
         // A file system that cannot tell has no holes.
-        let data = match rustix::fs::seek(&backing.file, SeekFrom::Data(at)) {
+        let data = match rustix::fs::seek(backing.file, SeekFrom::Data(at)) {
             Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => return Ok(None),
+            Err(rustix::io::Errno::NXIO) => return None,
             Err(_) => at,
         };
-        let hole = rustix::fs::seek(&backing.file, SeekFrom::Hole(data)).unwrap_or(end).clamp(data, end);
+        let hole = rustix::fs::seek(backing.file, SeekFrom::Hole(data)).unwrap_or(end).clamp(data, end);
         if let Some(found) = first_data(backing, data, hole) {
-            return Ok(Some(found));
+            return Some(found);
         }
         at = hole.max(data + 1);
     }
-    Ok(None)
+    None
 }
 
 /// Refuses to write over what somebody may still want.
@@ -124,7 +135,12 @@ fn any_data(backing: &Backing, end: u64) -> Result<Option<media::probe::Found>> 
 /// # Errors
 /// One line that says what lies in the file.
 pub fn refuse(path: &Path) -> Result<()> {
-    let Contents { findings, .. } = look(path)?;
+    refuse_open(&open(path)?, path)
+}
+
+/// The same for a file that is open, so that it is the one that is written to.
+pub(crate) fn refuse_open(file: &File, path: &Path) -> Result<()> {
+    let Contents { findings, .. } = look(file)?;
     if !findings.is_empty() {
         bail!("{} holds {findings}: nothing was written (--force writes over it)", path.display());
     }
@@ -137,7 +153,7 @@ pub fn refuse(path: &Path) -> Result<()> {
 /// # Errors
 /// The file cannot be looked at.
 pub fn job(path: &Path, out: &mut impl Write) -> Result<u8> {
-    let contents = look(path)?;
+    let contents = look(&open(path)?)?;
     let name = path.display();
     write!(out, "{}", as_json(&contents.listing))?;
     if !contents.findings.is_empty() {
@@ -156,37 +172,11 @@ fn as_json(listing: &Listing) -> String {
 }
 
 fn object(namespace: &Namespace) -> String {
-    use media::info::Info;
-    use media::namespace::Mode;
-    let mut fields = Vec::new();
-    let mut text = |key: &str, value: String| fields.push(format!("    \"{key}\":{}", serde_json::Value::from(value)));
-    let (id, mode) = (namespace.id, namespace.mode());
-    text("dev", format!("namespace0.{id}"));
-    text("mode", mode.name().into());
-    let pages = match namespace.info {
-        Some(Info::Pages(pages)) => Some(pages),
-        _ => None,
+    let field = |(key, value)| match value {
+        Field::Text(text) => format!("    \"{key}\":{}", serde_json::Value::from(text)),
+        Field::Number(number) => format!("    \"{key}\":{number}"),
     };
-    pages.into_iter().for_each(|pages| text("map", pages.map.name().into()));
-    fields.push(format!("    \"size\":{}", namespace.size()));
-    let mut text = |key: &str, value: String| fields.push(format!("    \"{key}\":{}", serde_json::Value::from(value)));
-    namespace.uuid().into_iter().for_each(|uuid| text("uuid", uuid.to_string()));
-    let raw = namespace.raw_uuid().filter(|raw| namespace.uuid() != Some(*raw));
-    raw.into_iter().for_each(|uuid| text("raw_uuid", uuid.to_string()));
-    if mode == Mode::DevDax {
-        text("chardev", format!("dax0.{id}"));
-    } else {
-        fields.push(format!("    \"sector_size\":{}", namespace.sector_bytes()));
-    }
-    pages.into_iter().for_each(|pages| fields.push(format!("    \"align\":{}", pages.align)));
-    let mut text = |key: &str, value: String| fields.push(format!("    \"{key}\":{}", serde_json::Value::from(value)));
-    if mode != Mode::DevDax {
-        let number = if id == 0 { String::new() } else { format!(".{id}") };
-        text("blockdev", format!("pmem0{number}{}", if mode == Mode::Sector { "s" } else { "" }));
-    }
-    if !namespace.name().is_empty() {
-        text("name", namespace.name().into());
-    }
+    let fields: Vec<_> = namespace.fields(0).into_iter().map(field).collect();
     format!("  {{\n{}\n  }}", fields.join(",\n"))
 }
 

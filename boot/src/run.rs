@@ -19,8 +19,13 @@ const BAD_COMMAND_LINE: u8 = 2;
 /// # Errors
 /// When something cannot be built, or QEMU cannot be started.
 pub fn run(cli: &Cli) -> Result<u8> {
+    let mut options = cli.options.clone();
+    if cli.job() == Command::Bench {
+        options.mode = Mode::Bench;
+        options.deterministic = true;
+    }
     // Before anything is built: a wrong file name should not cost a minute.
-    let machine = Machine::from_options(&cli.options).and_then(|machine| refuse_foreign(cli).map(|()| machine));
+    let machine = Machine::from_options(&options).and_then(|machine| refuse_foreign(cli).map(|()| machine));
     let mut machine = match machine {
         Ok(machine) => machine,
         Err(error) => {
@@ -28,14 +33,6 @@ pub fn run(cli: &Cli) -> Result<u8> {
             return Ok(BAD_COMMAND_LINE);
         }
     };
-    if cli.job() == Command::Bench {
-        machine.mode = Mode::Bench;
-        machine.deterministic = true;
-    }
-    if let Err(error) = machine.check_job() {
-        eprintln!("run-qemu: {error:#}");
-        return Ok(BAD_COMMAND_LINE);
-    }
     if cli.options.quiet {
         machine.append.push("quiet=1".into());
     }

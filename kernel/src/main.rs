@@ -281,19 +281,17 @@ fn main_task() -> tcb::Exit {
     let options = options::get();
     options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();
+    let glob = &options.tests;
+    if options.mode == Mode::Test && ktest::runner::names(glob).is_empty() {
+        console::line(format_args!("options: no test's name matches \"{glob}\" (the shell's test --list names them)"));
+        exit::now(exit::BAD_CONFIGURATION);
+    }
     // The shell writes nothing by itself.
     if options.mode != Mode::Shell {
         refuse_foreign();
     }
     match options.mode {
         Mode::Test => {
-            if ktest::runner::names(&options.tests).is_empty() {
-                let glob = &options.tests;
-                console::line(format_args!(
-                    "options: no test's name matches \"{glob}\" (the shell's test --list names them)"
-                ));
-                exit::now(exit::BAD_CONFIGURATION);
-            }
             let summary = ktest::runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })
         }

@@ -57,7 +57,7 @@ fn what_lies_in_an_image_is_named() {
         ("sector", "a labelled namespace (sector) at 0x0, a namespace in sector mode at 0x1000"),
         ("devdax2m", "a labelled namespace (devdax) at 0x0, a devdax namespace at 0x1000"),
     ] {
-        let found = look(&unpack(name, dir.path())).unwrap().findings.to_string();
+        let found = look(&open(&unpack(name, dir.path())).unwrap()).unwrap().findings.to_string();
         assert!(found.starts_with(words), "{name}: {found}");
     }
 }
@@ -92,7 +92,7 @@ fn nothing_writes_to_an_image_unasked() {
     let dir = tempfile::tempdir().unwrap();
     let ours = dir.path().join("ours.img");
     let unknown = dir.path().join("unknown.img");
-    File::create(&ours).and_then(|file| file.set_len(MIB)).unwrap();
+    File::create(&ours).and_then(|file| file.set_len(64 * MIB)).unwrap();
     File::options().write(true).open(&ours).and_then(|file| file.write_all_at(b"UPSB", 0)).unwrap();
     // One byte where the probe does not look, in a page of its own.
     let file = File::create(&unknown).unwrap();
@@ -115,6 +115,21 @@ fn nothing_writes_to_an_image_unasked() {
     }
 }
 
+/// Where there are no labels, their place is looked at like every other.
+// covers: M1
+#[test]
+fn what_lies_where_labels_would_be_is_somebodys() {
+    let dir = tempfile::tempdir().unwrap();
+    let [small, large] = ["small", "large"].map(|name| dir.path().join(name));
+    std::fs::write(&small, "somebody's text\n".repeat(3000)).unwrap();
+    let file = File::create(&large).unwrap();
+    file.set_len(64 * MIB).and_then(|()| file.write_all_at(b"x", 64 * MIB - 77)).unwrap();
+    for path in [small, large] {
+        let line = refuse(&path).unwrap_err().to_string();
+        assert!(line.contains("holds data of an unknown kind"), "{line}");
+    }
+}
+
 // covers: M1
 #[test]
 fn force_goes_on_and_a_file_that_was_made_here_needs_none() {
@@ -125,15 +140,23 @@ fn force_goes_on_and_a_file_that_was_made_here_needs_none() {
     crate::run::refuse_foreign(&cli(&[path, "--force"])).unwrap();
     assert!(Machine::from_options(&cli(&[path, "--force"]).options).unwrap().boot_options().contains("force=1"));
     let new = dir.path().join("new");
-    let new = cli(&[new.to_str().unwrap(), "--pmem", "2M"]);
+    let new = cli(&[new.to_str().unwrap(), "--pmem", "32M"]);
     Machine::from_options(&new.options).unwrap();
     crate::run::refuse_foreign(&new).unwrap();
     if cfg!(feature = "fs") {
         let words = |words: &[&str]| crate::fsimage::job(words.iter().map(Into::into)).unwrap();
+        // What cannot be made leaves all as it is, and makes no file.
+        let (before, absent) = (bytes_of(&image), dir.path().join("absent"));
+        let [no_log, no_image] = [absent.to_str().unwrap(); 2];
+        for args in [["--size", "40K"], ["--log", no_log], ["--log", path]] {
+            assert!(words(&[&["boot", "fs", "make", path, "--force"][..], &args].concat()).is_err(), "{args:?}");
+            assert!(bytes_of(&image) == before, "{args:?}");
+        }
+        assert!(words(&["boot", "fs", "make", no_image, "--size", "40K"]).is_err() && !absent.exists());
         assert_eq!(words(&["boot", "fs", "make", path, "--force"]).unwrap(), 0);
         assert_eq!(words(&["boot", "fs", "check", path]).unwrap(), 0);
         // The namespace went with its labels: the file system is found in the whole range.
-        let contents = look(&image).unwrap();
+        let contents = look(&open(&image).unwrap()).unwrap();
         assert!(!contents.listing.is_labelled);
         assert!(contents.findings.iter().any(|found| found.what == What::OurFileSystem));
         let empty = dir.path().join("empty");
@@ -150,18 +173,22 @@ fn labels_that_are_damaged_are_said_and_leave_everything_alone() {
     let file = File::options().write(true).open(&image).unwrap();
     let labels = file.metadata().unwrap().len() - LABEL_BYTES;
     // The current index block: the one before it lists a label that was not written to its end.
-    file.write_all_at(&[0xff], labels + 30).unwrap();
-    assert_eq!(listed(&image), (1, "[\n]\n".into()));
-    file.write_all_at(&[0xff], labels + 256 + 30).unwrap();
-    let (status, text) = listed(&image);
-    assert!(status == 1 && text.contains("\"mode\":\"raw\""), "{text}");
-    assert!(refuse(&image).is_err_and(|error| error.to_string().contains("damaged namespace labels")));
+    for index in [0, 256] {
+        file.write_all_at(&[0xff], labels + index + 30).unwrap();
+        let (status, text) = listed(&image);
+        assert!(status == 1 && text.contains("\"mode\":\"raw\""), "{index}: {text}");
+        let line = refuse(&image).unwrap_err().to_string();
+        assert!(line.contains(&format!("damaged namespace labels at {labels:#x}")), "{index}: {line}");
+    }
 }
 
 #[test]
 fn what_is_no_file_is_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    for path in [dir.path(), &dir.path().join("absent")] {
+    // Nobody is at its other end, and nobody waits for one.
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [dir.path(), &dir.path().join("absent"), &pipe] {
         let line = format!("{:#}", job(path, &mut Vec::new()).unwrap_err());
         assert!(line.contains(path.to_str().unwrap()) && !line.contains('\n'), "{line}");
     }

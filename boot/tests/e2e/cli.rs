@@ -58,7 +58,7 @@ fn a_file_that_cannot_be_used_is_one_line_and_status_2() {
     std::fs::write(path("odd"), [0; 5000]).expect("written");
     refused(&["--pmem-file", &path("odd")], "5000 bytes");
     std::fs::write(path("small"), vec![0; (1 << 20) + (128 << 10)]).expect("written");
-    refused(&["--pmem", "2M", "--pmem-file", &path("small")], "holds an NVDIMM of 1M, not of 2M");
+    refused(&["--mode", "shell", "--pmem", "2M", "--pmem-file", &path("small")], "holds an NVDIMM of 1M, not of 2M");
 }
 
 #[test]
@@ -197,12 +197,19 @@ fn the_script_says_what_stopped_the_first_build() {
     assert!(line.contains("CARGO_TARGET_DIR") && !message.contains("cargo of a"), "{message}");
 
     // A registry that cannot be reached, or a certificate that it does not trust: cargo's innermost reason.
-    let fetch = "echo 'error: failed to download' >&2; echo '  [60] SSL certificate problem' >&2; exit 101";
+    let fetch = "[[ $* != *--offline* ]] || echo 'help: retry without `--offline`' >&2
+        echo 'error: failed to download' >&2; echo '  [60] SSL certificate problem' >&2; exit 101";
     bare.put(cargo, fetch);
     let (status, message) = bare.run();
     let line = last(&message);
     assert!(status == Some(1) && line.contains("cannot be fetched ([60] SSL certificate problem)"), "{message}");
     assert!(line.contains("CARGO_HTTP_CAINFO") && !line.contains("rustc"), "{message}");
+
+    // Code that does not compile, where all that is needed is there: the network has nothing to do with it.
+    bare.put(cargo, "echo 'error[E0308]: mismatched types' >&2; exit 101");
+    let (status, message) = bare.run();
+    let line = last(&message);
+    assert!(status == Some(1) && line.contains("rustc 1.96.0") && !line.contains("fetched"), "{message}");
 
     // A full disk comes first: cargo cannot fetch there either.
     std::fs::remove_file(bare.path("head")).expect("removed");

@@ -18,7 +18,7 @@ fn every_line_is_done_or_refused() {
         }
         // It ends with a line of its own, whatever came before: errors among it are what it is for.
         let said =
-            guest.command(&format!("fuzz {seed} {LINES}")).unwrap_or_else(|error| panic!("{error:#}")).join("\n");
+            guest.command(&format!("fuzz {seed} {LINES} force")).unwrap_or_else(|error| panic!("{error:#}")).join("\n");
         has(&said, &[&format!("@fuzz seed={seed} lines={LINES}"), &format!("fuzz {}: ", LINES - 1)]);
         has(&ask(&mut guest, "mem"), &["RAM"]);
     }

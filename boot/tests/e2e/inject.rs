@@ -68,7 +68,7 @@ fn a_fault_from_the_boot_options_goes_off_once() {
         ("mem now", "expected: mem, with nothing behind it"),
         ("test zzz", "no test's name matches \"zzz\" (test --list names them)"),
         ("test --list zzz", "no test's name matches \"zzz\" (test --list names them)"),
-        ("test --lost", "expected: test, test GLOB, test --list, or test --list GLOB"),
+        ("test --lost", "expected: test [GLOB] [force], or test --list [GLOB]"),
         ("pmem read 0 67108864 1", "out of range: the device has 67108864 bytes"),
         ("zero 0 67108864 512", "out of range: the device has 67108864 bytes"),
         ("mkfs 0 a-label-of-more-than-thirty-two-bytes", "mkfs: a label has at most 32 bytes, not 37"),

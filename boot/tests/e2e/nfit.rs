@@ -190,7 +190,7 @@ fn a_device_that_failed_to_restore_its_data_is_read_only() {
     has(&ask(&mut guest, "nvdimm"), &["0: pmem0 (nvdimm, read-only) 0x100000000..0x104000000"]);
     ask(&mut guest, "attach 0");
     has(&ask(&mut guest, "pmem read 0 4096 2"), &["\\x00\\x00"]);
-    let why = "the device takes no writes: a memory device behind it failed to restore its data";
+    let why = "pmem0 takes no writes: a memory device behind it failed to restore its data";
     assert!(refused(&mut guest, "pmem write 0 4096 hello").contains(why));
     has(&ask(&mut guest, "pmem read 0 4096 5"), &["\\x00\\x00\\x00\\x00\\x00"]);
     let outcome = exit(guest);

@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let why_not = why_not();
     match &why_not {
         Some(why) => eprintln!("nothing is mounted: {why}"),
-        None if std::env::var_os("UNPLUG_FULL").is_some() => trials.extend(tools::trials()),
+        None if std::env::var_os("UNPLUG_FULL").is_some() && !arguments.list => trials.extend(tools::trials()),
         None => {}
     }
     if why_not.is_some() {

@@ -95,6 +95,8 @@ fn verify(program: &Path) -> Done {
     let place = Place::new("96M")?;
     let fio = |root: &Path, more: &[&str]| {
         let mut command = Command::new(program);
+        // Its record of what it has written is a file in the directory that it stands in.
+        command.current_dir(place.dir.path());
         command.args(["--name=judge", "--rw=randwrite", "--bsrange=512-96k", "--bs_unaligned=1", "--size=16m"]);
         command.args(["--numjobs=3", "--ioengine=psync", "--fallocate=none", "--verify=crc32c", "--randseed=1"]);
         run(command.arg("--group_reporting").arg(format!("--directory={}", root.display())).args(more)).map(drop)

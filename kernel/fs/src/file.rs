@@ -66,13 +66,15 @@ impl Volume {
     }
 
     /// Writes `bytes` at `offset`, makes the file as long as it takes, and answers how many were written: fewer than all
-    /// where space runs out, or where another error comes after the first of them. Those are durable when it returns. What
-    /// was there is overwritten in place: a power cut in the middle leaves each byte old or new. What is added is there
-    /// wholly or not at all, up to 8 MiB at a time.
+    /// where space runs out, where the medium fails in a run of blocks after the first, or where another error comes after
+    /// the first operation (up to 8 MiB). Those are durable when it returns. What was there is overwritten in place: a power
+    /// cut in the middle leaves each byte old or new. What is added is there wholly or not at all, up to 8 MiB at a time.
     ///
     /// # Errors
-    /// [`FsError::NoSpace`] where there is none for the first byte, [`FsError::TooLarge`], not a file, or the medium:
-    /// nothing has been written. Damage, also after a part of it was written.
+    /// [`FsError::NoSpace`] where there is none for the first byte, [`FsError::TooLarge`], not a file: nothing has been
+    /// written. The medium in the first run, in a block that is to fill a hole, or in the metadata, or damage: what the
+    /// operation overwrote in place before may be old or new, byte by byte, and nothing else of it has happened. Damage comes
+    /// also after a part of it was written.
     pub fn write(&mut self, ino: u64, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
         self.file(ino)?;
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= MAX_FILE).ok_or(FsError::TooLarge)?;
@@ -118,7 +120,10 @@ impl Volume {
                         continue;
                     }
                 };
-                at = put_data(change, (piece.logical, first, piece.len), (at, end), (offset, bytes))?;
+                at = match put_data(change, (piece.logical, first, piece.len), (at, end), (offset, bytes)) {
+                    Err(FsError::Media(_)) if at > offset => break,
+                    to => to?,
+                };
             }
             node.raw.size = size.max(at).into();
             node.raw.mtime_ns = now_ns.into();
@@ -204,7 +209,9 @@ impl Volume {
     /// The size stays. Needs no free block. A power cut in the middle leaves each byte old or zero.
     ///
     /// # Errors
-    /// [`FsError::Invalid`] where the range is empty or wraps, not a file, damage, or the medium.
+    /// [`FsError::Invalid`] where the range is empty or wraps, or not a file: nothing has changed. Damage, or the medium:
+    /// each byte is old or zero then. The blocks go from the back, as many at a time as the journal takes; the parts of
+    /// blocks at the edges become zero when all of them have gone.
     pub fn punch(&mut self, ino: u64, offset: u64, len: u64) -> Result<(), FsError> {
         let end = offset.checked_add(len).filter(|_| len != 0).ok_or(FsError::Invalid)?;
         let end = end.min(self.file(ino)?.raw.size.get());
@@ -213,24 +220,26 @@ impl Volume {
         }
         let (first, last) = (Self::blocks(offset), end / BLOCK_SIZE);
         let (now_ns, budget) = (self.now_ns, self.budget());
-        let mut rest = Some(last);
-        let mut edges = true;
-        while let Some(to) = rest {
-            rest = self.operation(|volume, tx| {
+        let mut to = last;
+        while first < to {
+            to = self.operation(|volume, tx| {
                 volume.change(tx, ino, |node, change| {
                     node.raw.mtime_ns = now_ns.into();
-                    let stop = if first < to { node.cut(change, first, to, budget)? } else { first };
-                    // Last: what is zero cannot be taken back.
-                    if edges {
-                        zero_range(node, change, offset, end.min(first * BLOCK_SIZE))?;
-                        zero_range(node, change, offset.max(last * BLOCK_SIZE), end)?;
-                    }
-                    Ok(Some(stop).filter(|&stop| stop != first))
+                    node.cut(change, first, to, budget)
                 })
             })?;
-            edges = false;
         }
-        Ok(())
+        let edges = [(offset, end.min(first * BLOCK_SIZE)), (offset.max(last * BLOCK_SIZE), end)];
+        if edges.iter().all(|(from, to)| from >= to) {
+            return Ok(());
+        }
+        // Last, and by themselves: what is zero cannot be taken back where a cut fails.
+        self.operation(|volume, tx| {
+            volume.change(tx, ino, |node, change| {
+                node.raw.mtime_ns = now_ns.into();
+                edges.iter().try_for_each(|&(from, to)| zero_range(node, change, from, to))
+            })
+        })
     }
 
     /// The blocks behind a page that is mapped: there, or made now, as zeroes. A hole that spans a whole 2 MiB of the
@@ -248,7 +257,12 @@ impl Volume {
             let start = logical & !(HUGE_BLOCKS - 1);
             let hole = node.piece(start, start + HUGE_BLOCKS);
             let whole = huge && start + HUGE_BLOCKS <= blocks && hole.physical.is_none() && hole.len == HUGE_BLOCKS;
-            let filled = whole && self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, hole, true))?;
+            let filled = whole
+                && match self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, hole, true)) {
+                    // The area was the last that was free, and its extent needs a mapping block: a page may still fit.
+                    Err(FsError::NoSpace) => false,
+                    filled => filled?,
+                };
             if !filled {
                 let page = Piece { logical, len: 1, physical: None };
                 self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, page, false))?;

@@ -153,7 +153,8 @@ impl Volume {
     }
 
     /// Inodes in the table's blocks, and how many of them are in use: of a file, of a directory, or of the table. Counted
-    /// once, when somebody asks, and kept up from then on.
+    /// once, when somebody asks, and kept up from then on. An inode that cannot be read, or is damaged, counts as in use:
+    /// nobody gets it.
     pub(crate) fn count_inodes(&mut self) -> Result<(u64, u64), FsError> {
         // Number 0 is none.
         let nr = self.node(TABLE_INO)?.end() * INODES_PER_BLOCK - 1;
@@ -164,7 +165,11 @@ impl Volume {
         for first in (0..=nr).step_by(INODES_PER_BLOCK as usize) {
             let mut tx = Tx::default();
             for ino in first.max(TABLE_INO)..first + INODES_PER_BLOCK {
-                used += u64::from(self.raw_inode(&mut tx, ino)?.kind != Kind::Free as u8);
+                used += match self.raw_inode(&mut tx, ino) {
+                    Ok(raw) => u64::from(raw.kind != Kind::Free as u8),
+                    Err(FsError::Damaged(_) | FsError::Media(_)) => 1,
+                    Err(error) => return Err(error),
+                };
             }
         }
         self.used_inodes = Some(used);

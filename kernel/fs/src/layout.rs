@@ -11,6 +11,7 @@ use crate::format::{
     is_sealed, seal, view,
 };
 use crate::pmem::Pmem;
+use crate::superblock::Found;
 
 /// The state's block.
 pub const STATE_BLOCK: u64 = 1;
@@ -112,11 +113,12 @@ impl Layout {
         })
     }
 
-    /// Reads the superblock, or its copy where the first is damaged.
+    /// Reads the superblock, or its copy where the first is lost or damaged. The copy says nothing of a medium whose first
+    /// block is in somebody else's use: it may be what a file system of ours, long gone, has left behind.
     ///
     /// # Errors
-    /// [`FsError::NoFileSystem`] where neither is one of ours. Else both are damaged, or of another version, or describe
-    /// something that does not fit the device.
+    /// [`FsError::NoFileSystem`] where neither is one of ours, or the first block is somebody else's. Else both are damaged,
+    /// or the first is of another version, or describes something that does not fit the device.
     pub(crate) fn read(pmem: &dyn Pmem) -> Result<Self, FsError> {
         Self::find(pmem).map(|(layout, _)| layout)
     }
@@ -126,9 +128,12 @@ impl Layout {
         let last = (pmem.len_bytes() / BLOCK_SIZE).checked_sub(1).ok_or(FsError::TooSmall)?;
         match Self::read_at(pmem, 0) {
             Ok(layout) => Ok((layout, 0)),
-            // What has no trace of a superblock says nothing: the other one does.
-            Err(FsError::NoFileSystem) => Self::read_at(pmem, last).map(|layout| (layout, last)),
-            Err(error) => Self::read_at(pmem, last).map(|layout| (layout, last)).map_err(|_| error),
+            Err(error) => match (Found::at(pmem, 0), Self::read_at(pmem, last)) {
+                (Found::Nothing | Found::Damaged, Ok(layout)) => Ok((layout, last)),
+                // What has no trace of a superblock says nothing: the other one does.
+                (Found::Nothing, Err(other)) if error == FsError::NoFileSystem => Err(other),
+                _ => Err(error),
+            },
         }
     }
 
@@ -152,6 +157,11 @@ impl Layout {
         // The places follow from the size: a superblock that says otherwise was not made by us.
         if planned.raw().as_bytes() != raw.as_bytes() {
             return Err(FsError::damaged("superblock with impossible contents", block));
+        }
+        // The last block of the device is the copy's of a file system that fills it. One that begins further in, as in a
+        // namespace, may end there, too.
+        if block != 0 && block != planned.copy_block() {
+            return Err(FsError::NoFileSystem);
         }
         if planned.nr_blocks > pmem.len_bytes() / BLOCK_SIZE {
             return Err(FsError::damaged("file system larger than the device, in blocks", planned.nr_blocks));

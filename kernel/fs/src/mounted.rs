@@ -313,7 +313,7 @@ impl<M: Machine> Mounted<M> {
         Ok(rows)
     }
 
-    /// Sizes.
+    /// Sizes; see [`Volume::statfs`]. Damage that it meets shuts nothing down: it was no part of what was asked.
     ///
     /// # Errors
     /// [`FsError::ShutDown`], [`FsError::DeviceGone`].

@@ -12,6 +12,7 @@ use crate::format::{
     BLOCK_EXTENTS, BLOCK_SIZE, INLINE_EXTENTS, INODE_DAX, INODE_MAGIC, Kind, MAX_FILE, RawExtent, RawInode, RawMapHead,
     seal, view,
 };
+use crate::layout::TABLE_CHUNK;
 use crate::mutant::Mutant;
 use crate::owner::{Owner, ReverseMap};
 use crate::space::Run;
@@ -136,8 +137,13 @@ impl Node {
             return Err(FsError::damaged("number of blocks of inode", self.ino));
         }
         // Whoever goes through all inodes relies on it.
-        if self.kind == Kind::Table && (len != self.end() || raw.size.get() != len * BLOCK_SIZE) {
-            return Err(FsError::damaged("hole in the inode table, or a wrong size of it, in blocks", len));
+        if self.kind == Kind::Table {
+            if len < TABLE_CHUNK {
+                return Err(FsError::damaged("inode table shorter than it was made, in blocks", len));
+            }
+            if len != self.end() || raw.size.get() != len * BLOCK_SIZE {
+                return Err(FsError::damaged("hole in the inode table, or a wrong size of it, in blocks", len));
+            }
         }
         Ok(())
     }
@@ -157,7 +163,7 @@ impl Node {
         }
         // The first part of the table lies where no file's data may.
         let inside = store.layout.is_data(physical, len)
-            || self.kind == Kind::Table && physical == store.layout.table_start && len <= crate::layout::TABLE_CHUNK;
+            || self.kind == Kind::Table && physical == store.layout.table_start && len <= TABLE_CHUNK;
         let before = self.extents.range(..=logical).next_back().is_none_or(|(&first, e)| first + e.len <= logical);
         let after = self.extents.range(logical..).next().is_none_or(|(&first, _)| logical + len <= first);
         if !inside || !before || !after || logical + len > u64::from(u32::MAX) {

@@ -62,10 +62,12 @@ impl Volume {
         &self.store.layout
     }
 
-    /// Sizes. Asked for the first time it reads the inode table.
+    /// Sizes. Asked for the first time it reads all of the inode table. An inode that is damaged there, or cannot be read,
+    /// counts as in use, so that `free_inodes` is too small by up to one for each until the next mount; who opens such an
+    /// inode is told.
     ///
     /// # Errors
-    /// Damage, or the medium.
+    /// [`FsError::DeviceGone`].
     pub fn statfs(&mut self) -> Result<StatFs, FsError> {
         let (inodes, used) = self.count_inodes()?;
         let nr_inodes = inodes + self.free_blocks * INODES_PER_BLOCK;
@@ -75,7 +77,7 @@ impl Volume {
             free_blocks: self.free_blocks,
             data_blocks: layout.copy_block() - layout.data_start,
             nr_inodes,
-            free_inodes: nr_inodes - used,
+            free_inodes: nr_inodes.saturating_sub(used),
         })
     }
 

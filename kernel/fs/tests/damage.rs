@@ -107,6 +107,45 @@ fn an_inode_table_with_a_hole_is_refused() {
     check_image(&image);
 }
 
+/// One with no block at all has no inodes to count.
+#[test]
+fn an_inode_table_without_blocks_is_refused() {
+    // At rest, so that no journal puts anything right.
+    let sim = Arc::new(SimPmem::from_bytes(sample()));
+    let pmem: Arc<dyn Pmem> = sim.clone();
+    mount(&pmem, &MountOptions::default()).unwrap().unmount().unwrap();
+    let mut image = sim.bytes();
+    let table = (0..image.len()).step_by(4096).find(|&at| image[at + 256..].starts_with(b"UPIN")).unwrap() + 256;
+    // Its size, its blocks, its extents.
+    for range in [32..48, 128..256] {
+        image[table + range.start..table + range.end].fill(0);
+    }
+    reseal(&mut image);
+    check_image(&image);
+    let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(image));
+    let refused = mount(&pmem, &MountOptions::default()).and_then(|mut volume| volume.statfs());
+    assert_eq!(refused, Err(FsError::damaged("inode table shorter than it was made, in blocks", 0)));
+}
+
+/// An inode that nobody can read is in use as far as anybody knows; a question about sizes fails for none.
+#[test]
+fn damaged_inodes_count_as_used() {
+    let used = |sim: &Arc<SimPmem>| {
+        let pmem: Arc<dyn Pmem> = sim.clone();
+        let sizes = mount(&pmem, &MountOptions::default()).unwrap().statfs().unwrap();
+        sizes.nr_inodes - sizes.free_inodes
+    };
+    let image = sample();
+    let table = (0..image.len()).step_by(4096).find(|&at| image[at + 256..].starts_with(b"UPIN")).unwrap();
+    let whole = used(&Arc::new(SimPmem::from_bytes(image.clone())));
+    let mut bytes = image.clone();
+    bytes[table + 4096 + 40] ^= 1;
+    assert_eq!(used(&Arc::new(SimPmem::from_bytes(bytes))), whole + 1);
+    let sim = Arc::new(SimPmem::from_bytes(image));
+    sim.break_range(table as u64 + 4096, table as u64 + 2 * 4096);
+    assert_eq!(used(&sim), whole + 16);
+}
+
 /// Reads and changes something of every kind; the first error.
 fn use_every_structure(bytes: &[u8]) -> Result<(), FsError> {
     let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes.to_vec()));
@@ -127,7 +166,6 @@ fn use_every_structure(bytes: &[u8]) -> Result<(), FsError> {
     volume.write(ino, 0, b"x").map(drop)
 }
 
-/// One bit of any structure is changed and nothing is sealed: the checker finds it, and so does whoever reads it.
 /// What somebody else has written, or nobody, is no damaged file system; one of ours with a trace left is.
 #[test]
 fn a_foreign_medium_is_not_called_damaged() {
@@ -146,18 +184,20 @@ fn a_foreign_medium_is_not_called_damaged() {
         spoil(&mut image);
         refusal(image)
     };
-    // The first has lost its magic number, and the copy serves, or is damaged, or has lost it as well.
-    assert_eq!(with(&|image| image[0] ^= 1), Ok(()));
+    // The first is all zeroes, and the copy serves, or is damaged, or has lost its magic number.
+    assert_eq!(with(&|image| image[..4096].fill(0)), Ok(()));
     let copy = with(&|image| {
-        image[0] ^= 1;
+        image[..4096].fill(0);
         image[last + 20] ^= 1;
     });
     assert_eq!(copy, Err(FsError::damaged("superblock", (last / 4096) as u64)));
     let neither = with(&|image| {
-        image[0] ^= 1;
+        image[..4096].fill(0);
         image[last] ^= 1;
     });
     assert_eq!(neither, Err(FsError::NoFileSystem));
+    // The first has no magic number, and is not lost either: it may be anybody's.
+    assert_eq!(with(&|image| image[0] ^= 1), Err(FsError::NoFileSystem));
     let first = with(&|image| {
         image[20] ^= 1;
         image[last] ^= 1;
@@ -165,6 +205,62 @@ fn a_foreign_medium_is_not_called_damaged() {
     assert_eq!(first, Err(FsError::damaged("superblock", 0)));
 }
 
+/// Neither a mount nor a repair takes `bytes` for a file system, and neither writes to it. What each says.
+fn left_alone(bytes: Vec<u8>) -> [FsError; 2] {
+    let sim = Arc::new(SimPmem::from_bytes(bytes));
+    let pmem: Arc<dyn Pmem> = sim.clone();
+    let mounted = mount(&pmem, &MountOptions::default()).map(drop);
+    let repaired = repair(&*sim);
+    assert_eq!(sim.stats().stores, 0, "written to: {mounted:?}, {repaired:?}");
+    [mounted.unwrap_err(), repaired.unwrap_err()]
+}
+
+/// Somebody else has the medium now, and our copy is still in the last block.
+#[test]
+fn the_copy_that_a_file_system_has_left_behind_is_not_taken_for_one() {
+    let over = |at: usize, bytes: &[u8]| {
+        let mut image = sample();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    // The first block is theirs: a swap area, a partition table, anything.
+    let mut partitions = [0; 4096];
+    partitions[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let mut swap = [0; 4096];
+    swap[4086..].copy_from_slice(b"SWAPSPACE2");
+    for first in [swap, partitions, [0x58; 4096]] {
+        assert_eq!(left_alone(over(0, &first)), [FsError::NoFileSystem; 2]);
+    }
+    // A superblock that is whole, and of a version that we do not know.
+    let mut image = sample();
+    image[8] += 1;
+    reseal(&mut image);
+    assert!(left_alone(image).iter().all(|error| error.to_string().contains("another version")));
+    // They leave the first block free, and use what is behind it.
+    let mut theirs = vec![0; 2 * 4096];
+    theirs[4096..][..16].copy_from_slice(b"NVDIMM_PFN_INFO\0");
+    assert_eq!(left_alone(over(0, &theirs)), [FsError::damaged("state", 1); 2]);
+    let wiped = [FsError::damaged("journal epoch", 0), FsError::damaged("state", 1)];
+    assert_eq!(left_alone(over(0, &[0; 17 * 4096])), wiped);
+    // The state is still there, and what else a mount reads is not.
+    let mut image = over(0, &[0; 4096]);
+    let table = (0..image.len()).step_by(4096).find(|&at| image[at + 256..].starts_with(b"UPIN")).unwrap();
+    image[table..table + 4096].fill(0x58);
+    assert_eq!(left_alone(image)[1], FsError::damaged("inode", 1));
+}
+
+/// It ends with the medium and does not begin with it, or it ends before: no copy of a file system that has the medium.
+#[test]
+fn the_copy_of_a_smaller_file_system_is_not_taken_for_the_mediums() {
+    let sample = sample();
+    let free = vec![0; sample.len()];
+    assert_eq!(left_alone([free.clone(), sample.clone()].concat()), [FsError::NoFileSystem; 2]);
+    let mut front = [sample, free].concat();
+    front[..4096].fill(0);
+    assert_eq!(left_alone(front), [FsError::NoFileSystem; 2]);
+}
+
+/// One bit of any structure is changed and nothing is sealed: the checker finds it, and so does whoever reads it.
 #[test]
 fn every_structure_is_checked_when_it_is_read() {
     let sim = Arc::new(SimPmem::from_bytes(sample()));
@@ -208,6 +304,8 @@ fn every_structure_is_checked_when_it_is_read() {
                 Err(FsError::Damaged(_)) => *read.entry(what).or_default() += 1,
                 // Its copy serves; an inode that is free is read by nobody.
                 Ok(()) if what == "superblock" || what == "inode" => {}
+                // Its magic number is what it is known by.
+                Err(FsError::NoFileSystem) if what == "superblock" && place < 4 => {}
                 other => panic!("byte {place:#x}, in a {what}: {other:?}"),
             }
         }
@@ -245,13 +343,17 @@ fn a_superblock_that_is_lost_is_written_anew_from_the_other_and_what_is_not_ours
             assert_eq!(block(&sim, lost), block(&SimPmem::from_bytes(sample.clone()), lost));
             assert_eq!(mounted(&sim), Ok(None), "it is whole now");
         }
-        // Somebody else's bytes are in its place: the file system is mounted by the other, as before, and they stay.
+        // Somebody else's bytes are in its place, and stay. Where they begin the medium, it is theirs.
         let mut bytes = sample.clone();
         bytes[range.clone()].fill(0x58);
         let sim = Arc::new(SimPmem::from_bytes(bytes));
-        assert_eq!(mounted(&sim), Ok(None));
+        assert_eq!(mounted(&sim), if lost == 0 { Err(FsError::NoFileSystem) } else { Ok(None) });
         assert_eq!(block(&sim, lost), vec![0x58; BLOCK as usize]);
-        assert!(matches!(repair(&*sim), Err(FsError::Damaged(damage)) if damage.what.contains("not ours")));
+        match repair(&*sim) {
+            Err(FsError::NoFileSystem) => assert_eq!(lost, 0),
+            Err(FsError::Damaged(damage)) => assert!(lost == last && damage.what.contains("not ours")),
+            other => panic!("{other:?}"),
+        }
         assert_eq!(block(&sim, lost), vec![0x58; BLOCK as usize]);
         // One of ours that is damaged is not touched by a mount, and is by who asks for it.
         let mut bytes = sample.clone();
@@ -261,6 +363,14 @@ fn a_superblock_that_is_lost_is_written_anew_from_the_other_and_what_is_not_ours
         assert_eq!(repair(&*sim).map(|renewed| renewed.map(|renewed| renewed.block)), Ok(Some(lost)));
         assert_eq!(repair(&*sim), Ok(None));
     }
+    // The copy is one that is whole, of another file system: it is not damaged, but somebody's.
+    let mut bytes = sample.clone();
+    bytes.copy_within(..BLOCK as usize, (last * BLOCK) as usize);
+    bytes[(last * BLOCK) as usize + 24] ^= 1;
+    reseal(&mut bytes);
+    let sim = Arc::new(SimPmem::from_bytes(bytes.clone()));
+    assert!(matches!(repair(&*sim), Err(FsError::Damaged(damage)) if damage.what.contains("not ours")));
+    assert!(sim.bytes() == bytes);
     // Both are lost: nothing can be said, and nothing is written.
     let mut bytes = sample;
     bytes[..BLOCK as usize].fill(0);

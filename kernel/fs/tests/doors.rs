@@ -10,6 +10,7 @@ use dax::range::WHOLE;
 use fs::check::check;
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
+use fs::layout::Layout;
 use fs::mount::{MakeOptions, make};
 use fs::pmem::Pmem;
 use mm::addr::PAGE_SIZE;
@@ -22,6 +23,23 @@ use testkit::sim::SimPmem;
 /// The bytes as a power cut would leave them now, if the cache had just been written back.
 fn copy_of(sim: &SimPmem) -> Arc<dyn Pmem> {
     Arc::new(SimPmem::from_bytes(sim.bytes()))
+}
+
+/// Somebody asks how full it is, and some inodes cannot be read: he is answered, and nothing is shut down.
+#[test]
+fn sizes_are_told_where_inodes_are_damaged() {
+    let (emu, mm) = rig(1);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 128);
+        let fs = device.mount().unwrap();
+        let table = Layout::plan(128, None, 0).unwrap().table_start * PAGE_SIZE;
+        device.sim.break_range(table + PAGE_SIZE, table + 2 * PAGE_SIZE);
+        let sizes = fs.statfs().unwrap();
+        assert_eq!((sizes.nr_inodes - sizes.free_inodes, fs.shutdown_reason()), (2 + 16, None));
+        fs.create(&cx(), "a", true).unwrap();
+        device.sim.break_range(0, 0);
+        fs.reap(&cx());
+    });
 }
 
 /// Two holders thaw at the same moment: one of them is the last, and brings the medium into the state of a mounted file

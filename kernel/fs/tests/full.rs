@@ -3,13 +3,16 @@
 mod common;
 mod rig;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use common::{Medium, assert_clean, mounted, new_fs};
+use fs::Piece;
 use fs::calls::CHUNK_BYTES;
 use fs::error::FsError;
-use fs::format::{BLOCK_SIZE, INLINE_EXTENTS, ROOT_INO};
+use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, INLINE_EXTENTS, ROOT_INO};
+use fs::mount::{MountOptions, mount};
 use fs::owner::Owner;
+use fs::pmem::Pmem;
 use fs::volume::Volume;
 use mm::addr::PAGE_SIZE;
 use rig::*;
@@ -161,6 +164,123 @@ fn a_punch_that_fails_changes_nothing() {
     assert_eq!(punched, Err(FsError::Media(block * BLOCK_SIZE)));
     let image = SimPmem::from_bytes(sim.bytes());
     assert!(contents(&mut mounted(&Arc::new(image)), ino) == want);
+}
+
+/// The last that is free is one whole area, and the file's inode has no room for its extent: a task that faults in a hole
+/// of 2 MiB gets a page, and the file a mapping block.
+#[test]
+fn a_huge_fault_that_space_does_not_suffice_for_gets_a_page() {
+    let sim = new_fs(3 * HUGE_BLOCKS);
+    let mut volume = mounted(&sim);
+    let [ino, filler] = [&b"a"[..], b"filler"].map(|name| volume.create(ROOT_INO, name, true).unwrap());
+    for nr in 0..INLINE_EXTENTS as u64 {
+        volume.write(ino, nr * 2 * BLOCK_SIZE, &[2; BLOCK]).unwrap();
+    }
+    volume.truncate(ino, 2 * HUGE_BLOCKS * BLOCK_SIZE).unwrap();
+    let left = free(&mut volume) as usize * BLOCK;
+    assert_eq!(volume.write(filler, 0, &vec![1; left]), Ok(left));
+    for piece in volume.runs(filler, 0, u64::MAX).unwrap() {
+        let first = piece.physical.unwrap();
+        let (from, to) = (first.max(HUGE_BLOCKS), (first + piece.len).min(2 * HUGE_BLOCKS));
+        if from < to {
+            let at = piece.logical + (from - first);
+            volume.punch(filler, at * BLOCK_SIZE, (to - from) * BLOCK_SIZE).unwrap();
+        }
+    }
+    assert_eq!(free(&mut volume), HUGE_BLOCKS);
+    let mapped = volume.map_block(ino, HUGE_BLOCKS + 7, true).unwrap();
+    assert_eq!((mapped.logical, mapped.len, mapped.physical.is_some()), (HUGE_BLOCKS + 7, 1, true));
+    assert_eq!(free(&mut volume), HUGE_BLOCKS - 2);
+    drop(volume);
+    assert_clean(&sim);
+}
+
+/// A punch that takes several operations fails in the last of them: the edges are as they were.
+#[test]
+fn the_edges_of_a_long_punch_are_zeroed_last() {
+    let sim = new_fs(1200);
+    let mut volume = mounted(&sim);
+    let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+    let mut mapping = None;
+    for nr in 0..500 {
+        volume.write(ino, nr * 2 * BLOCK_SIZE, &[2; BLOCK]).unwrap();
+        volume.owners(0, u64::MAX, |(first, _, owner)| {
+            mapping = mapping.or(Some(first).filter(|_| owner == Owner::Mapping { ino }));
+        });
+    }
+    // The one that was made first has the front of the file: the last cut comes to it.
+    let mapping = mapping.unwrap() * BLOCK_SIZE;
+    let [front, back] = [0, 998].map(|logical| {
+        let piece = volume.runs(ino, logical, logical + 1).unwrap()[0];
+        (piece.physical.unwrap() * BLOCK_SIZE) as usize
+    });
+    let before = free(&mut volume);
+    sim.break_range(mapping, mapping + BLOCK_SIZE);
+    assert_eq!(volume.punch(ino, 10, 998 * BLOCK_SIZE), Err(FsError::Media(mapping)));
+    assert!(free(&mut volume) > before + 50, "it was not several operations");
+    for at in [front, back] {
+        assert!(sim.bytes()[at..at + BLOCK] == [2; BLOCK], "an edge has become zero");
+    }
+    // It can be read again: so can it be done again.
+    sim.break_range(0, 0);
+    volume.punch(ino, 10, 998 * BLOCK_SIZE).unwrap();
+    let contents = contents(&mut volume, ino);
+    let left: Vec<_> = (0..contents.len()).filter(|&at| contents[at] != 0).collect();
+    assert!(left == [(0..10).collect::<Vec<_>>(), (998 * BLOCK + 10..999 * BLOCK).collect()].concat());
+    drop(volume);
+    assert_clean(&sim);
+}
+
+/// A medium on which some bytes cannot be stored.
+struct Refusing {
+    sim: Arc<SimPmem>,
+    bad: Mutex<std::ops::Range<u64>>,
+}
+
+impl Pmem for Refusing {
+    fn len_bytes(&self) -> u64 {
+        self.sim.len_bytes()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        self.sim.read(offset, buf)
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let bad = self.bad.lock().unwrap();
+        match offset < bad.end && bad.start < offset + bytes.len() as u64 {
+            true => Err(FsError::Media(offset)),
+            false => self.sim.store(offset, bytes),
+        }
+    }
+    fn write_back(&self, offset: u64, len: u64) {
+        self.sim.write_back(offset, len);
+    }
+    fn fence(&self) -> Result<(), FsError> {
+        self.sim.fence()
+    }
+}
+
+/// What was overwritten before the medium failed cannot be taken back: it is what was written.
+#[test]
+fn a_write_answers_how_much_was_written_when_the_medium_fails() {
+    let sim = new_fs(640);
+    let medium = Arc::new(Refusing { sim: sim.clone(), bad: Mutex::new(0..0) });
+    let pmem: Arc<dyn Pmem> = medium.clone();
+    let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
+    let [ino, other] = [&b"a"[..], b"b"].map(|name| volume.create(ROOT_INO, name, true).unwrap());
+    volume.write(ino, 0, &[2; BLOCK]).unwrap();
+    volume.write(other, 0, &[2; BLOCK]).unwrap();
+    volume.write(ino, BLOCK_SIZE, &[2; BLOCK]).unwrap();
+    let runs = volume.runs(ino, 0, 2).unwrap();
+    let [first, second] = runs[..] else { panic!("one run: {runs:?}") };
+    let mut write = |bad: &Piece, byte: u8| {
+        let at = bad.physical.unwrap() * BLOCK_SIZE;
+        *medium.bad.lock().unwrap() = at..at + BLOCK_SIZE;
+        let written = volume.write(ino, 0, &[byte; 2 * BLOCK]);
+        (written, contents(&mut volume, ino))
+    };
+    assert!(write(&second, 3) == (Ok(BLOCK), [[3; BLOCK], [2; BLOCK]].concat()));
+    let (written, left) = write(&first, 4);
+    assert!(matches!(written, Err(FsError::Media(_))) && left == [[3; BLOCK], [2; BLOCK]].concat(), "{written:?}");
 }
 
 /// A call that is done in several parts answers for all of them.

@@ -216,6 +216,8 @@ struct Arena {
     sector_bytes: u32,
     nr_sectors: u32,
     next: u64,
+    /// Where its copy is, from its beginning.
+    copy: u64,
 }
 
 /// The BTT whose first arena is at `at`, if there is one.
@@ -225,13 +227,16 @@ fn btt(namespace: &dyn Medium, at: u64, parent: Parent) -> Result<Option<Sectors
     let Some(all) = Part::new(namespace, at, room) else { return Ok(None) };
     let (first, from_copy) = match arena(&all, 0, 0) {
         Ok(Some(first)) => (first, false),
-        // Its copy, where there is one arena alone, is in the namespace's last page.
-        other => match room.checked_sub(INFO_BYTES).map(|copy| arena(&all, copy & !(PAGE - 1), 0)) {
-            Some(Ok(Some(copy))) if copy.next == 0 => (copy, true),
-            // A page that is lost is nothing for certain: the caller says so.
-            _ if other.as_ref().is_err_and(|why| *why == LOST) => return Ok(None),
-            _ => return other.map(|_| None).map_err(fault),
-        },
+        // Its copy, where there is one arena alone, is in the namespace's last page. That of the last one of several is
+        // there as well: it says another place, for it counts from the beginning of its own arena.
+        other => {
+            match room.checked_sub(INFO_BYTES).map(|copy| (copy & !(PAGE - 1), arena(&all, copy & !(PAGE - 1), 0))) {
+                Some((at, Ok(Some(copy)))) if copy.next == 0 && copy.copy == at => (copy, true),
+                // A page that is lost is nothing for certain: the caller says so.
+                _ if other.as_ref().is_err_and(|why| *why == LOST) => return Ok(None),
+                _ => return other.map(|_| None).map_err(fault),
+            }
+        }
     };
     // The block of version 1.1 is 4 KiB behind the beginning, that of version 2.0 at it.
     if first.version != if at == 0 { (2, 0) } else { (1, 1) } {
@@ -282,5 +287,6 @@ fn arena(medium: &dyn Medium, at: u64, begin: u64) -> Result<Option<Arena>, &'st
         sector_bytes,
         nr_sectors,
         next: u64_at(&page, 80),
+        copy: u64_at(&page, 112),
     }))
 }

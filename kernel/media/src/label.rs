@@ -27,10 +27,11 @@ const MAX_INDEX: u64 = 64 << 10;
 /// The smallest and the largest area that is looked at.
 const AREAS: core::ops::RangeInclusive<u64> = 1024..=64 << 20;
 
+/// Labels in use that are read. Those that are made have 1,020 slots at most in QEMU's 128 KiB, and use a few.
+pub const MAX_LABELS: u32 = 1024;
+
 /// The label is being written, or its writer was interrupted.
 pub const UPDATING: u32 = 8;
-/// The namespace is read-only.
-pub const READ_ONLY: u32 = 1;
 
 /// An index block that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub struct Label {
     pub uuid: Uuid,
     /// Its name; mostly empty.
     pub name: String,
-    /// [`UPDATING`], [`READ_ONLY`].
+    /// As they are there; [`UPDATING`] is the one that is looked at, and is clear.
     pub flags: u32,
     /// Labels of the namespace: one for each NVDIMM of an interleave set.
     pub nr_labels: u16,
@@ -102,6 +103,8 @@ pub enum Fault {
     Index(u64, &'static str),
     /// Neither index block can be trusted: no label can.
     NoIndex,
+    /// So many slots are in use, more than [`MAX_LABELS`]. Which of them share bytes would not be known: none is read.
+    TooMany(u32),
     /// A slot that is in use holds no label, for this reason.
     Slot(u32, &'static str),
 }
@@ -111,6 +114,9 @@ impl fmt::Display for Fault {
         match self {
             Self::Index(number, why) => write!(f, "label area: index block {number}: {why}"),
             Self::NoIndex => f.write_str("label area: neither index block can be trusted, so no label is"),
+            Self::TooMany(used) => {
+                write!(f, "label area: {used} slots are in use, more than {MAX_LABELS}, so no label is read")
+            }
             Self::Slot(slot, why) => write!(f, "label area: slot {slot}: {why}; it is left alone"),
         }
     }
@@ -153,7 +159,14 @@ pub fn read(medium: &dyn Medium) -> Option<Area> {
         area.faults.push(Fault::NoIndex);
         return Some(area);
     };
-    for slot in (0..index.nr_slots).filter(|&slot| index.is_used(slot)) {
+    let used = || (0..index.nr_slots).filter(|&slot| index.is_used(slot));
+    // Below the number of slots.
+    let nr_used = used().count() as u32;
+    if nr_used > MAX_LABELS {
+        area.faults.push(Fault::TooMany(nr_used));
+        return Some(area);
+    }
+    for slot in used() {
         match label(medium, &index, slot) {
             Ok(label) => area.labels.push(label),
             Err(why) => area.faults.push(Fault::Slot(slot, why)),

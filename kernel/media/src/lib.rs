@@ -42,6 +42,14 @@ pub trait Medium {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreadable>;
 }
 
+/// Where `len` bytes from `offset` on end, on a medium of `len_bytes`.
+///
+/// # Errors
+/// [`Unreadable`]: beyond the end of the medium.
+pub fn end_of(offset: u64, len: u64, len_bytes: u64) -> Result<u64, Unreadable> {
+    offset.checked_add(len).filter(|&end| end <= len_bytes).ok_or(Unreadable)
+}
+
 impl Medium for &[u8] {
     fn len_bytes(&self) -> u64 {
         self.len() as u64
@@ -65,8 +73,8 @@ impl<'a> Part<'a> {
     /// The bytes from `start` on; `None` where they are not all there.
     #[must_use]
     pub fn new(whole: &'a dyn Medium, start: u64, len_bytes: u64) -> Option<Self> {
-        let end = start.checked_add(len_bytes)?;
-        (end <= whole.len_bytes()).then_some(Self { whole, start, len_bytes })
+        end_of(start, len_bytes, whole.len_bytes()).ok()?;
+        Some(Self { whole, start, len_bytes })
     }
 }
 
@@ -76,10 +84,7 @@ impl Medium for Part<'_> {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreadable> {
-        let end = offset.checked_add(into.len() as u64).ok_or(Unreadable)?;
-        if end > self.len_bytes {
-            return Err(Unreadable);
-        }
+        end_of(offset, into.len() as u64, self.len_bytes)?;
         // Cannot wrap: the part lies inside the whole.
         self.whole.read(self.start.wrapping_add(offset), into)
     }
@@ -149,6 +154,8 @@ mod tests {
         assert_eq!((part.read(0, &mut into), into), (Ok(()), [2, 3]));
         assert_eq!(part.read(1, &mut into), Err(Unreadable));
         assert_eq!(part.read(u64::MAX, &mut into), Err(Unreadable));
+        assert_eq!((end_of(1, 3, 4), end_of(4, 0, 4)), (Ok(4), Ok(4)));
+        assert_eq!((end_of(2, 3, 4), end_of(u64::MAX, 1, 4)), (Err(Unreadable), Err(Unreadable)));
         assert!(Part::new(&whole, 3, 2).is_none() && Part::new(&whole, u64::MAX, 2).is_none());
         assert_eq!(whole.read(4, &mut into), Err(Unreadable));
     }

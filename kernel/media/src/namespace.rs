@@ -2,6 +2,8 @@
 //!
 //! Linux: `drivers/nvdimm/namespace_devs.c`; the words are those of `ndctl list`.
 
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -36,6 +38,15 @@ impl Mode {
             Self::Sector => "sector",
         }
     }
+}
+
+/// A value in the list of what is known of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// Text, which may come from the medium.
+    Text(String),
+    /// A number.
+    Number(u64),
 }
 
 /// One namespace.
@@ -74,6 +85,12 @@ impl fmt::Display for Why {
 }
 
 impl Namespace {
+    /// A whole range of so many bytes that is left alone, because of its labels.
+    #[must_use]
+    pub const fn left_alone(len_bytes: u64, why: &'static str) -> Self {
+        Self { id: 0, start: 0, len_bytes, label: None, info: None, fault: Some(Why::Label(why)) }
+    }
+
     /// How it is used. One that is left alone counts as raw, which is what Linux makes of it.
     #[must_use]
     pub fn mode(&self) -> Mode {
@@ -137,6 +154,46 @@ impl Namespace {
     pub fn name(&self) -> &str {
         self.label.as_ref().map_or("", |label| &label.name)
     }
+
+    /// The name of its block device, as in Linux, where its range is the region of this number.
+    #[must_use]
+    pub fn block_device(&self, region: usize) -> String {
+        let sector = if self.mode() == Mode::Sector { "s" } else { "" };
+        match self.id {
+            0 => format!("pmem{region}{sector}"),
+            id => format!("pmem{region}.{id}{sector}"),
+        }
+    }
+
+    /// What `ndctl list --namespaces` says of it, with the `raw_uuid` that `--verbose` adds: keys and values, in its order.
+    #[must_use]
+    pub fn fields(&self, region: usize) -> Vec<(&'static str, Field)> {
+        let (id, mode) = (self.id, self.mode());
+        let text = |text: &str| Field::Text(text.into());
+        let mut fields = vec![("dev", Field::Text(format!("namespace{region}.{id}"))), ("mode", text(mode.name()))];
+        let pages = match self.info {
+            Some(Info::Pages(pages)) => Some(pages),
+            _ => None,
+        };
+        fields.extend(pages.map(|pages| ("map", text(pages.map.name()))));
+        fields.push(("size", Field::Number(self.size())));
+        let uuid = |uuid: Uuid| Field::Text(uuid.to_string());
+        fields.extend(self.uuid().map(|own| ("uuid", uuid(own))));
+        fields.extend(self.raw_uuid().filter(|raw| self.uuid() != Some(*raw)).map(|raw| ("raw_uuid", uuid(raw))));
+        if mode == Mode::DevDax {
+            fields.push(("chardev", Field::Text(format!("dax{region}.{id}"))));
+        } else {
+            fields.push(("sector_size", Field::Number(self.sector_bytes())));
+        }
+        fields.extend(pages.map(|pages| ("align", Field::Number(pages.align))));
+        if mode != Mode::DevDax {
+            fields.push(("blockdev", Field::Text(self.block_device(region))));
+        }
+        if !self.name().is_empty() {
+            fields.push(("name", text(self.name())));
+        }
+        fields
+    }
 }
 
 /// Everything that was found out.
@@ -175,8 +232,13 @@ impl fmt::Display for Notice {
 /// NVDIMM's own address of the range's first byte.
 #[must_use]
 pub fn list(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> Listing {
+    list_read(range, labels.and_then(label::read), dpa)
+}
+
+/// As [`list`], with a label area that was read already; `None` where there is none.
+#[must_use]
+pub fn list_read(range: &dyn Medium, area: Option<label::Area>, dpa: u64) -> Listing {
     let mut listing = Listing::default();
-    let area = labels.and_then(label::read);
     let Some(area) = area else {
         whole(range, &mut listing, None);
         return listing;
@@ -188,6 +250,11 @@ pub fn list(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> Listin
         return listing;
     }
     let all = placed(range, area.labels, dpa, &mut listing.notices);
+    // Something was there, and what it was is not known. Labels of which none is in use leave nothing to list.
+    if all.is_empty() && !listing.notices.is_empty() {
+        whole(range, &mut listing, Some("none of its labels can be believed"));
+        return listing;
+    }
     for (id, (start, label)) in all.into_iter().enumerate() {
         let (len_bytes, uuid) = (label.len_bytes, label.uuid);
         let claims_sectors = label.abstraction == Some(ABSTRACTION_BTT);
@@ -260,12 +327,15 @@ fn conflicts(all: &[(u64, Label)]) -> Vec<bool> {
 
 /// The one namespace of a range without labels, or whose labels cannot be trusted, for this reason.
 fn whole(range: &dyn Medium, listing: &mut Listing, fault: Option<&'static str>) {
-    let fault = fault.map(Why::Label);
-    let mut namespace = Namespace { id: 0, start: 0, len_bytes: range.len_bytes(), label: None, info: None, fault };
-    match fault {
-        Some(why) => listing.notices.push(Notice::Namespace(0, why)),
-        None => look(range, &mut namespace, Parent::Unlabelled, &mut listing.notices),
-    }
+    let len_bytes = range.len_bytes();
+    let namespace = if let Some(why) = fault {
+        listing.notices.push(Notice::Namespace(0, Why::Label(why)));
+        Namespace::left_alone(len_bytes, why)
+    } else {
+        let mut namespace = Namespace { id: 0, start: 0, len_bytes, label: None, info: None, fault: None };
+        look(range, &mut namespace, Parent::Unlabelled, &mut listing.notices);
+        namespace
+    };
     listing.namespaces.push(namespace);
 }
 

@@ -5,16 +5,20 @@
 //!
 //! | bytes | for |
 //! |---|---|
-//! | 0 to 255 | our file system, XFS, LUKS, LVM, the info block of a BTT of version 2.0 |
+//! | 0 to 255 | our file system, XFS, LUKS, LVM, the first bytes of the info block of a BTT of version 2.0 |
 //! | 504 to 527 | MBR, GPT, LVM |
 //! | 1024 to 1135, 1536 to 1543 | ext2/3/4, LVM |
-//! | 4080 to 4111 | swap areas (the last bytes of the first page), info blocks, GPT on sectors of 4 KiB |
-//! | 16 of the last page | the copies of our superblock and of a BTT's info block, GPT's copy |
+//! | 4080 to 4095 | swap areas |
+//! | 4096 to 4111 | info blocks, GPT on sectors of 4 KiB |
+//! | 4096 to 8191, where an info block begins there | whether it is to be believed; of a BTT also its copy and its other arenas |
+//! | 65600 to 65607 | btrfs |
+//! | 16 of the last page | the first bytes of the copies of our superblock and of a BTT's info block; GPT's copy |
 //! | 16 of the last sector | GPT's copy |
 //! | 16 at 64 and 32 KiB before the end | our list of lost sectors, two copies |
-//! | [`SAMPLES`] pages, evenly spread | where nothing is known: 32 bytes of each that must be zero |
+//! | one page less than [`SAMPLES`], evenly spread | where nothing is known: 32 bytes of each that must be zero |
 //!
-//! So much and no more, whatever the size of the device: what an attach may cost is bounded. Data that none of these
+//! So much and no more, whatever the size of the device: what an attach may cost is bounded (the arenas of a BTT too, of
+//! which there are 128 at most). Data that none of these
 //! bytes belong to is not seen; who can afford it looks with [`first_data`] at everything that is not a hole.
 
 use core::fmt;
@@ -23,12 +27,16 @@ use crate::info::{self, BTT, Info, Parent};
 use crate::namespace::Mode;
 use crate::{Medium, Part, Unreadable, has, u16_at, u32_at};
 
-/// Pages of which some bytes are looked at where nothing is known.
+/// Parts into which a medium is cut where nothing is known: at the beginning of each but the first, some bytes are looked
+/// at.
 pub const SAMPLES: u64 = 8;
 const SAMPLE_BYTES: usize = 32;
-/// The end of the first page and the beginning of the second.
-const TURN_AT: u64 = 4080;
+/// The last bytes of the first page.
+const END_AT: u64 = 4080;
 const PAGE: u64 = 4096;
+/// The signature in a superblock of btrfs, and the superblock (Linux: `include/uapi/linux/btrfs_tree.h`).
+const BTRFS_AT: u64 = BTRFS + 64;
+const BTRFS: u64 = 64 << 10;
 /// Places of the copies of our own list of lost sectors, before the end.
 const LISTS: [u64; 2] = [64 << 10, 32 << 10];
 /// Findings that are kept; there are hardly ever more than three.
@@ -41,7 +49,8 @@ pub enum What {
     OurFileSystem,
     /// This project's list of lost sectors.
     OurList,
-    /// The info block of a namespace; `false`: it is there, and not believed.
+    /// The info block of a namespace; `false`: it is there, and not believed. A BTT's at the very beginning, and any in the
+    /// place of a copy, counts as believed by its first 16 bytes: it is a reason to refuse, and nothing else follows.
     Info(&'static str, bool),
     /// A namespace that a label gives out.
     Namespace(Mode),
@@ -51,6 +60,8 @@ pub enum What {
     Xfs,
     /// ext2, ext3 or ext4.
     Ext(u8),
+    /// btrfs.
+    Btrfs,
     /// A GUID partition table.
     Gpt,
     /// A partition table or a boot sector as PCs have them.
@@ -93,6 +104,7 @@ impl What {
             Self::Ext(2) => "ext2",
             Self::Ext(3) => "ext3",
             Self::Ext(_) => "ext4",
+            Self::Btrfs => "btrfs",
             Self::Gpt => "gpt",
             Self::Mbr => "mbr",
             Self::Luks => "luks",
@@ -126,6 +138,7 @@ impl fmt::Display for Found {
             What::Labels => f.write_str("damaged namespace labels")?,
             What::Xfs => f.write_str("XFS")?,
             What::Ext(version) => write!(f, "ext{version}")?,
+            What::Btrfs => f.write_str("btrfs")?,
             What::Gpt => f.write_str("a GUID partition table")?,
             What::Mbr => f.write_str("a partition table or boot sector (MBR)")?,
             What::Luks => f.write_str("a LUKS volume")?,
@@ -209,28 +222,36 @@ struct Beginning {
     boot: [u8; 24],
     superblock: [u8; 112],
     fourth: [u8; 8],
-    turn: [u8; 32],
+    // Two pages, of which one may be lost.
+    end: [u8; 16],
+    second: [u8; 16],
+    btrfs: [u8; 8],
 }
 
 impl Beginning {
     fn read(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Self {
+        let (end, second) = both_sides(medium, base, findings);
         Self {
             first: window(medium, 0, base, findings),
             boot: window(medium, 504, base, findings),
             superblock: window(medium, 1024, base, findings),
             fourth: window(medium, 1536, base, findings),
-            turn: window(medium, TURN_AT, base, findings),
+            end,
+            second,
+            btrfs: window(medium, BTRFS_AT, base, findings),
         }
     }
 
     /// The first of them that is not zero.
     fn data(&self) -> Option<u64> {
-        let all: [(u64, &[u8]); 5] = [
+        let all: [(u64, &[u8]); 7] = [
             (0, &self.first),
             (504, &self.boot),
             (1024, &self.superblock),
             (1536, &self.fourth),
-            (TURN_AT, &self.turn),
+            (END_AT, &self.end),
+            (PAGE, &self.second),
+            (BTRFS_AT, &self.btrfs),
         ];
         all.into_iter().find_map(|(at, bytes)| Some(at + nonzero(bytes)?))
     }
@@ -247,12 +268,21 @@ fn window<const N: usize>(medium: &dyn Medium, at: u64, base: u64, findings: &mu
     bytes
 }
 
+/// The end of the first page and the beginning of the second: in one read, or each by itself where one of them is lost.
+fn both_sides(medium: &dyn Medium, base: u64, findings: &mut Findings) -> ([u8; 16], [u8; 16]) {
+    let mut bytes = [0; 32];
+    match (medium.read(END_AT, &mut bytes), bytes.as_chunks::<16>()) {
+        (Ok(()), ([end, second], _)) => (*end, *second),
+        _ => (window(medium, END_AT, base, findings), window(medium, PAGE, base, findings)),
+    }
+}
+
 /// Looks at the places of signatures of what begins at `base` of the whole. Answers the place and size of a namespace's
 /// data, if there is an info block that says so.
 fn look(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
     let begin = Beginning::read(medium, base, findings);
     beginning(&begin, base, findings);
-    let data = turn(medium, &begin.turn, base, findings);
+    let data = second_page(medium, &begin.second, base, findings);
     ending(medium, base, findings);
     if findings.is_empty() {
         // It was read: what is in it is something, if nothing that is known.
@@ -264,7 +294,7 @@ fn look(medium: &dyn Medium, base: u64, findings: &mut Findings) -> Option<(u64,
 /// The first bytes.
 fn beginning(begin: &Beginning, base: u64, findings: &mut Findings) {
     let mut add = |what, at: u64| findings.add(what, base.saturating_add(at));
-    let Beginning { first, boot, superblock, fourth, .. } = begin;
+    let Beginning { first, boot, superblock, fourth, end, btrfs, .. } = begin;
     if has(first, 0, b"UPSB") {
         add(What::OurFileSystem, 0);
     }
@@ -289,6 +319,13 @@ fn beginning(begin: &Beginning, base: u64, findings: &mut Findings) {
     if u16_at(superblock, 56) == 0xef53 {
         add(What::Ext(ext_version(superblock)), 1024);
     }
+    // The last ten bytes of the page.
+    if has(end, 6, b"SWAPSPACE2") || has(end, 6, b"SWAP-SPACE") {
+        add(What::Swap, 0);
+    }
+    if has(btrfs, 0, b"_BHRfS_M") {
+        add(What::Btrfs, BTRFS);
+    }
 }
 
 /// Which of the family it is, by the features that only the later ones have (Linux: `fs/ext4/ext4.h`).
@@ -304,13 +341,8 @@ fn ext_version(superblock: &[u8]) -> u8 {
     }
 }
 
-/// The end of the first page and the beginning of the second. Answers where a namespace's data are.
-fn turn(medium: &dyn Medium, bytes: &[u8], base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
-    let (end, second) = bytes.split_at((PAGE - TURN_AT) as usize);
-    let signature = &end[end.len() - 10..];
-    if has(signature, 0, b"SWAPSPACE2") || has(signature, 0, b"SWAP-SPACE") {
-        findings.add(What::Swap, base);
-    }
+/// The beginning of the second page. Answers where a namespace's data are.
+fn second_page(medium: &dyn Medium, second: &[u8], base: u64, findings: &mut Findings) -> Option<(u64, u64)> {
     let place = base.saturating_add(PAGE);
     if has(second, 0, b"EFI PART") {
         findings.add(What::Gpt, place);

@@ -1,6 +1,6 @@
 //! The label area: which index block counts, and which slots are labels.
 
-use media::label::{Fault, UPDATING, read};
+use media::label::{Fault, MAX_LABELS, UPDATING, read};
 use testkit::media::{LabelArea, LabelOf};
 
 const AREA: usize = 128 << 10;
@@ -121,6 +121,20 @@ fn a_slot_that_is_in_use_and_holds_no_label_is_left_alone() {
         }
         assert_eq!((faults(&area), slots(&area)), (expected, if minor == 2 { vec![4] } else { vec![4, 5] }));
     }
+}
+
+/// How many labels are kept, and how many lines about them there are, does not come from the medium.
+// covers: M2
+#[test]
+fn more_labels_than_are_kept_are_none() {
+    let with = |used: u32| {
+        let used: Vec<u32> = (0..used).collect();
+        let area = used.iter().fold(LabelArea::new(1 << 20, 1), |area, &slot| area.label(slot, &LabelOf::default()));
+        area.index(0, 1, &used)
+    };
+    let (most, more) = (with(MAX_LABELS), with(MAX_LABELS + 1));
+    assert_eq!((slots(&most).len(), faults(&most)), (MAX_LABELS as usize, vec![]));
+    assert_eq!((slots(&more), faults(&more)), (vec![], vec![Fault::TooMany(MAX_LABELS + 1)]));
 }
 
 // covers: M2

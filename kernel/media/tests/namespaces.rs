@@ -125,6 +125,12 @@ fn a_btt_is_found_by_its_copy_over_its_arenas_and_in_version_2() {
     two.put(4096, &arena(Uuid::NIL, (1, 1), 100, 32 * MIB, 32 * MIB));
     two.put(4096 + 32 * MIB, &arena(Uuid::NIL, (1, 1), 50, 31 * MIB, 0));
     assert_eq!(list(&two, None, 0).namespaces[0].size(), 150 * 4096);
+    // The copy of the last one's block is in the last page, and is not the whole BTT where the first block is damaged.
+    let mut last = two.clone();
+    last.put(size - 4096, &arena(Uuid::NIL, (1, 1), 50, 32 * MIB - 4096, 0));
+    last.put(4096, b"BTT_ARENA_INFO\0\0 damaged");
+    let listing = list(&last, None, 0);
+    assert!(lines(&listing)[0].contains("its checksum is wrong") && listing.namespaces[0].data().is_none());
     // The second one is gone.
     two.put(4096 + 32 * MIB, &[0; 16]);
     assert!(lines(&list(&two, None, 0))[0].contains("an arena has no info block"));
@@ -186,7 +192,33 @@ fn a_label_counts_from_the_beginning_of_its_nvdimm() {
     let one = area(1, &[LabelOf { dpa: 1 << 30, ..LabelOf::default() }]);
     assert_eq!(list(&range, Some(&&one.bytes[..]), 1 << 30).namespaces[0].start, 0);
     let before = list(&range, Some(&&one.bytes[..]), 2 << 30);
-    assert!(lines(&before)[0].contains("it lies before the range") && before.namespaces.is_empty());
+    assert!(lines(&before)[0].contains("it lies before the range") && before.namespaces[0].data().is_none());
+}
+
+/// Where somebody has made labels and none of them can be used, the range is not free.
+// covers: M2
+#[test]
+fn a_range_of_whose_labels_none_can_be_believed_is_left_alone() {
+    let range = Sparse::new(64 * MIB);
+    let mut damaged = area(2, &[LabelOf::default()]);
+    let place = damaged.slot_at(0) + 105;
+    damaged.bytes[place] ^= 1;
+    let same = LabelOf { dpa: 8 * MIB, ..LabelOf::default() };
+    let many = (0..1025).fold(LabelArea::new(1 << 20, 1), |area, slot| area.label(slot, &LabelOf::default()));
+    let all: Vec<u32> = (0..1025).collect();
+    for (area, why) in [
+        (area(1, &[LabelOf { len_bytes: 0, ..LabelOf::default() }]), "slot 0: it is empty"),
+        (damaged, "slot 0: its label's checksum is wrong"),
+        (area(1, &[LabelOf::default(), same]), "slot 0: another label has some of its bytes, or its UUID"),
+        (many.index(0, 1, &all), "1025 slots are in use, more than 1024, so no label is read"),
+    ] {
+        let listing = listed(&range, &area);
+        let [first, .., last] = &lines(&listing)[..] else { panic!("{listing:?}") };
+        assert!(first.contains(why), "{first}");
+        assert_eq!(last, "namespace 0: none of its labels can be believed; it is left alone");
+        let [whole] = &listing.namespaces[..] else { panic!("{listing:?}") };
+        assert_eq!((whole.start, whole.len_bytes, whole.data()), (0, 64 * MIB, None));
+    }
 }
 
 // covers: M2

@@ -57,6 +57,8 @@ fn what_others_make_is_known() {
         (vec![(4096, &*btt)], vec![(What::Info("BTT", true), 4096)]),
         (vec![(4096, &btt[..64])], vec![(What::Info("BTT", false), 4096)]),
         (vec![(SIZE - 4096, &*btt)], vec![(What::Info("BTT", true), SIZE - 4096)]),
+        (vec![(0x10040, &b"_BHRfS_M"[..])], vec![(What::Btrfs, 0x10000)]),
+        (vec![(0, &*btt)], vec![(What::Info("BTT", true), 0)]),
         (vec![(100, &[1][..])], vec![(What::Data, 96)]),
         (vec![(SIZE / 2, &[1][..])], vec![(What::Data, SIZE / 2)]),
         (vec![(SIZE - 1, &[1][..])], vec![]),
@@ -88,6 +90,13 @@ fn what_cannot_be_read_is_not_taken_for_nothing() {
         medium.lose(at);
         assert!(probe(&medium).iter().any(|found| found.what == What::Lost), "{at:#x}");
     }
+    // A page says what it has to say, whatever became of the one beside it.
+    let mut medium = with(&[(4096, &*PagesOf::default().block())]);
+    medium.lose(0);
+    assert_eq!(found(&medium), [(What::Lost, 0), (What::Info("PFN", true), 4096)]);
+    let mut medium = with(&[(4086, b"SWAPSPACE2")]);
+    medium.lose(4096);
+    assert_eq!(found(&medium), [(What::Lost, 4096), (What::Swap, 0)]);
     // In the middle it says nothing about what the device is for.
     let mut medium = Sparse::new(SIZE);
     medium.lose(SIZE / 2);

@@ -15,7 +15,6 @@ use crate::gather::{Gather, ZapStats};
 use crate::machine::Machine;
 use crate::mapping::{Unmapped, unmap_mapping_range};
 use crate::meta::Page;
-use crate::run_set::Run;
 use crate::sync::Arc;
 
 /// Why the frame fails.
@@ -23,9 +22,6 @@ use crate::sync::Arc;
 pub enum FailureKind {
     /// The medium has lost the contents: the frame is marked poisoned.
     Media,
-    /// The medium has lost these sectors of it, counted from physical address 0: they are marked, and as what cannot be
-    /// read in part cannot be mapped either, the frame is poisoned as far as folios and mappings are concerned.
-    Sectors(Run),
     /// The device is about to leave and its contents are as good as ever: nothing is marked (Linux:
     /// `MF_MEM_PRE_REMOVE`).
     PreRemove,
@@ -69,7 +65,6 @@ pub fn memory_failure<M: Machine>(
     let map = mm.meta.find_map(pfn).ok_or(NoSuchFrame(pfn))?;
     let was_poisoned = match kind {
         FailureKind::Media => !map.poison(pfn),
-        FailureKind::Sectors(sectors) => map.lose(sectors) == 0,
         FailureKind::PreRemove => false,
     };
     let mut gather = Gather::new(mm);

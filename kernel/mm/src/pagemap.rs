@@ -284,12 +284,14 @@ impl DevPagemap {
         self.of_ranges(sectors).try_for_each(|part| self.lost.lock().insert(part).map(drop))
     }
     /// Forgets that these sectors were lost, after they were written anew. Answers how many were. A frame of which all is lost
-    /// is made whole by a write of all of it and not by one of a part: its sectors stay lost then. So do those of a piece
-    /// that cannot be cut in two because memory is short.
-    pub fn clear_lost(&self, sectors: Run) -> u64 {
+    /// is made whole by a write of all of it and not by one of a part: its sectors stay lost then.
+    ///
+    /// # Errors
+    /// [`NoRoom`]: a run would have to be cut in two, and memory is short. All of them stay lost.
+    pub fn clear_lost(&self, sectors: Run) -> Result<u64, NoRoom> {
         let mut lost = self.lost.lock();
         if lost.is_empty() {
-            return 0;
+            return Ok(0);
         }
         let (first, end) = (sectors.first(), sectors.end());
         let frame = |sector| sectors_of(Pfn::new(sector / SECTORS_PER_PAGE), 1);
@@ -297,7 +299,7 @@ impl DevPagemap {
         let below = all_lost(first).filter(|frame| frame.first() < first);
         let above = all_lost(end - 1).filter(|frame| frame.end() > end);
         let (first, end) = (below.map_or(first, Run::end), above.map_or(end, Run::first));
-        Run::new(first, end).map_or(0, |sectors| lost.remove(sectors).unwrap_or(0))
+        Run::new(first, end).map_or(Ok(0), |sectors| lost.remove(sectors))
     }
     /// Has one of `nr_pages` frames from `first` on lost data, be it one sector?
     pub fn any_poisoned(&self, first: Pfn, nr_pages: u64) -> bool {
@@ -433,7 +435,7 @@ mod tests {
         assert!(map.poison(Pfn::new(12)) && map.poison(Pfn::new(11)));
         assert_eq!(map.lost(), Ok(alloc::vec![sectors(88, 16)]));
         assert!(map.any_poisoned(Pfn::new(12), 1) && !map.any_poisoned(Pfn::new(13), 7));
-        assert_eq!((map.clear_lost(sectors(96, 8)), map.clear_lost(sectors(96, 8))), (8, 0));
+        assert_eq!((map.clear_lost(sectors(96, 8)), map.clear_lost(sectors(96, 8))), (Ok(8), Ok(0)));
         assert_eq!(map.lost(), Ok(alloc::vec![sectors(88, 8)]));
         assert_eq!(map.lose(sectors(159, 1)), 1);
         assert!(map.any_poisoned(Pfn::new(19), 1) && !map.any_poisoned(Pfn::new(18), 1));
@@ -449,10 +451,10 @@ mod tests {
         let map = DevPagemap::new(MemoryKind::DevDax, [range(10, 10)]).expect("a range");
         assert!(map.poison(Pfn::new(12)) && map.lose(sectors(104, 3)) == 3);
         for (first, nr, cleared) in [(96, 7, 0), (97, 7, 0), (98, 2, 0), (80, 20, 0), (100, 6, 2), (106, 1, 1)] {
-            assert_eq!(map.clear_lost(sectors(first, nr)), cleared, "{nr} sectors from {first} on");
+            assert_eq!(map.clear_lost(sectors(first, nr)), Ok(cleared), "{nr} sectors from {first} on");
             assert!(map.all_lost(sectors(96, 8)));
         }
-        assert_eq!(map.clear_lost(sectors(95, 9)), 8);
+        assert_eq!(map.clear_lost(sectors(95, 9)), Ok(8));
         assert_eq!(map.lost(), Ok(alloc::vec![]));
     }
 

@@ -116,7 +116,7 @@ impl RunSet {
 
     /// Makes room in the list for one more run than there are.
     fn reserve(&mut self) -> Result<(), NoRoom> {
-        self.runs.try_reserve(2).map_err(|_| NoRoom)?;
+        self.runs.try_reserve(1 + usize::from(self.only.is_some())).map_err(|_| NoRoom)?;
         self.runs.extend(self.only.take());
         Ok(())
     }

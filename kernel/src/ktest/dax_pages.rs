@@ -29,7 +29,6 @@ use crate::mem::{heap, memory, paging};
 use crate::pmem::{bytes, devices};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
-use crate::trap::memory_error;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 const GIB: u64 = PageSize::Size1G.bytes();
@@ -58,7 +57,6 @@ pub const TESTS: &[Test] = &[
         run: |ctx| Device::with(ctx, MIB2, pre_remove),
     },
     Test { name: "dax.failure.a_write_heals_the_page", covers: "P3", run: |ctx| Device::with(ctx, MIB2, heals) },
-    Test { name: "dax.failure.tells_who_has_the_page", covers: "P1 M5", run: |ctx| Device::with(ctx, MIB2, tells) },
     Test { name: "dax.failure.a_pin_survives_it", covers: "P1 G8", run: |ctx| Device::with(ctx, MIB2, pin_survives) },
     Test { name: "dax.block.what_was_written_is_read", covers: "", run: |ctx| Device::with(ctx, MIB2, round_trip) },
     Test { name: "dax.block.bad_requests_are_refused", covers: "", run: |ctx| Device::with(ctx, MIB2, bad_requests) },
@@ -77,66 +75,13 @@ pub const TESTS: &[Test] = &[
     },
 ];
 
-/// A page is lost: whoever maps it hears of it without touching it, and without ever having done so; so does who has
-/// registered it. Who maps another page does not.
-fn tells(_: &mut Ctx, device: &Device) -> Result<(), String> {
-    use mm::gup::GupFlags;
-    use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
-    let (ready, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    // First and number of the pages that each of them maps at BASE; and whether it touches them before.
-    let mut tasks = alloc::vec::Vec::new();
-    for (name, (first, nr), touches) in
-        [("reader", (0, 8), true), ("mapper", (2, 4), false), ("owner", (3, 2), true), ("other", (4, 4), true)]
-    {
-        let space = new_space(name)?;
-        device.map(&space, BASE, page(first), page(nr), PageSize::Size4K)?;
-        let (ready, stop) = (Arc::clone(&ready), Arc::clone(&stop));
-        let task = spawn_in(here(), &space, move || {
-            if touches {
-                user::read_u64(BASE)?;
-            }
-            ready.fetch_add(1, Ordering::Release);
-            while !stop.load(Ordering::Acquire) {
-                user::check_signal()?;
-                sched::yield_now();
-            }
-            Ok(())
-        });
-        tasks.push((task, space));
-    }
-    wait_until(|| ready.load(Ordering::Acquire) == tasks.len() as u64);
-    // The owner keeps its registration and has unmapped the page.
-    let owner = &tasks[2].1;
-    let account = mm().pins.open_account("owner", 8);
-    let listener: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
-    let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
-    let region = MemoryRegion::register(owner, BASE, 2, &terms, Arc::downgrade(&listener));
-    let region = region.map_err(|error| format!("register: {error}"))?;
-    owner.unmap(BASE, page(1)).map_err(|error| format!("unmap: {error}"))?;
-    memory_error::fail(device.pfn(3));
-    for ((task, _), addr) in tasks.iter().zip([at(page(3)), at(page(1)), BASE]) {
-        check_eq!(sched::join(task), Err(poisoned(addr)), "end of {task:?}");
-    }
-    stop.store(true, Ordering::Release);
-    check_eq!(sched::join(&tasks[3].0), Ok(()), "end of who maps other pages");
-    drop(region);
-    // The same again is no news.
-    let space = new_space("late")?;
-    device.map(&space, BASE, page(3), page(1), PageSize::Size4K)?;
-    memory_error::fail(device.pfn(3));
-    run_in(here(), &space, || {
-        check_eq!(user::check_signal(), Ok(()), "a signal for what was lost before");
-        Ok(())
-    })
-}
-
 /// Lets the frame of page `n` fail; answers how many VMAs mapped it.
 fn fail(device: &Device, n: u64) -> Result<usize, String> {
     let failure = memory_failure(mm(), device.pfn(n), FailureKind::Media).map_err(|error| format!("{error}"))?;
     Ok(failure.users.len())
 }
 
-fn poisoned(va: VirtAddr) -> Signal {
+pub(super) fn poisoned(va: VirtAddr) -> Signal {
     Signal::SigBus { addr: va, len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned }
 }
 

@@ -63,6 +63,10 @@ fn on_free_device(ctx: &mut Ctx, work: fn(&mut Ctx) -> Result<(), String>) -> Re
         None => ctx.skip("there is no NVDIMM"),
         Some(_) if devices::block(0).is_ok() => ctx.skip("NVDIMM 0 is in use"),
         Some(_) => {
+            if let Err(reason) = devices::check_writable(0) {
+                ctx.skip(reason);
+                return Ok(());
+            }
             let before = Books::now();
             let worked = work(ctx);
             for place in Place::ALL {

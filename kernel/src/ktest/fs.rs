@@ -68,7 +68,10 @@ pub(crate) fn with_fs(
             None => ctx.skip(format!("there is no device {slot}")),
             Some(found) if found.frames.nr_pages() << PAGE_SHIFT < MIN_BYTES => ctx.skip("the device is too small"),
             Some(_) if devices::block(slot).is_ok() => ctx.skip("the device is in use"),
-            Some(_) => continue,
+            Some(_) => match devices::check_writable(slot) {
+                Err(reason) => ctx.skip(reason),
+                Ok(()) => continue,
+            },
         }
         return Ok(());
     }

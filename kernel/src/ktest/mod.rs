@@ -5,6 +5,7 @@ pub mod contents;
 pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
+pub mod dax_tells;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
@@ -38,6 +39,7 @@ static AREAS: &[&[test::Test]] = &[
     mm_tlb::TESTS,
     dax::TESTS,
     dax_pages::TESTS,
+    dax_tells::TESTS,
     dax_race::TESTS,
     read_only::TESTS,
     pins::TESTS,

@@ -1,8 +1,9 @@
 //! What lies on a device, and who may write over it.
 //!
 //! Whoever would write over all of a device, or over a part of it that somebody else may need, asks here first. The answer
-//! is one line with what was found; `force`, a word in the shell and a boot option, goes on. What the demonstration, the
-//! tests or the benchmarks of this boot have left behind is nobody's.
+//! is one line with what was found; `force`, a word in the shell and a boot option, goes on. For who asks for every device
+//! at once, what the demonstration, the tests or the benchmarks of this boot have left behind is nobody's; who asks for one
+//! is told of it.
 
 use alloc::format;
 use alloc::string::String;
@@ -54,6 +55,12 @@ pub fn look<R>(at: usize, work: impl FnOnce(&dyn Medium) -> R) -> Result<R, Stri
     }
 }
 
+/// What the labels make of a slot: a namespace, or a range of whose labels none is believed.
+fn named(slot: &Slot) -> Option<What> {
+    let namespace = slot.namespace.as_ref()?;
+    Some(if namespace.label.is_some() { What::Namespace(namespace.mode()) } else { What::Labels })
+}
+
 /// What lies in slot `at`. A namespace that is not for a file system is something by itself: its bytes are of a kind that
 /// only their owner knows.
 ///
@@ -62,8 +69,8 @@ pub fn look<R>(at: usize, work: impl FnOnce(&dyn Medium) -> R) -> Result<R, Stri
 pub fn found(at: usize) -> Result<Findings, String> {
     let mut findings = Findings::default();
     let slot = devices::slots().get(at);
-    if let Some(mode) = slot.and_then(Slot::mode).filter(|mode| *mode != Mode::FsDax) {
-        findings.add(What::Namespace(mode), 0);
+    if let Some(what) = slot.and_then(named).filter(|what| *what != What::Namespace(Mode::FsDax)) {
+        findings.add(what, 0);
     }
     look(at, |medium| probe(medium))?.iter().for_each(|found| findings.add(found.what, found.at));
     // An attached device does not have its own area among its sectors.
@@ -76,9 +83,12 @@ pub fn found(at: usize) -> Result<Findings, String> {
 /// Refuses to write over what lies in slot `at`, unless `force` is said here or among the boot options.
 ///
 /// # Errors
-/// One line with what was found; or the memory takes no writes.
+/// One line with what was found; or the memory takes no writes, or is a namespace that is left alone, `force` or not.
 pub fn ask(at: usize, over: Over, force: bool) -> Result<(), String> {
     devices::check_writable(at)?;
+    if let Some((slot, why)) = devices::slots().get(at).and_then(|slot| Some((slot, slot.left_alone()?))) {
+        return Err(format!("{}: {why}", slot.name));
+    }
     if force || options::get().force {
         return Ok(());
     }
@@ -105,7 +115,7 @@ fn refusal(at: usize, findings: &Findings) -> String {
 /// namespaces are not for them. What they leave behind is theirs until somebody attaches it by hand.
 ///
 /// # Errors
-/// One line with what was found.
+/// One line with what was found, or with why a device cannot be looked at.
 pub fn ask_for_all(force: bool) -> Result<(), String> {
     let slots = || devices::slots().iter().enumerate();
     let theirs = |at| LEFT_BEHIND.load(Ordering::Relaxed) & bit(at) != 0;
@@ -113,12 +123,9 @@ pub fn ask_for_all(force: bool) -> Result<(), String> {
         // Nothing is written to what takes no writes.
         for (at, slot) in slots().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none()) {
             let mut findings = Findings::default();
-            slot.mode().into_iter().for_each(|mode| findings.add(What::Namespace(mode), 0));
-            match found(at) {
-                Ok(found) => found.iter().for_each(|found| findings.add(found.what, found.at)),
-                // What cannot be mapped cannot be attached, either.
-                Err(error) => log::warn!("{}: cannot be looked at: {error}", slot.name),
-            }
+            named(slot).into_iter().for_each(|what| findings.add(what, 0));
+            let found = found(at).map_err(|error| format!("{} cannot be looked at: {error}", slot.name))?;
+            found.iter().for_each(|found| findings.add(found.what, found.at));
             if !findings.is_empty() {
                 return Err(refusal(at, &findings));
             }

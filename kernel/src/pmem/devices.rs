@@ -43,8 +43,10 @@ pub struct Slot {
     pub frames: PfnRange,
     /// Why the memory takes no writes; `None` where it takes them.
     pub read_only: Option<DeviceFlags>,
-    /// The namespace that it is, and the number of its region; `None` for a range without labels.
-    pub namespace: Option<(usize, Namespace)>,
+    /// The number of its region, which is that of its range among the NFIT's; `None` for virtio-pmem.
+    pub region: Option<usize>,
+    /// The namespace that it is; `None` for a range without labels.
+    pub namespace: Option<Namespace>,
     provider: Provider,
     occupancy: DeviceSlot<Attached>,
     /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
@@ -121,11 +123,12 @@ fn init(
 ) {
     DEVICES.call_once(|| {
         let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot = |name, frames, read_only, namespace, provider| Slot {
-            name,
-            frames,
-            read_only,
-            namespace,
+        let slot = |given: namespaces::Given, provider| Slot {
+            name: given.name,
+            frames: given.frames,
+            read_only: given.read_only,
+            region: given.region,
+            namespace: given.namespace,
             provider,
             occupancy: DeviceSlot::new(),
             last: mm::sync::Mutex::default(),
@@ -133,10 +136,12 @@ fn init(
         let nvdimms = namespaces::split(&driver, nvdimms).into_iter();
         let lent = lent.into_iter().enumerate();
         let slots = nvdimms
-            .map(|given| slot(given.name, given.frames, given.read_only, given.namespace, Provider::Nvdimm))
+            .map(|given| slot(given, Provider::Nvdimm))
             .chain(lent.map(|(at, (frames, queue))| {
                 let own = virtio_pmem::driver(&driver, Arc::new(Host), queue);
-                slot(format!("vpmem{at}"), frames, None, None, Provider::Virtio(own))
+                let name = format!("vpmem{at}");
+                let given = namespaces::Given { name, frames, read_only: None, region: None, namespace: None };
+                slot(given, Provider::Virtio(own))
             }))
             .collect();
         Devices { driver, slots }

@@ -7,7 +7,7 @@
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
-use media::{Medium, Unreadable};
+use media::{Medium, Unreadable, end_of};
 use mm::addr::{PAGE_SIZE, Pfn};
 
 use crate::bringup::fwcfg;
@@ -24,7 +24,9 @@ const HEAD_WORDS: usize = 3;
 const ANSWER_HEAD: usize = 8;
 /// Bytes that are asked for at once: what a page certainly holds.
 const AT_ONCE: usize = 2048;
-/// An area larger than this is none.
+/// The status of an NVDIMM without a label area: the function is not supported.
+const UNSUPPORTED: u32 = 1;
+/// The largest area that is read.
 const LARGEST: u64 = 16 << 20;
 
 /// A page through which QEMU is asked.
@@ -80,18 +82,30 @@ pub struct Labels {
 
 impl Labels {
     /// That of the NVDIMM of this handle; `None` where there is none, or nobody to ask.
-    pub fn of(handle: u32) -> Option<Self> {
+    ///
+    /// # Errors
+    /// There may be one, and it cannot be read, for this reason.
+    pub fn of(handle: u32) -> Result<Option<Self>, &'static str> {
         if !fwcfg::is_present() {
-            return None;
+            return Ok(None);
         }
-        let page = Page::new()?;
+        let page = Page::new().ok_or("there is no memory through which its label area could be asked for")?;
         // Length, status, size, and how much can be asked for at once.
-        let (16, 0) = page.ask(handle, LABEL_SIZE, &[]) else { return None };
+        match page.ask(handle, LABEL_SIZE, &[]) {
+            (16, 0) => {}
+            // Where nobody answers, what was asked is still there.
+            (_, UNSUPPORTED) => return Ok(None),
+            _ => return Err("its label area was asked for, and the answer is not understood"),
+        }
         // SAFETY: RAM of ours in the direct map.
         let [size, at_once] = [2, 3].map(|at| u32::from_le(unsafe { ptr::read_volatile(page.word(at)) }));
-        let len_bytes = u64::from(size);
-        let sensible = (1..=LARGEST).contains(&len_bytes) && at_once as usize >= AT_ONCE;
-        sensible.then_some(Self { page, handle, len_bytes })
+        match u64::from(size) {
+            0 => Ok(None),
+            len_bytes if len_bytes <= LARGEST && at_once as usize >= AT_ONCE => {
+                Ok(Some(Self { page, handle, len_bytes }))
+            }
+            _ => Err("its label area is larger than what is read here, or is given out in too small pieces"),
+        }
     }
 }
 
@@ -101,10 +115,7 @@ impl Medium for Labels {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreadable> {
-        let end = offset.checked_add(into.len() as u64).ok_or(Unreadable)?;
-        if end > self.len_bytes {
-            return Err(Unreadable);
-        }
+        end_of(offset, into.len() as u64, self.len_bytes)?;
         for (nth, part) in into.chunks_mut(AT_ONCE).enumerate() {
             // Both are below the size of the area, which has 32 bits.
             let (from, len) = ((offset + (nth * AT_ONCE) as u64) as u32, part.len());
@@ -119,4 +130,6 @@ impl Medium for Labels {
     }
 }
 
+// What was asked stays in the page where nobody answers.
+const _: () = assert!(REVISION == UNSUPPORTED);
 const _: () = assert!(AT_ONCE + ANSWER_HEAD + 4 * HEAD_WORDS < PAGE_SIZE as usize);

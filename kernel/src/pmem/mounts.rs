@@ -134,9 +134,10 @@ pub fn fsck(at: usize) -> Result<check::Report, String> {
 /// `None`: both are whole.
 ///
 /// # Errors
-/// One clear line.
+/// One clear line; also where the device takes no writes, whatever its superblocks are like.
 pub fn repair(at: usize) -> Result<Option<Renewed>, String> {
     not_mounted(at)?;
+    devices::check_writable(at)?;
     let renewed = superblock::repair(&*fs_device::memory(at)?).map_err(|error| format!("not repaired: {error}"))?;
     match renewed {
         Some(Renewed { result: Err(_), .. }) => Err(renewed.map_or_else(String::new, |renewed| format!("{renewed}"))),

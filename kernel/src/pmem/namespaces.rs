@@ -2,9 +2,11 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
-use media::namespace::{Listing, Mode, Namespace, list};
+use media::label;
+use media::namespace::{Mode, Namespace, list_read};
 use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::pagemap::MemoryKind;
 use nvdimm::nfit::{DeviceFlags, Nfit};
@@ -43,8 +45,10 @@ pub struct Given {
     pub frames: PfnRange,
     /// Why its memory takes no writes; `None` where it takes them.
     pub read_only: Option<DeviceFlags>,
-    /// The namespace that it is, and the number of its region; `None` for a whole range without labels.
-    pub namespace: Option<(usize, Namespace)>,
+    /// The number of its region, which is that of its range among the NFIT's; `None` for what the NFIT does not name.
+    pub region: Option<usize>,
+    /// The namespace that it is; `None` for a whole range without labels.
+    pub namespace: Option<Namespace>,
 }
 
 /// Divides the ranges by their labels. What the labels say and cannot be is left alone, with a line.
@@ -52,51 +56,54 @@ pub fn split(driver: &PmemDriver<KernelMachine>, ranges: Vec<Range>) -> Vec<Give
     let mut all = Vec::new();
     for (region, range) in ranges.into_iter().enumerate() {
         let name = format!("pmem{region}");
-        let listing = if options::get().force { None } else { labelled(driver, &name, &range) };
-        let namespaces = listing.map(|listing| listing.namespaces).unwrap_or_default();
+        let namespaces = if options::get().force { Vec::new() } else { labelled(driver, &name, &range) };
         if namespaces.is_empty() {
-            all.push(Given { name, frames: range.frames, read_only: range.read_only, namespace: None });
+            let (frames, read_only) = (range.frames, range.read_only);
+            all.push(Given { name, frames, read_only, region: Some(region), namespace: None });
         }
         all.extend(namespaces.into_iter().filter_map(|namespace| given(region, &range, namespace)));
     }
     all
 }
 
-/// What the labels of a range say; `None` where there are none.
-fn labelled(driver: &PmemDriver<KernelMachine>, name: &str, range: &Range) -> Option<Listing> {
-    let labels = Labels::of(range.handle?)?;
-    media::label::read(&labels)?;
-    let looked = driver.look(name, range.frames, |medium| list(medium, Some(&labels), 0));
-    let listing = looked.map_err(|error| log::warn!(target: "media", "{name}: labels: {error}")).ok()?;
-    for notice in &listing.notices {
-        log::warn!(target: "media", "{name}: {notice}");
+/// What the labels of a range say; nothing where there are none in use. Where that cannot be found out, the range is one
+/// namespace that is left alone.
+fn labelled(driver: &PmemDriver<KernelMachine>, name: &str, range: &Range) -> Vec<Namespace> {
+    let left_alone = |why| vec![Namespace::left_alone(range.frames.nr_pages() * PAGE_SIZE, why)];
+    let area = match range.handle.map_or(Ok(None), Labels::of) {
+        Ok(labels) => labels.and_then(|labels| label::read(&labels)),
+        Err(why) => {
+            log::warn!(target: "media", "{name}: {why}; it is left alone");
+            return left_alone(why);
+        }
+    };
+    let Some(area) = area else { return Vec::new() };
+    match driver.look(name, range.frames, |medium| list_read(medium, Some(area), 0)) {
+        Ok(listing) => {
+            listing.notices.iter().for_each(|notice| log::warn!(target: "media", "{name}: {notice}"));
+            listing.namespaces
+        }
+        Err(error) => {
+            log::warn!(target: "media", "{name}: it has labels, and cannot be looked at: {error}; it is left alone");
+            left_alone("it has labels, and could not be looked at")
+        }
     }
-    Some(listing)
 }
 
 /// The device of a namespace: its data where they are bytes in a row, else all of it, and nobody attaches it.
 fn given(region: usize, range: &Range, namespace: Namespace) -> Option<Given> {
     let (start, len) = namespace.data().unwrap_or((namespace.start, namespace.len_bytes));
     let frames = PfnRange::new(range.frames.start().add(start / PAGE_SIZE), len / PAGE_SIZE)?;
-    let name = block_device(region, &namespace);
+    let name = namespace.block_device(region);
     let (id, mode) = (namespace.id, namespace.mode().name());
     log::info!(target: "media", "{name}: namespace{region}.{id}, {mode}, {len} bytes at {start:#x} of NVDIMM {region}");
-    Some(Given { name, frames, read_only: range.read_only, namespace: Some((region, namespace)) })
-}
-
-/// The name of the block device of a namespace, as in Linux.
-pub fn block_device(region: usize, namespace: &Namespace) -> String {
-    let sector = if namespace.mode() == Mode::Sector { "s" } else { "" };
-    match namespace.id {
-        0 => format!("pmem{region}{sector}"),
-        id => format!("pmem{region}.{id}{sector}"),
-    }
+    Some(Given { name, frames, read_only: range.read_only, region: Some(region), namespace: Some(namespace) })
 }
 
 impl Slot {
     /// Its mode; `None` for a range without labels.
     pub fn mode(&self) -> Option<Mode> {
-        self.namespace.as_ref().map(|(_, namespace)| namespace.mode())
+        self.namespace.as_ref().map(Namespace::mode)
     }
 
     /// May it be used so? A namespace is what its mode says; a raw one and a range without labels are for anything.
@@ -114,7 +121,7 @@ impl Slot {
 
     /// Why nobody uses it: its bytes are not what they seem.
     pub fn left_alone(&self) -> Option<String> {
-        let (_, namespace) = self.namespace.as_ref()?;
+        let namespace = self.namespace.as_ref()?;
         match namespace.fault {
             Some(why) => Some(format!("{why}; it is left alone")),
             None if namespace.mode() == Mode::Sector => Some(

@@ -46,16 +46,21 @@ pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
     nfit
 }
 
-/// Prints all that the table says of the NVDIMM that has these frames, and what the platform does for persistence.
+/// Prints all that the table says of the NVDIMM that has these frames, and what the platform does for persistence; or that
+/// it says nothing, of a virtio-pmem device.
 ///
 /// # Errors
-/// No range of the table has them.
+/// There is no table.
 pub fn describe(frames: PfnRange) -> Result<(), String> {
     let nfit = NFIT.get().ok_or("no table was read")?;
     // A namespace is a part of one.
     let has = |range: &PersistentRange| pmem::frames_of(range).is_some_and(|all| all.contains(frames.start()));
     let range = nfit.ranges.iter().find(|range| has(range));
-    let range = range.ok_or("the NFIT says nothing of it")?;
+    let Some(range) = range else {
+        // A virtio-pmem device.
+        console::line(format_args!("the NFIT says nothing of it"));
+        return Ok(());
+    };
     let domain = range.proximity_domain.map_or_else(|| String::from("none"), |domain| format!("{domain}"));
     let PersistentRange { range_index, nr_devices, .. } = *range;
     console::line(format_args!(

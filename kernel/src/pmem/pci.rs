@@ -111,7 +111,8 @@ fn bridge_windows(bridge: DeviceFunction) -> [ByteRange; 2] {
     if word & 0xf == 1 {
         fetched = (fetched.0 | upper(PREFETCHABLE_BASE_UPPER), fetched.1 | upper(PREFETCHABLE_LIMIT_UPPER));
     }
-    [plain, fetched].map(|(base, last)| ByteRange { base, len_bytes: (last + (1 << 20)).saturating_sub(base) })
+    [plain, fetched]
+        .map(|(base, last)| ByteRange { base, len_bytes: last.saturating_add(1 << 20).saturating_sub(base) })
 }
 
 /// Calls `visit` with every function on all buses that the firmware has numbered.

@@ -39,8 +39,12 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 fn run_demo(args: &[&str]) -> Result<(), String> {
+    let (args, force) = forced(args);
+    if !args.is_empty() {
+        return Err("expected: demo, or demo force".into());
+    }
     (0..devices::slots().len()).try_for_each(devices::not_attached)?;
-    contents::ask_for_all(forced(args).1)?;
+    contents::ask_for_all(force)?;
     if (runs::get().demo)() { Ok(()) } else { Err("the verdict is bad".into()) }
 }
 
@@ -104,23 +108,25 @@ fn pmem(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
     match args {
         ["write", at, offset, text] => {
-            contents::ask(device(at)?, Over::Bytes, force)?;
-            bytes::write(device(at)?, number(offset)?, text.as_bytes())?;
+            let (at, offset) = (device(at)?, number(offset)?);
+            devices::block(at).map_err(|error| format!("{error}"))?;
+            contents::ask(at, Over::Bytes, force)?;
+            bytes::write(at, offset, text.as_bytes())?;
             console::line(format_args!("{} bytes written", text.len()));
             Ok(())
         }
-        ["read", at, offset, len] => {
+        ["read", at, offset, len] if !force => {
             let bytes = bytes::read(device(at)?, number(offset)?, number(len)? as usize)?;
             console::line(format_args!("{}", bytes.escape_ascii()));
             Ok(())
         }
-        ["flush", at] => {
+        ["flush", at] if !force => {
             let block = devices::block(device(at)?).map_err(|error| format!("{error}"))?;
             block.flush().map_err(|error| format!("{error}"))?;
             console::line(format_args!("flushed"));
             Ok(())
         }
-        _ => Err("expected: pmem write N OFFSET TEXT, pmem read N OFFSET LEN, or pmem flush N".into()),
+        _ => Err("expected: pmem write N OFFSET TEXT [force], pmem read N OFFSET LEN, or pmem flush N".into()),
     }
 }
 

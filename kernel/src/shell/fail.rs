@@ -58,11 +58,16 @@ fn badblocks(args: &[&str]) -> Result<(), String> {
             let at = device(at)?;
             devices::not_attached(at)?;
             contents::ask(at, Over::Area, force)?;
+            contents::in_hand(at);
             devices::set_area(at, true)
         }
-        ["drop", at] => devices::set_area(device(at)?, false),
-        [at] => list(device(at)?),
-        _ => Err("expected: badblocks N, badblocks init N, or badblocks drop N".into()),
+        ["drop", at] if !force => {
+            let at = device(at)?;
+            contents::in_hand(at);
+            devices::set_area(at, false)
+        }
+        [at] if !force => list(device(at)?),
+        _ => Err("expected: badblocks N, badblocks init N [force], or badblocks drop N".into()),
     }
 }
 
@@ -96,7 +101,7 @@ fn list(at: usize) -> Result<(), String> {
 
 fn zero(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
-    let [at, offset, len] = args else { return Err("expected: zero N OFFSET LEN".into()) };
+    let [at, offset, len] = args else { return Err("expected: zero N OFFSET LEN [force]".into()) };
     let (at, offset, len) = (device(at)?, number(offset)?, number(len)?);
     const MOST: u64 = 1 << 20;
     if offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0 || !(1..=MOST).contains(&len) {

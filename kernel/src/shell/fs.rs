@@ -118,8 +118,16 @@ fn mkfs(args: &[&str]) -> Result<(), String> {
 fn mount(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("mount N")) };
     let fs = mounts::mount(device(nr)?)?;
-    let sizes = fs.statfs().map_err(|error| error.to_string())?;
-    crate::console::report!("mounted fs={} blocks={} free={}", fs.name(), sizes.nr_blocks, sizes.free_blocks);
+    // It is mounted, whether or not it can be asked how full it is.
+    match fs.statfs() {
+        Ok(sizes) => {
+            crate::console::report!("mounted fs={} blocks={} free={}", fs.name(), sizes.nr_blocks, sizes.free_blocks);
+        }
+        Err(error) => {
+            crate::console::report!("mounted fs={}", fs.name());
+            console::line(format_args!("{}: mounted; how full it is cannot be said: {error}", fs.name()));
+        }
+    }
     Ok(())
 }
 

@@ -2,19 +2,25 @@
 //!
 //! A line is made from what `help` says of a command: a word in capitals becomes a number, a path or a text, with a
 //! liking for numbers at which arithmetic breaks. Some lines lack a word, or have one too many. The same seed gives the same
-//! lines. Each is printed before it is run, so that the last one on the console is the one to look at.
+//! lines. They write over whatever lies on the devices, so it asks first. Each is printed before it is run, so that the
+//! last one on the console is the one to look at.
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::console;
-use crate::console::command::Command;
+use crate::console::command::{Command, forced};
+use crate::pmem::contents;
 use crate::shell::devices::number;
 
 /// The command.
-pub const COMMANDS: &[Command] =
-    &[Command { name: "fuzz", args: "SEED LINES", help: "give the other commands so many lines at random", run: fuzz }];
+pub const COMMANDS: &[Command] = &[Command {
+    name: "fuzz",
+    args: "SEED LINES [force]",
+    help: "give the other commands so many lines at random",
+    run: fuzz,
+}];
 
 /// What ends the machine, or takes long by itself.
 const NOT: &[&str] = &["fuzz", "panic", "overflow", "hang", "exit", "demo", "test", "help", "fsload", "touch"];
@@ -78,8 +84,11 @@ impl Random {
 }
 
 fn fuzz(args: &[&str]) -> Result<(), String> {
-    let [seed, lines] = args else { return Err("expected: fuzz SEED LINES".into()) };
+    let (args, force) = forced(args);
+    let [seed, lines] = args else { return Err("expected: fuzz SEED LINES [force]".into()) };
     let (seed, lines) = (number(seed)?, number(lines)?);
+    // Its lines make file systems and write, with the word that lets them.
+    contents::ask_for_all(force)?;
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let commands: Vec<&Command> =
         super::GROUPS.iter().copied().flatten().filter(|command| !NOT.contains(&command.name)).collect();
@@ -117,7 +126,8 @@ fn line(command: &Command, random: &mut Random) -> String {
         words.push(word(form, words.len(), random));
     }
     match random.below(16) {
-        0 => _ = words.pop().filter(|_| words.len() > 1),
+        // A line has its command at least.
+        0 if words.len() > 1 => _ = words.pop(),
         1 => words.push(random.number()),
         2 => {
             let at = random.below(words.len() as u64) as usize;

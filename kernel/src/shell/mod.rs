@@ -173,10 +173,10 @@ fn test(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
     let (glob, lists) = match args {
         [] => ("*", false),
-        ["--list"] => ("*", true),
-        ["--list", glob] => (*glob, true),
+        ["--list"] if !force => ("*", true),
+        ["--list", glob] if !force => (*glob, true),
         [glob] if !glob.starts_with('-') => (*glob, false),
-        _ => return Err("expected: test, test GLOB, test --list, or test --list GLOB".into()),
+        _ => return Err("expected: test [GLOB] [force], or test --list [GLOB]".into()),
     };
     let named = (tests.list)(glob);
     if named.is_empty() {

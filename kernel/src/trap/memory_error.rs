@@ -14,7 +14,7 @@ use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange, VirtAddr};
 use mm::failure::{FailureKind, NoSuchFrame, memory_failure};
 pub use mm::losses::Loss;
 use mm::losses::{Losses, MAX_STRAYS, Taken};
-use mm::pagemap::DevPagemap;
+use mm::pagemap::{DevPagemap, sectors_of};
 use mm::space::SigBusCause;
 use spin::Once;
 
@@ -233,7 +233,8 @@ fn fail_row(first: Pfn, nr_pages: u64) {
     if own != 0 {
         let (addr, len_bytes) = (first.addr(), nr_pages * PAGE_SIZE);
         log::warn!(
-            "{own} pages among the {len_bytes} bytes from {addr} held a device's own records; another copy is used"
+            "{own} pages among the {len_bytes} bytes from {addr} held a device's own records; its list of lost sectors is \
+             read from a copy that is whole, if one is left"
         );
     }
     if strangers == nr_pages {
@@ -253,7 +254,8 @@ fn fail_row(first: Pfn, nr_pages: u64) {
 /// First whoever holds the device hears of it: a file system knows whose the block is.
 fn take_away(pfn: Pfn, names_users: bool, met: &mut Met) {
     let map = machine::mm().meta.find_map(pfn);
-    let known = map.as_ref().is_some_and(|map| map.any_poisoned(pfn, 1));
+    // A page that was lost in part is not known to be lost: the rest of it is news.
+    let known = map.as_ref().zip(sectors_of(pfn, 1)).is_some_and(|(map, sectors)| map.all_lost(sectors));
     met.known += u64::from(known);
     if let Some(listener) = LISTENER.get() {
         (listener.holders)(pfn);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use media::namespace::{Listing, list};
 use media::probe::{Findings, probe};
-use media::{Medium, Part, Unreadable, Uuid, fletcher};
+use media::{Medium, Part, Unreadable, Uuid, end_of, fletcher};
 
 const PAGE: u64 = 4096;
 
@@ -60,9 +60,7 @@ impl Medium for Sparse {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreadable> {
-        if offset.checked_add(into.len() as u64).is_none_or(|end| end > self.len_bytes) {
-            return Err(Unreadable);
-        }
+        end_of(offset, into.len() as u64, self.len_bytes)?;
         for (page, inside, part) in pieces(offset, into.len()) {
             if self.lost.contains(&page) {
                 return Err(Unreadable);

@@ -9,6 +9,7 @@ use dax::device::DataCache;
 use libfuzzer_sys::fuzz_target;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::pagemap::MemoryKind;
+use mm::run_set::Run;
 use nvdimm::pmem::area::{AREA_BYTES, AREA_PAGES};
 use nvdimm::pmem::badblocks::SectorRun;
 use nvdimm::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
@@ -121,14 +122,18 @@ fuzz_target!(|data: &[u8]| {
     let host = Arc::new(Host(Arc::new(Memory(Mutex::new(bytes)))));
     let driver = PmemDriver::new(&mm, host, DataCache::Coherent);
     let range = PfnRange::new(Pfn::new(FIRST), nr_pages).unwrap();
-    let config = Config { name: "pmem0", ranges: &[range], kind: MemoryKind::DevDax, bad_blocks: &[] };
+    let config = Config { name: "pmem0", ranges: &[range], kind: MemoryKind::DevDax, bad_blocks: &[], read_only: None };
     let attach = || driver.attach(&config, &mut |_| Ok(())).expect("a list is believed as far as it can be");
     let device = attach();
     assert!(lost(&device).len() <= 24, "more pieces than the list has");
     for _ in 0..input.byte() % 16 {
         let (first, nr) = (input.number(nr_sectors), input.number(nr_sectors));
         match input.byte() % 3 {
-            0 => _ = device.block().add_bad(SectorRun { first, nr_sectors: nr }),
+            0 => {
+                let run = (FIRST * 8).checked_add(first).and_then(|first| Run::with_len(first, nr));
+                run.map(|run| device.pagemap().lose(run));
+                device.block().keep_bad_blocks();
+            }
             1 => _ = device.block().write(first, &vec![1; (nr % 64 * 512) as usize]),
             _ => _ = device.block().lose_own(Pfn::new(FIRST.wrapping_add(first % (nr_pages + 1)))),
         }

@@ -1,6 +1,6 @@
 //! The area at the end of a device where its bad blocks are kept, so that the next boot knows them.
 //!
-//! A device has one only where somebody has made it (`pmem init`): its last 64 KiB, which then belong to no sector and
+//! A device has one only where somebody has made it (`badblocks init`): its last 64 KiB, which then belong to no sector and
 //! to no mapping. A device without one is used to its last byte, and forgets.
 //!
 //! # Format

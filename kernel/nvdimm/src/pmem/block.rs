@@ -12,9 +12,10 @@
 //!
 //! # Bad blocks
 //! What is lost is marked in the page map, in sectors: by `memory_failure`, by a list that comes with the device, by a
-//! request that the medium refuses. So what cannot be read here cannot be mapped, pinned, or read as a file either. A
-//! write that covers a sector makes it usable again. A page of which all is lost is healed only by a write that covers
-//! all of it, since the rest of it would stay lost; a write of a part is an I/O error.
+//! request that the medium refuses. So what cannot be read here cannot be mapped anew, pinned, or read as a file either;
+//! `memory_failure` also takes it from who has it mapped. A write that covers a sector makes it usable again. A page of
+//! which all is lost is healed only by a write that covers all of it, since the rest of it would stay lost; a write of a
+//! part is an I/O error.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -23,7 +24,6 @@ use core::fmt;
 use dax::srcu::{GracePeriod, Srcu};
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::context::MmContext;
-use mm::failure::{FailureKind, memory_failure};
 use mm::machine::Machine;
 pub use mm::pagemap::SECTOR_BYTES;
 use mm::pagemap::{DevPagemap, frames_around, sectors_of};
@@ -53,7 +53,8 @@ pub enum BlockError {
         /// How many sectors the device has.
         nr_sectors: u64,
     },
-    /// A sector is lost: it cannot be read, or its page is poisoned and the write does not cover all of it.
+    /// A sector is lost: it cannot be read, or its page is poisoned and the write does not cover all of it, or memory is
+    /// short for a list of what is lost without it: it stays lost then, written as it is.
     Io {
         /// The first such sector.
         sector: u64,
@@ -210,8 +211,7 @@ impl<M: Machine> BlockDevice<M> {
         }
         self.fence()?;
         // Only now: who reads a sector that is no longer on the list finds what was written.
-        self.heal(sector, nr_sectors);
-        Ok(())
+        self.heal(sector, nr_sectors)
     }
 
     /// A barrier: what was written before it, by whomever, is durable when it returns.
@@ -230,33 +230,6 @@ impl<M: Machine> BlockDevice<M> {
     /// [`BlockError::NotDurable`].
     pub fn flush_for_holder(&self) -> Result<(), BlockError> {
         self.fence()
-    }
-
-    /// Puts sectors on the bad-block list, and takes their pages away from who maps them.
-    ///
-    /// Waits for shootdowns: the caller holds no lock under which a fault may wait.
-    ///
-    /// # Errors
-    /// [`BlockError::OutOfRange`], and nothing is changed then.
-    pub fn add_bad(&self, run: SectorRun) -> Result<(), BlockError> {
-        self.check_run(run)?;
-        for part in self.parts(run.first, run.nr_sectors) {
-            self.map.lose(part.sectors);
-            // Nobody has a page: nobody maps one.
-            if self.map.live_folios() != 0 {
-                self.take_away(part.sectors);
-            }
-        }
-        self.keep_bad_blocks();
-        Ok(())
-    }
-
-    fn take_away(&self, sectors: Run) {
-        let (first, nr_pages) = frames_around(sectors);
-        for pfn in (0..nr_pages).map(|nr| first.add(nr)) {
-            // A frame that has left the page map meanwhile is nobody's any more.
-            let _ = memory_failure(&self.mm, pfn, FailureKind::Sectors(sectors));
-        }
     }
 
     fn check_run(&self, run: SectorRun) -> Result<(), BlockError> {
@@ -434,20 +407,28 @@ impl<M: Machine> BlockDevice<M> {
         })
     }
 
-    /// Takes what a write has covered off the list.
-    fn heal(&self, sector: u64, nr_sectors: u64) {
-        let mut healed = 0;
+    /// Takes what a write has covered off the list. Where memory is short for the list without it, it stays there, and the
+    /// write has failed.
+    fn heal(&self, sector: u64, nr_sectors: u64) -> Result<(), BlockError> {
+        let (mut healed, mut result) = (0, Ok(()));
         for part in self.parts(sector, nr_sectors) {
             // A page that was lost after the write began may be covered in part: it stays as it is.
-            let here = self.map.clear_lost(part.sectors);
-            if here != 0 {
-                self.folios_healed(part.sectors);
+            match self.map.clear_lost(part.sectors) {
+                Ok(0) => {}
+                Ok(here) => {
+                    self.folios_healed(part.sectors);
+                    healed += here;
+                }
+                Err(NoRoom) => {
+                    let lost = self.map.first_lost(part.sectors).unwrap_or(part.sectors.first());
+                    result = result.and(Err(BlockError::Io { sector: part.sector_at(lost) }));
+                }
             }
-            healed += here;
         }
         if healed != 0 {
             self.keep_bad_blocks();
         }
+        result
     }
 
     /// Folios with nothing lost any more say so.
@@ -462,8 +443,8 @@ impl<M: Machine> BlockDevice<M> {
         }
     }
 
-    /// Remembers that the medium has lost a sector. Whoever has its page mapped keeps it until it is [added](Self::add_bad)
-    /// or fails by a machine check: a request may come from under locks, and waits for no shootdown.
+    /// Remembers that the medium has lost a sector. Whoever has its page mapped keeps it until it fails by a machine check:
+    /// a request may come from under locks, and waits for no shootdown.
     fn lost(&self, part: &Part<'_>, error: MediaError) -> BlockError {
         let inside = error.offset_bytes / SECTOR_BYTES;
         let physical = part.segment.physical().map(|all| all.first().saturating_add(inside));

@@ -95,7 +95,7 @@ fn the_next_attach_knows_what_was_lost() {
     let device = kept.attach();
     assert_eq!(device.size_bytes(), (PAGES - AREA_PAGES) * 4096);
     assert_eq!(device.dax().unwrap().size_bytes(), device.size_bytes());
-    device.block().add_bad(run(3, 2)).unwrap();
+    lose(&device, run(3, 2));
     // A page fails, as by a machine check.
     mm::failure::memory_failure(&kept.mm, Pfn::new(0x100005), mm::failure::FailureKind::Media).unwrap();
     device.block().keep_bad_blocks();
@@ -119,8 +119,8 @@ fn a_damaged_copy_leaves_the_list_before_it() {
     let kept = kept();
     kept.create().unwrap();
     let device = kept.attach();
-    device.block().add_bad(run(1, 1)).unwrap();
-    device.block().add_bad(run(9, 1)).unwrap();
+    lose(&device, run(1, 1));
+    lose(&device, run(9, 1));
     assert_eq!(device.block().area().map(|area| area.sequence), Some(3));
     drop(device);
     // List 3 is in the copy of odd numbers, the second one. Any byte of it counts.
@@ -142,13 +142,13 @@ fn a_power_cut_in_the_middle_leaves_the_list_before_it() {
     let kept = kept();
     kept.create().unwrap();
     let device = kept.attach();
-    device.block().add_bad(run(1, 1)).unwrap();
+    lose(&device, run(1, 1));
     let memory = kept.host.memory();
     let cut = Arc::clone(&memory);
     let before = memory.durable.lock().clone();
     // The cut comes with the next write: what is fenced after it does not reach the medium.
     *memory.during_write.lock() = Some(alloc::boxed::Box::new(move || *cut.lost.lock() = Some(AREA + AREA_BYTES / 2)));
-    device.block().add_bad(run(9, 1)).unwrap();
+    lose(&device, run(9, 1));
     *memory.lost.lock() = None;
     assert_eq!(device.block().area().map(|area| (area.sequence, area.stale)), Some((2, true)));
     drop(device);
@@ -255,7 +255,7 @@ fn a_list_takes_the_memory_of_its_runs_whatever_they_say() {
     forge(&kept, u64::MAX - 1, nr_sectors, &[(0, 8)]);
     let device = kept.attach();
     assert_eq!((device.block().area().map(|area| area.sequence), kept.pages), (Some(u64::MAX - 1), PAGES));
-    device.block().add_bad(run(64, 1)).unwrap();
+    lose(&device, run(64, 1));
     drop(device);
     let after = kept.attach().block().area().map(|area| area.sequence);
     assert_eq!(after, Some(u64::MAX - 1), "what would have no successor is not believed");
@@ -283,7 +283,7 @@ fn what_the_area_itself_loses_belongs_to_the_device_and_that_copy_is_not_trusted
     let block = Arc::clone(device.block());
     let area_page = |page: u64| Pfn::new(0x100000 + PAGES - AREA_PAGES + page);
     let state = || block.area().map(|area| (area.sequence, area.lost_pages)).unwrap();
-    block.add_bad(run(3, 1)).unwrap();
+    lose(&device, run(3, 1));
     assert_eq!(state(), (2, 0));
     assert!(!block.lose_own(Pfn::new(0x100000)), "not the area's");
     // List 2 is in the first copy. A page of the other one is lost: that is known, and nothing has to be written.
@@ -293,7 +293,7 @@ fn what_the_area_itself_loses_belongs_to_the_device_and_that_copy_is_not_trusted
     assert_eq!(listed, [run(block.nr_sectors() + 72, 8)]);
     // The next list goes there, and writes all of it.
     kept.host.memory().live.lock()[(AREA + 9 * 4096) as usize] = 0x77;
-    block.add_bad(run(9, 1)).unwrap();
+    lose(&device, run(9, 1));
     assert_eq!((state(), kept.host.memory().live.lock()[(AREA + 9 * 4096) as usize]), ((3, 0), 0));
     // List 3 is in the second copy. Its header is lost: the list is written to the first one, with that loss on it.
     assert!(block.lose_own(area_page(8)));

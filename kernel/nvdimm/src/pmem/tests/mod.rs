@@ -173,6 +173,13 @@ fn sectors(fill: u8, nr: usize) -> Vec<u8> {
     (0..nr * 512).map(|i| fill.wrapping_add((i / 512) as u8)).collect()
 }
 
+/// The device, which is of one range, has lost these sectors, and keeps them on its list.
+fn lose(device: &PmemDevice<EmuMachine>, run: SectorRun) {
+    let first = device.pagemap().ranges()[0].start().as_u64() * 8 + run.first;
+    device.pagemap().lose(mm::run_set::Run::with_len(first, run.nr_sectors).unwrap());
+    device.block().keep_bad_blocks();
+}
+
 fn is_lost(device: &PmemDevice<EmuMachine>, sector: u64) -> bool {
     let mut buffer = [0; 512];
     match device.block().read(sector, &mut buffer) {

@@ -222,7 +222,7 @@ fn after_an_error_no_later_success_is_believed_until_the_device_is_attached_agai
     assert_eq!((device.block().flush(), device.block().write(0, &sectors(1, 1))), (lost, lost));
     assert_eq!(lender.queue.asked(), 1);
     // A bad block is not healed by a write that may not last.
-    device.block().add_bad(SectorRun { first: 2, nr_sectors: 1 }).unwrap();
+    lose(&device, SectorRun { first: 2, nr_sectors: 1 });
     assert_eq!(device.block().write(2, &sectors(1, 1)), lost);
     assert!(is_lost(&device, 2));
     assert!(device.remove(Vec::new(), Method::Ranged, &mut ()).idle);
