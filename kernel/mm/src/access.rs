@@ -100,6 +100,8 @@ pub enum MapError {
     Refused(SigBusCause),
     /// A mapping for writing of memory that takes no writes.
     ReadOnly,
+    /// Memory is short: for the VMA, or for the parts of one that is to be cut.
+    OutOfMemory,
 }
 
 impl fmt::Display for MapError {
@@ -116,6 +118,7 @@ impl fmt::Display for MapError {
             }
             Self::Refused(cause) => write!(f, "refused: {cause}"),
             Self::ReadOnly => f.write_str("the memory takes no writes: it can be mapped for reading only"),
+            Self::OutOfMemory => f.write_str("out of memory"),
         }
     }
 }

@@ -73,10 +73,20 @@ impl<M: Machine> Mapping<M> {
         self.rmap.lock().len()
     }
 
-    pub(crate) fn insert(&self, space: &Arc<AddressSpace<M>>, offset_pages: u64, range: VirtRange) -> RmapId {
-        self.mm.ledger.charge(Kind::ReverseMap, 1);
+    /// `None`: no memory.
+    pub(crate) fn insert(&self, space: &Arc<AddressSpace<M>>, offset_pages: u64, range: VirtRange) -> Option<RmapId> {
         let mapped = Mapped { space: Arc::downgrade(space), start: range.start(), listed: Cell::new(0) };
-        self.rmap.lock().insert(offset_pages, offset_pages + range.nr_pages(), mapped)
+        let mut rmap = self.rmap.lock();
+        rmap.make_room(1).ok()?;
+        self.mm.ledger.charge(Kind::ReverseMap, 1);
+        Some(rmap.insert(offset_pages, offset_pages + range.nr_pages(), mapped))
+    }
+
+    /// Makes room for so many more VMAs, or answers that there is no memory for them. Somebody else may take it before the
+    /// caller does, who then has to ask for memory where it cannot be refused: in a space that is locked only a VMA of
+    /// another space comes in between.
+    pub(crate) fn make_room(&self, more: usize) -> bool {
+        self.rmap.lock().make_room(more).is_ok()
     }
 
     pub(crate) fn remove(&self, id: RmapId) {

@@ -216,10 +216,15 @@ impl<M: Machine> AddressSpace<M> {
         if vmas.first_in(range).is_some() {
             return Err(MapError::Occupied);
         }
+        if !self.mm.machine.may_grow() {
+            return Err(MapError::OutOfMemory);
+        }
+        let mut inserted = Ok(());
         ops.mmap(offset_pages, range.nr_pages(), &mut || {
             self.mm.machine.reached(Point::MapAdmitted);
-            self.insert(&mut vmas, range, Prot { user: true, ..prot }, ops, offset_pages);
-        })
+            inserted = self.insert(&mut vmas, range, Prot { user: true, ..prot }, ops, offset_pages);
+        })?;
+        inserted
     }
 
     fn insert(
@@ -229,19 +234,27 @@ impl<M: Machine> AddressSpace<M> {
         prot: Prot,
         ops: &Arc<dyn VmOps<M>>,
         offset_pages: u64,
-    ) {
-        let rmap = ops.mapping().insert(self, offset_pages, range);
+    ) -> Result<(), MapError> {
+        let rmap = ops.mapping().insert(self, offset_pages, range).ok_or(MapError::OutOfMemory)?;
         self.mm.ledger.charge(Kind::Mappings, 1);
         vmas.0.insert(range.start(), Vma { range, prot, offset_pages, ops: Arc::clone(ops), rmap });
+        Ok(())
     }
 
     /// Cuts the VMAs that reach out of `range`, so that one begins at each of its ends.
     ///
     /// # Errors
-    /// [`MapError::CutsLeaf`]; nothing is cut then.
+    /// [`MapError::CutsLeaf`], [`MapError::OutOfMemory`]; nothing is cut then.
     fn cut_at_ends(self: &Arc<Self>, vmas: &mut Vmas<M>, range: VirtRange) -> Result<(), MapError> {
         let low = cut_at(vmas, range.start())?;
         let high = cut_at(vmas, range.end())?;
+        for start in low.into_iter().chain(high) {
+            // For both cuts, where it is the same one.
+            let has_room = vmas.0.get(&start).is_none_or(|vma| vma.ops.mapping().make_room(2));
+            if !has_room || !self.mm.machine.may_grow() {
+                return Err(MapError::OutOfMemory);
+            }
+        }
         if let Some(start) = low {
             self.cut(vmas, start, range.start());
         }
@@ -277,7 +290,8 @@ impl<M: Machine> AddressSpace<M> {
     /// be unmapped, for what is left could be mapped by smaller leaves only (Linux: `may_split` of a device-dax file).
     ///
     /// # Errors
-    /// [`MapError::BadRange`], [`MapError::CutsLeaf`]; nothing is changed then.
+    /// [`MapError::BadRange`], [`MapError::CutsLeaf`], and [`MapError::OutOfMemory`] where a VMA is to be cut; nothing is
+    /// changed then.
     pub fn unmap(self: &Arc<Self>, va: VirtAddr, len_bytes: u64) -> Result<ZapStats, MapError> {
         let range = self.user_range(va, len_bytes)?;
         let mut gather = Gather::new(&self.mm);

@@ -4,7 +4,7 @@ use dax::removal::{Cost, RemovalReport, Step};
 use mm::ledger::Snapshot;
 
 use crate::mem::machine::mm;
-use crate::mem::{kstack, memory};
+use crate::mem::memory;
 
 /// What is held at a moment: the ledger, and frames of RAM.
 pub struct Books {
@@ -15,7 +15,7 @@ pub struct Books {
 impl Books {
     /// What is held now. Kernel stacks are kept for the next tasks, and are not counted.
     pub fn now() -> Self {
-        Self { ledger: mm().ledger_snapshot(), frames: memory::used_frames() - kstack::frames() }
+        Self { ledger: mm().ledger_snapshot(), frames: memory::booked_frames() }
     }
 
     /// The ledger.

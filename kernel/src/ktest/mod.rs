@@ -12,6 +12,7 @@ pub mod fs;
 pub mod fs_ends;
 pub mod fs_removal;
 pub mod fs_sync;
+pub mod heap;
 pub mod idle;
 pub mod mm_gup;
 pub mod mm_map;
@@ -31,6 +32,7 @@ pub mod virtio;
 /// The areas, in the order in which they are run: a new one is a file, its `mod` above and its line here.
 static AREAS: &[&[test::Test]] = &[
     platform::TESTS,
+    heap::TESTS,
     protection::TESTS,
     tasks::TESTS,
     signals::TESTS,

@@ -156,7 +156,7 @@ fn guard_is_unmapped(_: &mut Ctx) -> Result<(), String> {
 /// for the next time they are there already; what the tasks of an earlier test give back meanwhile is no fault.
 fn kept_stacks(_: &mut Ctx) -> Result<(), String> {
     const STACKS: usize = 300;
-    let others = || memory::used_frames() - kstack::frames();
+    let others = memory::booked_frames;
     let before = others();
     let stacks: Option<vec::Vec<_>> = (0..STACKS).map(|_| kstack::Stack::new()).collect();
     check!(stacks.is_some(), "no memory for {STACKS} stacks");

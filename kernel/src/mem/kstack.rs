@@ -67,7 +67,7 @@ impl Stack {
         }
         let mut frames = ArrayVec::<_, STACK_PAGES>::new();
         while !frames.is_full() {
-            let Some(frame) = memory::alloc(0) else {
+            let Some(frame) = (!memory::is_short()).then(|| memory::alloc(0)).flatten() else {
                 frames.into_iter().for_each(|frame| memory::free(frame, 0));
                 return None;
             };

@@ -103,11 +103,12 @@ impl Machine for KernelMachine {
     }
 
     fn may_grow(&self) -> bool {
-        reserve::may_grow()
+        !memory::is_short() && reserve::may_grow()
     }
 
     fn alloc_table(&self) -> Option<Pfn> {
-        memory::alloc_zeroed()
+        // None of those that are put by: whoever faults can be refused.
+        if memory::is_short() { None } else { memory::alloc_zeroed() }
     }
     fn free_table(&self, table: Pfn) {
         memory::free(table, 0);

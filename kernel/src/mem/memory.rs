@@ -10,7 +10,7 @@ use mm::addr::{PAGE_SIZE, Pfn, PfnRange, PhysAddr};
 use mm::frame::{self, FrameAllocator, FrameError};
 use spin::Once;
 
-use crate::mem::{layout, reserve};
+use crate::mem::{heap, kstack, layout, reserve};
 
 /// Most regions that are kept; OVMF gives about 40.
 const MAX_REGIONS: usize = 256;
@@ -74,6 +74,10 @@ pub fn low_pages(nr_pages: u64) -> Option<PhysAddr> {
 /// The allocator. Its locks are taken with interrupts off: the heap allocates inside locks of that kind.
 static FRAMES: Once<FrameAllocator<'static>> = Once::new();
 static USED: AtomicU64 = AtomicU64::new(0);
+/// Frames that can be given out.
+static TOTAL: AtomicU64 = AtomicU64::new(0);
+/// Frames that are left for what cannot be refused (a node of a tree that changes, a line on the console): 2 MiB.
+const PUT_BY: u64 = 512;
 
 /// What [`init_frames`] found.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +104,8 @@ pub fn init_frames() -> Result<FrameSummary, FrameError> {
     let storage = unsafe { core::slice::from_raw_parts(layout::direct_ptr::<AtomicU64>(taken.start().addr()), words) };
     let frames = FrameAllocator::new(&ranges, storage)?;
     frames.reserve(taken);
+    let stats = frames.stats();
+    TOTAL.store(stats.total - stats.reserved, Ordering::Relaxed);
     FRAMES.call_once(|| frames);
     Ok(FrameSummary { ranges: ranges.len(), given_up, bitmaps })
 }
@@ -136,6 +142,17 @@ pub fn alloc(order: u32) -> Option<Pfn> {
     Some(pfn)
 }
 
+/// Are the frames that are left put by for what cannot be refused? Who would take memory for good, and can be refused,
+/// asks before. (Linux: the watermarks of `mm/page_alloc.c`, below which only some may go.)
+pub fn is_short() -> bool {
+    !leaves_enough(0)
+}
+
+/// Would memory still not be short without so many frames?
+pub fn leaves_enough(order: u32) -> bool {
+    USED.load(Ordering::Relaxed) + PUT_BY + (1 << order) <= TOTAL.load(Ordering::Relaxed)
+}
+
 /// Gives back what [`alloc`] gave out.
 ///
 /// # Panics
@@ -160,6 +177,12 @@ pub fn alloc_zeroed() -> Option<Pfn> {
 /// Frames in use at this moment.
 pub fn used_frames() -> u64 {
     USED.load(Ordering::Relaxed)
+}
+
+/// Frames in use, but for those that come and go by themselves: stacks that wait for the next task, slabs of small
+/// objects. For books that are compared.
+pub fn booked_frames() -> u64 {
+    used_frames() - kstack::frames() - heap::slab_frames()
 }
 
 /// The allocator's statistics at this moment.

@@ -9,9 +9,12 @@
 //! is not past the query's start is left at once, and everything to the right of the first interval that starts
 //! past the query's end is never entered; what remains is one path, and paths to answers.
 
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
+/// Places that an empty tree keeps.
+const KEPT: usize = 64;
 /// No node.
 const NIL: u32 = u32::MAX;
 
@@ -45,6 +48,10 @@ pub struct IntervalTree<V> {
     /// Places in `nodes` that are free.
     free: Vec<u32>,
     root: u32,
+    /// Generation of a place that was never given out: past all those that were, before the places were given back.
+    fresh: u32,
+    /// The latest generation of a place that is free.
+    latest: u32,
     /// Nodes that were looked at or changed.
     #[cfg(test)]
     looks: core::cell::Cell<usize>,
@@ -63,6 +70,8 @@ impl<V> IntervalTree<V> {
             nodes: Vec::new(),
             free: Vec::new(),
             root: NIL,
+            fresh: 0,
+            latest: 0,
             #[cfg(test)]
             looks: core::cell::Cell::new(0),
         }
@@ -74,6 +83,18 @@ impl<V> IntervalTree<V> {
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Makes room for so many more intervals, so that as many calls of [`insert`](Self::insert) allocate nothing.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn make_room(&mut self, more: usize) -> Result<(), TryReserveError> {
+        let new = more.saturating_sub(self.free.len());
+        self.nodes.try_reserve(new)?;
+        // Every node may become free.
+        let most = self.nodes.len().saturating_add(new).saturating_sub(self.free.len());
+        self.free.try_reserve(most)
     }
 
     /// Adds `start .. end`.
@@ -94,7 +115,14 @@ impl<V> IntervalTree<V> {
         self.free.push(id.index);
         let node = self.at_mut(id.index);
         node.generation = node.generation.wrapping_add(1);
-        node.value.take()
+        let (generation, value) = (node.generation, node.value.take());
+        self.latest = self.latest.max(generation);
+        if self.root == NIL && self.nodes.capacity() > KEPT {
+            // The last of many: what they took is given back.
+            (self.nodes, self.free) = (Vec::new(), Vec::new());
+            self.fresh = self.latest;
+        }
+        value
     }
 
     /// An interval by name: start, end and value.
@@ -136,7 +164,7 @@ impl<V> IntervalTree<V> {
     }
     /// A leaf node, in a free place if there is one.
     fn place(&mut self, start: u64, end: u64, value: V) -> u32 {
-        let generation = self.free.last().map_or(0, |&index| self.at(index).generation);
+        let generation = self.free.last().map_or(self.fresh, |&index| self.at(index).generation);
         let node = Node { start, end, max_end: end, left: NIL, right: NIL, height: 1, generation, value: Some(value) };
         if let Some(index) = self.free.pop() {
             *self.at_mut(index) = node;

@@ -201,3 +201,18 @@ fn an_empty_query_finds_nothing() {
 fn an_empty_interval_is_refused() {
     IntervalTree::new().insert(5, 5, ());
 }
+
+#[test]
+fn an_empty_tree_gives_its_memory_back_and_knows_no_old_name() {
+    let mut tree = IntervalTree::new();
+    let fill = |tree: &mut IntervalTree<u64>| (0..1000).map(|n| tree.insert(n, n + 1, n)).collect::<Vec<_>>();
+    let first = fill(&mut tree);
+    first.iter().for_each(|&id| assert!(tree.remove(id).is_some()));
+    assert_eq!((tree.nodes.capacity(), tree.free.capacity()), (0, 0));
+    assert_eq!(tree.remove(first[0]), None, "a place that is not there");
+    // The same places, which were all given back: no old name is one of them.
+    let second = fill(&mut tree);
+    assert!(first.iter().all(|&id| tree.get(id).is_none() && !second.contains(&id)));
+    assert_eq!(tree.make_room(10).map(|()| tree.nodes.capacity() >= 1010 && tree.free.capacity() >= 1010), Ok(true));
+    tree.check();
+}

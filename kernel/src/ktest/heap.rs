@@ -1,0 +1,99 @@
+//! Tests of the heap where memory ends: what can be refused is refused, and what is given back is there again.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use mm::entry::Prot;
+use mm::space::{Access, FaultError, MapError};
+
+use crate::ktest::fixtures::{Books, Device, at, new_space, page};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::mem::{heap, memory};
+
+const MIB2: u64 = PageSize::Size2M.bytes();
+
+/// The tests of this file.
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "mem.exhausted.a_mapping_is_refused_and_nothing_is_lost",
+        covers: "A6",
+        run: |ctx| Device::with(ctx, MIB2, refused),
+    },
+    Test { name: "mem.heap.slabs_go_back", covers: "", run: slabs_go_back },
+];
+
+/// Frames that are left before memory is short, at least.
+const LEFT: u64 = 256;
+
+/// All frames but [`LEFT`] and those that are put by, in the largest pieces that there are; given back when it is dropped.
+struct Hog(Vec<(Pfn, u32)>);
+
+impl Hog {
+    fn take() -> Self {
+        // Room for all of it beforehand: a list that grows takes memory itself.
+        let mut hog = Self(Vec::with_capacity(4096));
+        for order in (0..=mm::frame::MAX_ORDER).rev() {
+            while hog.0.len() < hog.0.capacity() && memory::leaves_enough(order) {
+                let Some(pfn) = memory::alloc(order) else { break };
+                hog.0.push((pfn, order));
+            }
+        }
+        let mut left = 0;
+        while left < LEFT
+            && let Some((pfn, order)) = hog.0.pop()
+        {
+            left += 1 << order;
+            memory::free(pfn, order);
+        }
+        hog
+    }
+}
+
+impl Drop for Hog {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(pfn, order)| memory::free(pfn, order));
+    }
+}
+
+/// A task maps one page after another until memory is short: it is told so, what it has stays, and the kernel goes on.
+fn refused(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
+    const MOST: u64 = 100_000;
+    let space = new_space("greedy")?;
+    let before = Books::now();
+    let hog = Hog::take();
+    let map = |nth: u64| device.map(&space, at(page(2 * nth)), 0, PAGE_SIZE, PageSize::Size4K);
+    let mapped = (0..MOST).map(map).take_while(Result::is_ok).count() as u64;
+    check!(mapped < MOST, "{MOST} mappings, and memory is not short");
+    check!(memory::is_short(), "a mapping was refused, and memory is not short");
+    let again = map(mapped);
+    let expected = format!("{}", MapError::OutOfMemory);
+    check!(again.as_ref().is_err_and(|error| error.contains(&expected)), "the next one is answered by {again:?}");
+    let cut = space.protect(at(0), MIB2, Prot::USER_WRITE);
+    check!(cut.is_ok(), "rights of whole mappings change without memory: {cut:?}");
+    check_eq!(
+        space.populate(at(0), PAGE_SIZE, Access::Write),
+        Err(FaultError::OutOfMemory),
+        "a fault that needs a table"
+    );
+    drop(hog);
+    space.populate(at(0), PAGE_SIZE, Access::Write).map_err(|error| format!("a fault afterwards: {error}"))?;
+    ctx.note(format_args!("{mapped} mappings with the memory that was left"));
+    space.unmap(at(0), page(2 * mapped)).map_err(|error| format!("unmap: {error}"))?;
+    before.compare()
+}
+
+/// What many small objects took comes back as frames.
+fn slabs_go_back(_: &mut Ctx) -> Result<(), String> {
+    const OBJECTS: usize = 20_000;
+    let before = heap::slab_frames();
+    let objects: Vec<alloc::boxed::Box<[u64; 8]>> = (0..OBJECTS).map(|_| alloc::boxed::Box::new([1; 8])).collect();
+    let most = heap::slab_frames();
+    check!(most >= before + (OBJECTS * 64) as u64 / PAGE_SIZE, "{OBJECTS} objects took {} frames", most - before);
+    drop(objects);
+    // A CPU keeps two lists of each class, and each class a page; what others free or take meanwhile is theirs.
+    let left = heap::slab_frames();
+    check!(left <= before + 16, "{} frames are left of what the objects took", left - before);
+    Ok(())
+}
