@@ -6,6 +6,7 @@
 //! the results of the in-kernel tests), what is known of media that others made, and the file system.
 
 pub mod backing;
+pub mod bench;
 pub mod build;
 pub mod cli;
 pub mod console;

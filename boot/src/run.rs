@@ -7,7 +7,7 @@ use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths::{self, Profile};
 use crate::terminal::{self, Interrupt};
-use crate::{build, image, medium};
+use crate::{bench, build, image, medium};
 use anyhow::Result;
 use std::path::Path;
 
@@ -23,6 +23,9 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if cli.job() == Command::Bench {
         options.mode = Mode::Bench;
         options.deterministic = true;
+        if options.pmem.is_empty() && options.pmem_file.is_none() {
+            options.pmem = bench::PMEM_BYTES.to_vec();
+        }
     }
     // Before anything is built: a wrong file name should not cost a minute.
     let machine = Machine::from_options(&options).and_then(|machine| refuse_foreign(cli).map(|()| machine));

@@ -286,6 +286,10 @@ fn main_task() -> tcb::Exit {
         console::line(format_args!("options: no test's name matches \"{glob}\" (the shell's test --list names them)"));
         exit::now(exit::BAD_CONFIGURATION);
     }
+    let selection = bench::Selection::parse(&options.bench).unwrap_or_else(|error| {
+        console::line(format_args!("options: {error}"));
+        exit::now(exit::BAD_CONFIGURATION)
+    });
     // The shell writes nothing by itself.
     if options.mode != Mode::Shell {
         refuse_foreign();
@@ -304,6 +308,6 @@ fn main_task() -> tcb::Exit {
             });
         }
         Mode::Demo => exit::now(if demo::run(options.host_requests_s) { exit::SUCCESS } else { exit::FAILURE }),
-        Mode::Bench => exit::now(if bench::run() { exit::SUCCESS } else { exit::FAILURE }),
+        Mode::Bench => exit::now(if bench::run(selection) { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

@@ -16,6 +16,8 @@ use core::hint::black_box;
 use crate::console::report;
 use crate::cpu::time;
 
+/// Width of the names in the table.
+pub const NAME: usize = 40;
 /// Rounds of a loop, where a round is cheap.
 pub const TURNS: u64 = 1000;
 
@@ -76,9 +78,51 @@ pub enum Bound {
     /// No bound: it is printed to be looked at.
     None,
     /// At most this.
-    AtMost(u64),
+    AtMost(Cost),
     /// At least this.
-    AtLeast(u64),
+    AtLeast(Cost),
+}
+
+impl Bound {
+    /// At most `limit`.
+    pub const fn at_most(limit: u64) -> Self {
+        Self::AtMost(Cost(limit * 100))
+    }
+
+    /// At most so many hundredths.
+    pub const fn at_most_hundredths(limit: u64) -> Self {
+        Self::AtMost(Cost(limit))
+    }
+
+    /// At least `limit`.
+    pub const fn at_least(limit: u64) -> Self {
+        Self::AtLeast(Cost(limit * 100))
+    }
+
+    /// The word for its kind, and the limit.
+    fn parts(self) -> (&'static str, Cost) {
+        match self {
+            Self::None => ("none", Cost(0)),
+            Self::AtMost(limit) => ("at_most", limit),
+            Self::AtLeast(limit) => ("at_least", limit),
+        }
+    }
+
+    fn is_met_by(self, value: Cost) -> bool {
+        match self {
+            Self::None => true,
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
+
+    fn in_words(self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::AtMost(limit) => format!("<= {limit}"),
+            Self::AtLeast(limit) => format!(">= {limit}"),
+        }
+    }
 }
 
 /// The figures so far.
@@ -96,22 +140,35 @@ impl Figures {
         self.add(name, time::cost_unit(), value, bound, linux);
     }
 
+    /// Takes the median of `repeats` of the same act down, and beside it the least and the most of them.
+    pub fn median(&mut self, name: &str, mut repeats: Vec<u64>, bound: Bound, linux: &str) {
+        repeats.sort_unstable();
+        let (Some(least), Some(most)) = (repeats.first(), repeats.last()) else { return };
+        let spread = format!(" least={least} most={most} repeats={}", repeats.len());
+        let value = Cost::of(repeats[repeats.len() / 2], 1);
+        self.put(name, time::cost_unit(), (value, &spread), bound, linux);
+    }
+
     /// Takes a figure down, in any unit.
     pub fn add(&mut self, name: &str, unit: &str, value: Cost, bound: Bound, linux: &str) {
-        let (kind, limit, met) = match bound {
-            Bound::None => ("none", 0, true),
-            Bound::AtMost(limit) => ("at_most", limit, value <= Cost::of(limit, 1)),
-            Bound::AtLeast(limit) => ("at_least", limit, value >= Cost::of(limit, 1)),
-        };
-        report!("bench name={name} unit={unit} value={value} bound={limit} kind={kind} met={}", u8::from(met));
+        self.put(name, unit, (value, ""), bound, linux);
+    }
+
+    /// A figure with a bound that cannot be had, with the reason: it counts as missed.
+    pub fn cannot(&mut self, name: &str, bound: Bound, why: &str) {
+        let (kind, limit) = bound.parts();
+        report!("bench name={name} unit={} value=none bound={limit} kind={kind} met=0", time::cost_unit());
+        log::warn!("bench: {name}: {why}");
+        self.missed += 1;
+        self.lines.push(format!("{name:<NAME$} {:>12} {:>10} MISSED  {why}", "none", bound.in_words()));
+    }
+
+    fn put(&mut self, name: &str, unit: &str, (value, more): (Cost, &str), bound: Bound, linux: &str) {
+        let ((kind, limit), met) = (bound.parts(), bound.is_met_by(value));
+        report!("bench name={name} unit={unit} value={value} bound={limit} kind={kind} met={}{more}", u8::from(met));
         self.missed += usize::from(!met);
-        let limit = match bound {
-            Bound::None => String::new(),
-            Bound::AtMost(limit) => format!("<= {limit}"),
-            Bound::AtLeast(limit) => format!(">= {limit}"),
-        };
         let verdict = if met { "" } else { "MISSED" };
-        self.lines.push(format!("{name:<36} {value:>12} {limit:>9} {verdict:<7} {linux}"));
+        self.lines.push(format!("{name:<NAME$} {value:>12} {:>10} {verdict:<7} {linux}", bound.in_words()));
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Options {
     pub deterministic: bool,
     /// `tests=`: which tests, as a glob.
     pub tests: ArrayString<96>,
+    /// `bench=`: which groups of measurements, as the benchmarks read it.
+    pub bench: ArrayString<96>,
     /// `quiet=1`: warnings and machine-readable lines alone.
     pub quiet: bool,
     /// `log=`
@@ -62,6 +64,7 @@ impl Default for Options {
             mode: Mode::Demo,
             deterministic: false,
             tests,
+            bench: ArrayString::from("all").unwrap_or_default(),
             quiet: false,
             log: LevelFilter::Info,
             stress: Stress::Short,
@@ -74,7 +77,7 @@ impl Default for Options {
 }
 
 const MAX_HOST_REQUESTS_S: u64 = 3600;
-const KNOWN: &str = "mode, deterministic, tests, quiet, log, stress, inject, dax.aliasing, force, host_requests";
+const KNOWN: &str = "mode, deterministic, tests, bench, quiet, log, stress, inject, dax.aliasing, force, host_requests";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line; the others are read.
@@ -111,6 +114,10 @@ impl Options {
             "tests" => match ArrayString::from(value) {
                 Ok(glob) if !glob.is_empty() => self.tests = glob,
                 _ => return Err(Bad::Value("a glob of 1 to 96 characters")),
+            },
+            "bench" => match ArrayString::from(value) {
+                Ok(groups) => self.bench = groups,
+                Err(_) => return Err(Bad::Value("groups of measurements, in at most 96 characters")),
             },
             "log" => {
                 self.log = match value {
