@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 
 use dax::removal::{Method, RemovalReport};
-use mm::addr::PageSize;
+use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::space::Access;
 
@@ -14,7 +14,7 @@ use crate::bench::figures::{Bound, Cost, Figures};
 use crate::bench::removal::{expect, file, idle_costs, remove, rounds};
 use crate::ktest::fixtures::{at, new_space, page};
 use crate::ktest::idle::attach;
-use crate::mem::heap;
+use crate::mem::memory;
 use crate::pmem::devices;
 
 /// Numbers of extents.
@@ -23,8 +23,9 @@ const EXTENTS: [u64; 5] = [16, 256, 4096, 16_384, 65_536];
 const LEAVES: u64 = 65_536;
 /// Every other 2 MiB are mapped, so that each is an extent of its own.
 const STRIDE: u64 = 2 * PageSize::Size2M.nr_pages();
-/// What the small heap must have for a mapping, in bytes: a quarter more than it was seen to take.
-const HEAP_EACH: u64 = 320;
+/// What a mapping of its own takes at most, in bytes: VMA, reverse map, page metadata, and its entry of three lists while the
+/// device goes.
+const BYTES_EACH: u64 = 2 << 10;
 
 const EACH: Bound = Bound::at_most(400);
 const EACH_LEAF: Bound = Bound::at_most(200);
@@ -77,9 +78,9 @@ fn too_small_for(slot: usize, nr: u64) -> Option<String> {
 
 /// Why so many mappings cannot be had, if they cannot.
 pub fn no_room_for(slot: usize, nr: u64) -> Option<String> {
-    let free = heap::usage().1 as u64;
-    let room = free / HEAP_EACH;
-    too_small_for(slot, nr).or_else(|| (room < nr).then(|| format!("the heap has room for {room} mappings")))
+    let free = memory::stats().map_or(0, |stats| stats.free) * PAGE_SIZE;
+    let room = free / BYTES_EACH;
+    too_small_for(slot, nr).or_else(|| (room < nr).then(|| format!("there is RAM for {room} mappings")))
 }
 
 /// Removes a device of which `nr` extents of 2 MiB are mapped, each by itself.

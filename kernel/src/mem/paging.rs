@@ -8,7 +8,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootloader_api::info::MemoryRegionKind;
-use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr, VirtRange};
+use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange, PhysAddr, VirtAddr};
 use mm::entry::{Entry, Prot};
 use mm::machine::GROUP;
 use mm::sync::Mutex;
@@ -30,6 +30,10 @@ static GIB_LEAVES: AtomicBool = AtomicBool::new(false);
 /// One writer of the kernel half at a time. Interrupts stay on: a large device takes a while, and nobody in an interrupt
 /// handler maps anything.
 static WRITER: Mutex<()> = Mutex::new(());
+/// Entries in use of the table below each root entry of the kernel half. Where there are none, a large device's leaves are
+/// stored without a look at what was there. Changes under [`WRITER`].
+static IN_USE: [AtomicU64; KERNEL_ROOT.end - KERNEL_ROOT.start] =
+    [const { AtomicU64::new(0) }; KERNEL_ROOT.end - KERNEL_ROOT.start];
 
 /// Why a range cannot be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,31 +223,133 @@ pub fn is_mapped(va: u64) -> bool {
     va >= layout::KERNEL_HALF && ROOT.get().is_none_or(|&root| lookup(root, VirtAddr::new(va)).is_some())
 }
 
-/// Maps `frames` at `va` with the largest leaves that fit; answers how many. `done_pages` is how far it came, for
-/// who wants to undo what was done before an error.
-fn map(va: VirtAddr, frames: PfnRange, prot: Prot, extra_bits: u64, done_pages: &mut u64) -> Result<u64, MapError> {
-    let (mut va, mut pfn, mut left, mut leaves) = (va, frames.start(), frames.nr_pages(), 0);
-    while left > 0 {
+/// All entries of the table page `table`.
+fn all(table: Pfn) -> &'static [AtomicU64; ENTRIES] {
+    // SAFETY: as in `entry`.
+    unsafe { &*((layout::DIRECT_MAP | table.addr().as_u64()) as *const [AtomicU64; ENTRIES]) }
+}
+
+/// Counts entries of the table below a root entry that were filled, or, with a negative number, emptied.
+fn count_in_use(va: VirtAddr, level: u8, delta: i64) {
+    if level == 3 {
+        let nr = &IN_USE[va.index(4) - KERNEL_ROOT.start];
+        // The writers' lock is held, or this is the boot.
+        nr.store(nr.load(Ordering::Relaxed).wrapping_add_signed(delta), Ordering::Relaxed);
+    }
+}
+
+/// Clears the entries of these numbers, one store for each. A loop is not unrolled so far, and a device of 6 TiB has 6,144 leaves
+/// of 1 GiB.
+macro_rules! clear_each {
+    ($group:ident; $($nth:literal)*) => { $($group[$nth].store(0, Ordering::Release);)* };
+}
+
+/// Neighbouring leaves of one table.
+struct Run {
+    va: VirtAddr,
+    pfn: Pfn,
+    size: PageSize,
+    nr_leaves: usize,
+}
+
+impl Run {
+    /// The first leaves of a range: the largest that fit, up to the end of their table. What is mapped is the same whenever
+    /// it is asked for, so that an unmap finds it without reading the entries.
+    fn first_of(va: VirtAddr, pfn: Pfn, nr_pages: u64) -> Self {
         let fits = |size: &&PageSize| {
             (**size != PageSize::Size1G || has_gib_leaves())
-                && left >= size.nr_pages()
+                && nr_pages >= size.nr_pages()
                 && pfn.is_aligned(**size)
                 && va.is_aligned(size.bytes())
         };
         let size = PageSize::ALL.iter().rev().find(fits).copied().unwrap_or(PageSize::Size4K);
-        let table = table_for(va, size)?;
-        let bits = Entry::leaf(pfn, size, prot).bits() | extra_bits;
-        // Release; pairs with the Acquire of every walk: what is mapped is complete.
-        entry(table, va.index(size.level()))
-            .compare_exchange(0, bits, Ordering::Release, Ordering::Relaxed)
-            .map_err(|_| MapError::Occupied)?;
-        va = VirtAddr::new(va.as_u64().wrapping_add(size.bytes()));
-        pfn = pfn.add(size.nr_pages());
-        left -= size.nr_pages();
-        *done_pages += size.nr_pages();
-        leaves += 1;
+        let room = ENTRIES - va.index(size.level());
+        Self { va, pfn, size, nr_leaves: room.min((nr_pages / size.nr_pages()) as usize) }
     }
+
+    fn nr_pages(&self) -> u64 {
+        self.nr_leaves as u64 * self.size.nr_pages()
+    }
+
+    /// Its entries in `table`.
+    fn entries(&self, table: Pfn) -> &'static [AtomicU64] {
+        let first = self.va.index(self.size.level());
+        &all(table)[first..first + self.nr_leaves]
+    }
+
+    fn fill(&self, table: Pfn, prot: Prot, extra_bits: u64) -> Result<(), MapError> {
+        let (entries, level) = (self.entries(table), self.size.level());
+        let empty = level == 3 && IN_USE[self.va.index(4) - KERNEL_ROOT.start].load(Ordering::Relaxed) == 0;
+        if !empty && entries.iter().any(|entry| entry.load(Ordering::Relaxed) != 0) {
+            return Err(MapError::Occupied);
+        }
+        let (step, mut bits) = (self.size.bytes(), Entry::leaf(self.pfn, self.size, prot).bits() | extra_bits);
+        // Release; pairs with the Acquire of every walk: what is mapped is complete. By sixteen, so that a leaf costs a store
+        // and an addition.
+        let (groups, rest) = entries.as_chunks::<16>();
+        let mut store = |entry: &AtomicU64| {
+            entry.store(bits, Ordering::Release);
+            bits = bits.wrapping_add(step);
+        };
+        for group in groups {
+            group.iter().for_each(&mut store);
+        }
+        rest.iter().for_each(store);
+        count_in_use(self.va, level, self.nr_leaves as i64);
+        Ok(())
+    }
+
+    /// # Panics
+    /// The first or the last of its leaves is not there: what is unmapped here was mapped as a whole.
+    fn clear(&self, table: Pfn) {
+        let (entries, level) = (self.entries(table), self.size.level());
+        let last = self.nr_leaves - 1;
+        for nth in [0, last] {
+            let (found, pfn) = (
+                Entry::from_bits(entries[nth].load(Ordering::Relaxed)),
+                self.pfn.add(nth as u64 * self.size.nr_pages()),
+            );
+            assert!(found.is_leaf(level) && found.pfn() == pfn, "the leaf at {} is not mapped as a whole", self.va);
+        }
+        let (groups, rest) = entries.as_chunks::<64>();
+        for group in groups {
+            clear_each!(group; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+            clear_each!(group; 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61
+                62 63);
+        }
+        rest.iter().for_each(|entry| entry.store(0, Ordering::Release));
+        count_in_use(self.va, level, -(self.nr_leaves as i64));
+    }
+}
+
+/// Maps `frames` at `va` with the largest leaves that fit; answers how many. `done_pages` is how far it came, for
+/// who wants to undo what was done before an error.
+fn map(va: VirtAddr, frames: PfnRange, prot: Prot, extra_bits: u64, done_pages: &mut u64) -> Result<u64, MapError> {
+    let mut leaves = 0;
+    for_each_leaves(va, frames, |run| {
+        run.fill(table_for(run.va, run.size)?, prot, extra_bits)?;
+        *done_pages += run.nr_pages();
+        leaves += run.nr_leaves as u64;
+        Ok(())
+    })?;
     Ok(leaves)
+}
+
+/// Calls `each` with the runs of leaves that map `frames` at `va`.
+fn for_each_leaves(
+    va: VirtAddr,
+    frames: PfnRange,
+    mut each: impl FnMut(&Run) -> Result<(), MapError>,
+) -> Result<(), MapError> {
+    let (mut va, mut pfn, mut left) = (va, frames.start(), frames.nr_pages());
+    while left > 0 {
+        let run = Run::first_of(va, pfn, left);
+        each(&run)?;
+        va = VirtAddr::new(va.as_u64().wrapping_add(run.nr_pages() * PAGE_SIZE));
+        pfn = pfn.add(run.nr_pages());
+        left -= run.nr_pages();
+    }
+    Ok(())
 }
 
 /// The table whose entry maps a leaf of `size` at `va`; missing tables are made.
@@ -261,6 +367,7 @@ fn table_for(va: VirtAddr, size: PageSize) -> Result<Pfn, MapError> {
         let new = memory::alloc_zeroed().ok_or(MapError::OutOfMemory)?;
         // Release; pairs with the Acquire in `load`: the table is zeroed before it is reachable.
         entry(table, va.index(level)).store(Entry::table(new, false).bits(), Ordering::Release);
+        count_in_use(va, level, 1);
         table = new;
     }
     Ok(table)
@@ -289,38 +396,38 @@ impl Detached {
     }
 }
 
-/// Clears every leaf in `range`; tables that become empty are unlinked and put into `tables`. Answers the number of
-/// leaves. Work is proportional to the entries that the range covers, at the level at which it is mapped.
+/// Clears every leaf that [`map`] has made for `frames` at `va`; tables that become empty are unlinked and put into `tables`.
+/// Answers the number of leaves. A run of leaves costs a store for each and a walk for all.
 ///
 /// # Panics
-/// When a leaf sticks out of the range: what is unmapped here was mapped as a whole.
-fn unmap(range: VirtRange, tables: &mut Detached) -> u64 {
-    /// What the root's first entry would map, as if addresses had no hole.
-    const BASE: u64 = 0xffff_0000_0000_0000;
-    unmap_in(root(), 4, BASE, (range.start().as_u64(), range.end().as_u64()), tables)
-}
-
-fn unmap_in(table: Pfn, level: u8, base: u64, (start, end): (u64, u64), tables: &mut Detached) -> u64 {
-    let span = PAGE_SIZE << (9 * (u32::from(level) - 1));
-    let first = start.saturating_sub(base) / span;
-    let beyond = (end - base).div_ceil(span).min(ENTRIES as u64);
+/// They are not there.
+fn unmap(va: VirtAddr, frames: PfnRange, tables: &mut Detached) -> u64 {
     let mut leaves = 0;
-    for index in first..beyond {
-        let (found, at) = (load(table, index as usize), base + index * span);
-        if found.is_leaf(level) {
-            assert!(at >= start && at + span <= end, "the leaf at {at:#x} is unmapped in part");
-            entry(table, index as usize).store(0, Ordering::Release);
-            leaves += 1;
-        } else if found.is_table(level) {
-            let below = found.pfn();
-            leaves += unmap_in(below, level - 1, at, (start, end), tables);
+    let done = for_each_leaves(va, frames, |run| {
+        leaves += run.nr_leaves as u64;
+        let mut path = [root(); 5];
+        path[3] = load(path[4], run.va.index(4)).pfn();
+        if run.size == PageSize::Size1G {
             // The tables right below the root stay: other roots point to them.
-            if level < 4 && (0..ENTRIES).all(|index| load(below, index) == Entry::EMPTY) {
-                entry(table, index as usize).store(0, Ordering::Release);
-                tables.push(below);
-            }
+            run.clear(path[3]);
+            return Ok(());
         }
-    }
+        for level in (run.size.level()..3).rev() {
+            path[level as usize] = load(path[level as usize + 1], run.va.index(level + 1)).pfn();
+        }
+        run.clear(path[run.size.level() as usize]);
+        for level in run.size.level()..3 {
+            let (table, above) = (path[level as usize], path[level as usize + 1]);
+            if all(table).iter().any(|entry| entry.load(Ordering::Relaxed) != 0) {
+                break;
+            }
+            entry(above, run.va.index(level + 1)).store(0, Ordering::Release);
+            count_in_use(run.va, level + 1, -1);
+            tables.push(table);
+        }
+        Ok(())
+    });
+    debug_assert_eq!(done, Ok(()));
     leaves
 }
 
@@ -350,11 +457,10 @@ pub fn map_device(frames: PfnRange) -> Result<u64, MapError> {
 pub fn unmap_device(frames: PfnRange) -> u64 {
     let start = layout::direct(frames.start().addr());
     let mut tables = Detached(None);
-    let mut leaves = 0;
-    if let Some(range) = VirtRange::new(start, frames.nr_pages() * PAGE_SIZE) {
+    let leaves = {
         let _one_writer = WRITER.lock();
-        leaves = unmap(range, &mut tables);
-    }
+        unmap(start, frames, &mut tables)
+    };
     machine::flush_kernel();
     while let Some(table) = tables.pop() {
         memory::free(table, 0);

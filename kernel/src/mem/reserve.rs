@@ -35,7 +35,7 @@ pub static FAULTS: Faults = Faults::new();
 static POOL: IrqLock<Heap> = IrqLock::new(Heap::empty());
 /// Where the reserve begins; 0 before [`init`].
 static START: AtomicU64 = AtomicU64::new(0);
-/// Sections that are under way.
+/// The slots of the sections that are under way, a bit each.
 static ACTIVE: AtomicU64 = AtomicU64::new(0);
 static SECTIONS: [Slot; SLOTS] = [const { Slot::free() }; SLOTS];
 
@@ -66,16 +66,19 @@ pub fn init() -> Option<()> {
 /// The slot of the section that this code runs in. The slot is the task's own, so it cannot change meanwhile.
 fn own() -> Option<&'static Slot> {
     // Acquire; pairs with the Release in `enter`.
-    if ACTIVE.load(Ordering::Acquire) == 0 {
-        return None;
-    }
+    let mut active = ACTIVE.load(Ordering::Acquire);
     let marker = 0u8;
     let here = &raw const marker as u64;
-    SECTIONS.iter().find(|slot| {
+    while active != 0 {
+        let slot = SECTIONS.get(active.trailing_zeros() as usize)?;
         let stack = slot.stack.load(Ordering::Acquire);
         let (bottom, nr_pages) = (stack & !(PAGE_SIZE - 1), stack % PAGE_SIZE);
-        (bottom..bottom + nr_pages * PAGE_SIZE).contains(&here)
-    })
+        if here.wrapping_sub(bottom) < nr_pages * PAGE_SIZE {
+            return Some(slot);
+        }
+        active &= active - 1;
+    }
+    None
 }
 
 /// Counts an allocation of a section. Is it to fail?
@@ -127,26 +130,29 @@ pub fn used() -> usize {
 #[must_use = "the section ends when this is dropped"]
 pub struct Section {
     slot: Option<&'static Slot>,
+    /// Which of them.
+    place: usize,
 }
 
 impl Section {
     /// Begins one in the task whose stack that is (lowest address, one past the highest), which is the one that calls.
     /// There is no section where there is no task.
     pub fn enter(stack: Option<(u64, u64)>) -> Self {
-        let Some((bottom, top)) = stack.filter(|_| own().is_none()) else { return Self { slot: None } };
+        let Some((bottom, top)) = stack.filter(|_| own().is_none()) else { return Self { slot: None, place: 0 } };
         let nr_pages = (top - bottom) / PAGE_SIZE;
         if !bottom.is_multiple_of(PAGE_SIZE) || !(1..PAGE_SIZE).contains(&nr_pages) {
-            return Self { slot: None };
+            return Self { slot: None, place: 0 };
         }
         let stack = bottom | nr_pages;
         let free = |slot: &&Slot| slot.stack.compare_exchange(0, stack, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        let slot = SECTIONS.iter().find(free);
-        if let Some(slot) = slot {
+        let place = SECTIONS.iter().position(|slot| free(&slot));
+        let slot = place.map(|place| &SECTIONS[place]);
+        if let Some((place, slot)) = place.zip(slot) {
             slot.allocations.store(0, Ordering::Relaxed);
             slot.shortages.store(0, Ordering::Relaxed);
-            ACTIVE.fetch_add(1, Ordering::AcqRel);
+            ACTIVE.fetch_or(1 << place, Ordering::AcqRel);
         }
-        Self { slot }
+        Self { slot, place: place.unwrap_or(0) }
     }
 
     /// Allocations so far that found no memory.
@@ -158,8 +164,9 @@ impl Section {
 impl Drop for Section {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
+            // First: from then on somebody else may have the slot.
+            ACTIVE.fetch_and(!(1 << self.place), Ordering::AcqRel);
             slot.stack.store(0, Ordering::Release);
-            ACTIVE.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
