@@ -18,7 +18,7 @@ program=boot verbosity=() tests='' debugs='' before=''
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
-        --mode:* | --append:* | --pmem-file:* | --acpitable:*) ;; # an option's value, whatever word it is
+        --mode:* | --append:* | --pmem-file:* | --acpitable:* | --baseline:* | --save:*) ;; # an option's value, whatever word it is
         *:--quiet) verbosity=(--quiet) ;;
         *:test) tests=1 debugs=1 ;;
         *:--debug) debugs=1 ;;

@@ -94,6 +94,12 @@ pub struct Options {
     /// Only machine-readable lines and errors.
     #[arg(long, global = true)]
     pub quiet: bool,
+    /// Hold the measurements against those in this file.
+    #[arg(long, global = true)]
+    pub baseline: Option<PathBuf>,
+    /// Store the measurements in this file.
+    #[arg(long, global = true)]
+    pub save: Option<PathBuf>,
     /// The slow test cases too.
     #[arg(long, global = true)]
     pub full: bool,
@@ -181,7 +187,11 @@ impl Cli {
     fn check_use(&self, matches: &ArgMatches) -> Result<(), Refusal> {
         type Unused = fn(&str) -> bool;
         let (job, unused, why): (_, Unused, _) = match self.job() {
-            Command::Run => ("run", |option| option == "full", "--full is for test"),
+            Command::Run => (
+                "run",
+                |option| matches!(option, "full" | "baseline" | "save"),
+                "--full is for test, the others for bench",
+            ),
             Command::Bench => ("bench", |option| matches!(option, "full" | "mode"), "the kernel's mode is bench"),
             Command::Test => {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
@@ -355,6 +365,9 @@ mod tests {
             (&["bench", "--mode", "shell"], "--mode has no use in bench"),
             (&["mutants", "--quiet"], "--quiet has no use in mutants"),
             (&["run", "--full"], "--full is for test"),
+            (&["--baseline", "x"], "--baseline has no use in run"),
+            (&["test", "--save", "x"], "--save has no use in test"),
+            (&["bench", "--save"], "--save"),
             (&["dance"], "dance"),
         ] {
             let line = refused(args);

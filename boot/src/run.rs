@@ -1,13 +1,14 @@
 //! The jobs `run` and `bench`: build, boot, show.
 
-use crate::cli::{Cli, Command, Mode};
+use crate::bench::{self, Held};
+use crate::cli::{Cli, Command, Mode, Options};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths::{self, Profile};
 use crate::terminal::{self, Interrupt};
-use crate::{bench, build, image, medium};
+use crate::{build, image, medium};
 use anyhow::Result;
 use std::path::Path;
 
@@ -23,6 +24,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if cli.job() == Command::Bench {
         options.mode = Mode::Bench;
         options.deterministic = true;
+        options.timeout = options.timeout.or(Some(bench::BENCH_PATIENCE_S));
         if options.pmem.is_empty() && options.pmem_file.is_none() {
             options.pmem = bench::PMEM_BYTES.to_vec();
         }
@@ -31,6 +33,13 @@ pub fn run(cli: &Cli) -> Result<u8> {
     let machine = Machine::from_options(&options).and_then(|machine| refuse_foreign(cli).map(|()| machine));
     let mut machine = match machine {
         Ok(machine) => machine,
+        Err(error) => {
+            eprintln!("run-qemu: {error:#}");
+            return Ok(BAD_COMMAND_LINE);
+        }
+    };
+    let held = match hold(cli, &options, &machine) {
+        Ok(held) => held,
         Err(error) => {
             eprintln!("run-qemu: {error:#}");
             return Ok(BAD_COMMAND_LINE);
@@ -45,7 +54,12 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine, cli.options.quiet)
+    boot(&machine, cli.options.quiet, held)
+}
+
+/// What the figures of `bench` are held against; `None` for another job.
+fn hold(cli: &Cli, options: &Options, machine: &Machine) -> Result<Option<Held>> {
+    (cli.job() == Command::Bench).then(|| Held::from_options(options, machine)).transpose()
 }
 
 /// Whatever writes over the whole of a backing file does not write over what somebody may still want. The shell writes
@@ -58,20 +72,28 @@ pub(crate) fn refuse_foreign(cli: &Cli) -> Result<()> {
     }
 }
 
-fn boot(machine: &Machine, quiet: bool) -> Result<u8> {
+fn boot(machine: &Machine, quiet: bool, held: Option<Held>) -> Result<u8> {
     let interrupt = Interrupt::install()?;
+    let measures = held.is_some();
     let mut guest = Guest::start(machine, Echo::Stdout)?;
     interrupt.ends(&guest);
     let _restored_on_return = if machine.mode == Mode::Shell { terminal::connect(&mut guest)? } else { None };
     let mut outcome = guest.finish()?;
     if interrupt.came() {
         outcome.status = Status::Interrupted;
+    } else if let Some(held) = held {
+        outcome.status = held.judge(&outcome);
     }
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");
     }
     if !(quiet && outcome.status == Status::Good) {
-        eprintln!("run-qemu: {}", outcome.status);
+        match &outcome.status {
+            // The kernel's own verdict knows of no baseline.
+            Status::Good if measures => eprintln!("run-qemu: good"),
+            Status::Bad(reason) if measures => eprintln!("run-qemu: bad: {reason}"),
+            status => eprintln!("run-qemu: {status}"),
+        }
     }
     Ok(outcome.status.exit_code())
 }

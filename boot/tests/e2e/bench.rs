@@ -1,13 +1,17 @@
-//! The measurements: every row is there, and none misses its goal but those that are known to. Instructions are counted,
-//! so this does not depend on the machine that the tests run on.
+//! The measurements: every row is there, and none is worse than what is stored in the tree. Instructions are counted, so this
+//! does not depend on the machine that the tests run on.
 
 use crate::support::{assert_good, has_line, machine, records, run, tail};
 use boot::backing::Nvdimm;
-use boot::bench::PMEM_BYTES;
+use boot::bench::baseline::{Baseline, Change, IN_TREE, Subject, of_tree};
+use boot::bench::figures::{self, Kind};
+use boot::bench::{ANNOUNCE, BENCH_PATIENCE_S, PMEM_BYTES, unknown_misses};
 use boot::cli::Mode;
 use boot::machine::Machine;
 use boot::outcome::Status;
+use boot::paths::Profile;
 use boot::size::{GIB, TIB};
+use std::time::Duration;
 
 /// Rows that have a goal: each is measured, whatever else is.
 const ROWS: [&str; 33] = [
@@ -46,61 +50,42 @@ const ROWS: [&str; 33] = [
     "per_frame_over_ranged",
 ];
 
-/// Rows whose goal is missed, and known to be.
-const KNOWN_MISSES: [&str; 27] = [
-    "pin_4k_called",
-    "unpin_4k",
-    "pin_512_of_4k_array_each",
-    "pin_512_of_4k_range_each",
-    "pin_512_scattered_each",
-    "pin_2m_called",
-    "pin_512_under_2m_range",
-    "pin_1g_called",
-    "unmap_4k_each_page",
-    "unmap_4k_each_page_in_all",
-    "shootdown_one_page_to_3_cpus",
-    "first_touch_4k",
-    "memory_failure_before_removal_called",
-    "memory_failure_called",
-    "attach_6_tib",
-    "idle_removal_6_tib",
-    "removal_6_tib_over_6_gib",
-    "removal_of_16_extents_each",
-    "removal_of_256_extents_each",
-    "removal_of_4096_extents_each",
-    "removal_of_16384_extents_each",
-    "removal_of_65536_extents_each",
-    "removal_of_extents_most_over_least",
-    "removal_of_65536_leaves_of_one_vma_each",
-    "removal_6_tib_mapped_1g",
-    "removal_4k_each_page",
-    "per_frame_over_ranged",
-];
-
+/// A goal that is missed is known to be, and no figure is worse by more than one percent than the one in the tree.
 // covers: R2 R3
 #[test]
-fn every_row_is_measured_and_keeps_its_goal_or_is_known_not_to() {
+fn every_row_is_measured_and_none_is_worse_than_what_is_stored() {
     let pmem = PMEM_BYTES.map(Nvdimm::temporary).to_vec();
-    let outcome = run(&Machine { mode: Mode::Bench, deterministic: true, pmem, ..machine() });
-    let figures: Vec<_> =
-        records(&outcome, "bench").into_iter().filter(|figure| figure.get("name").is_some()).collect();
-    let unmeasured: Vec<_> = ROWS
-        .iter()
-        .filter(|name| {
-            !figures.iter().any(|figure| figure.get("name") == Some(name) && figure.get("kind") != Some("none"))
-        })
-        .collect();
+    // Patience alone: a host with other work to do takes several times as long.
+    let timeout = Some(Duration::from_secs(BENCH_PATIENCE_S));
+    let machine = Machine { mode: Mode::Bench, deterministic: true, pmem, timeout, ..machine() };
+    let stored = Baseline::read_for(&of_tree(), &Subject::of(&machine, Profile::Dev)).expect("the tree's baseline");
+    let outcome = run(&machine);
+    let figures = figures::of_console(&outcome.console).unwrap_or_else(|error| panic!("{error:#}\n{}", tail(&outcome)));
+    let unmeasured: Vec<_> =
+        ROWS.iter().filter(|name| !figures.get(**name).is_some_and(|row| row.kind != Kind::None)).collect();
     assert!(unmeasured.is_empty(), "no row with a goal: {unmeasured:?}\n{}", tail(&outcome));
-    let missed: Vec<_> = figures
-        .iter()
-        .filter(|figure| figure.number("met") != Some(1))
-        .filter_map(|figure| figure.get("name"))
-        .filter(|name| !KNOWN_MISSES.contains(name))
-        .collect();
-    assert!(missed.is_empty(), "missed: {missed:#?}\n{}", tail(&outcome));
+    let worse: Vec<_> = stored.changes(&figures).into_iter().filter(Change::is_worse).collect();
+    let lines: Vec<_> = worse.iter().map(ToString::to_string).collect();
+    assert!(
+        worse.is_empty(),
+        "worse by more than 1 % (row, {IN_TREE}, now):\n{}\nIf that is meant, say so and store it: {ANNOUNCE}",
+        lines.join("\n")
+    );
+    let unknown = unknown_misses(&figures, Some(&stored));
+    assert!(unknown.is_empty(), "goals that are missed and not known to be ({IN_TREE}): {unknown:?}");
     // Whatever was missed, everything was measured.
     let ended = matches!(&outcome.status, Status::Bad(why) if why.ends_with("bounds_missed"));
     assert!(ended || outcome.status == Status::Good, "{}", tail(&outcome));
+}
+
+/// A group that there is not: one line, and nothing is measured.
+#[test]
+fn an_unknown_group_is_refused() {
+    let append = vec!["bench=gup+nothing".into()];
+    let outcome = run(&Machine { mode: Mode::Bench, deterministic: true, smp: 1, append, ..machine() });
+    assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
+    assert!(has_line(&outcome, &["options: option \"bench\" cannot be \"gup+nothing\"", "perframe"]));
+    assert!(records(&outcome, "bench").is_empty());
 }
 
 /// Attaching and removing an idle device is bounded by its steps and a leaf a GiB, whatever its size; the kernel's test

@@ -40,6 +40,8 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "check"], "<IMAGE>");
     refused(&["--pmem", "16M"], "the demonstration needs a device of 20M with 4 CPUs, and the first one has 16M");
     refused(&["bench", "--pmem", "16M"], "bench needs a device of 1G");
+    refused(&["--save", "x"], "--save has no use in run");
+    refused(&["bench", "--save", "x", "--append", "bench=gup"], "--save stores all rows");
     refused(&["--pmem", "64M"].repeat(33), "33 NVDIMMs, and the kernel keeps 32");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
     refused(&["--timeout", "-1"], "-1");
@@ -55,6 +57,13 @@ fn a_file_that_cannot_be_used_is_one_line_and_status_2() {
     refused(&["--pmem-file", env!("CARGO_BIN_EXE_boot")], "cannot be opened for reading and writing");
     refused(&["--acpitable", &path("absent")], "absent");
     refused(&["--acpitable", &path("")], "not a regular file");
+    refused(&["bench", "--baseline", &path("absent")], "absent: No such file");
+    refused(&["bench", "--save", &path("absent/baseline.json")], "absent/baseline.json cannot be written");
+    std::fs::write(path("damaged"), "{\"build\": \"checked\", \"cpus\": 4").expect("written");
+    refused(&["bench", "--baseline", &path("damaged")], "is no baseline of bench");
+    let kept = root().join("boot/bench-baseline.json").display().to_string();
+    refused(&["bench", "--release", "--baseline", &kept], "cannot be compared with the release build");
+    refused(&["bench", "--smp", "2", "--baseline", &kept], "with 2 CPUs");
     std::fs::write(path("odd"), [0; 5000]).expect("written");
     refused(&["--pmem-file", &path("odd")], "5000 bytes");
     std::fs::write(path("small"), vec![0; (1 << 20) + (128 << 10)]).expect("written");

@@ -31,11 +31,6 @@ impl Cost {
         Self(total.saturating_mul(100) / parts.max(1))
     }
 
-    /// What is left after `other`.
-    pub fn less(self, other: Self) -> Self {
-        Self(self.0.saturating_sub(other.0))
-    }
-
     /// Shared by `parts` once more, rounded up.
     pub fn shared_by(self, parts: u64) -> Self {
         Self(self.0.div_ceil(parts.max(1)))
@@ -141,12 +136,16 @@ impl Figures {
     }
 
     /// Takes the median of `repeats` of the same act down, and beside it the least and the most of them.
-    pub fn median(&mut self, name: &str, mut repeats: Vec<u64>, bound: Bound, linux: &str) {
-        repeats.sort_unstable();
-        let (Some(least), Some(most)) = (repeats.first(), repeats.last()) else { return };
+    pub fn median(&mut self, name: &str, repeats: Vec<u64>, bound: Bound, linux: &str) {
+        self.median_of(name, (repeats, 1), bound, linux);
+    }
+
+    /// The same, shared by `parts`.
+    pub fn median_of(&mut self, name: &str, (repeats, parts): (Vec<u64>, u64), bound: Bound, linux: &str) {
+        let of = |cost: Option<&u64>| Cost::of(cost.copied().unwrap_or(0), parts);
+        let (least, most) = (of(repeats.iter().min()), of(repeats.iter().max()));
         let spread = format!(" least={least} most={most} repeats={}", repeats.len());
-        let value = Cost::of(repeats[repeats.len() / 2], 1);
-        self.put(name, time::cost_unit(), (value, &spread), bound, linux);
+        self.put(name, time::cost_unit(), (Cost::of(median(repeats), parts), &spread), bound, linux);
     }
 
     /// Takes a figure down, in any unit.
@@ -172,6 +171,12 @@ impl Figures {
     }
 }
 
+/// The median: what a tick of the timer adds to one of many is not in it.
+pub fn median(mut costs: Vec<u64>) -> u64 {
+    costs.sort_unstable();
+    costs.get(costs.len() / 2).copied().unwrap_or(0)
+}
+
 /// The cost of one of `turns` turns of `work`, less that of the loop around it.
 pub fn each(turns: u64, mut work: impl FnMut(u64)) -> Cost {
     let empty = time::cost();
@@ -183,15 +188,15 @@ pub fn each(turns: u64, mut work: impl FnMut(u64)) -> Cost {
         work(black_box(turn));
     }
     let end = time::cost();
-    Cost::of(end - start, turns).less(Cost::of(start - empty, turns))
+    Cost::of((end - start).saturating_sub(start - empty), turns)
 }
 
-/// The cost of one of `turns` calls, from the call to its return: what `call` answers as its own cost (see [`once`]),
-/// less what [`once`] takes by itself.
+/// The cost of one of `turns` calls, from the call to its return: the median of what `call` answers as its own cost (see
+/// [`once`]), less what [`once`] takes by itself.
 pub fn each_call(turns: u64, mut call: impl FnMut() -> u64) -> Cost {
-    let empty: u64 = (0..turns).map(|_| once(|| ()).0).sum();
-    let total: u64 = (0..turns).map(|_| call()).sum();
-    Cost::of(total.saturating_sub(empty), turns)
+    let empty = median((0..turns).map(|_| once(|| ()).0).collect());
+    let cost = median((0..turns).map(|_| call()).collect());
+    Cost::of(cost.saturating_sub(empty), 1)
 }
 
 /// The cost of `work`, done once.

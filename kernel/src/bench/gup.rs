@@ -20,7 +20,7 @@ use crate::mem::paging;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// Pages of the requests for many pages.
-const MANY: u64 = 512;
+pub const MANY: u64 = 512;
 /// Rounds of those.
 const MANY_TURNS: u64 = 50;
 
@@ -51,7 +51,7 @@ pub fn run(figures: &mut Figures, device: &Device) -> Result<(), String> {
 }
 
 /// A space that maps the first pages of the device, all of them present.
-fn space_of(device: &Device, nr_pages: u64, size: PageSize) -> Result<Arc<Space>, String> {
+pub fn space_of(device: &Device, nr_pages: u64, size: PageSize) -> Result<Arc<Space>, String> {
     let space = new_space("bench")?;
     let len = page(nr_pages).max(size.bytes());
     device.map(&space, BASE, 0, len, size)?;
@@ -60,7 +60,7 @@ fn space_of(device: &Device, nr_pages: u64, size: PageSize) -> Result<Arc<Space>
 }
 
 /// Measures in a task that has `space` loaded.
-fn loaded<R: Send + 'static>(
+pub fn loaded<R: Send + 'static>(
     space: &Arc<Space>,
     work: impl FnOnce(&Space) -> Result<R, String> + Send + 'static,
 ) -> Result<R, String> {
@@ -131,17 +131,19 @@ fn one(space: &Arc<Space>, figures: &mut Figures, name: &str, bound: Bound, linu
     Ok(())
 }
 
-/// What 512 pages cost in a call, all together.
-struct Many {
-    array: Cost,
-    range: Cost,
+/// What many pages cost in a call, all together.
+pub struct Many {
+    /// To pin them into an array.
+    pub array: Cost,
+    /// To pin them as ranges.
+    pub range: Cost,
     unpin_array: Cost,
     unpin_range: Cost,
 }
 
 /// 512 pages over 4 KiB leaves whose frames follow each other.
 fn many(space: &Arc<Space>, figures: &mut Figures) -> Result<(), String> {
-    let Many { array, range, unpin_array, unpin_range } = loaded(space, |space| pin_many(space, 2))?;
+    let Many { array, range, unpin_array, unpin_range } = loaded(space, |space| pin_many(space, MANY, 2))?;
     let a_page = |cost: Cost| cost.shared_by(MANY);
     figures.cost("pin_512_of_4k_array_each", a_page(array), Bound::at_most(13), "244");
     figures.cost("pin_512_of_4k_range_each", a_page(range), Bound::at_most(10), "");
@@ -152,7 +154,7 @@ fn many(space: &Arc<Space>, figures: &mut Figures) -> Result<(), String> {
 
 /// 512 pages under one 2 MiB leaf.
 fn many_under_2m(space: &Arc<Space>, figures: &mut Figures) -> Result<(), String> {
-    let Many { array, range, unpin_array, unpin_range } = loaded(space, |space| pin_many(space, 2))?;
+    let Many { array, range, unpin_array, unpin_range } = loaded(space, |space| pin_many(space, MANY, 2))?;
     figures.cost("pin_512_under_2m_range", range, Bound::at_most(90), "");
     figures.cost("pin_512_under_2m_array_each", array.shared_by(MANY), Bound::at_most_hundredths(270), "119");
     figures.cost("unpin_512_under_2m_one_by_one_each", unpin_array.shared_by(MANY), Bound::None, "11");
@@ -173,32 +175,32 @@ fn scattered(device: &Device, figures: &mut Figures) -> Result<(), String> {
         device.map(&space, at(page(nth)), page(nth * stride), PAGE_SIZE, PageSize::Size4K)?;
     }
     space.populate(BASE, page(MANY), Access::Write).map_err(|error| format!("populate: {error}"))?;
-    let pinned = loaded(&space, |space| pin_many(space, MANY as usize))?;
+    let pinned = loaded(&space, |space| pin_many(space, MANY, MANY as usize))?;
     figures.cost("pin_512_scattered_each", pinned.array.shared_by(MANY), SCATTERED, "");
     figures.cost("unpin_512_scattered_each", pinned.unpin_array.shared_by(MANY), Bound::None, "");
     Ok(())
 }
 
-/// Pins 512 pages in a call, as an array and as at most `most` ranges, and unpins them.
-fn pin_many(space: &Space, most: usize) -> Result<Many, String> {
-    let mut frames = vec![Pfn::new(0); MANY as usize];
+/// Pins `nr` pages in a call, as an array and as at most `most` ranges, and unpins them.
+pub fn pin_many(space: &Space, nr: u64, most: usize) -> Result<Many, String> {
+    let mut frames = vec![Pfn::new(0); nr as usize];
     let mut failed = 0;
     let array = each_call(MANY_TURNS, || {
         let mut sink = PageArray::new(&mut frames);
-        let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, MANY, FAST, &mut sink));
-        failed += u64::from(pinned != Ok(MANY));
+        let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, nr, FAST, &mut sink));
+        failed += u64::from(pinned != Ok(nr));
         cost
     });
     let unpin_array = each(MANY_TURNS, |_| frames.iter().for_each(|&pfn| unpin(mm(), pfn, 1)));
     let mut runs = vec![None; most];
     let range = each_call(MANY_TURNS, || {
         let mut sink = RangeArray::new(&mut runs);
-        let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, MANY, FAST, &mut sink));
-        failed += u64::from(pinned != Ok(MANY));
+        let (cost, pinned) = once(|| pin_user_pages_fast(space, BASE, nr, FAST, &mut sink));
+        failed += u64::from(pinned != Ok(nr));
         cost
     });
     if failed != 0 {
-        return Err(format!("{failed} of {} pins of {MANY} pages failed", 2 * MANY_TURNS));
+        return Err(format!("{failed} of {} pins of {nr} pages failed", 2 * MANY_TURNS));
     }
     let unpin_range = each(MANY_TURNS, |_| {
         for run in runs.iter().flatten() {

@@ -7,6 +7,7 @@ mod flush;
 mod gup;
 mod page;
 mod removal;
+mod sweep;
 mod zap;
 
 use alloc::format;
@@ -24,6 +25,8 @@ use crate::pmem::devices;
 
 /// The groups of figures, as the boot option `bench=` names them, in the order in which they are measured.
 const GROUPS: [&str; 7] = ["gup", "zap", "page", "idle", "extents", "mapped", "perframe"];
+/// Sweeps for plots, which `all` does not have in it.
+const SWEEP: Selection = Selection(1 << GROUPS.len());
 
 /// Which groups are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +41,14 @@ impl Selection {
         if text == "all" {
             return Ok(Self((1 << GROUPS.len()) - 1));
         }
+        if text == "sweep" {
+            return Ok(SWEEP);
+        }
         let bit = |word: &str| {
             let at = GROUPS.iter().position(|group| *group == word);
             at.map(|at| 1 << at).ok_or_else(|| {
                 format!(
-                    "option \"bench\" cannot be \"{text}\" (allowed: all, or of {} some with + between them)",
+                    "option \"bench\" cannot be \"{text}\" (allowed: all, sweep, or of {} some with + between them)",
                     GROUPS.join(", ")
                 )
             })
@@ -58,6 +64,11 @@ impl Selection {
 /// Runs the benchmarks of `selection`; answers whether they could be run and every bound was met. Where costs are not
 /// counted in instructions the bounds say nothing, and a bound that is missed is no failure.
 pub fn run(selection: Selection) -> bool {
+    if selection == SWEEP {
+        let swept = sweep::run().inspect_err(|error| log::error!("sweep: {error}"));
+        report!("sweep ended={}", u8::from(swept.is_ok()));
+        return swept.is_ok();
+    }
     let mut figures = Figures::default();
     let ran = measure(&mut figures, selection);
     console::line(format_args!(""));

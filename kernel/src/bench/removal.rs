@@ -13,7 +13,7 @@ use mm::addr::{PAGE_SHIFT, PageSize, PfnRange};
 use mm::entry::Prot;
 use mm::space::{Access, VmOps};
 
-use crate::bench::figures::{Bound, Cost, Figures, once};
+use crate::bench::figures::{Bound, Cost, Figures, median, once};
 use crate::bench::zap::Halted;
 use crate::ktest::fixtures::{at, new_space, no_problems, others, page};
 use crate::ktest::idle::attach;
@@ -66,25 +66,42 @@ pub fn idle_costs(slot: usize) -> Result<(Vec<u64>, Vec<u64>), String> {
     Ok(turns.into_iter().unzip())
 }
 
+/// Does a removal several times; answers the costs, and the last report.
+pub fn repeated(
+    repeats: usize,
+    mut removal: impl FnMut() -> Result<Arc<RemovalReport>, String>,
+) -> Result<(Vec<u64>, Arc<RemovalReport>), String> {
+    let mut last = removal()?;
+    let mut costs = alloc::vec![last.instructions()];
+    for _ in 1..repeats {
+        last = removal()?;
+        costs.push(last.instructions());
+    }
+    Ok((costs, last))
+}
+
 /// Removes a device that many address spaces map.
 pub fn spaces(figures: &mut Figures, slot: usize) -> Result<(), String> {
     for nr in SPACES {
-        attach(slot)?;
-        let spaces = (0..nr)
-            .map(|_| {
-                let space = new_space("spaces")?;
-                map(slot, &space, (0, 1), PageSize::Size4K)?;
-                Ok(space)
-            })
-            .collect::<Result<Vec<_>, String>>();
-        let report = remove(slot, Method::Ranged)?;
-        drop(spaces?);
-        expect(&report, nr)?;
+        let (costs, report) = repeated(REPEATS, || from_spaces(slot, nr))?;
         let name = format!("removal_from_{nr}_spaces");
-        figures.cost(&name, Cost::of(report.instructions(), 1), Bound::None, "");
+        figures.median(&name, costs, Bound::None, "");
         rounds(figures, &report, &name);
     }
     Ok(())
+}
+
+fn from_spaces(slot: usize, nr: u64) -> Result<Arc<RemovalReport>, String> {
+    attach(slot)?;
+    let mapped = |_| {
+        let space = new_space("spaces")?;
+        map(slot, &space, (0, 1), PageSize::Size4K).map(|()| space)
+    };
+    let spaces = (0..nr).map(mapped).collect::<Result<Vec<_>, String>>();
+    let report = remove(slot, Method::Ranged)?;
+    drop(spaces?);
+    expect(&report, nr)?;
+    Ok(report)
 }
 
 /// The same 16 extents in four spaces, three of which other CPUs have loaded, on a small device and on a large one: the
@@ -92,10 +109,10 @@ pub fn spaces(figures: &mut Figures, slot: usize) -> Result<(), String> {
 pub fn by_size(figures: &mut Figures, small: usize, large: usize) -> Result<(), String> {
     let mut costs = [Cost::default(); 2];
     for (cost, slot) in costs.iter_mut().zip([small, large]) {
-        let report = sixteen(slot)?;
-        *cost = Cost::of(report.instructions(), 1);
+        let (costs, report) = repeated(REPEATS, || sixteen(slot, &mut || ()))?;
+        *cost = Cost::of(median(costs.clone()), 1);
         let name = format!("removal_{}_of_16_extents", size_name(slot));
-        figures.cost(&name, *cost, Bound::None, "");
+        figures.median(&name, costs, Bound::None, "");
         rounds(figures, &report, &name);
     }
     let name = format!("removal_{}_over_{}", size_name(large), size_name(small));
@@ -104,7 +121,8 @@ pub fn by_size(figures: &mut Figures, small: usize, large: usize) -> Result<(), 
 }
 
 /// Removes a device of which four spaces map four extents of 2 MiB each.
-pub fn sixteen(slot: usize) -> Result<Arc<RemovalReport>, String> {
+/// `mapped` is called when all is mapped.
+pub fn sixteen(slot: usize, mapped: &mut dyn FnMut()) -> Result<Arc<RemovalReport>, String> {
     attach(slot)?;
     let spaces = (0..4).map(|_| new_space("sixteen")).collect::<Result<Vec<_>, _>>()?;
     for (nth, space) in (0..).zip(&spaces) {
@@ -113,6 +131,7 @@ pub fn sixteen(slot: usize) -> Result<Arc<RemovalReport>, String> {
             map_at(slot, space, extent * 2 * MIB2, (first, 512), PageSize::Size2M)?;
         }
     }
+    mapped();
     let halted = Halted::start_each(&spaces[..3]);
     let report = remove(slot, Method::Ranged);
     halted.stop()?;

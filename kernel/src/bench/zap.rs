@@ -14,7 +14,7 @@ use mm::meta::Owner;
 use mm::shootdown::{FlushRange, Round};
 use mm::space::Access;
 
-use crate::bench::figures::{Bound, Cost, Figures, once};
+use crate::bench::figures::{Bound, Cost, Figures, median, once};
 use crate::bench::flush;
 use crate::cpu::{ipi, time};
 use crate::ktest::fixtures::{BASE, Device, at, here, new_space, others, page, run_in, spawn_in, wait_until};
@@ -27,6 +27,8 @@ const GIB: u64 = PageSize::Size1G.bytes();
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// How often others may run before what an unmap has left for later must be done.
 const PATIENCE: u64 = 100_000;
+/// How often what takes longer is done.
+const REPEATS: u64 = 5;
 /// Rounds where each takes a few thousand instructions.
 const TURNS: u64 = 64;
 
@@ -69,13 +71,18 @@ fn unmap(space: &Arc<Space>, first: u64, nr: u64) -> Result<(u64, ZapStats), Str
 /// What it costs to take and to give back what a zap frees: a page table, and the metadata of 512 pages.
 fn frames(figures: &mut Figures) -> Result<(), String> {
     for (order, what) in [(0, "page_table"), (2, "metadata_chunk")] {
-        let (take, taken) = once(|| (0..TURNS).map_while(|_| memory::alloc(order)).collect::<Vec<_>>());
-        let (give, ()) = once(|| taken.iter().for_each(|&pfn| memory::free(pfn, order)));
-        if taken.len() as u64 != TURNS {
-            return Err(format!("no memory for {TURNS} blocks of order {order}"));
+        let mut costs = (Vec::new(), Vec::new());
+        for _ in 0..REPEATS {
+            let (take, taken) = once(|| (0..TURNS).map_while(|_| memory::alloc(order)).collect::<Vec<_>>());
+            let (give, ()) = once(|| taken.iter().for_each(|&pfn| memory::free(pfn, order)));
+            if taken.len() as u64 != TURNS {
+                return Err(format!("no memory for {TURNS} blocks of order {order}"));
+            }
+            costs.0.push(take);
+            costs.1.push(give);
         }
-        figures.cost(&format!("frames_take_{what}"), Cost::of(take, TURNS), Bound::None, "");
-        figures.cost(&format!("frames_give_{what}"), Cost::of(give, TURNS), Bound::None, "");
+        figures.median_of(&format!("frames_take_{what}"), (costs.0, TURNS), Bound::None, "");
+        figures.median_of(&format!("frames_give_{what}"), (costs.1, TURNS), Bound::None, "");
     }
     Ok(())
 }
@@ -131,10 +138,13 @@ fn measure_unmap(space: &Arc<Space>, nr: u64) -> Result<Unmap, String> {
 
 fn unmap_gib(figures: &mut Figures, device: &Device, size: PageSize) -> Result<(), String> {
     let nr = PageSize::Size1G.nr_pages();
-    let Unmap { fault, call, in_all, zapped } = in_space(device, (GIB, size), move |space| measure_unmap(space, nr))?;
     let leaves = nr / size.nr_pages();
-    if zapped.nr_pages != nr || zapped.leaves != leaves {
-        return Err(format!("1 GiB of {size} leaves: {zapped:?}"));
+    // 262,144 small pages are many enough.
+    let repeats = if size == PageSize::Size4K { 1 } else { REPEATS };
+    let once = |_| in_space(device, (GIB, size), move |space| measure_unmap(space, nr));
+    let unmaps = (0..repeats).map(once).collect::<Result<Vec<_>, _>>()?;
+    if let Some(other) = unmaps.iter().find(|unmap| (unmap.zapped.nr_pages, unmap.zapped.leaves) != (nr, leaves)) {
+        return Err(format!("1 GiB of {size} leaves: {:?}", other.zapped));
     }
     let leaf = format!("{size}").replace("iB", "").to_lowercase();
     let one = if size == PageSize::Size4K { "page" } else { "leaf" };
@@ -142,20 +152,22 @@ fn unmap_gib(figures: &mut Figures, device: &Device, size: PageSize) -> Result<(
         PageSize::Size4K => (Bound::at_most_hundredths(70), Bound::at_most_hundredths(250), "89"),
         _ => (Bound::None, Bound::None, ""),
     };
-    figures.cost(&format!("populate_{leaf}_each_{one}"), Cost::of(fault, leaves), Bound::None, "");
-    figures.cost(&format!("unmap_{leaf}_each_{one}"), Cost::of(call, leaves), bound, linux);
-    figures.cost(&format!("unmap_{leaf}_each_{one}_in_all"), Cost::of(in_all, leaves), in_all_bound, "");
-    figures.add(&format!("unmap_{leaf}_rounds"), "rounds", Cost::of(zapped.rounds, 1), Bound::at_most(1), "");
+    let of = |cost: fn(&Unmap) -> u64| (unmaps.iter().map(cost).collect::<Vec<_>>(), leaves);
+    figures.median_of(&format!("populate_{leaf}_each_{one}"), of(|unmap| unmap.fault), Bound::None, "");
+    figures.median_of(&format!("unmap_{leaf}_each_{one}"), of(|unmap| unmap.call), bound, linux);
+    figures.median_of(&format!("unmap_{leaf}_each_{one}_in_all"), of(|unmap| unmap.in_all), in_all_bound, "");
+    let rounds = unmaps.iter().map(|unmap| unmap.zapped.rounds).max().unwrap_or(0);
+    figures.add(&format!("unmap_{leaf}_rounds"), "rounds", Cost::of(rounds, 1), Bound::at_most(1), "");
     Ok(())
 }
 
 /// One page out of many, on one CPU: no table page goes with it.
 fn unmap_one(figures: &mut Figures, device: &Device) -> Result<(), String> {
-    let total = in_space(device, (MIB2, PageSize::Size4K), |space| {
+    let costs = in_space(device, (MIB2, PageSize::Size4K), |space| {
         populate(space, 0, 2 * TURNS + 1)?;
-        (0..TURNS).map(|turn| unmap(space, 2 * turn, 1).map(|(cost, _)| cost)).sum::<Result<u64, _>>()
+        (0..TURNS).map(|turn| unmap(space, 2 * turn, 1).map(|(cost, _)| cost)).collect::<Result<Vec<_>, _>>()
     })?;
-    figures.cost("unmap_one_4k_of_many", Cost::of(total, TURNS), Bound::None, "");
+    figures.median("unmap_one_4k_of_many", costs, Bound::None, "");
     Ok(())
 }
 
@@ -234,8 +246,8 @@ fn shootdown(figures: &mut Figures, device: &Device) -> Result<(), String> {
         sent(&inner, 1);
         let rounds: Vec<(u64, u32)> = (0..TURNS).map(|_| sent(&inner, 1)).collect();
         let most_ipis = rounds.iter().map(|&(_, ipis)| ipis).max().unwrap_or(0);
-        let round = Round::new().dispatch(&mm().shootdown, &mm().machine);
-        let (sync, ()) = once(|| round.sync());
+        let ended = |_| Round::new().dispatch(&mm().shootdown, &mm().machine);
+        let sync = median((0..TURNS).map(ended).map(|round| once(|| round.sync()).0).collect());
         Ok((rounds.into_iter().map(|(cost, _)| cost + sync).collect::<Vec<_>>(), most_ipis))
     });
     halted.stop()?;
