@@ -225,6 +225,20 @@ static void idle(char **a)
 	print_costs(name, gone, TURNS, 1);
 }
 
+/* once NAME DEVICE: the same of a device that has no driver, without a turn to warm up. */
+static void once(char **a)
+{
+	struct costs gone, back;
+	char name[64];
+
+	tell(DRIVER "bind", a[1], &back);
+	tell(DRIVER "unbind", a[1], &gone);
+	snprintf(name, sizeof name, "attach_%s", a[0]);
+	print_costs(name, &back, 1, 1);
+	snprintf(name, sizeof name, "removal_%s", a[0]);
+	print_costs(name, &gone, 1, 1);
+}
+
 /* Maps the first `len` bytes of a device, all present, in as many mappings as
  * are asked for, each away from the other; says so, and waits for its end. */
 static pid_t mapper(const char *device, size_t len, size_t leaf, size_t nr)
@@ -389,7 +403,7 @@ int main(int argc, char **argv)
 		int args;
 		void (*run)(char **);
 	} jobs[] = {
-		{ "idle", 2, idle }, { "mapped", 6, mapped }, { "unmap", 3, unmap },
+		{ "idle", 2, idle }, { "once", 2, once }, { "mapped", 6, mapped }, { "unmap", 3, unmap },
 		{ "pin", 3, pin }, { "failure", 3, failure },
 	};
 	size_t i;
@@ -399,6 +413,6 @@ int main(int argc, char **argv)
 			jobs[i].run(argv + 2);
 			return 0;
 		}
-	fprintf(stderr, "usage: peerbench idle|mapped|unmap|pin|failure ...\n");
+	fprintf(stderr, "usage: peerbench idle|once|mapped|unmap|pin|failure ...\n");
 	return 2;
 }

@@ -6,10 +6,10 @@
 
 use super::guest::Guest;
 use super::packages::Kernel;
-use super::{CPU, SIZES_GIB, guest};
-use crate::backing::qemu_value;
+use super::{CPU, LARGE_GIB, SIZES_GIB, guest};
+use crate::backing::{LARGEST_FILE_BYTES, qemu_value};
 use crate::guest::ends_with_us;
-use crate::size::{GIB, MIB};
+use crate::size::{GIB, MIB, TIB};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,10 +22,6 @@ use std::time::{Duration, Instant};
 /// How the kernel is asked to run: no mitigations, no clearing of pages that are given out, nothing printed.
 const OPTIONS: &str = "console=ttyS0 quiet loglevel=1 nokaslr tsc=reliable nowatchdog audit=0 panic=-1 \
                        random.trust_cpu=on mitigations=off init_on_alloc=0";
-/// RAM: the struct pages of 16 GiB are 256 MiB.
-const MEM: &str = "4G,slots=16,maxmem=128G";
-/// Where the first NVDIMM lies.
-const FIRST: u64 = 8 * GIB;
 /// A guest that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
@@ -44,39 +40,76 @@ impl Nvdimm {
     }
 }
 
-/// Each size with each leaf; the small ones have the low addresses.
-fn nvdimms() -> Vec<Nvdimm> {
-    let mut address = FIRST;
-    let kinds = SIZES_GIB.iter().flat_map(|&gib| ["4K", "2M", "1G"].map(|leaf| (leaf, gib)));
-    kinds
-        .map(|(leaf, gib)| {
+/// What is measured in one boot.
+#[derive(Clone, Copy, Debug)]
+pub enum Boot {
+    /// Everything, on devices of up to 16 GiB, which lie as low as they can: the tree in which Linux finds the device of a
+    /// frame is the deeper, the higher the address.
+    Small,
+    /// A device of 6 TiB with leaves of 1 GiB. With smaller ones its `struct page`s would not fit into RAM.
+    Large,
+}
+
+impl Boot {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
+
+    /// Its NVDIMMs, by address.
+    fn nvdimms(self) -> Vec<Nvdimm> {
+        // QEMU has no memory for devices below 1 TiB where it does not all fit there.
+        let mut address = if let Self::Small = self { 8 * GIB } else { 2 * TIB };
+        let kinds: Vec<_> = match self {
+            Self::Small => SIZES_GIB.iter().flat_map(|&gib| ["4K", "2M", "1G"].map(|leaf| (leaf, gib))).collect(),
+            Self::Large => vec![("1G", LARGE_GIB)],
+        };
+        let nvdimm = |(leaf, gib)| {
             let nvdimm = Nvdimm { leaf, gib, address };
             address += nvdimm.bytes().next_multiple_of(GIB);
             nvdimm
-        })
-        .collect()
+        };
+        kinds.into_iter().map(nvdimm).collect()
+    }
+
+    /// Addresses of more than 40 bits, and RAM: the `struct page`s of 16 GiB are 256 MiB, the page tables of those of
+    /// 6 TiB 200.
+    fn size(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Small => ("", "4G,slots=16,maxmem=128G"),
+            Self::Large => (",phys-bits=44", "4G,slots=1,maxmem=8T"),
+        }
+    }
 }
 
 /// The command line without the files.
-fn arguments() -> Vec<String> {
+fn arguments(boot: Boot) -> Vec<String> {
+    let (nvdimms, (bits, mem)) = (boot.nvdimms(), boot.size());
     let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from).into();
     let mut pair = |option: &str, value: String| args.extend([option.into(), value]);
     pair("-display", "none".into());
     pair("-serial", "stdio".into());
     pair("-machine", "q35,nvdimm=on".into());
-    pair("-cpu", format!("max,{}", CPU.join(",")));
+    pair("-cpu", format!("max,{}{bits}", CPU.join(",")));
     pair("-accel", "tcg".into());
     pair("-icount", "shift=0,sleep=off".into());
     pair("-rtc", "base=2024-01-01,clock=vm".into());
     pair("-smp", "1".into());
-    pair("-m", MEM.into());
-    for (index, nvdimm) in nvdimms().iter().enumerate() {
+    pair("-m", mem.into());
+    for (index, nvdimm) in nvdimms.iter().enumerate() {
         let address = nvdimm.address;
         pair("-device", format!("nvdimm,id=nvdimm{index},memdev=pmem{index},addr={address}"));
     }
-    let devices = nvdimms();
-    let named = devices.iter().map(|nvdimm| format!("{}:{}:{:#x}", nvdimm.leaf, nvdimm.gib, nvdimm.address));
-    pair("-append", format!("{OPTIONS} peer.devices={}", named.collect::<Vec<_>>().join(",")));
+    let named = nvdimms.iter().map(|nvdimm| format!("{}:{}:{:#x}", nvdimm.leaf, nvdimm.gib, nvdimm.address));
+    pair(
+        "-append",
+        format!("{OPTIONS} peer.boot={} peer.devices={}", boot.word(), named.collect::<Vec<_>>().join(",")),
+    );
     args
 }
 
@@ -85,7 +118,8 @@ fn arguments() -> Vec<String> {
 /// # Errors
 /// When a source cannot be read, or there is no QEMU.
 pub fn recipe(kernel: &Kernel) -> Result<String> {
-    let mut parts = vec![format!("{kernel:?}"), qemu_version()?, arguments().join(" ")];
+    let mut parts = vec![format!("{kernel:?}"), qemu_version()?];
+    parts.extend(Boot::ALL.map(|boot| arguments(boot).join(" ")));
     for (_, file) in guest::sources() {
         parts.push(fs::read_to_string(&file).with_context(|| file.display().to_string())?);
     }
@@ -125,17 +159,21 @@ impl Drop for Ended {
 ///
 /// # Errors
 /// When QEMU cannot be started, or the guest takes too long.
-pub fn run(guest: &Guest, scratch: &Path) -> Result<Vec<String>> {
+pub fn run(guest: &Guest, boot: Boot, scratch: &Path) -> Result<Vec<String>> {
     let mut command = Command::new("qemu-system-x86_64");
     // A memory stands before the device that has it.
-    for (index, nvdimm) in nvdimms().iter().enumerate() {
-        let (path, bytes) = (scratch.join(format!("pmem{index}")), nvdimm.bytes());
-        File::create(&path)?.set_len(bytes).with_context(|| path.display().to_string())?;
-        let path = qemu_value(&path)?;
-        let object = format!("memory-backend-file,id=pmem{index},mem-path={path},share=on,align=2M,size={bytes}");
-        command.args(["-object", &object]);
+    for (index, nvdimm) in boot.nvdimms().iter().enumerate() {
+        let bytes = nvdimm.bytes();
+        let from = if bytes > LARGEST_FILE_BYTES {
+            "memory-backend-ram,reserve=off".into()
+        } else {
+            let path = scratch.join(format!("pmem{index}"));
+            File::create(&path)?.set_len(bytes).with_context(|| path.display().to_string())?;
+            format!("memory-backend-file,mem-path={},share=on,align=2M", qemu_value(&path)?)
+        };
+        command.args(["-object", &format!("{from},id=pmem{index},size={bytes}")]);
     }
-    command.args(arguments()).arg("-kernel").arg(&guest.vmlinuz).arg("-initrd").arg(&guest.initrd);
+    command.args(arguments(boot)).arg("-kernel").arg(&guest.vmlinuz).arg("-initrd").arg(&guest.initrd);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     ends_with_us(&mut command);
     let mut qemu = Ended(command.spawn().context("qemu-system-x86_64 cannot be started")?);
@@ -167,15 +205,15 @@ mod tests {
 
     #[test]
     fn no_nvdimm_lies_over_another_and_each_begins_at_a_gibibyte() {
-        let all = nvdimms();
-        assert_eq!(all.len(), 9);
+        let all = Boot::Small.nvdimms();
+        assert_eq!((all.len(), Boot::Large.nvdimms().len()), (9, 1));
         assert!(all.iter().all(|nvdimm| nvdimm.address.is_multiple_of(GIB)));
         assert!(all.windows(2).all(|pair| pair[0].address + pair[0].bytes() <= pair[1].address));
     }
 
     #[test]
     fn the_machine_is_ours_but_for_what_is_said() {
-        let line = arguments().join(" ");
+        let line = arguments(Boot::Small).join(" ");
         for part in
             ["-machine q35,nvdimm=on", "-cpu max,la57=off,erms=off", "-accel tcg", "sleep=off", "peer.devices=4K:1:0x"]
         {

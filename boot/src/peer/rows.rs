@@ -40,6 +40,8 @@ const fn row(what: &'static str, linux: &'static str, ours: &'static [Ours], not
 const INLINED: &str = "called on Linux's side; ours as `bench` has it";
 const STRUCT_PAGES: &str = "Linux makes a `struct page` for each 4 KiB";
 const DEDUPLICATED: &str = "Linux's default: most `struct page`s of a 2 MiB leaf share a frame";
+const NO_REFERENCE: &str = "a leaf of device memory holds no reference to its page in these kernels; ours does";
+const LARGE: &str = "with 4 KiB leaves Linux would need 96 GiB of `struct page`s";
 const FAILURE: &str = "ours takes the page out of the page tables, and answers who had it";
 
 /// The table.
@@ -66,7 +68,12 @@ pub const ROWS: &[Row] = &[
         &[all("gup_fast_512_2m_array_per_page")],
         "",
     ),
-    row("unpin them, each", "unpin_512_of_2m_each", &[all("unpin_512_2m_one_by_one_per_page")], "ours one by one"),
+    row(
+        "unpin them, each",
+        "unpin_512_of_2m_each",
+        &[all("unpin_512_2m_one_by_one_per_page")],
+        "Linux joins the pages of a folio; ours one by one",
+    ),
     Row {
         what: "pin 512 pages under a 2 MiB leaf as one range, all",
         linux: None,
@@ -83,10 +90,10 @@ pub const ROWS: &[Row] = &[
         "unmap 1 GiB of 4 KiB pages, each",
         "unmap_1g_of_4k_each",
         &[all("unmap_4k_each_page"), all("unmap_1g_of_4K_per_leaf")],
-        "with what is freed before the call returns",
+        NO_REFERENCE,
     ),
-    row("unmap 1 GiB of 2 MiB leaves, each", "unmap_1g_of_2m_each", &[all("unmap_1g_of_2M_per_leaf")], ""),
-    row("unmap a 1 GiB leaf", "unmap_1g_of_1g_each", &[all("unmap_1g_of_1G_per_leaf")], ""),
+    row("unmap 1 GiB of 2 MiB leaves, each", "unmap_1g_of_2m_each", &[all("unmap_1g_of_2M_per_leaf")], NO_REFERENCE),
+    row("unmap a 1 GiB leaf", "unmap_1g_of_1g_each", &[all("unmap_1g_of_1G_per_leaf")], NO_REFERENCE),
     row(
         "`memory_failure`, nobody told",
         "memory_failure_late",
@@ -106,12 +113,13 @@ pub const ROWS: &[Row] = &[
     row("remove 4 GiB, idle, 2 MiB leaves", "removal_2m_4g", &[all("remove_idle_4096_mib")], DEDUPLICATED),
     row("remove 16 GiB, idle, 2 MiB leaves", "removal_2m_16g", &[all("remove_idle_16384_mib")], DEDUPLICATED),
     row("remove 16 GiB, idle, 1 GiB leaves", "removal_1g_16g", &[all("remove_idle_16384_mib")], ""),
-    Row {
-        what: "attach 6 TiB",
-        linux: None,
-        ours: &[all("attach_6_tib"), all("attach_idle_6291456_mib")],
-        note: "Linux's `struct page`s of 6 TiB are 96 GiB (24 GiB with 2 MiB leaves)",
-    },
+    row("attach 6 TiB, 1 GiB leaves", "attach_1g_6t", &[all("attach_6_tib"), all("attach_idle_6291456_mib")], LARGE),
+    row(
+        "remove 6 TiB, idle, 1 GiB leaves",
+        "removal_1g_6t",
+        &[all("idle_removal_6_tib"), all("remove_idle_6291456_mib")],
+        LARGE,
+    ),
     row(
         "remove 1 GiB that is mapped with 4 KiB pages",
         "removal_mapped_4k_1g",
