@@ -144,7 +144,7 @@ pub const ROWS: &[Row] = &[
         "… what each mapping adds",
         MAPPING_ADDS,
         &[all("removal_of_4096_extents_each"), shared("remove_1000_extents_1024_mib", 1000.0)],
-        "Linux: from 256 to 4,096 of them, other by a fifth in each boot; ours with the whole removal",
+        "Linux: the slope from 256 to 4,096 of them; ours with the whole removal",
     ),
 ];
 
