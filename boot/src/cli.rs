@@ -97,7 +97,6 @@ pub struct Options {
     pub quiet: bool,
     /// Measure Debian's kernel beside ours: the series, or all of them.
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, value_parser = peer::parse)]
-    #[expect(clippy::option_option, reason = "an option that may have a value")]
     pub linux: Option<Option<Series>>,
     /// The slow test cases too.
     #[arg(long, global = true)]
