@@ -13,7 +13,7 @@ say() { printf 'run-qemu: %s\n' "$*" >&2; }
 
 # `fs` has options and a help text of its own, which the program prints, and output that others read. What only some
 # jobs need is installed for those.
-program=boot verbosity=() tests='' debugs='' before=''
+program=boot verbosity=() tests='' debugs='' peers='' before=''
 [[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
 for arg in "$@"; do
     [[ $program = boot ]] || break
@@ -22,12 +22,14 @@ for arg in "$@"; do
         *:--quiet) verbosity=(--quiet) ;;
         *:test) tests=1 debugs=1 ;;
         *:--debug) debugs=1 ;;
+        *:--linux | *:--linux=*) peers=1 ;;
         *:-h | *:--help) exec cat -- "$root/boot/help.txt" ;;
     esac
     before=$arg
 done
 [[ -z $tests ]] || packages+=(rustfmt-web rust-web-clippy)
 [[ -z $debugs ]] || packages+=(gdb)
+[[ -z $peers ]] || packages+=(gcc-12 make xz-utils libelf1)
 
 # Prints the bin directory of every toolchain on this machine that has the standard library's source,
 # the one that is active in this directory first.
@@ -67,6 +69,9 @@ missing() {
     [[ -z $tests || -z $toolchain ]] || has cargo-fmt || printf 'rustfmt, '
     [[ -z $tests || -z $toolchain ]] || has cargo-clippy || printf 'clippy, '
     [[ -z $debugs ]] || command -v gdb >/dev/null || printf 'gdb, '
+    [[ -z $peers ]] || command -v gcc-12 >/dev/null || printf 'gcc-12, '
+    [[ -z $peers ]] || command -v make >/dev/null || printf 'make, '
+    [[ -z $peers ]] || command -v xz >/dev/null || printf 'xz, '
     [[ -z $toolchain ]] || has_rust_lld || has lld-22 || printf 'a linker (rust-lld or lld-22), '
     [[ $toolchain != /usr/bin || -e /etc/ssl/certs/ca-certificates.crt ||
         -n ${SSL_CERT_FILE:-}${CARGO_HTTP_CAINFO:-} ]] || printf 'certificates for downloads (ca-certificates), '

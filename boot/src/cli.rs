@@ -1,6 +1,7 @@
 //! The command line. Its help text is `boot/help.txt`, which `run-qemu.sh` can print before anything is built; a test
 //! below keeps the two from drifting apart.
 
+use crate::peer::{self, Series};
 use crate::size::{self, GIB, MIB, PAGE_BYTES};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
@@ -100,6 +101,9 @@ pub struct Options {
     /// Store the measurements in this file.
     #[arg(long, global = true)]
     pub save: Option<PathBuf>,
+    /// Measure Debian's kernel beside ours: the series, or all of them.
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, value_parser = peer::parse)]
+    pub linux: Option<Option<Series>>,
     /// The slow test cases too.
     #[arg(long, global = true)]
     pub full: bool,
@@ -177,6 +181,9 @@ impl Cli {
         if options.force && options.pmem_file.is_none() {
             return bad("--force is about what a --pmem-file holds, and there is none");
         }
+        if options.accel == Accel::Kvm && options.linux.is_some() {
+            return bad("--linux counts emulated instructions, which --accel kvm does not have");
+        }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
         }
@@ -189,8 +196,8 @@ impl Cli {
         let (job, unused, why): (_, Unused, _) = match self.job() {
             Command::Run => (
                 "run",
-                |option| matches!(option, "full" | "baseline" | "save"),
-                "--full is for test, the others for bench",
+                |option| matches!(option, "full" | "baseline" | "save" | "linux"),
+                "--full is for test, --baseline, --save and --linux for bench",
             ),
             Command::Bench => ("bench", |option| matches!(option, "full" | "mode"), "the kernel's mode is bench"),
             Command::Test => {
@@ -368,6 +375,10 @@ mod tests {
             (&["--baseline", "x"], "--baseline has no use in run"),
             (&["test", "--save", "x"], "--save has no use in test"),
             (&["bench", "--save"], "--save"),
+            (&["run", "--linux"], "--linux for bench"),
+            (&["bench", "--linux=5.10"], "6.1 and 6.12"),
+            (&["bench", "--linux", "6.1"], "6.1"),
+            (&["bench", "--linux", "--accel", "kvm"], "--linux counts emulated instructions"),
             (&["dance"], "dance"),
         ] {
             let line = refused(args);
@@ -383,7 +394,7 @@ mod tests {
             command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
         let heads = include_str!("../help.txt").lines().filter(|line| line.trim_start().starts_with('-'));
         let described: BTreeSet<_> = heads
-            .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',']))
+            .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',', '[']))
             .filter(|word| word.starts_with("--"))
             .map(ToString::to_string)
             .collect();

@@ -70,7 +70,7 @@ pub struct Guest {
 
 /// Lets the host's kernel end QEMU when the thread that starts it ends, however that is: SIGKILL leaves this program no
 /// time to do it. The thread is the one that works with the guest.
-fn ends_with_us(command: &mut Command) {
+pub(crate) fn ends_with_us(command: &mut Command) {
     let parent = getpid();
     let ask = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;

@@ -28,6 +28,7 @@ pub mod miri;
 pub mod mutants;
 pub mod outcome;
 pub mod paths;
+pub mod peer;
 pub mod progress;
 pub mod qmp;
 pub mod records;

@@ -1,14 +1,17 @@
 //! The program behind `run-qemu.sh`.
 
 use boot::cli::{Cli, Command};
-use boot::{exit, medium, mutants, run, suite};
+use boot::{exit, medium, mutants, peer, run, suite};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::from_process();
     let job = cli.job();
     let done = match &job {
-        Command::Run | Command::Bench => run::run(&cli),
+        Command::Run | Command::Bench => match cli.options.linux {
+            Some(series) => peer::job(&cli, series),
+            None => run::run(&cli),
+        },
         Command::Test => suite::run(&cli),
         Command::Mutants => mutants::job(),
         Command::Media { file } => return exit(medium::job(file, &mut std::io::stdout().lock()), 2),

@@ -13,7 +13,7 @@ use anyhow::Result;
 use std::path::Path;
 
 /// The status of this program when a file that the command line names is wrong: the same as for a wrong option.
-const BAD_COMMAND_LINE: u8 = 2;
+pub(crate) const BAD_COMMAND_LINE: u8 = 2;
 
 /// Does the job and says with which status this program ends.
 ///

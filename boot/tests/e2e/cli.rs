@@ -42,6 +42,8 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["bench", "--pmem", "16M"], "bench needs a device of 1G");
     refused(&["--save", "x"], "--save has no use in run");
     refused(&["bench", "--save", "x", "--append", "bench=gup"], "--save stores all rows");
+    refused(&["bench", "--linux=5.10"], "the kernels that can be measured are 6.1 and 6.12");
+    refused(&["bench", "--linux", "--pmem", "16M"], "bench needs a device of 1G");
     refused(&["--pmem", "64M"].repeat(33), "33 NVDIMMs, and the kernel keeps 32");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
     refused(&["--timeout", "-1"], "-1");
@@ -226,4 +228,57 @@ fn the_script_says_what_stopped_the_first_build() {
     let (status, message) = bare.run();
     let line = last(&message);
     assert!(status == Some(1) && line.contains("16 MiB more (No space left on device)"), "{message}");
+}
+
+/// `bench --linux` where nothing can be installed or fetched: one line of what it needs, and nothing is left behind.
+#[test]
+fn linux_is_not_measured_without_its_tools_or_the_network() {
+    let bare = Bare::new();
+    let bench = || {
+        let mut boot = Command::new(env!("CARGO_BIN_EXE_boot"));
+        boot.args(["bench", "--linux", "--quiet"]).env("PATH", bare.0.path());
+        boot.env("CARGO_TARGET_DIR", bare.path("target")).env_remove("ACCEL");
+        let output = boot.output().expect("it starts");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), message.lines().count()), (Some(5), 1), "{message}");
+        message
+    };
+    let message = bench();
+    assert!(
+        message.contains("apt-get install") && message.contains(" apt dpkg coreutils gcc-12 make xz-utils"),
+        "{message}"
+    );
+    assert!(!bare.path("target").exists());
+
+    for program in ["apt-cache", "dpkg-deb", "sha256sum", "gcc-12", "make", "xz"] {
+        bare.put(program, "exit 1");
+    }
+    bare.put("apt-get", "echo 'Err:1 the mirror' ; echo 'E: Could not resolve the mirror' >&2; exit 100");
+    let message = bench();
+    // A machine may lack the two libraries, which are not looked for on the path.
+    if !message.contains("libelf1") && !message.contains("libc6-dev") {
+        let wanted = "linux-image-amd64 is in no list of apt: --linux needs the network";
+        assert!(message.contains(wanted) && message.contains("(E: Could not resolve the mirror)"), "{message}");
+    }
+
+    // What apt brings is cut off: it does not get its name, nor does what would be made of it.
+    let shown = "case $* in
+        *linux-image-amd64) echo Depends: linux-image-6.1.0-1-amd64 ;;
+        *linux-headers-6.1.0-1-amd64) echo 'Depends: linux-headers-6.1.0-1-common, linux-kbuild-6.1' ;;
+        esac
+        echo \"Package: ${!#}\"; echo Version: 1; echo SHA256: 00";
+    bare.put("apt-cache", shown);
+    bare.put("apt-get", "[[ $* = *update* ]] || echo half >package.deb");
+    bare.put("sha256sum", "echo 11 $1");
+    bare.put("qemu-system-x86_64", "echo QEMU emulator version 7.2");
+    let message = bench();
+    if !message.contains("libelf1") && !message.contains("libc6-dev") {
+        assert!(message.contains("was not fetched whole: its checksum is 11, not 00"), "{message}");
+        let left =
+            |place: &str| std::fs::read_dir(bare.path(place)).expect("made").flatten().map(|entry| entry.file_name());
+        assert_eq!(left("target/peer/apt/debs").count(), 0);
+        let mut left: Vec<_> = left("target/peer").collect();
+        left.sort();
+        assert_eq!(left, ["apt", "lock"]);
+    }
 }

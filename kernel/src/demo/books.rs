@@ -3,8 +3,8 @@
 use dax::removal::{Cost, RemovalReport, Step};
 use mm::ledger::Snapshot;
 
+use crate::mem::books;
 use crate::mem::machine::mm;
-use crate::mem::memory;
 
 /// What is held at a moment: the ledger, and frames of RAM.
 pub struct Books {
@@ -15,7 +15,7 @@ pub struct Books {
 impl Books {
     /// What is held now. Kernel stacks are kept for the next tasks, and are not counted.
     pub fn now() -> Self {
-        Self { ledger: mm().ledger_snapshot(), frames: memory::booked_frames() }
+        Self { ledger: mm().ledger_snapshot(), frames: books::frames() }
     }
 
     /// The ledger.

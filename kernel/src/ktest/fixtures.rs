@@ -21,7 +21,7 @@ use crate::cpu::percpu;
 pub use crate::ktest::random::Random;
 use crate::ktest::test::Ctx;
 use crate::mem::machine::{KernelMachine, Space, mm};
-use crate::mem::{layout, memory};
+use crate::mem::{books, layout};
 use crate::pmem::devices::{self, DeviceError};
 use crate::task::sched;
 use crate::task::tcb::{Signal, Task};
@@ -38,7 +38,7 @@ pub struct Books {
 impl Books {
     /// What is held now.
     pub fn now() -> Self {
-        Self { ledger: mm().ledger_snapshot(), frames: memory::booked_frames() }
+        Self { ledger: mm().ledger_snapshot(), frames: books::frames() }
     }
 
     /// Frames of RAM.

@@ -12,7 +12,7 @@ use crate::bringup::{memory_map, smp};
 use crate::console::ring;
 use crate::cpu::{percpu, time};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
-use crate::mem::{heap, image, kstack, layout, memory, paging};
+use crate::mem::{books, heap, image, kstack, layout, memory, paging};
 use crate::task::sched;
 
 /// The tests of this file.
@@ -156,7 +156,7 @@ fn guard_is_unmapped(_: &mut Ctx) -> Result<(), String> {
 /// for the next time they are there already; what the tasks of an earlier test give back meanwhile is no fault.
 fn kept_stacks(_: &mut Ctx) -> Result<(), String> {
     const STACKS: usize = 300;
-    let others = memory::booked_frames;
+    let others = books::frames;
     let before = others();
     let stacks: Option<vec::Vec<_>> = (0..STACKS).map(|_| kstack::Stack::new()).collect();
     check!(stacks.is_some(), "no memory for {STACKS} stacks");

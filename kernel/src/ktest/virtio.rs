@@ -11,8 +11,8 @@ use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
 use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::mem::books;
 use crate::mem::machine::mm;
-use crate::mem::memory;
 use crate::pmem::devices::{self, DeviceError};
 use crate::pmem::{bytes, pci};
 
@@ -101,7 +101,7 @@ fn leaves_nothing(ctx: &mut Ctx) -> Result<(), String> {
         Ok(())
     };
     round(MemoryKind::FsDax)?;
-    let books = || (mm().ledger_snapshot(), memory::booked_frames());
+    let books = || (mm().ledger_snapshot(), books::frames());
     let (ledger, frames) = books();
     for kind in [MemoryKind::FsDax, MemoryKind::DevDax, MemoryKind::FsDax] {
         round(kind)?;

@@ -10,7 +10,7 @@ use mm::addr::{PAGE_SIZE, Pfn, PfnRange, PhysAddr};
 use mm::frame::{self, FrameAllocator, FrameError};
 use spin::Once;
 
-use crate::mem::{heap, kstack, layout, reserve};
+use crate::mem::{layout, reserve};
 
 /// Most regions that are kept; OVMF gives about 40.
 const MAX_REGIONS: usize = 256;
@@ -177,12 +177,6 @@ pub fn alloc_zeroed() -> Option<Pfn> {
 /// Frames in use at this moment.
 pub fn used_frames() -> u64 {
     USED.load(Ordering::Relaxed)
-}
-
-/// Frames in use, but for those that come and go by themselves: stacks that wait for the next task, slabs of small
-/// objects. For books that are compared.
-pub fn booked_frames() -> u64 {
-    used_frames() - kstack::frames() - heap::slab_frames()
 }
 
 /// The allocator's statistics at this moment.

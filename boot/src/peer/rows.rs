@@ -1,0 +1,250 @@
+//! Which figure of Linux belongs to which of ours, and why one stands alone.
+
+use super::results::Figure;
+use std::collections::BTreeMap;
+
+/// A line of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// What is measured, for people.
+    pub what: &'static str,
+    /// The peer's name for it (`boot/peer/guest/init`); `None` where Linux has none.
+    pub linux: Option<&'static str>,
+    /// Our `bench`'s name for it; of several, the first that the bench has. Empty where it has none.
+    pub ours: &'static [Ours],
+    /// What a reader has to know of the comparison, or why there is none.
+    pub note: &'static str,
+}
+
+/// A figure of our `bench`.
+#[derive(Debug)]
+pub struct Ours {
+    /// Its name there.
+    pub name: &'static str,
+    /// What it is divided by, so that it is of the same thing as Linux's.
+    pub share: f64,
+}
+
+const fn all(name: &'static str) -> Ours {
+    Ours { name, share: 1.0 }
+}
+
+const fn shared(name: &'static str, share: f64) -> Ours {
+    Ours { name, share }
+}
+
+const fn row(what: &'static str, linux: &'static str, ours: &'static [Ours], note: &'static str) -> Row {
+    Row { what, linux: Some(linux), ours, note }
+}
+
+const INLINED: &str = "called on Linux's side; ours as `bench` has it";
+const STRUCT_PAGES: &str = "Linux makes a `struct page` for each 4 KiB";
+const DEDUPLICATED: &str = "Linux's default: most `struct page`s of a 2 MiB leaf share a frame";
+const NO_REFERENCE: &str = "a leaf of device memory holds no reference to its page in these kernels; ours does";
+const LARGE: &str = "with 4 KiB leaves Linux would need 96 GiB of `struct page`s";
+const FAILURE: &str = "ours takes the page out of the page tables, and answers who had it";
+
+/// The table.
+pub const ROWS: &[Row] = &[
+    row(
+        "pin one 4 KiB page",
+        "pin_4k",
+        &[all("pin_4k_called"), all("gup_fast_4k_called")],
+        "a called function on both sides",
+    ),
+    row("unpin it", "unpin_4k", &[all("unpin_4k"), all("unpin")], ""),
+    row("pin one page under a 2 MiB leaf", "pin_2m", &[all("pin_2m_called"), all("gup_fast_2m")], INLINED),
+    row("… under a 1 GiB leaf", "pin_1g", &[all("pin_1g_called"), all("gup_fast_1g")], INLINED),
+    row(
+        "pin 512 pages over 4 KiB leaves into an array, each",
+        "pin_512_of_4k_each",
+        &[all("pin_512_of_4k_array_each"), all("gup_fast_512_4k_array_per_page")],
+        "",
+    ),
+    row("unpin them, each", "unpin_512_of_4k_each", &[all("unpin_512_4k_one_by_one_per_page")], ""),
+    row(
+        "pin 512 pages under a 2 MiB leaf into an array, each",
+        "pin_512_of_2m_each",
+        &[all("gup_fast_512_2m_array_per_page")],
+        "",
+    ),
+    row(
+        "unpin them, each",
+        "unpin_512_of_2m_each",
+        &[all("unpin_512_2m_one_by_one_per_page")],
+        "Linux joins the pages of a folio; ours one by one",
+    ),
+    Row {
+        what: "pin 512 pages under a 2 MiB leaf as one range, all",
+        linux: None,
+        ours: &[all("pin_512_under_2m_range"), all("gup_fast_512_2m_range")],
+        note: "Linux answers pins with arrays only",
+    },
+    row(
+        "pin one 4 KiB page for long",
+        "pin_longterm_4k",
+        &[],
+        "ours is a registration of a range, which `bench` does not measure",
+    ),
+    row(
+        "unmap 1 GiB of 4 KiB pages, each",
+        "unmap_1g_of_4k_each",
+        &[all("unmap_4k_each_page"), all("unmap_1g_of_4K_per_leaf")],
+        NO_REFERENCE,
+    ),
+    row("unmap 1 GiB of 2 MiB leaves, each", "unmap_1g_of_2m_each", &[all("unmap_1g_of_2M_per_leaf")], NO_REFERENCE),
+    row("unmap a 1 GiB leaf", "unmap_1g_of_1g_each", &[all("unmap_1g_of_1G_per_leaf")], NO_REFERENCE),
+    row(
+        "`memory_failure`, nobody told",
+        "memory_failure_late",
+        &[all("memory_failure_media")],
+        "Linux's default: no signal, and the page stays mapped; ours unmaps it",
+    ),
+    row("`memory_failure`, with SIGBUS", "memory_failure_early", &[all("memory_failure_media")], FAILURE),
+    row("attach 1 GiB, 4 KiB leaves", "attach_4k_1g", &[all("attach_idle_1024_mib")], STRUCT_PAGES),
+    row("attach 16 GiB, 4 KiB leaves", "attach_4k_16g", &[all("attach_idle_16384_mib")], STRUCT_PAGES),
+    row("attach 1 GiB, 2 MiB leaves", "attach_2m_1g", &[all("attach_idle_1024_mib")], DEDUPLICATED),
+    row("attach 4 GiB, 2 MiB leaves", "attach_2m_4g", &[all("attach_idle_4096_mib")], DEDUPLICATED),
+    row("attach 16 GiB, 2 MiB leaves", "attach_2m_16g", &[all("attach_idle_16384_mib")], DEDUPLICATED),
+    row("attach 16 GiB, 1 GiB leaves", "attach_1g_16g", &[all("attach_idle_16384_mib")], "of a 1 GiB leaf"),
+    row("remove 1 GiB, idle, 4 KiB leaves", "removal_4k_1g", &[all("remove_idle_1024_mib")], ""),
+    row("remove 16 GiB, idle, 4 KiB leaves", "removal_4k_16g", &[all("remove_idle_16384_mib")], ""),
+    row("remove 1 GiB, idle, 2 MiB leaves", "removal_2m_1g", &[all("remove_idle_1024_mib")], DEDUPLICATED),
+    row("remove 4 GiB, idle, 2 MiB leaves", "removal_2m_4g", &[all("remove_idle_4096_mib")], DEDUPLICATED),
+    row("remove 16 GiB, idle, 2 MiB leaves", "removal_2m_16g", &[all("remove_idle_16384_mib")], DEDUPLICATED),
+    row("remove 16 GiB, idle, 1 GiB leaves", "removal_1g_16g", &[all("remove_idle_16384_mib")], ""),
+    row("attach 6 TiB, 1 GiB leaves", "attach_1g_6t", &[all("attach_6_tib"), all("attach_idle_6291456_mib")], LARGE),
+    row(
+        "remove 6 TiB, idle, 1 GiB leaves",
+        "removal_1g_6t",
+        &[all("idle_removal_6_tib"), all("remove_idle_6291456_mib")],
+        LARGE,
+    ),
+    row(
+        "remove 1 GiB that is mapped with 4 KiB pages",
+        "removal_mapped_4k_1g",
+        &[all("remove_1g_of_4K_ranged_1024_mib")],
+        "ours is loaded by 4 CPUs, which are interrupted; Linux's by none",
+    ),
+    row(
+        "remove 4 GiB that is mapped with 4 KiB pages, each",
+        "removal_mapped_4k_4g_each",
+        &[all("removal_4k_each_page"), shared("remove_1g_of_4K_ranged_4096_mib", 262_144.0)],
+        "until `bench` has a row of 4 GiB, ours is 1 GiB of a device of 4",
+    ),
+    row("remove 1 GiB that is mapped with 2 MiB leaves", "removal_mapped_2m_1g", &[], "`bench` has no such row"),
+    row("remove 16 GiB mapped with 1 GiB leaves, each", "removal_mapped_1g_16g_each", &[], "`bench` has no such row"),
+    row(
+        "remove a device with 4,096 mappings, each",
+        "removal_of_4096_extents_each",
+        &[all("removal_of_4096_extents_each"), shared("remove_1000_extents_1024_mib", 1000.0)],
+        "Linux: 2 MiB each, of 16 GiB, whose removal alone is most of it",
+    ),
+    row(
+        "… what each mapping adds",
+        MAPPING_ADDS,
+        &[all("removal_of_4096_extents_each"), shared("remove_1000_extents_1024_mib", 1000.0)],
+        "Linux: the slope from 256 to 4,096 of them; ours with the whole removal",
+    ),
+];
+
+/// A figure that is made of two others.
+const MAPPING_ADDS: &str = "removal_each_further_extent";
+
+/// What the figures of whole removals with 256 and with 4,096 mappings say of one.
+pub fn derive(figures: &mut BTreeMap<String, Figure>) {
+    for counted in ["", "_tasks"] {
+        let of = |nr: f64| {
+            figures.get(&format!("removal_of_{nr}_extents_each{counted}")).map(|each| (each, each.value * nr))
+        };
+        let (Some((_, few)), Some((each, many))) = (of(256.0), of(4096.0)) else { continue };
+        let value = (many - few) / f64::from(4096 - 256);
+        let derived = Figure { value, least_most: (value, value), ..each.clone() };
+        figures.insert(format!("{MAPPING_ADDS}{counted}"), derived);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths;
+    use std::fs;
+
+    /// Does a text literal of the source, with anything in place of `{…}`, give the name?
+    fn gives(literal: &str, name: &str) -> bool {
+        let Some((before, rest)) = literal.split_once('{') else { return literal == name };
+        let Some((_, after)) = rest.split_once('}') else { return false };
+        let Some(left) = name.strip_prefix(before) else { return false };
+        (1..=left.len()).any(|at| left.is_char_boundary(at) && gives(after, &left[at..]))
+    }
+
+    /// The literals of the bench's sources that can be names.
+    fn names() -> Vec<String> {
+        let place = paths::root().join("kernel/src/bench");
+        let sources = fs::read_dir(place).expect("the bench").flatten().map(|entry| fs::read_to_string(entry.path()));
+        let literal =
+            |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_{}".contains(c));
+        let mut names = Vec::new();
+        for source in sources {
+            names.extend(source.expect("read").split('"').filter(|text| literal(text)).map(String::from));
+        }
+        // A pattern that is all pattern would be anything.
+        names.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+        names
+    }
+
+    #[test]
+    fn each_figure_of_ours_is_one_that_the_bench_prints() {
+        let known = names();
+        assert!(known.len() > 20, "{known:?}");
+        for row in ROWS.iter().filter(|row| !row.ours.is_empty()) {
+            let found = row.ours.iter().any(|ours| known.iter().any(|literal| gives(literal, ours.name)));
+            assert!(found, "the bench prints none of {:?}", row.ours);
+        }
+    }
+
+    #[test]
+    fn a_pattern_gives_its_names_and_no_other() {
+        assert!(gives("attach_idle_{mib}_mib", "attach_idle_1024_mib") && gives("unpin", "unpin"));
+        assert!(gives("remove_1g_of_4K_{word}_{mib}_mib", "remove_1g_of_4K_ranged_1024_mib"));
+        assert!(!gives("attach_idle_{mib}_mib", "attach_idle__mib") && !gives("unpin", "unpin_4k"));
+    }
+
+    /// What the guest prints is spelled in its own two sources.
+    #[test]
+    fn each_figure_of_linux_is_one_that_the_guest_prints() {
+        let place = paths::root().join("boot/peer/guest");
+        let init = fs::read_to_string(place.join("init")).expect("the guest's first program");
+        let program = fs::read_to_string(place.join("peerbench.c")).expect("the guest's program");
+        for name in ROWS.iter().filter_map(|row| row.linux).filter(|name| *name != MAPPING_ADDS) {
+            let whole = init.contains(&format!(" {name} ")) || init.contains(&name.replace("4096", "${extents}"));
+            // with pin 4k …, with idle 4k_${gib}g …
+            let composed = ["pin_longterm_", "unpin_512_of_", "pin_512_of_", "unpin_", "pin_", "attach_", "removal_"];
+            let composed = composed.iter().any(|start| {
+                let rest = name.strip_prefix(start).map(|rest| rest.trim_end_matches("_each"));
+                let leaf = rest.and_then(|rest| rest.split('_').next());
+                program.contains(&format!("\"{start}%s")) && leaf.is_some_and(|leaf| ["4k", "2m", "1g"].contains(&leaf))
+            });
+            assert!(whole || composed, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_partner_says_why() {
+        for row in ROWS.iter().filter(|row| row.linux.is_none() || row.ours.is_empty()) {
+            assert!(!row.note.is_empty(), "{}", row.what);
+        }
+    }
+
+    #[test]
+    fn what_each_mapping_adds_is_the_slope() {
+        let figure = |value| Figure { value, least_most: (value, value), turns: 3, counted: "caller".into() };
+        let mut figures = BTreeMap::from([
+            ("removal_of_256_extents_each".to_string(), figure(1000.0)),
+            ("removal_of_4096_extents_each".to_string(), figure(100.0)),
+        ]);
+        derive(&mut figures);
+        assert_eq!(figures[MAPPING_ADDS].value, (409_600.0 - 256_000.0) / 3840.0);
+        assert!(!figures.contains_key("removal_each_further_extent_tasks"));
+    }
+}
