@@ -121,6 +121,8 @@ fn ours(asked: &Options) -> Options {
     let mut options = asked.clone();
     options.mode = Mode::Bench;
     options.deterministic = true;
+    // Each device costs what one costs otherwise.
+    options.timeout = options.timeout.or(Some(1200));
     if options.pmem.is_empty() && options.pmem_file.is_none() {
         options.pmem = SIZES_GIB.iter().chain([&LARGE_GIB]).map(|gib| gib * GIB).collect();
     }
