@@ -31,6 +31,8 @@ pub mod paths;
 pub mod progress;
 pub mod qmp;
 pub mod records;
+#[cfg(feature = "report")]
+pub mod report;
 #[cfg(test)]
 mod rooms;
 pub mod run;
