@@ -15,6 +15,7 @@ say() { printf 'run-qemu: %s\n' "$*" >&2; }
 # jobs need is installed for those.
 program=boot verbosity=() tests='' debugs='' peers='' before=''
 [[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
+[[ ${1:-} != report ]] || program=report
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
@@ -144,9 +145,11 @@ if ! has_rust_lld; then
     export CARGO_TARGET_X86_64_TARGET_LINKER=lld-22 CARGO_TARGET_X86_64_UNKNOWN_UEFI_LINKER=lld-22
 fi
 
-# `boot` builds the kernel and the loader; without the file system's commands it needs nothing of the kernel's itself.
-features=()
-[[ $program = fsimage ]] || features=(--no-default-features)
+# `boot` builds the kernel and the loader; without the file system's commands it needs nothing of the kernel's itself, and
+# without the report nothing that draws.
+features=(--no-default-features)
+[[ $program != fsimage ]] || features+=(--features fs)
+[[ $program != report ]] || features+=(--features report)
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
 build=("${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool -p boot --bin "$program" "${features[@]}")
 if ! "$toolchain/cargo" build "${build[@]}"; then

@@ -32,6 +32,8 @@ pub mod peer;
 pub mod progress;
 pub mod qmp;
 pub mod records;
+#[cfg(feature = "report")]
+pub mod report;
 #[cfg(test)]
 mod rooms;
 pub mod run;

@@ -72,6 +72,20 @@ fn a_file_that_cannot_be_used_is_one_line_and_status_2() {
     refused(&["--mode", "shell", "--pmem", "2M", "--pmem-file", &path("small")], "holds an NVDIMM of 1M, not of 2M");
 }
 
+/// The report has a command line of its own.
+#[test]
+fn a_report_of_nothing_is_one_line_and_status_2() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let refused = |args: &[&str], word: &str| refused_by(env!("CARGO_BIN_EXE_report"), args, word);
+    refused(&["report", "--colour"], "--colour");
+    refused(&["report", "--records", &path("absent")], "absent: No such file");
+    std::fs::write(path("empty"), "").expect("written");
+    refused(&["report", "--records", &path("empty")], "it holds no records of a report");
+    refused(&["report", "--output", &path("absent/page.html")], "absent/page.html cannot be written");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("listed").count(), 1, "no page is written");
+}
+
 #[test]
 fn help_is_the_same_text_from_the_program_and_from_the_script() {
     let text = include_str!("../../help.txt");
