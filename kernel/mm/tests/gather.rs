@@ -5,8 +5,9 @@ mod common;
 
 use common::{Device, EmuContext, Space, counts, machine, page, space_with};
 use mm::addr::{PAGE_SIZE, PageSize};
+use mm::entry::Prot;
 use mm::gather::ZapStats;
-use mm::space::{Access, AddressSpace};
+use mm::space::{Access, AddressSpace, MapError};
 use mm::sync::Arc;
 use testkit::emu::EmuMachine;
 
@@ -22,8 +23,9 @@ fn populated(nr_pages: u64, largest: PageSize, step: u64) -> (EmuMachine, Arc<Em
     (emu, mm, device, space)
 }
 
-/// Unmaps the first `nr_pages`; the lists cannot grow meanwhile, if `short`.
+/// Unmaps the first `nr_pages`; the lists cannot grow meanwhile, if `short`. The VMA is cut before, which takes memory.
 fn unmap(emu: &EmuMachine, space: &Arc<Space>, nr_pages: u64, short: bool) -> ZapStats {
+    space.protect(page(0), nr_pages * PAGE_SIZE, Prot::USER_WRITE).expect("cut");
     emu.limit_growth(if short { 0 } else { u64::MAX });
     let stats = space.unmap(page(0), nr_pages * PAGE_SIZE).expect("unmapped");
     emu.limit_growth(u64::MAX);
@@ -146,4 +148,21 @@ fn a_table_over_two_blocks_leaves_to_others_what_is_theirs() {
     }
     drop(first);
     assert_eq!(device.pages.live_folios(), 0);
+}
+
+/// What needs memory and can be refused is refused before anything has changed: a new VMA, and the cut of one.
+// covers: A6
+#[test]
+fn without_memory_nothing_is_mapped_and_no_vma_is_cut() {
+    let (emu, mm, device, space) = populated(8, PageSize::Size4K, 1);
+    let refused = Err(MapError::OutOfMemory);
+    emu.limit_growth(0);
+    assert_eq!(space.unmap(page(2), PAGE_SIZE).map(drop), refused);
+    assert_eq!(space.protect(page(0), 3 * PAGE_SIZE, Prot::USER_READ).map(drop), refused);
+    assert_eq!(space.map(page(100), PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0), refused);
+    assert_eq!((mm.meta.totals().refs, device.mapping.nr_vmas()), (8, 1));
+    // What cuts nothing needs none.
+    assert!(space.protect(page(0), 8 * PAGE_SIZE, Prot::USER_READ).is_ok());
+    assert!(space.unmap(page(0), 8 * PAGE_SIZE).is_ok());
+    assert_eq!((mm.meta.totals().refs, device.mapping.nr_vmas()), (0, 0));
 }
