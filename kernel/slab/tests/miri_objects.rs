@@ -150,7 +150,7 @@ fn what_never_was_an_object_is_seen() {
 #[test]
 fn what_is_taken_on_one_cpu_is_given_back_on_another() {
     const CPUS: usize = 3;
-    let rounds = if cfg!(miri) { 40 } else { 20_000 };
+    let rounds = if cfg!(miri) { 15 } else { 20_000 };
     let slabs: Slabs<Host, CPUS> = Slabs::new(Host::new(10_000));
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..CPUS).map(|_| mpsc::sync_channel::<Object>(64)).unzip();
     std::thread::scope(|scope| {
@@ -202,7 +202,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 200 }, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn objects_never_overlap_and_pages_come_back(
-        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 60 } else { 2_000 }),
+        steps in prop::collection::vec(step(), 0..if cfg!(miri) { 30 } else { 2_000 }),
         most in prop_oneof![Just(4usize), Just(1000)],
     ) {
         let slabs: Slabs<Host, 2> = Slabs::new(Host::new(most));
