@@ -5,6 +5,8 @@
 //! the largest leaves, stacks with guard pages. All kernel leaves are global. The root's upper 256 entries never
 //! change after boot, so every address space copies them once: the tables below them are shared.
 
+mod run;
+
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootloader_api::info::MemoryRegionKind;
@@ -14,6 +16,7 @@ use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
+use self::run::Run;
 use crate::mem::{image, layout, machine, memory};
 
 /// Kernel data: writable, never executable.
@@ -235,90 +238,6 @@ fn count_in_use(va: VirtAddr, level: u8, delta: i64) {
         let nr = &IN_USE[va.index(4) - KERNEL_ROOT.start];
         // The writers' lock is held, or this is the boot.
         nr.store(nr.load(Ordering::Relaxed).wrapping_add_signed(delta), Ordering::Relaxed);
-    }
-}
-
-/// Clears the entries of these numbers, one store for each. A loop is not unrolled so far, and a device of 6 TiB has 6,144 leaves
-/// of 1 GiB.
-macro_rules! clear_each {
-    ($group:ident; $($nth:literal)*) => { $($group[$nth].store(0, Ordering::Release);)* };
-}
-
-/// Neighbouring leaves of one table.
-struct Run {
-    va: VirtAddr,
-    pfn: Pfn,
-    size: PageSize,
-    nr_leaves: usize,
-}
-
-impl Run {
-    /// The first leaves of a range: the largest that fit, up to the end of their table. What is mapped is the same whenever
-    /// it is asked for, so that an unmap finds it without reading the entries.
-    fn first_of(va: VirtAddr, pfn: Pfn, nr_pages: u64) -> Self {
-        let fits = |size: &&PageSize| {
-            (**size != PageSize::Size1G || has_gib_leaves())
-                && nr_pages >= size.nr_pages()
-                && pfn.is_aligned(**size)
-                && va.is_aligned(size.bytes())
-        };
-        let size = PageSize::ALL.iter().rev().find(fits).copied().unwrap_or(PageSize::Size4K);
-        let room = ENTRIES - va.index(size.level());
-        Self { va, pfn, size, nr_leaves: room.min((nr_pages / size.nr_pages()) as usize) }
-    }
-
-    fn nr_pages(&self) -> u64 {
-        self.nr_leaves as u64 * self.size.nr_pages()
-    }
-
-    /// Its entries in `table`.
-    fn entries(&self, table: Pfn) -> &'static [AtomicU64] {
-        let first = self.va.index(self.size.level());
-        &all(table)[first..first + self.nr_leaves]
-    }
-
-    fn fill(&self, table: Pfn, prot: Prot, extra_bits: u64) -> Result<(), MapError> {
-        let (entries, level) = (self.entries(table), self.size.level());
-        let empty = level == 3 && IN_USE[self.va.index(4) - KERNEL_ROOT.start].load(Ordering::Relaxed) == 0;
-        if !empty && entries.iter().any(|entry| entry.load(Ordering::Relaxed) != 0) {
-            return Err(MapError::Occupied);
-        }
-        let (step, mut bits) = (self.size.bytes(), Entry::leaf(self.pfn, self.size, prot).bits() | extra_bits);
-        // Release; pairs with the Acquire of every walk: what is mapped is complete. By sixteen, so that a leaf costs a store
-        // and an addition.
-        let (groups, rest) = entries.as_chunks::<16>();
-        let mut store = |entry: &AtomicU64| {
-            entry.store(bits, Ordering::Release);
-            bits = bits.wrapping_add(step);
-        };
-        for group in groups {
-            group.iter().for_each(&mut store);
-        }
-        rest.iter().for_each(store);
-        count_in_use(self.va, level, self.nr_leaves as i64);
-        Ok(())
-    }
-
-    /// # Panics
-    /// The first or the last of its leaves is not there: what is unmapped here was mapped as a whole.
-    fn clear(&self, table: Pfn) {
-        let (entries, level) = (self.entries(table), self.size.level());
-        let last = self.nr_leaves - 1;
-        for nth in [0, last] {
-            let (found, pfn) = (
-                Entry::from_bits(entries[nth].load(Ordering::Relaxed)),
-                self.pfn.add(nth as u64 * self.size.nr_pages()),
-            );
-            assert!(found.is_leaf(level) && found.pfn() == pfn, "the leaf at {} is not mapped as a whole", self.va);
-        }
-        let (groups, rest) = entries.as_chunks::<64>();
-        for group in groups {
-            clear_each!(group; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-            clear_each!(group; 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61
-                62 63);
-        }
-        rest.iter().for_each(|entry| entry.store(0, Ordering::Release));
-        count_in_use(self.va, level, -(self.nr_leaves as i64));
     }
 }
 
