@@ -41,9 +41,13 @@ fn costs(ctx: &mut Ctx) -> Result<(), String> {
     Device::with(ctx, 1 << 20, |ctx, device| {
         put(device, 0, &[])?;
         let block = devices::block(0).map_err(|error| format!("{error}"))?;
-        let start = time::cost();
-        let findings = block.look(|medium| probe(medium)).map_err(|error| format!("{error}"))?;
-        let cost = time::cost() - start;
+        let (mut cost, mut findings) = (u64::MAX, media::probe::Findings::default());
+        // The least of some: in between the timer may come.
+        for _ in 0..4 {
+            let start = time::cost();
+            findings = block.look(|medium| probe(medium)).map_err(|error| format!("{error}"))?;
+            cost = cost.min(time::cost() - start);
+        }
         ctx.note(format_args!("a probe of {} MiB: {cost} {}", device.size_bytes() >> 20, time::cost_unit()));
         if !findings.is_empty() {
             return Err(format!("on a device of zeroes: {findings}"));

@@ -2,7 +2,7 @@
 //!
 //! | request | from |
 //! |---|---|
-//! | at most 2,016 bytes, aligned to 64 at most | the slabs ([`slab`]), which grow by a frame and give it back |
+//! | at most 2,016 bytes, aligned to 64 at most | the slabs ([`slabs`]), which grow by a frame and give it back |
 //! | up to [`BIG`], and no whole number of pages | the heap of odd sizes, of [`ODD_ORDER`]; frames where it is full |
 //! | the rest | frames: a big table neither fragments a heap nor needs room in one |
 //!
@@ -18,8 +18,8 @@ use arch::percpu as area;
 use linked_list_allocator::Heap;
 use mm::addr::{PAGE_SIZE, PhysAddr};
 use mm::machine::MAX_CPUS;
-use slab::class::Class;
-use slab::{Pages, Slabs};
+use slabs::class::Class;
+use slabs::{Pages, Slabs};
 
 use crate::cpu::lock::IrqLock;
 use crate::mem::{layout, memory, reserve};

@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use proptest::prelude::*;
-use slab::class::{Class, MAX_ALIGN, MAX_BYTES};
-use slab::{PAGE_BYTES, Pages, Slabs};
+use slabs::class::{Class, MAX_ALIGN, MAX_BYTES};
+use slabs::{PAGE_BYTES, Pages, Slabs};
 
 const PAGE: Layout = match Layout::from_size_align(PAGE_BYTES, PAGE_BYTES) {
     Ok(layout) => layout,
