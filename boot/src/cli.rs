@@ -184,6 +184,9 @@ impl Cli {
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
         }
+        if options.linux.is_some() && (options.baseline.is_some() || options.save.is_some()) {
+            return bad("--linux measures other devices than a baseline is of: --baseline and --save go without it");
+        }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
         }
@@ -379,6 +382,8 @@ mod tests {
             (&["bench", "--linux=5.10"], "6.1 and 6.12"),
             (&["bench", "--linux", "6.1"], "6.1"),
             (&["bench", "--linux", "--accel", "kvm"], "--linux counts emulated instructions"),
+            (&["bench", "--linux", "--save", "x"], "--baseline and --save go without it"),
+            (&["bench", "--linux=6.1", "--baseline", "x"], "--baseline and --save go without it"),
             (&["dance"], "dance"),
         ] {
             let line = refused(args);

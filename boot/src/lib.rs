@@ -42,6 +42,7 @@ pub mod suite;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
+pub mod whole;
 
 use std::process::ExitCode;
 

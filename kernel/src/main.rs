@@ -189,7 +189,7 @@ extern "C" fn on_own_tables() -> ! {
     let options = options::get();
     let (ram, usable) = memory::ram_bytes();
     report!("memory ram_bytes={ram} usable_bytes={usable} heap_bytes={heap_bytes}");
-    log::info!(target: "memory", "{} MiB of RAM, {} MiB usable; heap of {} KiB", ram >> 20, usable >> 20, heap_bytes >> 10);
+    log::info!(target: "memory", "{} MiB of RAM, {} MiB usable; {} KiB of heap for odd sizes", ram >> 20, usable >> 20, heap_bytes >> 10);
     log::info!(target: "paging", "our own page tables: {direct_map_leaves} leaves map RAM, the loader's tables are left behind");
     memory_map::print(memory::regions());
     print_features(features);

@@ -4,13 +4,11 @@ use super::figures::{Figure, Figures, Kind, has_moved};
 use crate::machine::Machine;
 use crate::paths::{self, Profile};
 use crate::size;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::fmt;
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// What was measured, and so what may be compared with it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -199,48 +197,6 @@ impl fmt::Display for Change {
             (Some(before), None) => write!(f, "{name:<42} {:>14} {:>14} gone", value(before), ""),
             (None, None) => Ok(()),
         }
-    }
-}
-
-/// A place for a baseline, which is there as a whole or not at all.
-#[derive(Debug)]
-pub struct Place {
-    path: PathBuf,
-    file: NamedTempFile,
-}
-
-impl Place {
-    /// Sees to it that a file can be written there, before minutes are spent on what it is to hold.
-    ///
-    /// # Errors
-    /// One line.
-    pub fn reserve(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        if path.is_dir() {
-            bail!("{shown} is a directory");
-        }
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = NamedTempFile::new_in(parent).with_context(|| format!("{shown} cannot be written"))?;
-        Ok(Self { path: path.into(), file })
-    }
-
-    /// Writes it: all of it, and then in the place of what was there.
-    ///
-    /// # Errors
-    /// One line; what was there is as before.
-    pub fn write(mut self, text: &str) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        let cannot = || format!("{} cannot be written", self.path.display());
-        let file = self.file.as_file_mut();
-        file.write_all(text.as_bytes()).with_context(cannot)?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).with_context(cannot)?;
-        file.sync_all().with_context(cannot)?;
-        let path = self.path.display().to_string();
-        self.file
-            .persist(&self.path)
-            .map(drop)
-            .map_err(|error| error.error)
-            .with_context(|| format!("{path} cannot be written"))
     }
 }
 

@@ -3,13 +3,14 @@
 pub mod baseline;
 pub mod figures;
 
-use self::baseline::{Baseline, IN_TREE, Place, Subject, of_tree};
+use self::baseline::{Baseline, IN_TREE, Subject, of_tree};
 use self::figures::Figures;
 use crate::cli::Options;
 use crate::machine::Machine;
 use crate::outcome::{Outcome, Status};
 use crate::paths::Profile;
 use crate::size::{GIB, TIB};
+use crate::whole::Place;
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 
@@ -67,12 +68,7 @@ impl Held {
     /// Says what became of the figures, stores them if that was asked for, and judges the run.
     #[must_use]
     pub fn judge(self, outcome: &Outcome) -> Status {
-        let measured = match &outcome.status {
-            Status::Good => true,
-            Status::Bad(reason) => reason.ends_with("_bounds_missed"),
-            _ => false,
-        };
-        if !measured || self.sweep {
+        if !was_measured(&outcome.status) || self.sweep {
             return outcome.status.clone();
         }
         match figures::of_console(&outcome.console) {
@@ -112,6 +108,16 @@ impl Held {
             ([], worse) => Status::Bad(format!("{worse} rows are worse than in the baseline")),
             (unknown, _) => Status::Bad(format!("goals that are missed and not known to be: {}", unknown.join(" "))),
         }
+    }
+}
+
+/// Was everything measured, whether or not goals are missed?
+#[must_use]
+pub fn was_measured(status: &Status) -> bool {
+    match status {
+        Status::Good => true,
+        Status::Bad(reason) => reason.ends_with("_bounds_missed"),
+        _ => false,
     }
 }
 

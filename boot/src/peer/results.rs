@@ -1,14 +1,13 @@
 //! What the peer's guest printed, and the file in which it is kept.
 
 use super::packages::Kernel;
-use super::{UNFINISHED, machine, rows};
+use super::{machine, rows};
 use crate::records;
-use anyhow::{Context, Result, bail};
+use crate::whole;
+use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// One figure, in guest instructions.
@@ -80,7 +79,7 @@ impl Measured {
     /// # Errors
     /// When it cannot be written.
     pub fn keep(&self, file: &Path) -> Result<()> {
-        write_whole(file, &format!("{:#}\n", self.to_json()))
+        whole::write(file, &format!("{:#}\n", self.to_json()))
     }
 
     fn to_json(&self) -> Value {
@@ -143,21 +142,6 @@ fn figures(lines: &[String]) -> Result<BTreeMap<String, Figure>> {
     }
     rows::derive(&mut figures);
     Ok(figures)
-}
-
-/// Writes a file under another name, and gives it its own when it is whole.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn write_whole(file: &Path, text: &str) -> Result<()> {
-    let place = file.parent().context("a file in no directory")?;
-    // Others may read it, as they may what else is built.
-    let mode = fs::Permissions::from_mode(0o644);
-    let whole = tempfile::Builder::new().prefix(UNFINISHED).permissions(mode).tempfile_in(place);
-    let mut whole = whole.with_context(|| place.display().to_string())?;
-    whole.write_all(text.as_bytes())?;
-    whole.persist(file).with_context(|| file.display().to_string())?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,34 +10,17 @@ pub struct Row {
     pub what: &'static str,
     /// The peer's name for it (`boot/peer/guest/init`); `None` where Linux has none.
     pub linux: Option<&'static str>,
-    /// Our `bench`'s name for it; of several, the first that the bench has. Empty where it has none.
-    pub ours: &'static [Ours],
+    /// Our `bench`'s name for it; `None` where it has none.
+    pub ours: Option<&'static str>,
     /// What a reader has to know of the comparison, or why there is none.
     pub note: &'static str,
 }
 
-/// A figure of our `bench`.
-#[derive(Debug)]
-pub struct Ours {
-    /// Its name there.
-    pub name: &'static str,
-    /// What it is divided by, so that it is of the same thing as Linux's.
-    pub share: f64,
-}
-
-const fn all(name: &'static str) -> Ours {
-    Ours { name, share: 1.0 }
-}
-
-const fn shared(name: &'static str, share: f64) -> Ours {
-    Ours { name, share }
-}
-
-const fn row(what: &'static str, linux: &'static str, ours: &'static [Ours], note: &'static str) -> Row {
+const fn row(what: &'static str, linux: &'static str, ours: Option<&'static str>, note: &'static str) -> Row {
     Row { what, linux: Some(linux), ours, note }
 }
 
-const INLINED: &str = "called on Linux's side; ours as `bench` has it";
+const CALLED: &str = "a called function on both sides";
 const STRUCT_PAGES: &str = "Linux makes a `struct page` for each 4 KiB";
 const DEDUPLICATED: &str = "Linux's default: most `struct page`s of a 2 MiB leaf share a frame";
 const NO_REFERENCE: &str = "a leaf of device memory holds no reference to its page in these kernels; ours does";
@@ -47,175 +30,86 @@ const FAILURE: &str = "ours takes the page out of the page tables, and answers w
 
 /// The table.
 pub const ROWS: &[Row] = &[
-    row(
-        "pin one 4 KiB page",
-        "pin_4k",
-        &[all("pin_4k_called"), all("gup_fast_4k_called")],
-        "a called function on both sides",
-    ),
-    row("unpin it", "unpin_4k", &[all("unpin_4k"), all("unpin")], ""),
-    row("pin one page under a 2 MiB leaf", "pin_2m", &[all("pin_2m_called"), all("gup_fast_2m")], INLINED),
-    row("… under a 1 GiB leaf", "pin_1g", &[all("pin_1g_called"), all("gup_fast_1g")], INLINED),
+    row("pin one 4 KiB page", "pin_4k", Some("pin_4k_called"), CALLED),
+    row("unpin it", "unpin_4k", Some("unpin_4k"), ""),
+    row("pin one page under a 2 MiB leaf", "pin_2m", Some("pin_2m_called"), CALLED),
+    row("… under a 1 GiB leaf", "pin_1g", Some("pin_1g_called"), CALLED),
     row(
         "pin 512 pages over 4 KiB leaves into an array, each",
         "pin_512_of_4k_each",
-        &[all("pin_512_of_4k_array_each"), all("gup_fast_512_4k_array_per_page")],
+        Some("pin_512_of_4k_array_each"),
         "",
     ),
-    row(
-        "unpin them, each",
-        "unpin_512_of_4k_each",
-        &[all("unpin_512_of_4k_one_by_one_each"), all("unpin_512_4k_one_by_one_per_page")],
-        "",
-    ),
+    row("unpin them, each", "unpin_512_of_4k_each", Some("unpin_512_of_4k_one_by_one_each"), ""),
     row(
         "pin 512 pages under a 2 MiB leaf into an array, each",
         "pin_512_of_2m_each",
-        &[all("pin_512_under_2m_array_each"), all("gup_fast_512_2m_array_per_page")],
+        Some("pin_512_under_2m_array_each"),
         "",
     ),
     row(
         "unpin them, each",
         "unpin_512_of_2m_each",
-        &[all("unpin_512_under_2m_one_by_one_each"), all("unpin_512_2m_one_by_one_per_page")],
+        Some("unpin_512_under_2m_one_by_one_each"),
         "Linux joins the pages of a folio; ours one by one",
     ),
     Row {
         what: "pin 512 pages under a 2 MiB leaf as one range, all",
         linux: None,
-        ours: &[all("pin_512_under_2m_range"), all("gup_fast_512_2m_range")],
+        ours: Some("pin_512_under_2m_range"),
         note: "Linux answers pins with arrays only",
     },
     row(
         "pin one 4 KiB page for long",
         "pin_longterm_4k",
-        &[],
+        None,
         "ours is a registration of a range, which `bench` does not measure",
     ),
-    row(
-        "unmap 1 GiB of 4 KiB pages, each",
-        "unmap_1g_of_4k_each",
-        &[all("unmap_4k_each_page"), all("unmap_1g_of_4K_per_leaf")],
-        NO_REFERENCE,
-    ),
-    row(
-        "unmap 1 GiB of 2 MiB leaves, each",
-        "unmap_1g_of_2m_each",
-        &[all("unmap_2m_each_leaf"), all("unmap_1g_of_2M_per_leaf")],
-        NO_REFERENCE,
-    ),
-    row(
-        "unmap a 1 GiB leaf",
-        "unmap_1g_of_1g_each",
-        &[all("unmap_1g_each_leaf"), all("unmap_1g_of_1G_per_leaf")],
-        NO_REFERENCE,
-    ),
+    row("unmap 1 GiB of 4 KiB pages, each", "unmap_1g_of_4k_each", Some("unmap_4k_each_page"), NO_REFERENCE),
+    row("unmap 1 GiB of 2 MiB leaves, each", "unmap_1g_of_2m_each", Some("unmap_2m_each_leaf"), NO_REFERENCE),
+    row("unmap a 1 GiB leaf", "unmap_1g_of_1g_each", Some("unmap_1g_each_leaf"), NO_REFERENCE),
     row(
         "`memory_failure`, nobody told",
         "memory_failure_late",
-        &[all("memory_failure_called"), all("memory_failure_media")],
+        Some("memory_failure_called"),
         "Linux's default: no signal, and the page stays mapped; ours unmaps it",
     ),
-    row(
-        "`memory_failure`, with SIGBUS",
-        "memory_failure_early",
-        &[all("memory_failure_called"), all("memory_failure_media")],
-        FAILURE,
-    ),
-    row(
-        "attach 1 GiB, 4 KiB leaves",
-        "attach_4k_1g",
-        &[all("attach_1_gib"), all("attach_idle_1024_mib")],
-        STRUCT_PAGES,
-    ),
-    row(
-        "attach 16 GiB, 4 KiB leaves",
-        "attach_4k_16g",
-        &[all("attach_16_gib"), all("attach_idle_16384_mib")],
-        STRUCT_PAGES,
-    ),
-    row(
-        "attach 1 GiB, 2 MiB leaves",
-        "attach_2m_1g",
-        &[all("attach_1_gib"), all("attach_idle_1024_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "attach 4 GiB, 2 MiB leaves",
-        "attach_2m_4g",
-        &[all("attach_4_gib"), all("attach_idle_4096_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "attach 16 GiB, 2 MiB leaves",
-        "attach_2m_16g",
-        &[all("attach_16_gib"), all("attach_idle_16384_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "attach 16 GiB, 1 GiB leaves",
-        "attach_1g_16g",
-        &[all("attach_16_gib"), all("attach_idle_16384_mib")],
-        "of a 1 GiB leaf",
-    ),
-    row(
-        "remove 1 GiB, idle, 4 KiB leaves",
-        "removal_4k_1g",
-        &[all("idle_removal_1_gib"), all("remove_idle_1024_mib")],
-        "",
-    ),
-    row(
-        "remove 16 GiB, idle, 4 KiB leaves",
-        "removal_4k_16g",
-        &[all("idle_removal_16_gib"), all("remove_idle_16384_mib")],
-        "",
-    ),
-    row(
-        "remove 1 GiB, idle, 2 MiB leaves",
-        "removal_2m_1g",
-        &[all("idle_removal_1_gib"), all("remove_idle_1024_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "remove 4 GiB, idle, 2 MiB leaves",
-        "removal_2m_4g",
-        &[all("idle_removal_4_gib"), all("remove_idle_4096_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "remove 16 GiB, idle, 2 MiB leaves",
-        "removal_2m_16g",
-        &[all("idle_removal_16_gib"), all("remove_idle_16384_mib")],
-        DEDUPLICATED,
-    ),
-    row(
-        "remove 16 GiB, idle, 1 GiB leaves",
-        "removal_1g_16g",
-        &[all("idle_removal_16_gib"), all("remove_idle_16384_mib")],
-        "",
-    ),
-    row("attach 6 TiB, 1 GiB leaves", "attach_1g_6t", &[all("attach_6_tib"), all("attach_idle_6291456_mib")], LARGE),
-    row(
-        "remove 6 TiB, idle, 1 GiB leaves",
-        "removal_1g_6t",
-        &[all("idle_removal_6_tib"), all("remove_idle_6291456_mib")],
-        LARGE,
-    ),
+    row("`memory_failure`, with SIGBUS", "memory_failure_early", Some("memory_failure_called"), FAILURE),
+    row("attach 1 GiB, 4 KiB leaves", "attach_4k_1g", Some("attach_1_gib"), STRUCT_PAGES),
+    row("attach 16 GiB, 4 KiB leaves", "attach_4k_16g", Some("attach_16_gib"), STRUCT_PAGES),
+    row("attach 1 GiB, 2 MiB leaves", "attach_2m_1g", Some("attach_1_gib"), DEDUPLICATED),
+    row("attach 4 GiB, 2 MiB leaves", "attach_2m_4g", Some("attach_4_gib"), DEDUPLICATED),
+    row("attach 16 GiB, 2 MiB leaves", "attach_2m_16g", Some("attach_16_gib"), DEDUPLICATED),
+    row("attach 16 GiB, 1 GiB leaves", "attach_1g_16g", Some("attach_16_gib"), "of a 1 GiB leaf"),
+    row("remove 1 GiB, idle, 4 KiB leaves", "removal_4k_1g", Some("idle_removal_1_gib"), ""),
+    row("remove 16 GiB, idle, 4 KiB leaves", "removal_4k_16g", Some("idle_removal_16_gib"), ""),
+    row("remove 1 GiB, idle, 2 MiB leaves", "removal_2m_1g", Some("idle_removal_1_gib"), DEDUPLICATED),
+    row("remove 4 GiB, idle, 2 MiB leaves", "removal_2m_4g", Some("idle_removal_4_gib"), DEDUPLICATED),
+    row("remove 16 GiB, idle, 2 MiB leaves", "removal_2m_16g", Some("idle_removal_16_gib"), DEDUPLICATED),
+    row("remove 16 GiB, idle, 1 GiB leaves", "removal_1g_16g", Some("idle_removal_16_gib"), ""),
+    row("attach 6 TiB, 1 GiB leaves", "attach_1g_6t", Some("attach_6_tib"), LARGE),
+    row("remove 6 TiB, idle, 1 GiB leaves", "removal_1g_6t", Some("idle_removal_6_tib"), LARGE),
     row(
         "remove 4 GiB that is mapped with 4 KiB pages, each",
         "removal_mapped_4k_4g_each",
-        &[all("removal_4k_each_page"), shared("remove_1g_of_4K_ranged_4096_mib", 262_144.0)],
+        Some("removal_4k_each_page"),
         "ours is loaded by 4 CPUs, which are interrupted; Linux's by none",
     ),
-    row("remove 1 GiB that is mapped with 2 MiB leaves", "removal_mapped_2m_1g", &[], OWN),
-    row("remove 16 GiB mapped with 1 GiB leaves, each", "removal_mapped_1g_16g_each", &[], OWN),
+    row("remove 1 GiB that is mapped with 2 MiB leaves", "removal_mapped_2m_1g", None, OWN),
+    row("remove 16 GiB mapped with 1 GiB leaves, each", "removal_mapped_1g_16g_each", None, OWN),
     row(
         "remove a device with 4,096 mappings: each",
         MAPPING_ADDS,
-        &[all("removal_of_4096_extents_each"), shared("remove_1000_extents_1024_mib", 1000.0)],
-        "Linux: 2 MiB each, the slope from 256 to 4,096; ours above an idle removal, or all of it shared",
+        Some("removal_of_4096_extents_each"),
+        "Linux: 2 MiB each, the slope from 256 to 4,096; ours above an idle removal",
     ),
 ];
+
+/// Our name of what Linux's guest calls `linux`.
+#[must_use]
+pub fn ours_of(linux: &str) -> Option<&'static str> {
+    ROWS.iter().find(|row| row.linux == Some(linux))?.ours
+}
 
 /// A figure that is made of two others.
 const MAPPING_ADDS: &str = "removal_each_further_extent";
@@ -266,9 +160,8 @@ mod tests {
     fn each_figure_of_ours_is_one_that_the_bench_prints() {
         let known = names();
         assert!(known.len() > 20, "{known:?}");
-        for row in ROWS.iter().filter(|row| !row.ours.is_empty()) {
-            let found = row.ours.iter().any(|ours| known.iter().any(|literal| gives(literal, ours.name)));
-            assert!(found, "the bench prints none of {:?}", row.ours);
+        for name in ROWS.iter().filter_map(|row| row.ours) {
+            assert!(known.iter().any(|literal| gives(literal, name)), "the bench does not print {name}");
         }
     }
 
@@ -300,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_row_without_a_partner_says_why() {
-        for row in ROWS.iter().filter(|row| row.linux.is_none() || row.ours.is_empty()) {
+        for row in ROWS.iter().filter(|row| row.linux.is_none() || row.ours.is_none()) {
             assert!(!row.note.is_empty(), "{}", row.what);
         }
     }

@@ -1,13 +1,13 @@
 //! Both kernels' figures in one table: for people, as JSON and as CSV.
 
 use super::Series;
-use super::results::{Measured, write_whole};
+use super::results::Measured;
 use super::rows::{ROWS, Row};
+use crate::bench::figures::{self, Figures};
 use crate::paths::Profile;
-use crate::records;
+use crate::whole;
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What our `bench` printed.
@@ -15,18 +15,17 @@ use std::path::{Path, PathBuf};
 pub struct Ours {
     /// How the kernel was built.
     profile: Profile,
-    /// The figures, by name.
-    pub figures: BTreeMap<String, f64>,
+    /// The figures.
+    figures: Figures,
 }
 
 impl Ours {
-    /// Reads a console.
-    #[must_use]
-    pub fn of(console: &[String], profile: Profile) -> Self {
-        let figure = |record: records::Record| {
-            Some((record.get("name")?.to_string(), record.get("value").and_then(|value| value.parse().ok())?))
-        };
-        Self { profile, figures: records::of_topic(console, "bench").filter_map(figure).collect() }
+    /// Reads the console of a whole run.
+    ///
+    /// # Errors
+    /// One line, where a record makes no sense, or not everything was measured.
+    pub fn of(console: &[String], profile: Profile) -> Result<Self> {
+        Ok(Self { profile, figures: figures::of_console(console)? })
     }
 
     fn build(&self) -> &'static str {
@@ -38,7 +37,8 @@ impl Ours {
 
     /// The row's figure and its name.
     fn of_row(&self, row: &Row) -> Option<(&'static str, f64)> {
-        row.ours.iter().find_map(|ours| Some((ours.name, self.figures.get(ours.name)? / ours.share)))
+        let name = row.ours?;
+        Some((name, self.figures.get(name)?.value?))
     }
 }
 
@@ -113,8 +113,8 @@ impl Comparison {
     /// When a file cannot be written.
     pub fn keep(&self, place: &Path) -> Result<PathBuf> {
         let file = place.join("comparison.json");
-        write_whole(&file, &format!("{:#}\n", self.json()))?;
-        write_whole(&file.with_extension("csv"), &self.csv())?;
+        whole::write(&file, &format!("{:#}\n", self.json()))?;
+        whole::write(&file.with_extension("csv"), &self.csv())?;
         Ok(file)
     }
 
@@ -131,11 +131,13 @@ impl Comparison {
                 "linux": linux.collect::<serde_json::Map<_, _>>(),
             })
         };
+        let figures: serde_json::Map<_, _> =
+            self.ours.figures.iter().map(|(name, figure)| (name.clone(), json!(figure.value))).collect();
         let kernels = self.peers.iter().map(|(series, peer)| {
             (series.word().to_string(), json!({"kernel": peer.kernel, "package": peer.package, "qemu": peer.qemu}))
         });
         json!({
-            "unit": "instructions", "our_build": self.ours.build(), "our_figures": self.ours.figures,
+            "unit": "instructions", "our_build": self.ours.build(), "our_figures": figures,
             "kernels": kernels.collect::<serde_json::Map<_, _>>(), "rows": ROWS.iter().map(row).collect::<Vec<_>>(),
         })
     }
@@ -205,9 +207,11 @@ mod tests {
     use crate::peer::results::tests::measured;
 
     fn comparison() -> Comparison {
-        let console =
-            ["@bench name=unpin unit=instructions value=26.5 bound=40 kind=at_most met=1", "@bench figures=1 missed=0"];
-        let ours = Ours::of(&console.map(String::from), Profile::Dev);
+        let console = [
+            "@bench name=unpin_4k unit=instructions value=26.5 bound=40 kind=at_most met=1",
+            "@bench figures=1 missed=0 ended=1",
+        ];
+        let ours = Ours::of(&console.map(String::from), Profile::Dev).expect("a whole run");
         Comparison { ours, peers: vec![(Series::V6_1, measured(106.0)), (Series::V6_12, measured(53.0))] }
     }
 
@@ -240,7 +244,7 @@ mod tests {
         let comparison = comparison();
         let csv = comparison.csv();
         assert_eq!(csv.lines().count(), ROWS.len() + 1);
-        assert!(csv.contains("unpin it,unpin,26.50,unpin_4k,106.00,,4.00,53.00,,2.00,\n"), "{csv}");
+        assert!(csv.contains("unpin it,unpin_4k,26.50,unpin_4k,106.00,,4.00,53.00,,2.00,\n"), "{csv}");
         assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
         let json = comparison.json();
         assert_eq!(json["rows"].as_array().map(Vec::len), Some(ROWS.len()));

@@ -10,16 +10,16 @@ use self::peer::{Peers, compared};
 use self::plot::{Axes, bars, lines, percents};
 use self::points::Points;
 use crate::backing::Nvdimm;
-use crate::bench::baseline::{Baseline, IN_TREE, Place, of_tree};
+use crate::bench::baseline::{Baseline, IN_TREE, of_tree};
 use crate::bench::figures::{self, Figures, Kind};
-use crate::bench::{BENCH_PATIENCE_S, PMEM_BYTES};
+use crate::bench::{BENCH_PATIENCE_S, PMEM_BYTES, was_measured};
 use crate::cli::{Mode, Refusal};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
-use crate::outcome::Status;
 use crate::paths::{self, Profile};
 use crate::size::{GIB, TIB, show};
+use crate::whole::{self, Place};
 use crate::{build, image};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -132,13 +132,12 @@ fn measure() -> Result<Records> {
     for (nth, (which, machine)) in boots.iter().enumerate() {
         eprintln!("run-qemu: boot {} of {nr}: {which}, {} CPUs", nth + 1, machine.smp);
         let outcome = Guest::start(machine, Echo::Off)?.finish()?;
-        let measured = matches!(&outcome.status, Status::Bad(reason) if reason.ends_with("_bounds_missed"));
-        ensure!(measured || outcome.status == Status::Good, "boot {which}: {}", outcome.status);
+        ensure!(was_measured(&outcome.status), "boot {which}: {}", outcome.status);
         text.push_str(&format!("{BOOT}{which}\n"));
         outcome.console.iter().filter(|line| line.starts_with('@')).for_each(|line| text.extend([line, "\n"]));
     }
     let records = Records::parse(&text)?;
-    Place::reserve(&paths::target().join("report.records"))?.write(&text)?;
+    whole::write(&paths::target().join("report.records"), &text)?;
     Ok(records)
 }
 
@@ -207,8 +206,8 @@ fn swept(points: &Points) -> Vec<Section> {
             Axes { x: "extents of 2 MiB", y: "instructions for each" },
             sweep_command(),
             "What each extent adds to the removal of an idle device: extents that are mappings of their own, and leaves \
-             of one mapping. A flat line means linear cost; where the line ends before 1,000,000, the kernel's heap had \
-             no room for more, or the device none.",
+             of one mapping. A flat line means linear cost; where the line ends before 1,000,000, there is no \
+             RAM for more, or the device has no room.",
         ),
         section(
             "Pins by batch and leaf",

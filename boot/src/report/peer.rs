@@ -1,7 +1,7 @@
 //! Linux's figures, beside ours: those that `bench --linux` left, or else those that are kept in the tree.
 
 use crate::bench::figures::Figures;
-use crate::paths;
+use crate::peer::{Series, rows};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,21 +25,18 @@ pub struct Peers {
     pub source: String,
 }
 
-/// What both sides have: words for people, our row, Linux's.
-pub const PAIRS: [(&str, &str, &str); 9] = [
-    ("pin one 4 KiB page, called", "pin_4k_called", "pin_4k"),
-    ("pin one page under a 2 MiB leaf, called", "pin_2m_called", "pin_2m"),
-    ("pin one page under a 1 GiB leaf, called", "pin_1g_called", "pin_1g"),
-    ("unpin one 4 KiB page", "unpin_4k", "unpin_4k"),
-    ("pin 512 over 4 KiB leaves, array, a page", "pin_512_of_4k_array_each", "pin_512_of_4k_each"),
-    ("pin 512 under 2 MiB, array, a page", "pin_512_under_2m_array_each", "pin_512_of_2m_each"),
-    ("unmap 1 GiB of 4 KiB pages, a page", "unmap_4k_each_page", "unmap_1g_of_4k_each"),
-    ("remove 4 GiB mapped at 4 KiB, a page", "removal_4k_each_page", "removal_mapped_4k_4g_each"),
-    ("memory_failure, called (Linux: page stays mapped)", "memory_failure_called", "memory_failure_late"),
+/// What both sides have: words for people, and Linux's name, to which ours is [listed](rows).
+pub const PAIRS: [(&str, &str); 9] = [
+    ("pin one 4 KiB page, called", "pin_4k"),
+    ("pin one page under a 2 MiB leaf, called", "pin_2m"),
+    ("pin one page under a 1 GiB leaf, called", "pin_1g"),
+    ("unpin one 4 KiB page", "unpin_4k"),
+    ("pin 512 over 4 KiB leaves, array, a page", "pin_512_of_4k_each"),
+    ("pin 512 under 2 MiB, array, a page", "pin_512_of_2m_each"),
+    ("unmap 1 GiB of 4 KiB pages, a page", "unmap_1g_of_4k_each"),
+    ("remove 4 GiB mapped at 4 KiB, a page", "removal_mapped_4k_4g_each"),
+    ("memory_failure, called (Linux: page stays mapped)", "memory_failure_late"),
 ];
-
-/// The series that `bench --linux` measures.
-const SERIES: [&str; 2] = ["6.1", "6.12"];
 
 impl Peers {
     /// What `bench --linux` left in `target/peer`, if it did for a kernel; else what the tree keeps.
@@ -47,7 +44,7 @@ impl Peers {
     /// # Errors
     /// One line about a file that is damaged.
     pub fn find() -> Result<Self> {
-        let files = SERIES.map(|series| paths::target().join("peer").join(format!("linux-{series}.json")));
+        let files = Series::ALL.map(|series| series.results());
         let kernels =
             files.iter().filter(|file| file.exists()).map(|file| Peer::read(file)).collect::<Result<Vec<_>>>()?;
         if !kernels.is_empty() {
@@ -85,8 +82,8 @@ impl Peer {
 /// For each pair that both sides have: the words, our figure, and each kernel's.
 #[must_use]
 pub fn compared(ours: &Figures, peers: &Peers) -> Vec<(String, Vec<Option<f64>>)> {
-    let pair = |(words, own, name): &(&str, &str, &str)| {
-        let own = ours.get(*own)?.value?;
+    let pair = |(words, name): &(&str, &str)| {
+        let own = ours.get(rows::ours_of(name)?)?.value?;
         let theirs: Vec<_> = peers.kernels.iter().map(|peer| peer.rows.get(*name).copied()).collect();
         let all = std::iter::once(Some(own)).chain(theirs).collect();
         Some(((*words).to_string(), all))
@@ -103,7 +100,7 @@ mod tests {
         let peers = Peers::parse(include_str!("../../report/linux.json")).unwrap();
         assert_eq!(peers.kernels.len(), 2);
         for peer in &peers.kernels {
-            assert!(PAIRS.iter().all(|(_, _, name)| peer.rows.contains_key(*name)), "{}", peer.kernel);
+            assert!(PAIRS.iter().all(|(_, name)| peer.rows.contains_key(*name)), "{}", peer.kernel);
         }
         assert!(peers.kernels[0].kernel.starts_with("6.1.") && peers.kernels[1].kernel.starts_with("6.12."));
     }

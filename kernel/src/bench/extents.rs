@@ -27,7 +27,7 @@ const LEAVES: u64 = 65_536;
 const STRIDE: u64 = 2 * PageSize::Size2M.nr_pages();
 /// What a mapping of its own takes at most, in bytes: VMA, reverse map, page metadata, and its entry of three lists while the
 /// device goes.
-const BYTES_EACH: u64 = 2 << 10;
+const BYTES_EACH: u64 = 1 << 10;
 /// The same for a leaf.
 const BYTES_EACH_LEAF: u64 = 256;
 

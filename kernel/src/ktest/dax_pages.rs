@@ -56,6 +56,11 @@ pub const TESTS: &[Test] = &[
         covers: "N10",
         run: |ctx| Device::with(ctx, MIB2, pre_remove),
     },
+    Test {
+        name: "dax.direct_map.what_is_mapped_is_not_mapped_again",
+        covers: "A6",
+        run: |ctx| Device::with(ctx, MIB2, mapped_once),
+    },
     Test { name: "dax.failure.a_write_heals_the_page", covers: "P3", run: |ctx| Device::with(ctx, MIB2, heals) },
     Test { name: "dax.failure.a_pin_survives_it", covers: "P1 G8", run: |ctx| Device::with(ctx, MIB2, pin_survives) },
     Test { name: "dax.block.what_was_written_is_read", covers: "", run: |ctx| Device::with(ctx, MIB2, round_trip) },
@@ -74,6 +79,19 @@ pub const TESTS: &[Test] = &[
         run: |ctx| Device::with(ctx, 2 * MIB2, metadata_goes),
     },
 ];
+
+/// Leaves of the direct map are stored by the run: one that is there already stops all of its run, and stays.
+fn mapped_once(_: &mut Ctx, device: &Device) -> Result<(), String> {
+    let (whole, nr) = (device.frames, device.frames.nr_pages());
+    let parts = [(0, nr), (0, 1), (nr - 1, 1), (nr / 2, nr / 2)];
+    for (first, nr) in parts {
+        let part = PfnRange::new(whole.start().add(first), nr).ok_or("no range")?;
+        check_eq!(paging::map_device(part), Err(paging::MapError::Occupied), "page {first} and {nr} in all, again");
+    }
+    let read = bytes::read(0, device.size_bytes() - 8, 8)?;
+    check_eq!(read.len(), 8, "bytes at the end of the device afterwards");
+    Ok(())
+}
 
 /// Lets the frame of page `n` fail; answers how many VMAs mapped it.
 fn fail(device: &Device, n: u64) -> Result<usize, String> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::whole::Place;
 
 fn row(value: Option<f64>, kind: Kind, met: bool) -> Figure {
     Figure { unit: "instructions".into(), value, kind, met }
