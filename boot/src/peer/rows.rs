@@ -106,6 +106,7 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// Our name of what Linux's guest calls `linux`.
+#[cfg(feature = "report")]
 #[must_use]
 pub fn ours_of(linux: &str) -> Option<&'static str> {
     ROWS.iter().find(|row| row.linux == Some(linux))?.ours

@@ -163,6 +163,14 @@ pub fn free(pfn: Pfn, order: u32) {
     USED.fetch_sub(1 << order, Ordering::Relaxed);
 }
 
+/// Takes every free block that is smaller than 2^`order` frames out for good, so that whoever takes memory next begins with
+/// whole ones. They count as used.
+pub fn reserve_fragments(order: u32) {
+    let _irq = IrqSave::new();
+    let reserved = FRAMES.get().map_or(0, |frames| frames.reserve_fragments(order));
+    USED.fetch_add(reserved, Ordering::Relaxed);
+}
+
 /// One zeroed frame.
 pub fn alloc_zeroed() -> Option<Pfn> {
     if reserve::refuses() {

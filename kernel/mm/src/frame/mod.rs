@@ -194,6 +194,21 @@ impl<'s> FrameAllocator<'s> {
         reserved
     }
 
+    /// Takes every free block that is smaller than 2^`order` frames out for good, with what the caches have that belongs to
+    /// none that is as large. Answers how many frames that was.
+    pub fn reserve_fragments(&self, order: u32) -> u64 {
+        self.drain_caches();
+        let stats = &mut self.buddy.lock().stats;
+        let mut reserved = 0;
+        for small in 0..NR_ORDERS.min(order as usize) {
+            while self.zones.iter().any(|zone| zone.take_first(self.storage, small, stats).is_some()) {
+                reserved += 1 << small;
+            }
+        }
+        stats.reserved += reserved;
+        reserved
+    }
+
     /// A block of 2^`order` frames for `cpu` (the one that asks, so that its cache serves; any other is right too,
     /// only slower). `None` when no such block is free.
     pub fn alloc(&self, cpu: CpuId, order: u32) -> Option<Pfn> {

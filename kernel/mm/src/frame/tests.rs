@@ -206,6 +206,25 @@ fn fragmentation_and_exhaustion() {
     assert_eq!(frames.alloc(0, 10), Some(Pfn::new(0)), "the caches are emptied before a refusal");
 }
 
+/// What is smaller goes, from a cache too where it does not merge with more; whole blocks stay, and so do those handed out.
+#[test]
+fn fragments_go_and_whole_blocks_stay() {
+    let frames = allocator(&[range(8, 8 + 64 + 3), range(0x200, 128)]);
+    let kept = frames.alloc(0, 0).expect("a frame");
+    assert_eq!(kept, Pfn::new(82), "of the smallest block");
+    assert_ne!(frames.stats().cached, 0);
+    // From 8, 16, 32, 64 and 80 on.
+    assert_eq!(frames.reserve_fragments(6), 8 + 16 + 32 + 16 + 2);
+    let stats = frames.stats();
+    assert_eq!((stats.cached, stats.free, stats.allocated()), (0, 128, 1));
+    assert!(stats.free_blocks[..6].iter().all(|&nr| nr == 0), "{:?}", stats.free_blocks);
+    assert_eq!(frames.reserve_fragments(6), 0);
+    frames.free(0, kept, 0);
+    assert_eq!(frames.alloc(0, 7), Some(Pfn::new(0x200)));
+    assert_eq!(frames.alloc(1, 0), Some(kept));
+    assert_eq!(frames.alloc(1, 0), None);
+}
+
 #[test]
 fn another_cpu_s_cache_is_no_loss() {
     let frames = allocator(&[range(0, 8)]);
