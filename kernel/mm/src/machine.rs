@@ -227,6 +227,8 @@ pub trait Machine: Send + Sync + Sized + 'static {
     }
     /// Fills the kernel half of a new root table so that the kernel stays mapped in it.
     fn init_root(&self, root: Pfn);
+    /// Forgets a root table that [`init_root`](Self::init_root) has filled: it is freed next.
+    fn drop_root(&self, _root: Pfn) {}
     /// Levels of the page table: 4 or 5.
     fn levels(&self) -> u8 {
         4

@@ -444,6 +444,7 @@ impl<M: Machine> Drop for AddressSpace<M> {
             self.table().zap(all, (all.start(), all.end()), &mut gather);
         }
         drop(gather);
+        self.mm.machine.drop_root(self.tlb.root());
         self.mm.free_table(self.tlb.root());
         self.mm.ledger.charge(Kind::AddressSpaces, -1);
     }

@@ -131,6 +131,7 @@ pub fn start_others(apic_ids: impl Iterator<Item = u32>, features: &Features) ->
     }
     if missing == 0 {
         // A CPU that comes late would need them.
+        paging::drop_root(root.pfn());
         tables.into_iter().for_each(|table| memory::free(table, 0));
     }
     missing

@@ -13,8 +13,8 @@ use crate::pmem::devices;
 
 /// What attaching or removing an idle device may cost, in instructions.
 const IDLE: u64 = 20_000;
-/// The same for each GiB: its leaf in the direct map.
-const IDLE_PER_GIB: u64 = 120;
+/// The same for each GiB: its leaf in the direct map, where it was not kept from the time before.
+const IDLE_PER_GIB: u64 = 5;
 
 /// What attaching or removing an idle device of so many frames may cost, in instructions.
 pub fn idle_bound(nr_frames: u64) -> u64 {

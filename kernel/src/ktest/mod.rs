@@ -22,6 +22,7 @@ pub mod platform;
 pub mod protection;
 pub mod random;
 pub mod read_only;
+pub mod roots;
 pub mod runner;
 pub mod signals;
 pub mod stress;
@@ -32,6 +33,7 @@ pub mod virtio;
 /// The areas, in the order in which they are run: a new one is a file, its `mod` above and its line here.
 static AREAS: &[&[test::Test]] = &[
     platform::TESTS,
+    roots::TESTS,
     heap::TESTS,
     protection::TESTS,
     tasks::TESTS,

@@ -119,6 +119,7 @@ impl UserPage {
 
 impl Drop for UserPage {
     fn drop(&mut self) {
+        paging::drop_root(self.frames[0]);
         self.frames.iter().for_each(|&frame| memory::free(frame, 0));
     }
 }

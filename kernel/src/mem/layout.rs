@@ -6,6 +6,7 @@
 //! | `0xffff_c000_0000_0000` | stacks, each with an unmapped guard page below it                   |
 //! | `0xffff_d000_0000_0000` | device registers, uncached                                          |
 //! | `0xffff_e000_0000_0000` | what the loader set up for the first instructions; gone afterwards  |
+//! | `0xffff_f000_0000_0000` | never mapped: the two root entries are links between roots            |
 //! | `0xffff_ffff_8000_0000` | the kernel image                                                    |
 
 use mm::addr::{PhysAddr, VirtAddr};
@@ -27,6 +28,8 @@ pub const LOADER_STACK: u64 = 0xffff_e000_0000_0000;
 pub const LOADER_INFO: u64 = 0xffff_e100_0000_0000;
 /// See [`LOADER_STACK`].
 pub const LOADER_FRAMEBUFFER: u64 = 0xffff_e200_0000_0000;
+/// A TiB that is never mapped, whose two root entries link the roots to each other.
+pub const ROOT_LINKS: u64 = 0xffff_f000_0000_0000;
 /// Where the kernel image is loaded.
 pub const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 

@@ -132,6 +132,9 @@ impl Machine for KernelMachine {
     fn init_root(&self, root: Pfn) {
         paging::init_root(root);
     }
+    fn drop_root(&self, root: Pfn) {
+        paging::drop_root(root);
+    }
     fn has_1g_leaves(&self) -> bool {
         paging::has_gib_leaves()
     }

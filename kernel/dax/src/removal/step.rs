@@ -71,12 +71,18 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Room for the facts of a step: a list that grows would be a good part of what an idle removal costs.
+const FACTS: usize = 12;
+
 /// What a step found, as names and numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts(Vec<(&'static str, u64)>);
 
 impl Facts {
     pub(super) fn note(&mut self, name: &'static str, value: u64) {
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(FACTS);
+        }
         self.0.push((name, value));
     }
     /// The number called `name`.

@@ -2,9 +2,11 @@
 //!
 //! Built once at boot, when the loader's tables are abandoned: the image by segment (text read-execute, constants
 //! read-only, data read-write and no-execute: nothing is both writable and executable), RAM in the direct map with
-//! the largest leaves, stacks with guard pages. All kernel leaves are global. The root's upper 256 entries never
-//! change after boot, so every address space copies them once: the tables below them are shared.
+//! the largest leaves, stacks with guard pages. All kernel leaves are global. Every address space copies the root's upper
+//! 256 entries once: the tables below them are shared. A root entry changes after boot only where a large device comes or goes,
+//! and then in all roots.
 
+mod roots;
 mod run;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +18,8 @@ use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
+use self::roots::KERNEL_ROOT;
+pub use self::roots::{drop_root, for_each_root, init_root, is_link};
 use self::run::Run;
 use crate::mem::{image, layout, machine, memory};
 
@@ -25,9 +29,6 @@ pub const DATA: Prot = Prot { write: true, exec: false, user: false };
 const CONSTANT: Prot = Prot { write: false, exec: false, user: false };
 /// Write-through and cache-disable bits of a leaf: device registers.
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
-/// Root entries of the kernel half.
-const KERNEL_ROOT: core::ops::Range<usize> = 256..512;
-
 static ROOT: Once<Pfn> = Once::new();
 static GIB_LEAVES: AtomicBool = AtomicBool::new(false);
 /// One writer of the kernel half at a time. Interrupts stay on: a large device takes a while, and nobody in an interrupt
@@ -119,13 +120,6 @@ pub fn has_gib_leaves() -> bool {
     GIB_LEAVES.load(Ordering::Relaxed)
 }
 
-/// Copies the kernel half into a new root.
-pub fn init_root(new: Pfn) {
-    for index in KERNEL_ROOT {
-        entry(new, index).store(load(root(), index).bits(), Ordering::Relaxed);
-    }
-}
-
 /// Builds the kernel half: direct map of RAM, the image, and the empty tables below the root for stacks, registers and
 /// whatever physical addresses `phys_bits` allows. Does not load it. Answers the number of direct-map leaves.
 ///
@@ -135,13 +129,13 @@ pub fn build(phys_bits: u8, gib_leaves: bool) -> Result<u64, MapError> {
     GIB_LEAVES.store(gib_leaves, Ordering::Relaxed);
     let new = memory::alloc_zeroed().ok_or(MapError::OutOfMemory)?;
     ROOT.call_once(|| new);
-    // Every root copies these entries, so they are filled for good.
+    // Every root copies these entries.
     let direct_bytes = (1u64 << phys_bits.min(63)).min(layout::DIRECT_MAP_BYTES);
     let root_span = 1u64 << 39;
     let direct = (0..direct_bytes.div_ceil(root_span)).map(|n| layout::DIRECT_MAP + n * root_span);
     for va in direct.chain([layout::STACKS, layout::REGISTERS, layout::KERNEL_IMAGE]) {
         let table = memory::alloc_zeroed().ok_or(MapError::OutOfMemory)?;
-        entry(new, VirtAddr::new(va).index(4)).store(Entry::table(table, false).bits(), Ordering::Relaxed);
+        roots::set_table(VirtAddr::new(va), table);
     }
     let mut leaves = 0;
     for_each_run(memory::is_ram, |run| {
@@ -246,7 +240,9 @@ fn count_in_use(va: VirtAddr, level: u8, delta: i64) {
 fn map(va: VirtAddr, frames: PfnRange, prot: Prot, extra_bits: u64, done_pages: &mut u64) -> Result<u64, MapError> {
     let mut leaves = 0;
     for_each_leaves(va, frames, |run| {
-        run.fill(table_for(run.va, run.size)?, prot, extra_bits)?;
+        if !run.put_back(prot, extra_bits) {
+            run.fill(table_for(run.va, run.size)?, prot, extra_bits)?;
+        }
         *done_pages += run.nr_pages();
         leaves += run.nr_leaves as u64;
         Ok(())
@@ -274,6 +270,9 @@ fn for_each_leaves(
 /// The table whose entry maps a leaf of `size` at `va`; missing tables are made.
 fn table_for(va: VirtAddr, size: PageSize) -> Result<Pfn, MapError> {
     let mut table = root();
+    if let Some((parked, false)) = roots::table_of(va) {
+        roots::put_in_empty(va, parked);
+    }
     for level in ((size.level() + 1)..=4).rev() {
         let found = load(table, va.index(level));
         if found.is_leaf(level) {
@@ -327,8 +326,8 @@ fn unmap(va: VirtAddr, frames: PfnRange, tables: &mut Detached) -> u64 {
         let mut path = [root(); 5];
         path[3] = load(path[4], run.va.index(4)).pfn();
         if run.size == PageSize::Size1G {
-            // The tables right below the root stay: other roots point to them.
-            run.clear(path[3]);
+            // The tables right below the root stay, in the roots or parked.
+            run.take_out(path[3]);
             return Ok(());
         }
         for level in (run.size.level()..3).rev() {

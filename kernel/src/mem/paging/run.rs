@@ -5,13 +5,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use mm::addr::{ENTRIES, PageSize, Pfn, VirtAddr};
 use mm::entry::{Entry, Prot};
 
-use super::{IN_USE, KERNEL_ROOT, MapError, all, count_in_use, has_gib_leaves};
+use super::{IN_USE, KERNEL_ROOT, MapError, all, count_in_use, has_gib_leaves, roots};
 
-/// Clears the entries of these numbers, one store for each. A loop is not unrolled so far, and a device of 6 TiB has 6,144 leaves
-/// of 1 GiB.
-macro_rules! clear_each {
-    ($group:ident; $($nth:literal)*) => { $($group[$nth].store(0, Ordering::Release);)* };
-}
+/// Accessed and dirty, which CPUs set by themselves (SDM vol. 3A §4.8).
+const SET_BY_CPUS: u64 = 1 << 5 | 1 << 6;
+
+/// How many leaves, in a row, the parked table below each root entry has. Changes under the writers' lock.
+static PARKED: [AtomicU64; KERNEL_ROOT.end - KERNEL_ROOT.start] =
+    [const { AtomicU64::new(0) }; KERNEL_ROOT.end - KERNEL_ROOT.start];
 
 /// Neighbouring leaves of one table.
 pub struct Run {
@@ -77,27 +78,67 @@ impl Run {
         Ok(())
     }
 
+    /// Does the table have the first and the last of them, with these bits? Those that a CPU sets are no difference.
+    fn has_ends(&self, table: Pfn, first: u64) -> bool {
+        let (entries, last) = (self.entries(table), self.nr_leaves - 1);
+        [0, last].into_iter().all(|nth| {
+            let found = entries[nth].load(Ordering::Relaxed) & !SET_BY_CPUS;
+            found == first.wrapping_add(nth as u64 * self.size.bytes()) & !SET_BY_CPUS
+        })
+    }
+
+    /// Puts the table that has these leaves and nothing else back into the roots, if it is parked: the device was here before.
+    pub fn put_back(&self, prot: Prot, extra_bits: u64) -> bool {
+        if self.size != PageSize::Size1G {
+            return false;
+        }
+        let Some((table, false)) = roots::table_of(self.va) else { return false };
+        let first = Entry::leaf(self.pfn, self.size, prot).bits() | extra_bits;
+        let parked = &PARKED[self.va.index(4) - KERNEL_ROOT.start];
+        if parked.load(Ordering::Relaxed) != self.nr_leaves as u64 || !self.has_ends(table, first) {
+            return false;
+        }
+        roots::put_in(self.va, table);
+        count_in_use(self.va, 3, self.nr_leaves as i64);
+        true
+    }
+
+    /// Takes these leaves of a GiB away from `table`: with a store for each root, if the table has no others, and else with one
+    /// for each leaf.
+    ///
+    /// # Panics
+    /// As for [`clear`](Self::clear).
+    pub fn take_out(&self, table: Pfn) {
+        let (slot, nr) = (self.va.index(4) - KERNEL_ROOT.start, self.nr_leaves as u64);
+        if IN_USE[slot].load(Ordering::Relaxed) != nr {
+            return self.clear(table);
+        }
+        self.check_ends(table);
+        PARKED[slot].store(nr, Ordering::Relaxed);
+        roots::park(self.va);
+        count_in_use(self.va, 3, -(self.nr_leaves as i64));
+    }
+
     /// Takes them out of `table`.
     ///
     /// # Panics
     /// The first or the last of its leaves is not there: what is unmapped here was mapped as a whole.
     pub fn clear(&self, table: Pfn) {
+        self.check_ends(table);
+        // By sixteen, as in `fill`.
+        let (groups, rest) = self.entries(table).as_chunks::<16>();
+        let clear = |entry: &AtomicU64| entry.store(0, Ordering::Release);
+        groups.iter().for_each(|group| group.iter().for_each(clear));
+        rest.iter().for_each(clear);
+        count_in_use(self.va, self.size.level(), -(self.nr_leaves as i64));
+    }
+
+    fn check_ends(&self, table: Pfn) {
         let (entries, level) = (self.entries(table), self.size.level());
-        let last = self.nr_leaves - 1;
-        for nth in [0, last] {
-            let (found, pfn) = (
-                Entry::from_bits(entries[nth].load(Ordering::Relaxed)),
-                self.pfn.add(nth as u64 * self.size.nr_pages()),
-            );
+        for nth in [0, self.nr_leaves - 1] {
+            let found = Entry::from_bits(entries[nth].load(Ordering::Relaxed));
+            let pfn = self.pfn.add(nth as u64 * self.size.nr_pages());
             assert!(found.is_leaf(level) && found.pfn() == pfn, "the leaf at {} is not mapped as a whole", self.va);
         }
-        let (groups, rest) = entries.as_chunks::<64>();
-        for group in groups {
-            clear_each!(group; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-            clear_each!(group; 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61
-                62 63);
-        }
-        rest.iter().for_each(|entry| entry.store(0, Ordering::Release));
-        count_in_use(self.va, level, -(self.nr_leaves as i64));
     }
 }
