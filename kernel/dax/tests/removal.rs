@@ -297,7 +297,7 @@ fn a_mapping_that_is_being_made_is_waited_for_and_found() {
     let report = removed_meanwhile((&emu, &mm), attached, Event::At(Point::MapAdmitted), || {
         map(&space, &file, 16).unwrap();
     });
-    let users: Vec<_> = report.users.iter().map(|user| (user.name.as_str(), user.range.nr_pages())).collect();
+    let users: Vec<_> = report.users.iter().map(|user| (&*user.name, user.range.nr_pages())).collect();
     assert_eq!(users, [("task1", 16)], "who was let in before the device died hears of its death");
     let gone = FaultError::SigBus { addr: page(3), len_bytes: PAGE_SIZE, cause: SigBusCause::DeviceGone };
     assert_eq!(space.handle_fault(page(3), Access::Read), Err(gone));

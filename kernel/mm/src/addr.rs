@@ -296,6 +296,12 @@ impl VirtRange {
     pub const fn contains(self, va: VirtAddr) -> bool {
         va.0 >= self.start.0 && va.0 < self.end.0
     }
+    /// Both, and what is between them.
+    #[inline]
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
     /// The part that both ranges cover.
     #[inline]
     pub fn intersection(self, other: Self) -> Option<Self> {

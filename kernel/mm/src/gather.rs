@@ -19,9 +19,11 @@ use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::{self, Machine};
+use crate::meta::{Leaves, MetaStore};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::table::span_bytes;
 
 /// What a zap found and what its shootdown cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,26 +54,6 @@ impl ZapStats {
     }
 }
 
-/// `nr_leaves` leaves of one size that mapped frames in a row: one reference each.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    first: Pfn,
-    nr_leaves: u64,
-    size: PageSize,
-}
-
-impl Run {
-    /// Takes the leaf at `pfn` in, if it follows.
-    #[inline]
-    fn extend(&mut self, pfn: Pfn, size: PageSize) -> bool {
-        let follows = self.size == size && self.first.as_u64() + (self.nr_leaves << size.order()) == pfn.as_u64();
-        if follows {
-            self.nr_leaves += 1;
-        }
-        follows
-    }
-}
-
 /// A table page that has been unlinked, with everything below it. Its pages are nobody's until a [`Gather`] has it, which
 /// frees them after the shootdown: dropped, it is a leak.
 #[must_use = "only a gather frees its pages"]
@@ -79,18 +61,40 @@ impl Run {
 pub(crate) struct Detached {
     table: Pfn,
     level: u8,
+    /// First address of its span, and between which addresses there may be anything in it.
+    base: u64,
+    start: u64,
+    end: u64,
 }
 
 impl Detached {
     /// Puts `new` in place of the entry in `slot`, which leads from a table of `level` to the one that is taken out. The
-    /// caller holds the address space exclusively, and issues the shootdown that covers its span.
-    pub(crate) fn unlink(slot: &AtomicU64, new: Entry, level: u8) -> Self {
+    /// caller holds the address space exclusively, and issues the shootdown that covers its span. The span begins at `base`;
+    /// no VMA has anything in it but between `start` and `end`.
+    pub(crate) fn unlink(slot: &AtomicU64, new: Entry, level: u8, base: u64, (start, end): (u64, u64)) -> Self {
         // AcqRel: orders the unlinking before the generation that announces it, and what `new` owns before `new`.
         let old = Entry::from_bits(slot.swap(new.bits(), Ordering::AcqRel));
         debug_assert!(old.is_table(level), "{old:?} is unlinked as a table");
-        Self { table: old.pfn(), level: level - 1 }
+        Self { table: old.pfn(), level: level - 1, base, start, end }
+    }
+
+    /// The table that an entry of this one leads to, whose span begins at `base`.
+    fn below(&self, table: Pfn, base: u64) -> Self {
+        let end = base + span_bytes(self.level);
+        Self { table, level: self.level - 1, base, start: self.start.max(base), end: self.end.min(end) }
+    }
+
+    /// The entries that there may be.
+    fn indices(&self) -> core::ops::RangeInclusive<usize> {
+        let span = span_bytes(self.level);
+        let first = (self.start - self.base) / span;
+        let last = (self.end - 1 - self.base) / span;
+        first as usize..=(last as usize).min(ENTRIES - 1)
     }
 }
+
+/// Entries of a detached table that are looked at together.
+const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
 
 /// Runs and sub-trees that a gather holds without any memory of its own.
 const SPARE: usize = 4;
@@ -131,17 +135,14 @@ pub struct Gather<M: Machine> {
     /// Detached sub-trees: the first few, for which there is always room.
     spare_tables: ArrayVec<Detached, SPARE>,
     /// Leaves: the first few.
-    spare_runs: ArrayVec<Run, SPARE>,
+    spare_runs: ArrayVec<Leaves, SPARE>,
     /// The rest of both.
     tables: Vec<Detached>,
-    runs: Vec<Run>,
+    runs: Vec<Leaves>,
     stats: ZapStats,
 }
 
 impl<M: Machine> Gather<M> {
-    /// Entries of a detached table that are looked at together.
-    const GROUP: usize = if ENTRIES < 16 { ENTRIES } else { 16 };
-
     /// An empty gather. It costs nothing until something is removed.
     pub fn new(mm: &Arc<MmContext<M>>) -> Self {
         Self {
@@ -176,7 +177,7 @@ impl<M: Machine> Gather<M> {
         if last.is_some_and(|run| run.extend(entry.pfn(), size)) {
             return;
         }
-        let run = Run { first: entry.pfn(), nr_leaves: 1, size };
+        let run = Leaves::one(entry.pfn(), size);
         if let Err(full) = self.spare_runs.try_push(run) {
             self.runs.push(full.element());
         }
@@ -261,117 +262,145 @@ impl<M: Machine> Gather<M> {
     }
 
     fn put_pages(&mut self) {
-        for run in core::mem::take(&mut self.spare_runs).into_iter().chain(core::mem::take(&mut self.runs)) {
-            self.put(run);
-        }
+        self.mm.meta.put_leaves(&core::mem::take(&mut self.spare_runs));
+        self.mm.meta.put_leaves(&core::mem::take(&mut self.runs));
     }
 
     fn free_tables(&mut self) {
         let tables = core::mem::take(&mut self.spare_tables).into_iter().chain(core::mem::take(&mut self.tables));
         for detached in tables {
-            let mut run = None;
-            self.free_subtree(detached, &mut run);
-            if let Some(run) = run {
-                self.put(run);
-            }
+            let mut puts = Puts { meta: &self.mm.meta, runs: ArrayVec::new() };
+            free_subtree(&self.mm, &mut self.stats, &detached, &mut puts);
+            puts.flush();
         }
     }
+}
 
-    fn put(&self, run: Run) {
-        self.mm.meta.put_run(run.first, run.nr_leaves << run.size.order(), run.size);
-    }
+/// References to be given back, some of them at a time.
+struct Puts<'m> {
+    meta: &'m MetaStore,
+    runs: ArrayVec<Leaves, PUT_AT_ONCE>,
+}
 
-    /// Frees a detached table and all below it. Nobody can reach it any more: the sync is done.
-    fn free_subtree(&mut self, Detached { table, level }: Detached, run: &mut Option<Run>) {
-        let leaf_size = PageSize::from_level(level);
-        let mut leaves = 0;
-        if leaf_size == Some(PageSize::Size4K) {
-            leaves = self.free_leaves(table, run);
-        } else {
-            for index in 0..ENTRIES {
-                let entry = self.detached(table, index);
-                match leaf_size {
-                    _ if !entry.is_present() => {}
-                    Some(size) if entry.is_leaf(level) => {
-                        leaves += 1;
-                        self.follow(run, entry.pfn(), size);
-                    }
-                    _ => self.free_subtree(Detached { table: entry.pfn(), level: level - 1 }, run),
-                }
-            }
-        }
-        self.stats.entries_visited += ENTRIES as u64;
-        self.stats.leaves += leaves;
-        self.stats.nr_pages += leaf_size.map_or(0, |size| leaves << size.order());
-        self.stats.table_pages += 1;
-        self.mm.free_table(table);
-    }
+/// Runs of leaves that are given back at a time.
+const PUT_AT_ONCE: usize = 32;
 
-    /// An entry of a detached table.
-    #[inline(always)]
-    fn detached(&self, table: Pfn, index: usize) -> Entry {
-        // Relaxed: this CPU alone can reach the page now; the sync ordered it after all walks.
-        Entry::from_bits(self.mm.machine.entry(table, index).load(Ordering::Relaxed))
-    }
-
-    /// The 2 MiB block of frames that a detached page table maps, if it maps nothing else and no entry is empty.
-    fn one_block(&self, table: Pfn) -> Option<Pfn> {
-        // Equal in the bits that say which block, they say so for each.
-        let (all, any) = self.mm.machine.all_and_any(table);
-        let block = all.pfn().align_down(PageSize::Size2M);
-        (all.is_present() && block == any.pfn().align_down(PageSize::Size2M)).then_some(block)
-    }
-
-    /// Gives back the leaves of a detached page table; answers how many there were.
-    ///
-    /// Where it maps one whole block that nobody else uses, all of the block's metadata goes at once. Otherwise:
-    /// Page tables are nearly all of what a large unmap frees, and most of their entries map one frame after the other.
-    /// So entries are compared in groups: one test for all of a group that goes on where the run ends.
-    fn free_leaves(&self, table: Pfn, run: &mut Option<Run>) -> u64 {
-        if let Some(block) = self.one_block(table)
-            && self.mm.meta.put_block(block)
-        {
-            return ENTRIES as u64;
-        }
-        let mut leaves: u64 = 0;
-        // The entry that would go on with the run.
-        let mut expected = None;
-        for group in 0..ENTRIES / Self::GROUP {
-            if let (Some(first), Some(run)) = (expected, run.as_mut()) {
-                let (mut next, mut differs): (Entry, u64) = (first, 0);
-                for nth in 0..Self::GROUP {
-                    differs |= self.detached(table, group * Self::GROUP + nth).difference(next);
-                    next = next.next_page();
-                }
-                if differs == 0 {
-                    run.nr_leaves += Self::GROUP as u64;
-                    leaves += Self::GROUP as u64;
-                    expected = Some(next);
-                    continue;
-                }
-            }
-            for nth in 0..Self::GROUP {
-                let entry = self.detached(table, group * Self::GROUP + nth);
-                expected = entry.is_present().then(|| entry.next_page());
-                if entry.is_present() {
-                    leaves += 1;
-                    self.follow(run, entry.pfn(), PageSize::Size4K);
-                }
-            }
-        }
-        leaves
-    }
-
+impl Puts<'_> {
+    /// A leaf of `size` has gone that mapped the frames from `pfn` on.
     #[inline]
-    fn follow(&self, run: &mut Option<Run>, pfn: Pfn, size: PageSize) {
-        if let Some(present) = run {
-            if present.extend(pfn, size) {
-                return;
-            }
-            self.put(*present);
+    fn follow(&mut self, pfn: Pfn, size: PageSize) {
+        if self.runs.last_mut().is_some_and(|run| run.extend(pfn, size)) {
+            return;
         }
-        *run = Some(Run { first: pfn, nr_leaves: 1, size });
+        if self.runs.is_full() {
+            self.flush();
+        }
+        self.runs.push(Leaves::one(pfn, size));
     }
+
+    #[inline(never)]
+    fn flush(&mut self) {
+        self.meta.put_leaves(&self.runs);
+        self.runs.clear();
+    }
+}
+
+/// Frees a detached table and all below it. Nobody can reach it any more: the sync is done.
+fn free_subtree<M: Machine>(mm: &MmContext<M>, stats: &mut ZapStats, detached: &Detached, puts: &mut Puts<'_>) {
+    let &Detached { table, level, base, .. } = detached;
+    let leaf_size = PageSize::from_level(level);
+    let indices = detached.indices();
+    stats.entries_visited += (indices.end() + 1 - indices.start()) as u64;
+    let mut leaves = 0;
+    if leaf_size == Some(PageSize::Size4K) {
+        leaves = free_leaves(mm, table, indices, puts);
+    } else {
+        let mut tables = false;
+        let large = indices.clone().filter_map(|index| {
+            let entry = entry_of(mm, table, index);
+            let size = leaf_size.filter(|_| entry.is_leaf(level));
+            tables |= entry.is_present() && size.is_none();
+            leaves += u64::from(size.is_some());
+            Some(Leaves::one(entry.pfn(), size?))
+        });
+        mm.meta.put_large(&mut { large });
+        for index in indices.filter(|_| tables) {
+            let entry = entry_of(mm, table, index);
+            if entry.is_table(level) {
+                free_subtree(mm, stats, &detached.below(entry.pfn(), base + index as u64 * span_bytes(level)), puts);
+            }
+        }
+    }
+    stats.leaves += leaves;
+    stats.nr_pages += leaf_size.map_or(0, |size| leaves << size.order());
+    stats.table_pages += 1;
+    mm.free_table(table);
+}
+
+/// An entry of a detached table.
+#[inline(always)]
+fn entry_of<M: Machine>(mm: &MmContext<M>, table: Pfn, index: usize) -> Entry {
+    // Relaxed: this CPU alone can reach the page now; the sync ordered it after all walks.
+    Entry::from_bits(mm.machine.entry(table, index).load(Ordering::Relaxed))
+}
+
+/// The 2 MiB block of frames that a detached page table maps, if it maps nothing else and no entry is empty.
+fn one_block<M: Machine>(mm: &MmContext<M>, table: Pfn) -> Option<Pfn> {
+    // Equal in the bits that say which block, they say so for each.
+    let (all, any) = mm.machine.all_and_any(table);
+    let block = all.pfn().align_down(PageSize::Size2M);
+    (all.is_present() && block == any.pfn().align_down(PageSize::Size2M)).then_some(block)
+}
+
+/// Gives back the leaves of a detached page table, of which there are some between these entries; answers how many there
+/// were.
+///
+/// Where it maps one whole block that nobody else uses, all of the block's metadata goes at once. Otherwise:
+/// Page tables are nearly all of what a large unmap frees, and most of their entries map one frame after the other.
+/// So entries are compared in groups: one test for all of a group that goes on where the run ends.
+fn free_leaves<M: Machine>(
+    mm: &MmContext<M>,
+    table: Pfn,
+    indices: core::ops::RangeInclusive<usize>,
+    puts: &mut Puts<'_>,
+) -> u64 {
+    if *indices.start() == 0
+        && *indices.end() == ENTRIES - 1
+        && let Some(block) = one_block(mm, table)
+        && mm.meta.put_block(block)
+    {
+        return ENTRIES as u64;
+    }
+    let mut leaves: u64 = 0;
+    // The entry that would go on with the run.
+    let mut expected = None;
+    let mut index = *indices.start();
+    while index <= *indices.end() {
+        if let (Some(first), Some(run), true) = (expected, puts.runs.last_mut(), index + GROUP <= indices.end() + 1) {
+            let (mut next, mut differs): (Entry, u64) = (first, 0);
+            for nth in 0..GROUP {
+                differs |= entry_of(mm, table, index + nth).difference(next);
+                next = next.next_page();
+            }
+            if differs == 0 {
+                run.nr += GROUP as u64;
+                leaves += GROUP as u64;
+                expected = Some(next);
+                index += GROUP;
+                continue;
+            }
+        }
+        for index in index..(index + GROUP).min(indices.end() + 1) {
+            let entry = entry_of(mm, table, index);
+            expected = entry.is_present().then(|| entry.next_page());
+            if entry.is_present() {
+                leaves += 1;
+                puts.follow(entry.pfn(), PageSize::Size4K);
+            }
+        }
+        index += GROUP;
+    }
+    leaves
 }
 
 impl<M: Machine> Drop for Gather<M> {

@@ -11,12 +11,11 @@ use crate::context::MmContext;
 use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{self, Machine, Point};
-use crate::mutant::Mutant;
 use crate::pagemap::DevPagemap;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
 use crate::sync::{Arc, Mutex, SleepLock, Weak};
-use crate::vma::Vmas;
+use crate::vma::{Part, Together, Vmas, are_near};
 
 /// Names one VMA's entry in a reverse map.
 pub(crate) type RmapId = IntervalId;
@@ -25,7 +24,7 @@ pub(crate) type RmapId = IntervalId;
 const BATCH: usize = 16;
 
 /// A VMA that maps a range: its space, and where.
-type Found<M> = (Arc<AddressSpace<M>>, VirtRange);
+pub(crate) type Found<M> = (Arc<AddressSpace<M>>, VirtRange);
 
 /// One VMA, seen from the file.
 struct Mapped<M: Machine> {
@@ -132,22 +131,33 @@ impl<M: Machine> Mapping<M> {
         places
     }
 
-    /// Every VMA that maps one of the offsets, with its whole range; `None` where memory for the list is missing.
+    /// Every VMA that maps one of the offsets, with its whole range; `None` where memory for the list is missing. Those of
+    /// one space that are mapped one after the other, and not far apart, are one entry: from the first to the last.
     fn list(&self, first: u64, nr_pages: u64) -> Option<Vec<Found<M>>> {
-        let mut users = Vec::new();
+        let mut users = Vec::<Found<M>>::new();
         let mut complete = true;
+        let mut last = None;
         self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
+            let Some(range) = VirtRange::new(mapped.start, (to - from) << PAGE_SHIFT) else { return };
+            let before = last.replace(range);
+            if let (Some((space, all)), Some(before)) = (users.last_mut(), before)
+                && Arc::as_ptr(space) == mapped.space.as_ptr()
+                && are_near(before, range)
+            {
+                *all = all.hull(range);
+                return;
+            }
             complete = complete && machine::has_room(&self.mm.machine, &mut users);
-            if complete {
-                users.extend(found(from, to, mapped));
+            if complete && let Some(space) = mapped.space.upgrade() {
+                users.push((space, range));
             }
         });
         complete.then_some(users)
     }
 
-    /// The same in batches, without memory: each goes to `each`, outside the lock. A VMA that is there from beginning
+    /// The same in batches, without memory: each goes to `look`, outside the lock. A VMA that is there from beginning
     /// to end is in one of them. Work grows with the number of VMAs times the number of batches.
-    fn list_in_batches(&self, first: u64, nr_pages: u64, each: &mut dyn FnMut(Found<M>)) {
+    fn list_in_batches(&self, first: u64, nr_pages: u64, look: &mut dyn FnMut(&mut [Found<M>])) {
         // One at a time, so that a mark says whose it is.
         let mut listings = self.listings.take(|| self.mm.machine.relax());
         *listings += 1;
@@ -164,7 +174,7 @@ impl<M: Machine> Mapping<M> {
                     batch.extend(found(from, to, mapped));
                 }
             });
-            batch.into_iter().for_each(&mut *each);
+            look(&mut batch);
             if !more {
                 return;
             }
@@ -197,6 +207,9 @@ pub struct Unmapped<M: Machine> {
 ///
 /// Answers who mapped the range, whether or not a page was installed there.
 ///
+/// Each space is locked once. VMAs with nothing else between them go as one, and with them the tables that they alone use,
+/// at the highest level.
+///
 /// Linux: `mm/memory.c`, `unmap_mapping_range`.
 pub fn unmap_mapping_range<M: Machine>(
     mapping: &Mapping<M>,
@@ -205,7 +218,9 @@ pub fn unmap_mapping_range<M: Machine>(
     gather: &mut Gather<M>,
 ) -> Vec<Unmapped<M>> {
     let mut done = Vec::new();
-    unmap_each(mapping, first, nr_pages, gather, &mut |unmapped| done.push(unmapped));
+    unmap_each(mapping, first, nr_pages, gather, &mut |space, range| {
+        done.push(Unmapped { space: Arc::clone(space), range });
+    });
     done
 }
 
@@ -217,26 +232,45 @@ pub fn unmap_each<M: Machine>(
     first: u64,
     nr_pages: u64,
     gather: &mut Gather<M>,
-    each: &mut dyn FnMut(Unmapped<M>),
+    each: &mut dyn FnMut(&Arc<AddressSpace<M>>, VirtRange),
 ) {
-    for_each_part(mapping, first, nr_pages, |space, vmas, whole, part| {
-        let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
-        space.table().zap(part, window, gather);
-        each(Unmapped { space: Arc::clone(space), range: part });
+    for_each_space(mapping, first, nr_pages, |space, vmas, listed| {
+        let take = |range: VirtRange, whole: bool, gather: &mut Gather<M>| {
+            let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
+            space.table().zap(range, window, gather);
+        };
+        let mut together: Option<Together> = None;
+        vmas.for_each_part(mapping.id(), (first, nr_pages), listed, |part| {
+            each(space, part.range);
+            if !together.as_mut().is_some_and(|before| before.take_in(part))
+                && let Some(before) = together.replace(Together::one(part))
+            {
+                take(before.range, before.whole, gather);
+            }
+        });
+        if let Some(last) = together {
+            take(last.range, last.whole, gather);
+        }
     });
 }
 
 /// Takes what is installed through `mapping` out of every page table, and tells `each` where that was: a VMA in which
 /// nothing is installed costs a look, and is not told. For what others should have taken apart. As for [`unmap_each`] it
 /// needs no memory, and nothing new is installed.
-pub fn unmap_leftovers<M: Machine>(mapping: &Mapping<M>, gather: &mut Gather<M>, each: &mut dyn FnMut(Unmapped<M>)) {
-    for_each_part(mapping, 0, u64::MAX, |space, vmas, whole, part| {
-        if !space.table().has_leaf(part, gather) {
-            return;
-        }
-        let window = if whole { vmas.window(part, space.half_end()) } else { (part.start(), part.end()) };
-        space.table().zap(part, window, gather);
-        each(Unmapped { space: Arc::clone(space), range: part });
+pub fn unmap_leftovers<M: Machine>(
+    mapping: &Mapping<M>,
+    gather: &mut Gather<M>,
+    each: &mut dyn FnMut(&Arc<AddressSpace<M>>, VirtRange),
+) {
+    for_each_space(mapping, 0, u64::MAX, |space, vmas, listed| {
+        vmas.for_each_part(mapping.id(), (0, u64::MAX), listed, |Part { range, whole, .. }| {
+            if !space.table().has_leaf(range, gather) {
+                return;
+            }
+            let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
+            space.table().zap(range, window, gather);
+            each(space, range);
+        });
     });
 }
 
@@ -248,36 +282,36 @@ pub fn unmap_leftovers<M: Machine>(mapping: &Mapping<M>, gather: &mut Gather<M>,
 ///
 /// Linux: `fs/dax.c`, `dax_writeback_one`; `mm/rmap.c`, `pfn_mkclean_range`.
 pub fn clean_mapping_range<M: Machine>(mapping: &Mapping<M>, first: u64, nr_pages: u64, gather: &mut Gather<M>) {
-    for_each_part(mapping, first, nr_pages, |space, _, _, part| {
-        space.table().clean(part, gather);
+    for_each_space(mapping, first, nr_pages, |space, vmas, listed| {
+        vmas.for_each_part(mapping.id(), (first, nr_pages), listed, |part| space.table().clean(part.range, gather));
         // What somebody else has taken out and not yet shot down may still be stored to.
         space.close_open_rounds(gather);
     });
 }
 
-/// Each part of a VMA that maps one of the offsets, with its space, locked exclusively, the VMAs of that, and whether it
-/// is all of its VMA.
-fn for_each_part<M: Machine>(
+/// Each space with VMAs that map one of the offsets, locked exclusively and once; its VMAs; and the ranges of those that
+/// map one of the offsets, rising, as they were listed.
+fn for_each_space<M: Machine>(
     mapping: &Mapping<M>,
     first: u64,
     nr_pages: u64,
-    mut visit: impl FnMut(&Arc<AddressSpace<M>>, &Vmas<M>, bool, VirtRange),
+    mut visit: impl FnMut(&Arc<AddressSpace<M>>, &Vmas<M>, &[Found<M>]),
 ) {
     // The reverse map's lock ranks below the spaces': list first, then look again under each space's lock. A VMA may
     // have been cut in between, and so whatever now lies in its old range is taken.
-    let mut look = |(space, range): Found<M>| {
-        let vmas = space.write();
-        let most = if Mutant::CutAreaMissed.is_on() { 1 } else { usize::MAX };
-        for vma in vmas.overlapping(range).filter(|vma| vma.ops.mapping().id() == mapping.id()).take(most) {
-            if let Some(part) = vma.part_of(first, nr_pages) {
-                visit(&space, &vmas, part == vma.range, part);
+    let mut look = |users: &mut [Found<M>]| {
+        // Mostly they are in this order: who maps a device maps it from the front.
+        users.sort_unstable_by_key(|(space, range)| (space.id(), range.start()));
+        for listed in users.chunk_by(|(one, _), (next, _)| Arc::ptr_eq(one, next)) {
+            if let Some((space, _)) = listed.first() {
+                visit(space, &space.write(), listed);
             }
         }
     };
     match mapping.list(first, nr_pages) {
-        Some(users) => {
+        Some(mut users) => {
             mapping.mm.machine.reached(Point::UsersListed);
-            users.into_iter().for_each(look);
+            look(&mut users);
         }
         None => mapping.list_in_batches(first, nr_pages, &mut look),
     }

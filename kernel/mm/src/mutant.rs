@@ -68,6 +68,12 @@ mutants::mutants! {
     /// The metadata of a block that a page table mapped as a whole goes although somebody else uses a page of it. Caught
     /// by `gup::a_pin_outlives_the_unmap_of_its_whole_block`.
     BlockNotLookedAt = "block_not_looked_at",
+    /// Who gives back leaves by the run buries a folio that somebody else still holds. Caught by
+    /// `gup::a_pin_outlives_the_unmap_of_many_large_leaves` and `loom_meta::leaves_against_making_and_leaving`.
+    LeafPutBuries = "leaf_put_buries",
+    /// VMAs are taken as one also where something else is mapped in between. Caught by
+    /// `extents::what_others_map_in_between_stays`.
+    JoinedOverOthers = "joined_over_others",
     /// A range that does not end on a leaf's boundary is rounded down to it. Caught by
     /// `stale::every_page_of_a_range_is_flushed`.
     RangeRoundedDown = "range_rounded_down",

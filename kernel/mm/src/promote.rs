@@ -33,7 +33,9 @@ impl<M: Machine> Table<'_, M> {
             return false;
         }
         // The reference comes before the leaf that owns it.
-        gather.subtree(Detached::unlink(self.mm.machine.entry(table, va.index(level)), huge, level));
+        let slot = self.mm.machine.entry(table, va.index(level));
+        let (start, end) = (va.as_u64(), va.as_u64() + size.bytes());
+        gather.subtree(Detached::unlink(slot, huge, level, start, (start, end)));
         gather.issue_page(self.tlb, va, size);
         true
     }

@@ -21,7 +21,6 @@
 //! [`unmap_mapping_range`]: crate::mapping::unmap_mapping_range
 
 use alloc::collections::BTreeMap;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::account::{DEFAULT_LIMIT_PAGES, PinAccount};
@@ -72,7 +71,8 @@ pub struct AddressSpace<M: Machine> {
     tlb: Arc<TlbState>,
     /// That of `tlb`: gup-fast has it from here with one load.
     root: PhysAddr,
-    name: String,
+    /// Shared with the reports that name the space, so that these need no memory for it.
+    name: alloc::sync::Arc<str>,
     /// Who pays for what is pinned through it; opened when it is first asked for.
     account: Mutex<Option<Arc<PinAccount>>>,
     vmas: RwLock<Vmas<M>>,
@@ -91,7 +91,7 @@ impl<M: Machine> AddressSpace<M> {
             mm: Arc::clone(mm),
             tlb: Arc::new(TlbState::new(mm.new_id(), root)),
             root: root.addr(),
-            name: String::from(name),
+            name: alloc::sync::Arc::from(name),
             account: Mutex::new(None),
             vmas: RwLock::new(Vmas(BTreeMap::new())),
         });
@@ -106,6 +106,10 @@ impl<M: Machine> AddressSpace<M> {
     }
     /// Its name in messages.
     pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// The same, for one who keeps it.
+    pub fn shared_name(&self) -> &alloc::sync::Arc<str> {
         &self.name
     }
     /// The context it belongs to.
@@ -237,7 +241,8 @@ impl<M: Machine> AddressSpace<M> {
     ) -> Result<(), MapError> {
         let rmap = ops.mapping().insert(self, offset_pages, range).ok_or(MapError::OutOfMemory)?;
         self.mm.ledger.charge(Kind::Mappings, 1);
-        vmas.0.insert(range.start(), Vma { range, prot, offset_pages, ops: Arc::clone(ops), rmap });
+        let mapping = ops.mapping().id();
+        vmas.0.insert(range.start(), Vma { range, prot, offset_pages, mapping, ops: Arc::clone(ops), rmap });
         Ok(())
     }
 
@@ -277,7 +282,8 @@ impl<M: Machine> AddressSpace<M> {
         let rmaps = vma.ops.mapping().replace(vma.rmap, self, parts);
         self.mm.ledger.charge(Kind::Mappings, 1);
         for ((offset_pages, range), rmap) in parts.into_iter().zip(rmaps) {
-            let part = Vma { range, offset_pages, rmap, prot: vma.prot, ops: Arc::clone(&vma.ops) };
+            let (prot, mapping, ops) = (vma.prot, vma.mapping, Arc::clone(&vma.ops));
+            let part = Vma { range, prot, offset_pages, mapping, ops, rmap };
             vmas.0.insert(range.start(), part);
         }
     }

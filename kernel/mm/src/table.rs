@@ -414,9 +414,10 @@ impl<'a, M: Machine> Table<'a, M> {
             }
             if entry.is_table(level) {
                 if visitor.unlinks(start, end) {
-                    at.gather.subtree(Detached::unlink(slot, Entry::EMPTY, level));
+                    let part = (start.max(at.start), end.min(at.end));
+                    at.gather.subtree(Detached::unlink(slot, Entry::EMPTY, level, start, part));
                     at.frees_tables = true;
-                    at.flush(start.max(at.start), end.min(at.end), PageSize::Size4K);
+                    at.flush(part.0, part.1, PageSize::Size4K);
                 } else {
                     let flow = self.traverse(entry.pfn(), level - 1, start, at, visitor);
                     if V::ENDS && flow.is_break() {

@@ -6,7 +6,8 @@ pub use crate::access::{Access, FaultError, FaultRequest, FaultTarget, MapError,
 use crate::addr::{PAGE_SHIFT, PageSize, VirtAddr, VirtRange};
 use crate::entry::Prot;
 use crate::machine::Machine;
-use crate::mapping::{Mapping, RmapId};
+use crate::mapping::{Found, Mapping, RmapId};
+use crate::mutant::Mutant;
 use crate::pagemap::MemoryKind;
 use crate::sync::Arc;
 
@@ -61,6 +62,8 @@ pub(crate) struct Vma<M: Machine> {
     pub(crate) prot: Prot,
     /// Offset of the first page in the mapping, in base pages.
     pub(crate) offset_pages: u64,
+    /// Number of the mapping that `ops` serves.
+    pub(crate) mapping: u64,
     pub(crate) ops: Arc<dyn VmOps<M>>,
     pub(crate) rmap: RmapId,
 }
@@ -85,6 +88,52 @@ impl<M: Machine> Vma<M> {
     }
 }
 
+/// The part of a VMA that maps some offsets.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) range: VirtRange,
+    /// It is all of its VMA.
+    pub(crate) whole: bool,
+    /// No other VMA lies between it and the part that came before it.
+    pub(crate) follows: bool,
+}
+
+/// Parts that lie side by side and go as one: nothing else is mapped from the first to the last.
+#[derive(Clone, Copy)]
+pub(crate) struct Together {
+    pub(crate) range: VirtRange,
+    pub(crate) whole: bool,
+    last: VirtRange,
+}
+
+impl Together {
+    #[inline]
+    pub(crate) fn one(part: Part) -> Self {
+        Self { range: part.range, whole: part.whole, last: part.range }
+    }
+    /// Takes the next part in, if nothing else is mapped in between; answers whether it has.
+    #[inline]
+    pub(crate) fn take_in(&mut self, next: Part) -> bool {
+        let joins = self.whole && next.whole && next.follows && are_near(self.last, next.range);
+        if joins || Mutant::JoinedOverOthers.is_on() {
+            (self.range, self.last) = (self.range.hull(next.range), next.range);
+            return true;
+        }
+        false
+    }
+}
+
+/// How far apart two VMAs may be that are taken as one, in lengths of both.
+const NEAR: u64 = 16;
+
+/// Does `next` come after `range`, and not far after it? Then there are not many more entries in the gap than in the two
+/// themselves, where a table is shared with others and goes entry by entry; nor VMAs of others.
+#[inline]
+pub(crate) fn are_near(range: VirtRange, next: VirtRange) -> bool {
+    let gap = next.start().as_u64().wrapping_sub(range.end().as_u64());
+    range.end() <= next.start() && gap / NEAR <= range.len_bytes().saturating_add(next.len_bytes())
+}
+
 /// The VMAs of a space, by first address.
 pub(crate) struct Vmas<M: Machine>(pub(crate) BTreeMap<VirtAddr, Vma<M>>);
 
@@ -97,6 +146,50 @@ impl<M: Machine> Vmas<M> {
     pub(crate) fn overlapping(&self, range: VirtRange) -> impl Iterator<Item = &Vma<M>> {
         let first = self.find(range.start()).map_or(range.start(), |vma| vma.range.start());
         self.0.range(first..range.end()).map(|(_, vma)| vma)
+    }
+    /// Each part of a VMA that maps one of the offsets `first .. first + nr_pages` of the mapping `id` and shares a page with
+    /// one of the ranges `listed`, which begin ever higher; in the order of the addresses, each once. One search, and one
+    /// more for each of the ranges before which something else is mapped.
+    pub(crate) fn for_each_part(
+        &self,
+        id: u64,
+        (first, nr_pages): (u64, u64),
+        listed: &[Found<M>],
+        mut visit: impl FnMut(Part),
+    ) {
+        let most = if Mutant::CutAreaMissed.is_on() { 1 } else { usize::MAX };
+        let end = first.saturating_add(nr_pages);
+        let Some((_, lowest)) = listed.first() else { return };
+        let mut vmas = self.overlapping_from(lowest.start());
+        let mut next = vmas.next();
+        let mut follows = false;
+        for (_, range) in listed {
+            if next.is_some_and(|vma| vma.range.end() <= range.start()) {
+                vmas = self.overlapping_from(range.start());
+                next = vmas.next();
+                follows = false;
+            }
+            let mut found = 0;
+            while let Some(vma) = next.filter(|vma| vma.range.start() < range.end()) {
+                let ours = vma.mapping == id && found < most;
+                let whole = first <= vma.offset_pages && vma.offset_pages + vma.range.nr_pages() <= end;
+                let part = if whole { Some(vma.range) } else { vma.part_of(first, nr_pages) };
+                follows = match part.filter(|_| ours) {
+                    Some(range) => {
+                        visit(Part { range, whole, follows });
+                        found += 1;
+                        true
+                    }
+                    None => false,
+                };
+                next = vmas.next();
+            }
+        }
+    }
+    /// The VMAs from the one that holds `va` on, rising.
+    fn overlapping_from(&self, va: VirtAddr) -> impl Iterator<Item = &Vma<M>> {
+        let first = self.find(va).map_or(va, |vma| vma.range.start());
+        self.0.range(first..).map(|(_, vma)| vma)
     }
     /// First address of the lowest VMA that shares a page with `range`.
     pub(crate) fn first_in(&self, range: VirtRange) -> Option<VirtAddr> {

@@ -324,6 +324,20 @@ fn a_pin_outlives_the_unmap_of_its_whole_block() {
 }
 
 #[test]
+fn a_pin_outlives_the_unmap_of_many_large_leaves() {
+    const LEAVES: u64 = 100;
+    let rig = rig(LEAVES * 512, PageSize::Size2M);
+    rig.emu.on_cpu(0, || {
+        (0..LEAVES).for_each(|nth| rig.space.handle_fault(page(512 * nth), Access::Read).unwrap());
+        let pinned = pin(&rig.space, page(70 * 512 + 5), 1, FAST).unwrap();
+        rig.unmap(0, LEAVES * 512)();
+        assert_eq!((counts(&rig.mm.meta, rig.device.pfn(70 * 512)), rig.device.pages.live_folios()), ((1, 1), 1));
+        unpin(&rig.mm, &pinned);
+    });
+    assert_eq!(rig.mm.ledger_snapshot().count(mm::ledger::Kind::MetadataBytes), 0);
+}
+
+#[test]
 fn a_block_that_two_spaces_map_goes_with_the_second() {
     let rig = rig(512, PageSize::Size4K);
     let other = space_with(&rig.mm, &rig.device, 512, &[]);

@@ -156,7 +156,7 @@ fn what_others_have_left_is_found_by_its_leaves() {
     }
     let left = || {
         let (mut gather, mut found) = (Gather::new(&mm), Vec::new());
-        unmap_leftovers(&device.mapping, &mut gather, &mut |unmapped| found.push(unmapped.range.start()));
+        unmap_leftovers(&device.mapping, &mut gather, &mut |_, range| found.push(range.start()));
         (found, gather.finish().entries_visited)
     };
     let store = |nr| emu.on_cpu(0, || store_to(&space, &emu, page(nr), 3).unwrap());

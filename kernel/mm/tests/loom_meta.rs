@@ -11,6 +11,7 @@
 //! | `a_folio_changes_its_size_while_its_last_holder_leaves` | the last holder never frees what took the folio's place | `relaxed_put` |
 //! | `two_leave_and_one_comes` | the same with two holders, of whom either may be the last, and by the run | `retire_no_recheck`, `relaxed_put`, `put_looked_at_again` |
 //! | `a_put_looks_at_nothing_behind_it` | who has given up a reference uses nothing behind it: the other may have freed it | `put_looked_at_again`, `relaxed_put` |
+//! | `leaves_against_making_and_leaving` | who gives back leaves of large folios under the lock, and who leaves without it, free a folio once, and nothing that is held | `leaf_put_buries`, `relaxed_put` |
 //! | `speculative_get_against_last_put` | a reference is had before the count reaches zero or not at all | `reference_from_zero` |
 //! | `pin_against_drain` | a removal that has seen the page map drained comes after the last use of every pin | `relaxed_put` |
 //! | `killing_against_making` | once a page map is killed its counter only falls | — |
@@ -21,7 +22,7 @@ use std::sync::Arc;
 
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::{Kind, Ledger};
-use mm::meta::{MetaError, MetaStore, Owner, UnregisterError};
+use mm::meta::{Leaves, MetaError, MetaStore, Owner, UnregisterError};
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::sync::model::{AtomicBool, Bound, UnsafeCell, explore, explore_as, sized, thread};
 use mm::sync::{Mutex, Ordering};
@@ -89,7 +90,13 @@ const LEAVING: usize = sized(1, 3);
 /// throughout.
 fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
     let name = format!("loom_meta::put_against_make({old}, {new}, {neighbour:?})").replace(' ', "");
-    explore_as(&name, Bound::None, move || {
+    leave_against_make(&name, (old, new), neighbour, |machine| machine.put(BLOCK[0]));
+}
+
+/// The same with another way to leave.
+fn leave_against_make(name: &str, sizes: (PageSize, PageSize), neighbour: Option<u64>, put: fn(&EmuContext)) {
+    let (old, new) = sizes;
+    explore_as(name, Bound::None, move || {
         let machine = EmuContext::new();
         if let Some(neighbour) = neighbour {
             machine.get(neighbour, PageSize::Size4K, OLD);
@@ -99,7 +106,7 @@ fn put_against_make(old: PageSize, new: PageSize, neighbour: Option<u64>) {
             let machine = Arc::clone(&machine);
             thread::spawn(move || {
                 machine.use_shared();
-                machine.put(BLOCK[0]);
+                put(&machine);
             })
         };
         let leaving: Vec<_> = (0..LEAVING).map(leave).collect();
@@ -192,6 +199,27 @@ fn a_put_looks_at_nothing_behind_it() {
             });
         }
     }
+}
+
+/// Who gives back leaves of large folios drops and buries under the lock, and others without it. covers: G8, R10
+#[test]
+fn leaves_against_making_and_leaving() {
+    const LARGE: PageSize = PageSize::Size2M;
+    let leaves = |machine: &EmuContext| machine.store.put_leaves(&[Leaves::one(Pfn::new(BLOCK[0]), LARGE)]);
+    for new in [LARGE, PageSize::Size4K] {
+        let name = format!("loom_meta::leaves_against_making({new})");
+        leave_against_make(&name, (LARGE, new), None, leaves);
+    }
+    explore_as("loom_meta::leaves_against_leaving", Bound::None, move || {
+        let machine = EmuContext::new();
+        (0..2).for_each(|_| assert_eq!(machine.get(BLOCK[0], LARGE, OLD), LARGE));
+        let theirs = Arc::clone(&machine);
+        let thread = thread::spawn(move || leaves(&theirs));
+        machine.use_shared();
+        machine.put(BLOCK[0]);
+        thread.join().unwrap();
+        machine.assert_idle();
+    });
 }
 
 /// The neighbour's reference keeps the chunk, so that a look at a dead page is allowed. covers: G1

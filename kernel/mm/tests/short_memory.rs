@@ -50,7 +50,7 @@ fn without_memory_everything_goes_all_the_same() {
         emu.limit_growth(growths);
         let mut gather = Gather::new(&mm);
         let mut found = 0;
-        unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_| found += 1);
+        unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_, _| found += 1);
         let stats = gather.finish();
         let short = !mm::machine::Machine::may_grow(&emu);
         emu.limit_growth(u64::MAX);
@@ -86,7 +86,7 @@ fn a_cut_between_two_batches_hides_nothing() {
     emu.limit_growth(0);
     let mut gather = Gather::new(&mm);
     let mut found = 0;
-    unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_| {
+    unmap_each(&device.mapping, 0, u64::MAX, &mut gather, &mut |_, _| {
         found += 1;
         if found == 1 {
             emu.limit_growth(u64::MAX);

@@ -114,7 +114,7 @@ fn steps(_: &mut Ctx, device: &Device) -> Result<(), String> {
     check_eq!(fact(Step::Invalidate, "extents"), Some(1), "extents invalidated");
     check_eq!(fact(Step::Shootdown, "rounds"), Some(1), "rounds of shootdown");
     check_eq!(fact(Step::Drain, "leaves"), Some(4), "leaves given back");
-    check_eq!(report.users.first().map(|user| user.name.as_str()), Some("user"), "who mapped it");
+    check_eq!(report.users.first().map(|user| &*user.name), Some("user"), "who mapped it");
     let text = format!("{report}");
     check!(Step::ALL.iter().all(|step| text.contains(step.name())), "a step is not in the report: {text}");
     Ok(())

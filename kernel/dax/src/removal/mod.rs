@@ -43,7 +43,7 @@ use mm::context::MmContext;
 use mm::failure::fail_each_frame;
 use mm::gather::{Gather, ZapStats};
 use mm::machine::{Machine, has_room};
-use mm::mapping::{Unmapped, unmap_each, unmap_leftovers};
+use mm::mapping::{unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
@@ -184,7 +184,7 @@ impl<M: Machine> RemovalWatch<M> for () {}
 /// let target = Target { name: "dax0.0".into(), map, dax: Some(live), mappings: vec![dev.mapping().clone()] };
 /// let report = remove(&mm, target, Method::Ranged, &mut Driver(()));
 /// assert!(task.load(va).is_err());
-/// assert_eq!((report.cost.zap.leaves, report.users[0].name.as_str()), (1, "task"));
+/// assert_eq!((report.cost.zap.leaves, &*report.users[0].name), (1, "task"));
 /// // Every step is done; what one of them could not do is on record.
 /// assert_eq!(report.step(Step::Shootdown).unwrap().facts.get("ipis"), Some(1));
 /// assert_eq!(report.step(Step::Release).unwrap().problem, Some("the name is stuck".into()));
@@ -198,7 +198,7 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
     let mut removal =
         Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
-    let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), users: Vec::new() };
+    let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), spaces: Vec::new() };
     for step in Step::ALL {
         removal.step(step, &mut going);
         if cfg!(debug_assertions) && step == Step::Shootdown {
@@ -214,8 +214,8 @@ struct Going<M: Machine> {
     live: Option<Live>,
     /// What was taken out of the page tables, until it is freed.
     gather: Option<Gather<M>>,
-    /// Who has lost something, until they are told.
-    users: Vec<Unmapped<M>>,
+    /// The address spaces of the report's users, by rising number, until their tasks are told.
+    spaces: Vec<Arc<AddressSpace<M>>>,
 }
 
 /// A removal under way.
@@ -333,19 +333,24 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
 
     fn invalidate(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
         let Some(gather) = going.gather.as_mut().filter(|_| !self.report.idle) else { return Ok(()) };
-        let users = &mut going.users;
         if let Method::PerFrame(frames) = self.report.method {
             facts.note("frames_failed", frames.nr_pages());
             self.metered(|report| &mut report.cost, |mm| (fail_each_frame(mm, frames), ()));
         }
         let (map, mappings) = (Arc::clone(&self.map), core::mem::take(&mut self.mappings));
         let (mut extents, mut left) = (0, 0);
+        let (mut users, mut spaces) = (Vec::new(), Vec::<Arc<AddressSpace<M>>>::new());
         self.metered(self.ranged_sum(), |mm| {
             // Who has lost something is remembered as long as there is memory for it; it is taken away in any case.
-            let mut found = |unmapped| {
+            let mut found = |space: &Arc<AddressSpace<M>>, range| {
                 extents += 1;
-                if has_room(&mm.machine, users) {
-                    users.push(unmapped);
+                let is_new = spaces.last().is_none_or(|last| !Arc::ptr_eq(last, space));
+                if !has_room(&mm.machine, &mut users) || is_new && !has_room(&mm.machine, &mut spaces) {
+                    return;
+                }
+                users.push(User::new(space, range));
+                if is_new {
+                    spaces.push(Arc::clone(space));
                 }
             };
             // Offset 0, length all: the whole device, however many ranges it has.
@@ -354,15 +359,17 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             mm.for_each_mapping(&map, &mut |mapping| {
                 let own = mappings.iter().any(|own| Arc::ptr_eq(own, mapping));
                 if !own && mapping.nr_vmas() != 0 && !Mutant::LeftoversStay.is_on() {
-                    unmap_leftovers(mapping, gather, &mut |unmapped| {
+                    unmap_leftovers(mapping, gather, &mut |space, range| {
                         left += 1;
-                        found(unmapped);
+                        found(space, range);
                     });
                 }
             });
             (ZapStats::default(), ())
         });
-        self.name(users);
+        users.sort_unstable_by_key(|user| (user.space_id, user.range.start()));
+        spaces.sort_unstable_by_key(|space| space.id());
+        (self.report.users, going.spaces) = (users, spaces);
         self.name_tasks();
         self.report.users_not_named = extents - self.report.users.len() as u64;
         facts.note("mappings", mappings.len() as u64);
@@ -373,19 +380,6 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         facts.note("tasks", self.report.nr_tasks);
         facts.note("entries_visited", gather.stats().entries_visited + self.report.cost.zap.entries_visited);
         Ok(())
-    }
-
-    /// Puts the users into the report, as many as there is memory for.
-    fn name(&mut self, users: &[Unmapped<M>]) {
-        for unmapped in users {
-            let machine = &self.mm.machine;
-            if !has_room(machine, &mut self.report.users) {
-                break;
-            }
-            let Some(user) = User::new(machine, &unmapped.space, unmapped.range) else { break };
-            self.report.users.push(user);
-        }
-        self.report.users.sort_unstable_by_key(|user| (user.space_id, user.range.start()));
     }
 
     /// Puts the tasks of these users into the report, as many as there is memory for.
@@ -423,9 +417,14 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         if let Some(gather) = going.gather.take() {
             self.metered(self.ranged_sum(), |_| (gather.finish(), ()));
         }
-        for unmapped in core::mem::take(&mut going.users) {
-            self.env.watch().lost(&unmapped.space, unmapped.range);
+        let spaces = core::mem::take(&mut going.spaces);
+        for users in self.report.users.chunk_by(|one, next| one.space_id == next.space_id) {
+            let id = users.first().map(|user| user.space_id);
+            if let Ok(nth) = spaces.binary_search_by_key(&id, |space| Some(space.id())) {
+                users.iter().for_each(|user| self.env.watch().lost(&spaces[nth], user.range));
+            }
         }
+        drop(spaces);
         let zap = match self.report.method {
             Method::Ranged => self.report.cost.zap,
             Method::PerFrame(_) => self.report.rest.zap,

@@ -1,6 +1,7 @@
 //! What a removal found, as a value.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::panic::Location;
@@ -34,16 +35,15 @@ pub enum Method {
 pub struct User {
     /// Number of the address space.
     pub space_id: u64,
-    /// Its name.
-    pub name: String,
+    /// Its name: that of the space itself, which all its VMAs share.
+    pub name: Arc<str>,
     /// Where the device was mapped.
     pub range: VirtRange,
 }
 
 impl User {
-    /// `None` where there is no memory for the name.
-    pub(super) fn new<M: Machine>(machine: &M, space: &AddressSpace<M>, range: VirtRange) -> Option<Self> {
-        Some(Self { space_id: space.id(), name: copy_of(machine, space.name())?, range })
+    pub(super) fn new<M: Machine>(space: &AddressSpace<M>, range: VirtRange) -> Self {
+        Self { space_id: space.id(), name: Arc::clone(space.shared_name()), range }
     }
 }
 
@@ -331,7 +331,7 @@ impl RemovalReport {
             idle: self.idle,
             steps: copy_list(machine, &self.steps, |record| record.try_clone(machine))?,
             kill,
-            users: copy_list(machine, &self.users, |user| Some(User { name: text(&user.name)?, ..*user }))?,
+            users: copy_list(machine, &self.users, |user| Some(user.clone()))?,
             users_not_named: self.users_not_named,
             tasks: copy_list(machine, &self.tasks, |task| Some(TaskFound { name: text(&task.name)?, ..*task }))?,
             nr_tasks: self.nr_tasks,

@@ -10,7 +10,7 @@
 use arrayvec::ArrayVec;
 
 use super::page::{Nature, Owner, Page};
-use super::raw::{Chunk, FAN_OUT, GibTable, Held, MibTable, Node, Orphan, Slot, Top, View, allocate_page};
+use super::raw::{Chunk, FAN_OUT, GibTable, Held, MibTable, NewPage, Node, Orphan, Slot, Top, View};
 use crate::addr::{PageSize, Pfn};
 use crate::ledger::{Kind, Ledger};
 use crate::sync::Arc;
@@ -35,10 +35,10 @@ pub(super) struct Tree {
 }
 
 /// The slots on the way to a frame, as far as there are any.
-struct Path<'a> {
-    top: &'a Slot<GibTable>,
-    gib: Option<&'a Slot<MibTable>>,
-    mib: Option<&'a Slot<Chunk>>,
+pub(super) struct Path<'a> {
+    pub(super) top: &'a Slot<GibTable>,
+    pub(super) gib: Option<&'a Slot<MibTable>>,
+    pub(super) mib: Option<&'a Slot<Chunk>>,
 }
 
 impl Tree {
@@ -75,7 +75,7 @@ impl Tree {
     }
 
     #[inline]
-    fn path<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Path<'a> {
+    pub(super) fn path<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Path<'a> {
         let top = self.top.slot(pfn).expect("a page map lies in the physical address space");
         let gib = match top.view(held) {
             View::Node(table) => Some(table.slot(pfn, PageSize::Size1G)),
@@ -124,12 +124,13 @@ impl Tree {
 
     /// Plants the metadata of one large folio into its empty block.
     pub(super) fn plant(&self, held: &mut Held, nature: Nature, owner: Owner, refs: u32) -> Result<(), Exhausted> {
-        let page = allocate_page().ok_or(Exhausted)?;
-        page.make(nature, owner, refs);
+        let page = NewPage::allocate(held).ok_or(Exhausted)?;
         let Ok(path) = self.grow(held, nature.head, nature.size) else {
+            page.give_back(held);
             self.prune(held, nature.head);
             return Err(Exhausted);
         };
+        page.make(nature, owner, refs);
         match (path.gib, path.mib) {
             (Some(gib), Some(mib)) => {
                 mib.plant_folio(held, page);
@@ -247,7 +248,7 @@ impl Tree {
     }
 
     /// Frees the nodes on the way to `pfn` that have nothing in use, from the bottom.
-    fn prune(&self, held: &mut Held, pfn: Pfn) {
+    pub(super) fn prune(&self, held: &mut Held, pfn: Pfn) {
         let mut orphans = ArrayVec::<AnyOrphan, 3>::new();
         {
             let path = self.path(held, pfn);
@@ -331,14 +332,15 @@ impl Tree {
     }
 }
 
-enum AnyOrphan {
+pub(super) enum AnyOrphan {
     Gib(Orphan<GibTable>),
     Mib(Orphan<MibTable>),
     Chunk(Orphan<Chunk>),
 }
 
 impl AnyOrphan {
-    fn free(self, held: &mut Held) -> usize {
+    #[inline]
+    pub(super) fn free(self, held: &mut Held) -> usize {
         match self {
             Self::Gib(orphan) => orphan.free(held),
             Self::Mib(orphan) => orphan.free(held),

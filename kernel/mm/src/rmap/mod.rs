@@ -13,8 +13,13 @@ use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
+use arrayvec::ArrayVec;
+
 /// Places that an empty tree keeps.
 const KEPT: usize = 64;
+/// Nodes on the longest way down, with fewer than 2^32 of them: a height-balanced tree is at most 1.44 times as high as need
+/// be.
+const DEEPEST: usize = 48;
 /// No node.
 const NIL: u32 = u32::MAX;
 
@@ -136,10 +141,28 @@ impl<V> IntervalTree<V> {
     /// order of their starts. Answers how many nodes it looked at, which is what the work is proportional to.
     pub fn for_each_overlap(&self, start: u64, end: u64, mut visit: impl FnMut(u64, u64, &V)) -> usize {
         let mut looks = 0;
-        if start < end {
-            self.overlaps_below(self.root, start, end, &mut visit, &mut looks);
+        // Nodes whose left side was gone through, the lowest last.
+        let mut path = ArrayVec::<&Node<V>, DEEPEST>::new();
+        let mut next = if start < end { self.root } else { NIL };
+        loop {
+            while next != NIL {
+                looks += 1;
+                let node = self.at(next);
+                if node.max_end <= start {
+                    break;
+                }
+                path.push(node);
+                next = node.left;
+            }
+            // What is left on the path begins later still.
+            let Some(node) = path.pop().filter(|node| node.start < end) else { return looks };
+            if node.end > start
+                && let Some(value) = &node.value
+            {
+                visit(node.start, node.end, value);
+            }
+            next = node.right;
         }
-        looks
     }
 
     /// Calls `visit` with every interval, in the order of their starts.
@@ -285,27 +308,6 @@ impl<V> IntervalTree<V> {
         let (first, left) = self.take_first(left);
         self.at_mut(root).left = left;
         (first, self.balance(root))
-    }
-
-    fn overlaps_below(&self, root: u32, start: u64, end: u64, visit: &mut impl FnMut(u64, u64, &V), looks: &mut usize) {
-        if root == NIL {
-            return;
-        }
-        *looks += 1;
-        let node = self.at(root);
-        if node.max_end <= start {
-            return;
-        }
-        self.overlaps_below(node.left, start, end, visit, looks);
-        if node.start >= end {
-            return;
-        }
-        if node.end > start
-            && let Some(value) = &node.value
-        {
-            visit(node.start, node.end, value);
-        }
-        self.overlaps_below(node.right, start, end, visit, looks);
     }
 }
 

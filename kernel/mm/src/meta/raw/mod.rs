@@ -21,6 +21,8 @@
 //! So a walk tests one bit at each level.
 
 mod look;
+#[cfg(not(any(loom, shuttle)))]
+mod pool;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -28,7 +30,7 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use super::life::Watched;
-use super::page::Page;
+use super::page::{Nature, Owner, Page};
 use crate::addr::{PageSize, Pfn};
 use crate::sync::{AtomicPtr, Ordering};
 
@@ -61,6 +63,9 @@ const TAGS: usize = NODE | USED_MASK;
 pub(super) struct Held {
     /// By the first frame of a chunk: lives of its pages that its slot has no room to count.
     pub(super) excess: BTreeMap<Pfn, usize>,
+    /// The metadata of large folios.
+    #[cfg(not(any(loom, shuttle)))]
+    pool: pool::Pool,
 }
 
 /// A table of one level.
@@ -114,14 +119,50 @@ unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
     }
 }
 
-/// Metadata of one large folio, or `None` when memory is exhausted.
-pub(super) fn allocate_page() -> Option<Box<Page>> {
-    // SAFETY: a `Page` is four atomic integers, for which zero is valid.
-    #[cfg(not(any(loom, shuttle)))]
-    let page = unsafe { allocate_zeroed() };
+/// Metadata of one large folio that is in no slot yet, and has no holder.
+#[must_use = "it is planted or given back"]
+pub(super) struct NewPage(*mut Page);
+
+impl NewPage {
+    /// `None` when memory is exhausted.
+    pub(super) fn allocate(held: &mut Held) -> Option<Self> {
+        #[cfg(any(loom, shuttle))]
+        let page = {
+            let _ = held;
+            Box::into_raw(Box::new(Page::blank()))
+        };
+        #[cfg(not(any(loom, shuttle)))]
+        let page = held.pool.take()?;
+        Some(Self(page))
+    }
+    /// Brings it to life: see [`Page::make`].
+    pub(super) fn make(&self, nature: Nature, owner: Owner, refs: u32) {
+        // SAFETY: the page is ours until it is planted.
+        unsafe { &*self.0 }.make(nature, owner, refs);
+    }
+    /// Gives it back as it came, without a holder.
+    pub(super) fn give_back(self, held: &mut Held) {
+        // SAFETY: it is in no slot, so that nobody has seen it.
+        unsafe { free_page(self.0, held) };
+    }
+}
+
+/// Frees the metadata of a large folio.
+///
+/// # Safety
+/// It is from [`NewPage::allocate`] of the same store, is in no slot any more, and nobody looks at it.
+unsafe fn free_page(page: *mut Page, held: &mut Held) {
     #[cfg(any(loom, shuttle))]
-    let page = Some(Box::new(Page::blank()));
-    page
+    {
+        let _ = held;
+        // SAFETY: the pointer is from `Box::into_raw`; the rest is the caller's word.
+        free(unsafe { Box::from_raw(page) }, |page| page.end());
+    }
+    // SAFETY: the caller's word.
+    #[cfg(not(any(loom, shuttle)))]
+    unsafe {
+        held.pool.put(page);
+    }
 }
 
 // SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
@@ -217,7 +258,7 @@ impl<C: Node> Slot<C> {
             // SAFETY: bit 0 is set on pointers to a `C` alone, from `Box::into_raw`; it exists (the caller's word).
             Ok(unsafe { &*untagged(word).cast::<C>() })
         } else {
-            // SAFETY: other pointers are to a `Page`, from `Box::into_raw`; it exists (the caller's word).
+            // SAFETY: other pointers are to a `Page`, from `NewPage`; it exists (the caller's word).
             Err(unsafe { word.cast::<Page>().as_ref() })
         }
     }
@@ -233,10 +274,10 @@ impl<C: Node> Slot<C> {
     }
 
     /// Puts the metadata of one folio into the empty slot.
-    pub(super) fn plant_folio(&self, _held: &Held, page: Box<Page>) {
+    pub(super) fn plant_folio(&self, _held: &Held, page: NewPage) {
         debug_assert!(self.0.load(Ordering::Relaxed).is_null());
         // Release: pairs with the Acquire in `peek`.
-        self.0.store(Box::into_raw(page).cast(), Ordering::Release);
+        self.0.store(page.0.cast(), Ordering::Release);
     }
     /// Puts an empty node into the empty slot.
     pub(super) fn plant_node<'a>(&'a self, held: &'a Held, node: Box<C>) -> &'a C {
@@ -280,13 +321,15 @@ pub(super) struct Orphan<C>(*mut (), PhantomData<Box<C>>);
 
 impl<C: Node> Orphan<C> {
     /// Frees it; answers its size in bytes.
-    pub(super) fn free(self, _held: &mut Held) -> usize {
+    #[inline]
+    pub(super) fn free(self, held: &mut Held) -> usize {
         if self.0.addr() & NODE == 0 {
-            // SAFETY: the pointer is from `Box::into_raw` of a `Page`; it is in no slot any more; no view is left,
+            // SAFETY: the pointer is from a `NewPage`, which was planted; it is in no slot any more; no view is left,
             // since views borrow the lock's token, and nobody owns a reference on what is in there.
-            free(unsafe { Box::from_raw(self.0.cast::<Page>()) }, |page| page.life_end())
+            unsafe { free_page(self.0.cast::<Page>(), held) };
+            size_of::<Page>()
         } else {
-            // SAFETY: as above, for a `C`.
+            // SAFETY: as above, for a `C`, from `Box::into_raw`.
             free(unsafe { Box::from_raw(untagged(self.0).cast::<C>()) }, |node| node.life_end())
         }
     }
@@ -301,12 +344,6 @@ fn untagged(word: *mut ()) -> *mut () {
 /// Lets a node end at the end of its life, where the models watch.
 trait Mortal {
     fn life_end(&self);
-}
-impl Mortal for Page {
-    fn life_end(&self) {
-        #[cfg(any(loom, shuttle))]
-        self.end();
-    }
 }
 impl<C: Node> Mortal for C {
     fn life_end(&self) {

@@ -1,0 +1,119 @@
+//! Where the metadata of large folios lies: in blocks of one page, each with a bit for each place that is taken.
+//!
+//! They come and go by the thousand, under the store's lock alone. So a place costs a few instructions here, where the heap
+//! would find its class, its CPU and its slab for each. A block in which nothing is used any more is given back at once.
+
+use alloc::boxed::Box;
+
+use super::allocate_zeroed;
+use crate::meta::page::Page;
+
+/// Bytes of a block.
+const BLOCK_BYTES: usize = 4096;
+/// Pages of metadata in one: all but two, in whose room the head is.
+const PLACES: usize = BLOCK_BYTES / size_of::<Page>() - 2;
+
+/// A block. All zero: none is taken, and no place has a holder.
+#[repr(C, align(4096))]
+struct Block {
+    pages: [Page; PLACES],
+    /// Bit n: place n is taken.
+    taken: [u64; 2],
+    /// Its neighbours in the list of blocks with room; null at the ends.
+    next: *mut Self,
+    previous: *mut Self,
+}
+
+const _: () = assert!(size_of::<Block>() == BLOCK_BYTES && PLACES == 126);
+/// The bits of all places.
+const FULL: [u64; 2] = [u64::MAX, (1 << (PLACES - 64)) - 1];
+
+/// The blocks of one store.
+pub(super) struct Pool {
+    /// First of those with room.
+    first: *mut Block,
+}
+
+// SAFETY: a pool's blocks are reached through it alone, and through the pages that it has handed out.
+unsafe impl Send for Pool {}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { first: core::ptr::null_mut() }
+    }
+}
+
+impl Pool {
+    /// A page without a holder; `None` when memory is exhausted. It stays where it is until [`put`](Self::put).
+    pub(super) fn take(&mut self) -> Option<*mut Page> {
+        if self.first.is_null() {
+            // SAFETY: all-zero bytes are a valid block: atomic integers, integers and null pointers. It is not of size zero.
+            let block = Box::into_raw(unsafe { allocate_zeroed::<Block>()? });
+            self.link(block);
+        }
+        let block = self.first;
+        // SAFETY: a block of this pool, which the caller has to itself; pages that are in use are not touched.
+        unsafe {
+            let taken = &mut (*block).taken;
+            let word = usize::from(taken[0] == FULL[0]);
+            let bit = taken[word].trailing_ones() as usize;
+            taken[word] |= 1 << bit;
+            if *taken == FULL {
+                self.unlink(block);
+            }
+            Some((&raw mut (*block).pages).cast::<Page>().add(64 * word + bit))
+        }
+    }
+
+    /// Takes a page back.
+    ///
+    /// # Safety
+    /// [`take`](Self::take) of this pool has handed it out; its count is zero, and nobody looks at it any more.
+    #[inline]
+    pub(super) unsafe fn put(&mut self, page: *mut Page) {
+        let nth = page.addr() % BLOCK_BYTES / size_of::<Page>();
+        let block = page.map_addr(|addr| addr & !(BLOCK_BYTES - 1)).cast::<Block>();
+        // SAFETY: a block is a page in size and alignment, so that is where this one begins; `page` was derived from it.
+        let taken = unsafe { &mut (*block).taken };
+        let was_full = *taken == FULL;
+        debug_assert!(taken[nth / 64] & 1 << (nth % 64) != 0, "metadata was given back twice");
+        taken[nth / 64] &= !(1 << (nth % 64));
+        let is_empty = *taken == [0, 0];
+        if was_full {
+            self.link(block);
+        }
+        if is_empty {
+            self.unlink(block);
+            // SAFETY: it is from `Box::into_raw`, in no list, and none of its pages is in use.
+            drop(unsafe { Box::from_raw(block) });
+        }
+    }
+
+    #[cold]
+    fn link(&mut self, block: *mut Block) {
+        // SAFETY: blocks of this pool, which the caller has to itself; `block` is not in the list.
+        unsafe {
+            (*block).next = self.first;
+            (*block).previous = core::ptr::null_mut();
+            if let Some(first) = self.first.as_mut() {
+                first.previous = block;
+            }
+        }
+        self.first = block;
+    }
+
+    #[cold]
+    fn unlink(&mut self, block: *mut Block) {
+        // SAFETY: as in `link`; `block` is in the list.
+        unsafe {
+            let (next, previous) = ((*block).next, (*block).previous);
+            match previous.as_mut() {
+                Some(previous) => previous.next = next,
+                None => self.first = next,
+            }
+            if let Some(next) = next.as_mut() {
+                next.previous = previous;
+            }
+        }
+    }
+}
