@@ -21,6 +21,7 @@
 //! So a walk tests one bit at each level.
 
 mod look;
+mod recent;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -30,10 +31,13 @@ use core::marker::PhantomData;
 use super::life::Watched;
 use super::page::Page;
 use crate::addr::{PageSize, Pfn};
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicPtr, Ordering};
 
 pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
+pub(crate) use self::look::{Far, FarFound};
+pub(crate) use self::recent::Looked;
+pub use self::recent::Recent;
 
 /// Slots of a table, pages of a chunk.
 #[cfg(not(any(loom, shuttle)))]
@@ -57,10 +61,17 @@ const USED_MASK: usize = 0x3ff << USED_SHIFT;
 const TAGS: usize = NODE | USED_MASK;
 
 /// Proof that the store's lock is held. There is one in each store, inside the lock.
-#[derive(Default)]
 pub(super) struct Held {
+    /// What each CPU has looked up last, which is forgotten before it is freed.
+    recents: Arc<[Recent]>,
     /// By the first frame of a chunk: lives of its pages that its slot has no room to count.
     pub(super) excess: BTreeMap<Pfn, usize>,
+}
+
+impl Held {
+    pub(super) fn new(recents: &Arc<[Recent]>) -> Self {
+        Self { recents: Arc::clone(recents), excess: BTreeMap::new() }
+    }
 }
 
 /// A table of one level.
@@ -280,8 +291,10 @@ pub(super) struct Orphan<C>(*mut (), PhantomData<Box<C>>);
 
 impl<C: Node> Orphan<C> {
     /// Frees it; answers its size in bytes.
-    pub(super) fn free(self, _held: &mut Held) -> usize {
-        if self.0.addr() & NODE == 0 {
+    pub(super) fn free(self, held: &mut Held) -> usize {
+        let node = self.0.addr() & NODE != 0;
+        recent::forget(&held.recents, if node { untagged(self.0) } else { self.0 });
+        if !node {
             // SAFETY: the pointer is from `Box::into_raw` of a `Page`; it is in no slot any more; no view is left,
             // since views borrow the lock's token, and nobody owns a reference on what is in there.
             free(unsafe { Box::from_raw(self.0.cast::<Page>()) }, |page| page.life_end())
