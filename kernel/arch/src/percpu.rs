@@ -20,12 +20,14 @@ pub struct Head {
     preempt_off: u64,
     /// Physical address of the root of the address space that is loaded and in use, 0 for none.
     loaded: u64,
+    /// What [`set_recent`] was given.
+    recent: *const (),
 }
 
 impl Head {
     /// The head of the area of `cpu`; [`install`] completes it.
     pub const fn new(cpu: usize) -> Self {
-        Self { this: core::ptr::null(), cpu: cpu as u64, preempt_off: 0, loaded: 0 }
+        Self { this: core::ptr::null(), cpu: cpu as u64, preempt_off: 0, loaded: 0, recent: core::ptr::null() }
     }
 
     /// The CPU's number.
@@ -105,4 +107,20 @@ pub fn loaded() -> u64 {
 pub fn set_loaded(root: u64) {
     // SAFETY: as in `loaded`.
     unsafe { asm!("mov gs:[24], {}", in(reg) root, options(nostack, preserves_flags)) };
+}
+
+/// Where this CPU keeps what it has looked up last, as [`set_recent`] left it; null at first.
+#[inline(always)]
+pub fn recent() -> *const () {
+    let at;
+    // SAFETY: as in `cpu`; offset 32 is `Head::recent`, which only this CPU touches.
+    unsafe { asm!("mov {}, gs:[32]", out(reg) at, options(nostack, preserves_flags, readonly)) };
+    at
+}
+
+/// Sets where this CPU keeps what it has looked up last.
+#[inline(always)]
+pub fn set_recent(at: *const ()) {
+    // SAFETY: as in `recent`.
+    unsafe { asm!("mov gs:[32], {}", in(reg) at, options(nostack, preserves_flags)) };
 }

@@ -52,7 +52,7 @@ impl<M: Machine> MmContext<M> {
         let ledger = Arc::new(Ledger::new());
         Arc::new(Self {
             machine,
-            meta: MetaStore::new(Arc::clone(&ledger)),
+            meta: MetaStore::for_cpus(Arc::clone(&ledger), nr_cpus),
             ledger,
             shootdown: Shootdown::new(nr_cpus),
             pins: PinLedger::new(),

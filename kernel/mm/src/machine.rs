@@ -8,6 +8,7 @@ use core::marker::PhantomData;
 
 use crate::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
 use crate::entry::Entry;
+use crate::meta::Recent;
 use crate::sync::{AtomicU64, Ordering};
 
 /// Most CPUs that the kernel can run: one bit each in a [`CpuMask`].
@@ -187,6 +188,12 @@ pub trait Machine: Send + Sync + Sized + 'static {
     fn loaded(&self) -> PhysAddr;
     /// Keeps it for this CPU. With interrupts off.
     fn set_loaded(&self, root: PhysAddr);
+    /// Of what each CPU of this machine's context has looked up last, that of this CPU; a machine may know a shorter way.
+    /// With interrupts off.
+    #[inline(always)]
+    fn recent<'a>(&self, all: impl FnOnce() -> &'a [Recent]) -> &'a Recent {
+        &all()[self.cpu()]
+    }
     /// Called in every wait loop: executes `pause`, and lets another task run where that helps. Not called with
     /// interrupts off, nor with a lock held ([`crate::lock_check`]).
     fn relax(&self);

@@ -125,6 +125,14 @@ mutants::mutants! {
     /// `gup::an_error_after_a_part_gives_the_part` and
     /// `properties::page_tables_metadata_and_tlbs_agree_with_the_model`.
     PartialSuccessLost = "partial_success_lost",
+    /// Metadata is freed, and a CPU that has looked it up last goes on using it. Caught by
+    /// `loom_gup::gup_fast_after_the_metadata_of_pages_was_made_anew` and
+    /// `loom_gup::gup_fast_after_the_metadata_of_a_folio_was_made_anew` and
+    /// `shuttle:loom_gup::gup_fast_after_the_metadata_of_a_folio_was_made_anew`.
+    RecentNotEmptied = "recent_not_emptied",
+    /// What a CPU has looked up last serves for every block. Caught by
+    /// `gup_paths::pages_of_two_blocks_in_turn_are_each_found`.
+    RecentOfAnyBlock = "recent_of_any_block",
     /// Of an area that was cut in two while a removal listed who maps the device, only one part is unmapped. Caught by
     /// `stale::a_mapping_that_is_cut_while_its_users_are_listed_is_unmapped_whole`.
     CutAreaMissed = "cut_area_missed",

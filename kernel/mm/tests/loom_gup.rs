@@ -19,7 +19,7 @@ use loom_machine::{LoomMachine, be, bring_up, explore, va};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr};
 use mm::context::MmContext;
 use mm::entry::Prot;
-use mm::gup::{self, GupFlags, RangeArray};
+use mm::gup::{self, GupFlags, PageArray, RangeArray};
 use mm::machine::{IrqOff, Point};
 use mm::mapping::Mapping;
 use mm::pagemap::{DevPagemap, MemoryKind};
@@ -289,5 +289,66 @@ fn gup_fast_against_promoting_to_a_huge_leaf() {
         });
         let folio = machine.mm.meta.inspect(Pfn::new(0)).expect("it is mapped");
         assert_eq!((folio.counts.refs, folio.counts.pins), (1, 0), "the huge leaf alone");
+    });
+}
+
+/// Each CPU has looked up the metadata of a leaf of this size last, which then goes with the leaf, and is made anew.
+fn made_anew(leaf: PageSize) {
+    let machine = EmuContext::new(leaf.nr_pages(), leaf);
+    for cpu in 1..CPUS {
+        be(cpu);
+        assert_eq!(machine.pin_and_use(va(0, 0)), Some(Pfn::new(0)));
+    }
+    be(0);
+    let again = move |machine: &EmuContext| {
+        machine.space.unmap(va(0, 0), leaf.bytes()).unwrap();
+        machine.space.map(va(0, 0), leaf.bytes(), Prot::USER_WRITE, &machine.file, 0).unwrap();
+        machine.space.handle_fault(va(0, 0), Access::Write).unwrap();
+    };
+    machine.race(again, |machine| {
+        // The interrupt is taken here, or by the pin: so the pin comes after the new metadata, or before. (A yield, without which
+        // loom does not let who waits for the interrupt go on.)
+        mm::machine::Machine::relax(&machine.mm.machine);
+        let frame = machine.pin_and_use(va(0, 0));
+        assert!(matches!(frame.map(Pfn::as_u64), None | Some(0)), "{frame:?}");
+    });
+    let held = machine.mm.meta.inspect(Pfn::new(0)).map(|folio| folio.counts);
+    assert_eq!(held.map(|counts| (counts.refs, counts.pins)), Some((1, 0)));
+}
+
+// covers: G1, G2, G3
+#[test]
+fn gup_fast_after_the_metadata_of_pages_was_made_anew() {
+    explore(3, || made_anew(PageSize::Size4K));
+}
+
+// covers: G1, G2, G3
+#[test]
+fn gup_fast_after_the_metadata_of_a_folio_was_made_anew() {
+    explore(3, || made_anew(PageSize::Size2M));
+}
+
+// covers: G1, G2, G3, G5
+#[test]
+fn gup_fast_of_pages_far_apart_against_zap_of_the_second() {
+    explore(3, || {
+        let machine = EmuContext::new(1, PageSize::Size4K);
+        machine.space.map(va(0, 1), PAGE_SIZE, Prot::USER_WRITE, &machine.file, 512).unwrap();
+        machine.space.handle_fault(va(0, 1), Access::Write).unwrap();
+        machine.race(
+            |machine| machine.unmap(va(0, 1), 1, &[512]),
+            |machine| {
+                let mut frames = [Pfn::new(0); 2];
+                let mut sink = PageArray::new(&mut frames);
+                let nr = gup::pin_user_pages_fast(&machine.space, va(0, 0), 2, GupFlags::FAST_ONLY, &mut sink);
+                assert!(nr.is_ok(), "the first page was there all the time");
+                for &pfn in sink.as_slice() {
+                    machine.mm.machine.use_data(pfn);
+                    gup::unpin(&machine.mm, pfn, 1);
+                }
+            },
+        );
+        let totals = machine.mm.meta.totals();
+        assert_eq!((totals.folios, totals.refs, totals.pins), (1, 1, 0));
     });
 }

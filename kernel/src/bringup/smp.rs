@@ -9,7 +9,7 @@ use arch::trampoline::{self, Start};
 use arch::{apic, cpu, mce, percpu as area, tlb};
 use mm::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use mm::entry::{Entry, Prot};
-use mm::machine::{CpuId, CpuMask, IrqOff};
+use mm::machine::{CpuId, CpuMask};
 
 use crate::console::report;
 use crate::cpu::ipi::{self, VECTOR_APIC_ERROR, VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER};
@@ -50,8 +50,7 @@ fn init_this_cpu(tables: &'static mut CpuTables, features: &Features) {
 }
 
 fn go_online() {
-    let mm = machine::mm();
-    mm.shootdown.cpu_online(&IrqOff::new(&mm.machine));
+    machine::go_online();
     ipi::go_online();
 }
 

@@ -8,7 +8,8 @@ use mm::addr::{Pfn, PhysAddr, VirtAddr};
 use mm::context::MmContext;
 use mm::entry::Entry;
 use mm::lock_check;
-use mm::machine::{CpuId, CpuMask, GROUP, Machine};
+use mm::machine::{CpuId, CpuMask, GROUP, IrqOff, Machine};
+use mm::meta::Recent;
 use mm::shootdown::Round;
 use spin::Once;
 
@@ -47,6 +48,13 @@ pub fn yield_by(yield_if_allowed: fn()) {
 /// Before [`init`].
 pub fn mm() -> &'static Arc<MmContext<KernelMachine>> {
     CONTEXT.get().expect("the context is not made yet")
+}
+
+/// The CPU that calls takes part in shootdowns and may load address spaces from now on.
+pub fn go_online() {
+    let mm = mm();
+    area::set_recent(core::ptr::from_ref(&mm.meta.recents()[area::cpu()]).cast());
+    mm.shootdown.cpu_online(&IrqOff::new(&mm.machine));
 }
 
 /// The context, if it is made.
@@ -89,7 +97,16 @@ impl Machine for KernelMachine {
     }
     #[inline(always)]
     fn set_loaded(&self, root: PhysAddr) {
+        debug_assert!(!area::recent().is_null(), "this CPU has not gone online");
         area::set_loaded(root.as_u64());
+    }
+    #[inline(always)]
+    #[expect(clippy::transmute_ptr_to_ref, reason = "`&*` asks at run time whether the pointer is null, for every pin")]
+    fn recent<'a>(&self, _all: impl FnOnce() -> &'a [Recent]) -> &'a Recent {
+        let recent = area::recent();
+        // SAFETY: `go_online` has set it before an address space was loaded on this CPU, which whoever asks has seen; it is
+        // one of the cells of the only context, which lives for ever.
+        unsafe { core::mem::transmute::<*const (), &'a Recent>(recent) }
     }
     fn relax(&self) {
         lock_check::might_sleep("something");

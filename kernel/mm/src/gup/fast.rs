@@ -15,7 +15,7 @@ use super::{FastResult, IRQS_OFF_STEPS, PinSink, Walk};
 use crate::addr::{ENTRIES, PAGE_SHIFT, PageSize, Pfn, VirtAddr};
 use crate::entry::Entry;
 use crate::machine::{GROUP, IrqOff, Machine};
-use crate::meta::{Covering, Folio, Page};
+use crate::meta::{Covering, Folio, Looked, Page};
 use crate::mutant::Mutant;
 use crate::pagemap::LongTermPin;
 use crate::sync::{AtomicU64, Ordering};
@@ -69,6 +69,9 @@ enum End {
     Refused,
 }
 
+/// Entries of a root table that are of the user half.
+const USER_TOPS: u64 = 1 << 8;
+
 /// As many steps as there can be: the deliberate fault.
 const WITHOUT_BOUND: u64 = u64::MAX >> PAGE_SHIFT;
 
@@ -78,26 +81,17 @@ impl Run {
 }
 
 impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
-    /// Pins the page at `at`, if a page table maps it and it can be had without a lock. It gives up where a closer look
-    /// would be needed: at a count that another CPU changes meanwhile, or that refuses. The walk for many pages comes
-    /// next, without a lock too, and looks closer.
+    /// Pins the page at `at`, whatever the size of the leaf that maps it, if it can be had without a lock. It gives up where
+    /// a closer look would be needed: at a count that another CPU changes meanwhile, or that refuses. The walk for many
+    /// pages comes next, without a lock too, and looks closer.
     #[inline(always)]
-    pub(super) fn page(&self, at: u64) -> FastResult {
-        let irq = self.enter();
-        let result = match self.walk::<true>(&irq, at) {
-            Some(leaf) => self.pin_leaf::<true>(&leaf, self.request.rights(), 0, 1),
-            None => FastResult::Miss,
-        };
-        // Interrupts come back on in each way by itself, so that nobody need remember meanwhile which one it was.
-        match result {
-            FastResult::Pinned(pfn) => {
-                drop(irq);
-                FastResult::Pinned(pfn)
-            }
-            other => {
-                drop(irq);
-                other
-            }
+    pub(super) fn page(&self, irq: &IrqOff<'_, M>, at: u64) -> FastResult {
+        // By size, so that each way has its own constants.
+        match self.walk(irq, at) {
+            Some(leaf) if leaf.level == 1 => self.pin_small(irq, &leaf),
+            Some(leaf) if leaf.level == 2 => self.part_of(irq, &leaf, PageSize::Size2M, at, 1),
+            Some(leaf) if leaf.level == 3 => self.part_of(irq, &leaf, PageSize::Size1G, at, 1),
+            _ => FastResult::Miss,
         }
     }
 
@@ -106,17 +100,22 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     pub(super) fn huge_leaf(&self, at: u64, nr_pages: u64) -> FastResult {
         let irq = self.enter();
         // By size, so that each way has its own constants.
-        match self.walk::<false>(&irq, at) {
-            Some(leaf) if leaf.level == 2 => self.part_of(&leaf, PageSize::Size2M, at, nr_pages),
-            Some(leaf) if leaf.level == 3 => self.part_of(&leaf, PageSize::Size1G, at, nr_pages),
+        match self.walk(&irq, at) {
+            Some(leaf) if leaf.level == 2 => self.part_of(&irq, &leaf, PageSize::Size2M, at, nr_pages),
+            Some(leaf) if leaf.level == 3 => self.part_of(&irq, &leaf, PageSize::Size1G, at, nr_pages),
             _ => FastResult::Miss,
         }
     }
 
     #[inline(always)]
-    fn part_of(&self, leaf: &Leaf<'_>, size: PageSize, at: u64, nr_pages: u64) -> FastResult {
+    fn part_of(&self, irq: &IrqOff<'_, M>, leaf: &Leaf<'_>, size: PageSize, at: u64, nr_pages: u64) -> FastResult {
         let (inside, most) = Leaf::at(size, at);
-        if nr_pages <= most { self.pin_huge(leaf, inside, nr_pages) } else { FastResult::Miss }
+        // One comparison for both: no pages are none of a leaf's.
+        if nr_pages.wrapping_sub(1) < most {
+            self.pin_huge::<true>(irq, leaf, inside, nr_pages)
+        } else {
+            FastResult::Miss
+        }
     }
 
     /// Pins what can be had without a lock, from `start` on, at most up to `end`; answers how far that is. Interrupts
@@ -140,11 +139,11 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         let irq = self.enter();
         let (mut at, mut left) = (start, if Mutant::IrqsOffForAll.is_on() { WITHOUT_BOUND } else { IRQS_OFF_STEPS });
         loop {
-            let Some(leaf) = self.walk::<false>(&irq, at) else { return Step { next: at, go_on: false } };
+            let Some(leaf) = self.walk(&irq, at) else { return Step { next: at, go_on: false } };
             let most = end.min(at.saturating_add(left << PAGE_SHIFT));
             let is_huge = leaf.level > 1;
             let Step { next, go_on } = if is_huge {
-                self.leaf(&leaf, (at, if S::BY_PAGE { most } else { end }), sink)
+                self.leaf(&irq, &leaf, (at, if S::BY_PAGE { most } else { end }), sink)
             } else {
                 self.table(&irq, leaf.above, (at, most), sink)
             };
@@ -159,7 +158,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
 
     /// Turns interrupts off for the walk.
     #[inline(always)]
-    fn enter(&self) -> IrqOff<'_, M> {
+    pub(super) fn enter(&self) -> IrqOff<'_, M> {
         let machine = &self.mm().machine;
         let irq = IrqOff::new(machine);
         if Mutant::GupIrqsOn.is_on() {
@@ -168,20 +167,24 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         irq
     }
 
-    /// The entry that says what `at` is mapped to, whether it is present or not. `None` where a table above is missing,
-    /// or where the space is not loaded on this CPU, so that its shootdowns would not wait for us.
+    /// The entry that says what `at` is mapped to, whether it is present or not. `None` where `at` is not in the user half,
+    /// where a table above is missing, or where the space is not loaded on this CPU, so that its shootdowns would not wait for us.
     ///
-    /// `SMALL`: where page tables lead down to the last level, and `None` where they do not. What is found then has no
-    /// level to remember: each instruction here is one of every pin.
+    /// Each level has its own way out, so who asks for the level next has it for nothing.
     #[inline(always)]
-    fn walk<'m, const SMALL: bool>(&self, irq: &IrqOff<'m, M>, at: u64) -> Option<Leaf<'m>> {
+    fn walk<'m>(&self, irq: &IrqOff<'m, M>, at: u64) -> Option<Leaf<'m>> {
         let (machine, va) = (irq.machine(), VirtAddr::new(at));
         let root = machine.loaded();
         if root != self.space.root() {
             return None;
         }
         let mut level = machine.levels();
-        let mut this = Seen::read(machine.entry_at(root, va.index(level)));
+        // The index into the root says whether the address is in the user half at all, and wraps in none of it.
+        let top = at >> (PAGE_SHIFT + 9 * (u32::from(level) - 1));
+        if top >= USER_TOPS {
+            return None;
+        }
+        let mut this = Seen::read(machine.entry_at(root, top as usize));
         // The root has no leaves.
         let mut table = this.entry.user_table()?;
         loop {
@@ -194,7 +197,6 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             // One test a level: what is no table is a leaf or empty, which who uses it tells apart.
             match this.entry.user_table() {
                 Some(below) => table = below,
-                None if SMALL => return None,
                 None => return Some(Leaf { this, level, above }),
             }
         }
@@ -202,17 +204,17 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
 
     /// May the page be pinned for as long as is asked for?
     #[inline(always)]
-    fn tolerates(&self, page: &Page) -> bool {
+    pub(super) fn tolerates(&self, page: &Page) -> bool {
         !self.request.long_term() || (self.request.revocable() && page.long_term() == LongTermPin::Revocable)
     }
 
     /// The pages of one huge leaf, from `at` on, as one run.
     #[inline(always)]
-    fn leaf<S: PinSink>(&self, leaf: &Leaf<'_>, (at, end): (u64, u64), sink: &mut S) -> Step {
+    fn leaf<S: PinSink>(&self, irq: &IrqOff<'_, M>, leaf: &Leaf<'_>, (at, end): (u64, u64), sink: &mut S) -> Step {
         let Some(size) = PageSize::from_level(leaf.level) else { return Step { next: at, go_on: false } };
         let (inside, most) = Leaf::at(size, at);
         let nr_pages = most.min((end - at) >> PAGE_SHIFT).min(sink.room());
-        let result = self.pin_huge(leaf, inside, nr_pages);
+        let result = self.pin_huge::<false>(irq, leaf, inside, nr_pages);
         let Some(pfn) = result.pinned_or_give_back(self.space, PIN, nr_pages) else {
             return Step { next: at, go_on: false };
         };
@@ -220,32 +222,66 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         Step { next: at + (nr_pages << PAGE_SHIFT), go_on: true }
     }
 
-    /// Pins `nr` pages of a leaf, from that on which is so far inside, if the leaf has these flags. `ONE`: see
-    /// [`take_and_recheck`](Self::take_and_recheck).
+    /// Pins the page of a small leaf.
     #[inline(always)]
-    fn pin_leaf<const ONE: bool>(&self, leaf: &Leaf<'_>, flags: u8, inside: u64, nr: u32) -> FastResult {
+    fn pin_small(&self, irq: &IrqOff<'_, M>, leaf: &Leaf<'_>) -> FastResult {
         // An empty entry has none.
-        if !leaf.this.entry.has(flags) {
+        if !leaf.this.entry.has(self.request.rights()) {
             return FastResult::Miss;
         }
-        let pfn = leaf.pfn(inside);
-        // SAFETY: interrupts are off, and the frame was read from a present entry in this walk.
-        let Some(page) = (unsafe { self.mm().meta.lookup_page(pfn) }) else { return FastResult::Miss };
+        let pfn = leaf.pfn(0);
+        let recent = irq.machine().recent(|| self.mm().meta.recents());
+        // SAFETY: interrupts are off, the frame was read from a present entry in this walk, and the cell is this CPU's.
+        let page = match unsafe { recent.small(pfn) } {
+            Looked::Page(page) => page,
+            // SAFETY: as above.
+            Looked::Nothing => match unsafe { self.mm().meta.lookup_anew::<false>(pfn, recent) } {
+                Some(page) => page,
+                None => return FastResult::Miss,
+            },
+        };
+        self.pin_leaf::<true>(leaf, page, pfn, 1)
+    }
+
+    /// Pins `nr_pages` pages of a huge leaf, from that on which is so far inside. `AT_ONCE`: see
+    /// [`take_and_recheck`](Self::take_and_recheck).
+    #[inline(always)]
+    fn pin_huge<const AT_ONCE: bool>(
+        &self,
+        irq: &IrqOff<'_, M>,
+        leaf: &Leaf<'_>,
+        inside: u64,
+        nr_pages: u64,
+    ) -> FastResult {
+        // Above the last level an entry is a leaf only if it says so.
+        if !leaf.this.entry.has(self.request.rights() | Entry::HUGE) {
+            return FastResult::Miss;
+        }
+        let recent = irq.machine().recent(|| self.mm().meta.recents());
+        let first = leaf.pfn(0);
+        // SAFETY: as in `pin_small`.
+        let page = match unsafe { recent.huge(first) } {
+            Looked::Page(page) => page,
+            // SAFETY: as in `pin_small`.
+            Looked::Nothing => match unsafe { self.mm().meta.lookup_anew::<true>(first, recent) } {
+                Some(page) => page,
+                None => return FastResult::Miss,
+            },
+        };
+        self.pin_leaf::<AT_ONCE>(leaf, page, leaf.pfn(inside), nr_pages as u32)
+    }
+
+    /// Pins `nr` pages of a leaf, from `pfn` on, with the metadata that was found for them.
+    #[inline(always)]
+    fn pin_leaf<const AT_ONCE: bool>(&self, leaf: &Leaf<'_>, page: &Page, pfn: Pfn, nr: u32) -> FastResult {
         if !self.tolerates(page) {
             return FastResult::Miss;
         }
-        match self.take_and_recheck::<ONE>(page, nr, leaf.this, Some(leaf.above)) {
+        match self.take_and_recheck::<AT_ONCE>(page, nr, leaf.this, Some(leaf.above)) {
             Taken::Kept => FastResult::Pinned(pfn),
             Taken::Stale => FastResult::Changed(pfn),
             Taken::Refused => FastResult::Miss,
         }
-    }
-
-    /// The same for `nr_pages` pages of a huge leaf.
-    #[inline(always)]
-    fn pin_huge(&self, leaf: &Leaf<'_>, inside: u64, nr_pages: u64) -> FastResult {
-        // Above the last level an entry is a leaf only if it says so.
-        self.pin_leaf::<false>(leaf, self.request.rights() | Entry::HUGE, inside, nr_pages as u32)
     }
 
     /// The leaves of the page table that `above` leads to, from `at` on, run by run.
@@ -266,6 +302,15 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             }
             if !run.go_on {
                 return Step { next: at, go_on: false };
+            }
+            // The next frame is elsewhere, and so may be those behind it.
+            if run.nr_pages == 1 && most > 1 {
+                let (done, go_on) = self.scattered(irq, above, (index, most as usize - 1), sink);
+                at += (done as u64) << PAGE_SHIFT;
+                index += done;
+                if !go_on {
+                    return Step { next: at, go_on };
+                }
             }
         }
     }
@@ -344,8 +389,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         (pages.len(), Ok(()))
     }
 
-    /// The same for whole groups. A function of its own, so that its loop has all registers.
-    #[inline(never)]
+    /// The same for whole groups: those that are as expected in all ways at once, and any other page by page.
     fn take_groups(
         &self,
         machine: &M,
@@ -353,18 +397,24 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         first: Entry,
         groups: &[[Page; GROUP]],
     ) -> (usize, Result<(), End>) {
-        let (mut group, mut expected) = (index / GROUP, first);
-        for (done, pages) in groups.iter().enumerate() {
-            let slots = machine.entries(table, group);
-            for nth in 0..GROUP {
-                if let Err(end) = self.take_next(slots[nth], &pages[nth], expected.nth_page(nth)) {
-                    return (done * GROUP + nth, Err(end));
-                }
+        let mut done = 0;
+        loop {
+            let at = done * GROUP;
+            let (more, part) =
+                self.take_alike(machine, (table, index / GROUP + done), first.nth_page(at), &groups[done..]);
+            done += more;
+            let (at, Some(pages)) = (done * GROUP, groups.get(done)) else { return (done * GROUP, Ok(())) };
+            let kept = self.keep_unchanged((table, index + at), first.nth_page(at), part);
+            if kept < part {
+                return (at + kept, Err(End::Refused));
             }
-            group = group.wrapping_add(1);
-            expected = expected.nth_page(GROUP);
+            let (rest, end) =
+                self.take_few(machine, (table, index + at + part), first.nth_page(at + part), &pages[part..]);
+            if end.is_err() {
+                return (at + part + rest, end);
+            }
+            done += 1;
         }
-        (groups.len() * GROUP, Ok(()))
     }
 
     /// Takes a reference on `page` if the entry in `slot` is as expected, before and after.

@@ -37,6 +37,7 @@
 //! Linux: `mm/gup.c`.
 
 mod error;
+mod far;
 mod fast;
 mod recheck;
 mod sink;
@@ -271,14 +272,27 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
 ) -> Result<u64, GupError> {
     let request = PinRequest::new(flags);
     if nr_pages == 1 {
-        // The walk does not ask where in the page the address is: who goes slow rounds it down.
-        return match fast_one::<M, PIN>(space, start, request) {
-            // Whether there is room is asked when the page is there: who asks for a page has room for it.
-            FastResult::Pinned(pfn) if sink.push_one(pfn) => Ok(1),
-            FastResult::Pinned(pfn) | FastResult::Changed(pfn) => {
+        let walk = Walk::<M, PIN> { space, request };
+        let irq = walk.enter();
+        // The walk does not ask where in the page the address is: who goes slow rounds it down. Interrupts come back on in
+        // each way by itself, so that nobody need remember meanwhile which one it was.
+        return match walk.page(&irq, start.as_u64()) {
+            FastResult::Pinned(pfn) => {
+                drop(irq);
+                // Whether there is room is asked when the page is there: who asks for a page has room for it.
+                if sink.push_one(pfn) {
+                    return Ok(1);
+                }
                 give_back_and_fall_back::<M, S, PIN>(space, pfn, start, flags, sink)
             }
-            FastResult::Miss => fall_back::<M, S, PIN>(space, start, flags, sink),
+            FastResult::Changed(pfn) => {
+                drop(irq);
+                give_back_and_fall_back::<M, S, PIN>(space, pfn, start, flags, sink)
+            }
+            FastResult::Miss => {
+                drop(irq);
+                fall_back::<M, S, PIN>(space, start, flags, sink)
+            }
         };
     }
     let start = start.align_down(PAGE_SIZE).as_u64();
@@ -292,17 +306,7 @@ fn gup<M: Machine, S: PinSink, const PIN: bool>(
     gup_many::<M, S, PIN>(space, start, nr_pages, flags, sink)
 }
 
-/// The page around `start` without a lock, where a page table maps it: the common case. It needs so little that it goes
-/// without what many pages need.
-#[inline(always)]
-fn fast_one<M: Machine, const PIN: bool>(space: &AddressSpace<M>, start: VirtAddr, request: PinRequest) -> FastResult {
-    if start >= space.user_end() {
-        return FastResult::Miss;
-    }
-    Walk::<M, PIN> { space, request }.page(start.as_u64())
-}
-
-/// One page that [`fast_one`] could not have. Apart, and marked as rare, so that what it needs is put aside only here.
+/// One page that could not be had at once. Apart, and marked as rare, so that what it needs is put aside only here.
 #[cold]
 #[inline(never)]
 fn fall_back<M: Machine, S: PinSink, const PIN: bool>(
@@ -314,8 +318,8 @@ fn fall_back<M: Machine, S: PinSink, const PIN: bool>(
     gup_many::<M, S, PIN>(space, start.align_down(PAGE_SIZE).as_u64(), 1, flags, sink)
 }
 
-/// The same after [`fast_one`] took a reference on `pfn` that is not to be kept: the entry has changed, or there is no
-/// room for the answer.
+/// The same after a reference was taken on `pfn` that is not to be kept: the entry has changed, or there is no room for the
+/// answer.
 #[cold]
 #[inline(never)]
 fn give_back_and_fall_back<M: Machine, S: PinSink, const PIN: bool>(
@@ -326,7 +330,7 @@ fn give_back_and_fall_back<M: Machine, S: PinSink, const PIN: bool>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     give_back(space.mm(), PIN, pfn, 1);
-    fall_back::<M, S, PIN>(space, start, flags, sink)
+    gup_many::<M, S, PIN>(space, start.align_down(PAGE_SIZE).as_u64(), 1, flags, sink)
 }
 
 /// All of `nr_pages` pages from `start` on without a lock, where one huge leaf maps them.
@@ -337,9 +341,6 @@ fn fast_leaf<M: Machine, const PIN: bool>(
     nr_pages: u64,
     request: PinRequest,
 ) -> FastResult {
-    if nr_pages == 0 || !is_below(start, nr_pages, space.user_end().as_u64()) {
-        return FastResult::Miss;
-    }
     Walk::<M, PIN> { space, request }.huge_leaf(start, nr_pages)
 }
 
@@ -359,13 +360,6 @@ fn gup_many<M: Machine, S: PinSink, const PIN: bool>(
         return Err(GupError::BadRange);
     };
     let walk = Walk::<M, PIN> { space, request: PinRequest::new(flags) };
-    if nr_pages == 1
-        && let Some(pfn) = walk.huge_leaf(start, 1).pinned_or_give_back(space, PIN, 1)
-    {
-        // There is room: that was asked above.
-        sink.push(pfn, 1);
-        return Ok(1);
-    }
     let at = walk.pages(start, end, sink);
     let slow = SlowPath { walk, end, flags };
     if at == end { Ok(nr_pages) } else { slow.pin_rest(start, at, sink) }

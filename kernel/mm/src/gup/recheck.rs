@@ -5,7 +5,7 @@
 use super::Walk;
 use crate::addr::{ENTRIES, Pfn};
 use crate::entry::Entry;
-use crate::machine::{Machine, Point};
+use crate::machine::{GROUP, Machine, Point};
 use crate::meta::Page;
 use crate::mutant::Mutant;
 use crate::sync::{AtomicU64, Ordering};
@@ -24,30 +24,22 @@ impl<'m> Seen<'m> {
         Self { slot, entry: Entry::from_bits(slot.load(Ordering::Acquire)) }
     }
 
-    /// Is the entry what it was? Accessed and dirty bits do not count.
+    /// Is the entry what it was? Accessed and dirty bits do not count; where `AT_ONCE`, they do: see
+    /// [`Walk::take_and_recheck`].
     ///
     /// SeqCst, as the taking of the reference before it: neither may pass the other, or a zap in between would go
     /// unnoticed.
     #[inline(always)]
-    pub(super) fn is_unchanged<const ONE: bool>(self) -> bool {
+    pub(super) fn is_unchanged<const AT_ONCE: bool>(self) -> bool {
         let now = Entry::from_bits(self.slot.load(Ordering::SeqCst));
         // The first question answers nearly all.
-        now == self.entry || if ONE { self.is_unchanged_but_for_use() } else { now.same_translation(self.entry) }
-    }
-
-    /// The second question, for one page. It looks again, which sees no less. A function of its own and marked as rare, so
-    /// that the common way keeps nothing in registers for it: it costs a pin 12 instructions otherwise. (Where pages are
-    /// many it is the call that costs.)
-    #[cold]
-    #[inline(never)]
-    fn is_unchanged_but_for_use(self) -> bool {
-        self.is_unchanged::<false>()
+        now == self.entry || (!AT_ONCE && now.same_translation(self.entry))
     }
 
     /// [`is_unchanged`](Self::is_unchanged), of the entry that leads to the leaf's table.
     #[inline(always)]
-    pub(super) fn still_leads_there<const ONE: bool>(self) -> bool {
-        self.is_unchanged::<ONE>() || Mutant::NoUpperRecheck.is_on()
+    pub(super) fn still_leads_there<const AT_ONCE: bool>(self) -> bool {
+        self.is_unchanged::<AT_ONCE>() || Mutant::NoUpperRecheck.is_on()
     }
 }
 
@@ -74,20 +66,20 @@ impl<M: Machine> Row<'_, M> {
 /// What a walk has read and looks at again. A trait and not a closure, which would not become a part of the loop that
 /// calls it as early: 1.2 instructions of each page of a run.
 pub(super) trait Recheck {
-    /// Are the entries what they were? `ONE`: see [`Walk::take_and_recheck`].
-    fn are_unchanged<const ONE: bool>(&self) -> bool;
+    /// Are the entries what they were? `AT_ONCE`: see [`Walk::take_and_recheck`].
+    fn are_unchanged<const AT_ONCE: bool>(&self) -> bool;
 }
 
 impl Recheck for Seen<'_> {
     #[inline(always)]
-    fn are_unchanged<const ONE: bool>(&self) -> bool {
-        self.is_unchanged::<ONE>()
+    fn are_unchanged<const AT_ONCE: bool>(&self) -> bool {
+        self.is_unchanged::<AT_ONCE>()
     }
 }
 
 impl<M: Machine> Recheck for Row<'_, M> {
     #[inline(always)]
-    fn are_unchanged<const ONE: bool>(&self) -> bool {
+    fn are_unchanged<const AT_ONCE: bool>(&self) -> bool {
         self.follow(Ordering::SeqCst) == self.nr_pages
     }
 }
@@ -107,9 +99,11 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     /// they were when it was found. Each pin of the fast path is taken here. Who takes several, one after the other,
     /// under one table may look at the entry above once, after the last.
     ///
-    /// `ONE`: one reference, and at the first attempt or not at all.
+    /// `AT_ONCE`: at the first attempt or not at all; an accessed or dirty bit that the CPU sets at this very
+    /// moment is a change, too. So there is no loop and no call, and nothing is kept in registers for them: whoever fails so
+    /// comes again, and looks closer.
     #[inline(always)]
-    pub(super) fn take_and_recheck<const ONE: bool>(
+    pub(super) fn take_and_recheck<const AT_ONCE: bool>(
         &self,
         page: &Page,
         nr: u32,
@@ -118,17 +112,72 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     ) -> Taken {
         let machine = &self.mm().machine;
         machine.reached(Point::GupLeafRead);
-        let taken = if ONE { page.try_take_one::<PIN>() } else { self.take(page, nr).is_ok() };
+        let taken = if AT_ONCE { page.try_take_at_once::<PIN>(nr) } else { self.take(page, nr).is_ok() };
         if !taken {
             return Taken::Refused;
         }
         machine.reached(Point::GupPinned);
-        if !entries.are_unchanged::<ONE>() && !Mutant::NoEntryRecheck.is_on() {
+        if !entries.are_unchanged::<AT_ONCE>() && !Mutant::NoEntryRecheck.is_on() {
             return Taken::Stale;
         }
         match above {
-            Some(above) if !above.still_leads_there::<ONE>() => Taken::Stale,
+            Some(above) if !above.still_leads_there::<AT_ONCE>() => Taken::Stale,
             _ => Taken::Kept,
         }
+    }
+
+    /// The same for groups of pages whose entries follow each other from `first` on, that at the start of `group`, and which
+    /// are all held as the first one is: in each group a reference on every page, and then every entry again. Ends at the
+    /// first group in which something is otherwise; answers how many there are before it, and on how many pages of that one
+    /// there are references, whose entries are still to be read again ([`keep_unchanged`](Self::keep_unchanged)).
+    ///
+    /// The references of a group first, and then its entries: for each page that is later than the rule asks for, so it sees
+    /// no less. A function of its own that calls nobody, so that its loop has all registers: nine instructions a page.
+    #[inline(never)]
+    pub(super) fn take_alike(
+        &self,
+        machine: &M,
+        (table, group): (Pfn, usize),
+        first: Entry,
+        groups: &[[Page; GROUP]],
+    ) -> (usize, usize) {
+        let Some(([page, ..], _)) = groups.split_first() else { return (0, 0) };
+        let (mut like, mut expected) = (page.like::<PIN>(), first);
+        for (done, pages) in groups.iter().enumerate() {
+            let slots = machine.entries(table, group.wrapping_add(done));
+            if !(0..GROUP).all(|nth| Seen::read(slots[nth]).entry == expected.nth_page(nth)) {
+                return (done, 0);
+            }
+            for (nth, page) in pages.iter().enumerate() {
+                machine.reached(Point::GupLeafRead);
+                if !page.try_take_like(&mut like) {
+                    return (done, nth);
+                }
+            }
+            for (nth, slot) in slots.into_iter().enumerate() {
+                machine.reached(Point::GupPinned);
+                let this = Seen { slot, entry: expected.nth_page(nth) };
+                // Also at an accessed or dirty bit, which `keep_unchanged` then sees to be no change.
+                if !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on() {
+                    return (done, GROUP);
+                }
+            }
+            expected = expected.nth_page(GROUP);
+        }
+        (groups.len(), 0)
+    }
+
+    /// There are references on `nr` pages whose entries follow each other from `first` on, that at `index`: keeps those up to
+    /// the first whose entry has changed, and answers how many.
+    pub(super) fn keep_unchanged(&self, (table, index): (Pfn, usize), first: Entry, nr: usize) -> usize {
+        let unchanged = |&nth: &usize| {
+            let slot = self.mm().machine.entry(table, index + nth);
+            Seen { slot, entry: first.nth_page(nth) }.is_unchanged::<false>() || Mutant::NoEntryRecheck.is_on()
+        };
+        let kept = (0..nr).take_while(unchanged).count();
+        if kept < nr {
+            self.give_back(first.nth_page(kept).pfn(), (nr - kept) as u64);
+        }
+        kept
     }
 }

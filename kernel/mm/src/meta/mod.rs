@@ -61,7 +61,8 @@ use crate::sync::{Arc, Mutex, Ordering, fence};
 pub use self::leaves::Leaves;
 pub use self::maps::{RegisterError, UnregisterError};
 pub use self::page::{Counts, GetError, MAX_REFS, Owner, Page};
-pub use self::raw::{Covering, Folio, Near};
+pub use self::raw::{Covering, Folio, Near, Recent};
+pub(crate) use self::raw::{Far, FarFound, Looked};
 pub use self::runs::Run;
 
 /// Why there is no metadata for a frame.
@@ -190,6 +191,8 @@ pub struct MetaStore {
     tree: Tree,
     inner: Mutex<Inner>,
     ledger: Arc<Ledger>,
+    /// What each CPU has looked up last.
+    recents: Arc<[Recent]>,
 }
 
 /// What the lock protects.
@@ -208,15 +211,20 @@ struct Lent {
 }
 
 impl MetaStore {
-    /// An empty store that charges `ledger` for metadata, folios and page maps.
+    /// An empty store that charges `ledger` for metadata, folios and page maps. No CPU pins through it.
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        let inner = Mutex::new(Inner { held: Held::default(), maps: Maps::default() });
-        Self { tree: Tree::new(Arc::clone(&ledger)), inner, ledger }
+        Self::for_cpus(ledger, 0)
+    }
+    /// The same, where so many CPUs pin.
+    pub fn for_cpus(ledger: Arc<Ledger>, nr_cpus: usize) -> Self {
+        let recents = (0..nr_cpus).map(|_| Recent::new()).collect();
+        let inner = Mutex::new(Inner { held: Held::new(&recents), maps: Maps::default() });
+        Self { tree: Tree::new(Arc::clone(&ledger)), inner, ledger, recents }
     }
 
-    /// Bytes that the store takes while nothing is in use (the top table). Not in the ledger.
+    /// Bytes that the store takes while nothing is in use (the top table, and a line for each CPU). Not in the ledger.
     pub fn idle_bytes(&self) -> usize {
-        self.tree.top.bytes()
+        self.tree.top.bytes() + size_of_val(self.recents.as_ref())
     }
 
     // ---- page maps ----

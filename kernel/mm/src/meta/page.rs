@@ -200,21 +200,45 @@ impl Page {
         }
     }
 
-    /// Takes one reference, or where `PINS` one pin, as [`try_get`](Self::try_get) and [`try_pin`](Self::try_pin) do, if
+    /// Takes `nr` references, or where `PINS` pins, as [`try_get`](Self::try_get) and [`try_pin`](Self::try_pin) do, if
     /// that goes at the first attempt; for one who will otherwise come again by those, and does not ask why. No loop and
-    /// no call, so nothing is put aside for them.
+    /// no call, so nothing is put aside for them. `nr` is at most [`MAX_REFS`].
     #[inline(always)]
-    pub(crate) fn try_take_one<const PINS: bool>(&self) -> bool {
+    pub(crate) fn try_take_at_once<const PINS: bool>(&self, nr: u32) -> bool {
         let old = self.0.word.load(Ordering::Relaxed);
-        let new = old.wrapping_add(if PINS { REF + PIN } else { REF });
+        let new = old.wrapping_add(u64::from(nr).wrapping_mul(if PINS { REF + PIN } else { REF }));
         const { assert!(MAX_REFS == i32::MAX as u32) };
-        // One comparison for both: it was not zero, so there are two at least now; and there are no more than MAX_REFS,
-        // so the number is not negative.
-        if (new as u32 as i32) < 2 && !(old as u32 == 0 && Mutant::ReferenceFromZero.is_on()) {
+        // One comparison for both: it was not zero, so there are more than `nr` now; and there are no more than MAX_REFS, so
+        // the number is not negative.
+        if (new as u32 as i32) <= nr as i32 && !(old as u32 == 0 && Mutant::ReferenceFromZero.is_on()) {
             return false;
         }
         // Orders: as in `try_add`.
         self.0.word.compare_exchange(old, new, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// What to expect of neighbours of this page, which mostly are held as it is.
+    #[inline(always)]
+    pub(crate) fn like<const PINS: bool>(&self) -> Like<PINS> {
+        let old = self.0.word.load(Ordering::Relaxed);
+        // A page that nobody holds, or that has no room, is like none that can be had.
+        let old = if (old as u32).wrapping_sub(1) < MAX_REFS - 1 { old } else { REF };
+        Like { old, new: old.wrapping_add(if PINS { REF + PIN } else { REF }) }
+    }
+    /// Takes one reference, or where `PINS` one pin, as [`try_get`](Self::try_get) and [`try_pin`](Self::try_pin) do, if this
+    /// page is held as is expected: an exchange of that word for the next, and the test whether it was, are all. (That there
+    /// is a reference, and room for one more, was seen when `like` was made.)
+    #[inline(always)]
+    pub(crate) fn try_take_like<const PINS: bool>(&self, like: &mut Like<PINS>) -> bool {
+        // Orders: as in `try_add`.
+        match self.0.word.compare_exchange(like.old, like.new, Ordering::Acquire, Ordering::Relaxed) {
+            // What was found is what was expected, and need not be fetched anew.
+            Ok(found) => {
+                like.old = found;
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     /// Drops `nr` references; where `PINS`, they are pins. An error says that what was there must be judged: that was
@@ -376,6 +400,12 @@ impl Page {
 fn stop(head: Pfn, size: PageSize, what: &str, word: u64) -> ! {
     let Counts { refs, pins } = Counts::of(word);
     panic!("page {head} ({size}): {what} (references {refs}, pins {pins})");
+}
+
+/// The word of a page, and what it becomes when a reference is taken, or where `PINS` a pin: see [`Page::try_take_like`].
+pub(crate) struct Like<const PINS: bool> {
+    old: u64,
+    new: u64,
 }
 
 /// The drops of one reference of each of some pages: see [`Page::put_each`].

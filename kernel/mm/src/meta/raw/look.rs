@@ -1,7 +1,9 @@
 //! The lock-free look: from a frame number to its folio.
 
+use core::marker::PhantomData;
+
 use super::super::{MetaStore, Owner};
-use super::{Chunk, Page};
+use super::{Chunk, MibTable, Page};
 use crate::addr::{PageSize, Pfn};
 
 /// A folio, found.
@@ -18,6 +20,31 @@ pub struct Folio<'a> {
 /// Where a walk over many frames was last: see [`MetaStore::lookup_near`].
 #[derive(Default)]
 pub struct Near<'a>(Option<(Pfn, &'a Chunk)>);
+
+/// Where a walk over frames that are far from each other was last: see [`MetaStore::lookup_far`].
+pub(crate) struct Far<'a> {
+    /// The number of the GiB of `table`; before the first look-up one that there is not.
+    gib: u64,
+    table: *const MibTable,
+    _of: PhantomData<&'a MibTable>,
+}
+
+impl Default for Far<'_> {
+    fn default() -> Self {
+        Self { gib: u64::MAX, table: core::ptr::null(), _of: PhantomData }
+    }
+}
+
+/// What [`MetaStore::lookup_far`] finds.
+#[repr(u8)]
+pub(crate) enum FarFound<'a> {
+    /// A page of a 2 MiB block.
+    Small(&'a Page),
+    /// A folio of 2 MiB.
+    Large(&'a Page),
+    /// Something else, or nothing.
+    Other,
+}
 
 /// What covers a run of frames: see [`MetaStore::lookup_run`].
 pub enum Covering<'a> {
@@ -77,7 +104,7 @@ impl MetaStore {
     /// # Safety
     /// As for [`lookup`](Self::lookup).
     #[inline(always)]
-    unsafe fn walk(&self, pfn: Pfn) -> Option<Found<'_>> {
+    pub(super) unsafe fn walk(&self, pfn: Pfn) -> Option<Found<'_>> {
         // SAFETY: the tables on the way to a folio exist as long as it has a reference, which it has (the caller's
         // word); so has its own metadata.
         unsafe {
@@ -113,6 +140,31 @@ impl MetaStore {
                 Some(Folio::found(chunk.page(pfn), pfn, PageSize::Size4K))
             }
             Found::Large(folio) => Some(folio),
+        }
+    }
+
+    /// As [`lookup_page`](Self::lookup_page), for a walk over many frames that are far from each other: where `pfn` is in the
+    /// GiB of the frame before it, the upper two levels are not followed. A folio of 1 GiB it does not find.
+    ///
+    /// # Safety
+    /// As for [`lookup`](Self::lookup), for every frame that was looked up with this `far`, until now.
+    #[inline(always)]
+    pub(crate) unsafe fn lookup_far<'a>(&'a self, pfn: Pfn, far: &mut Far<'a>) -> FarFound<'a> {
+        let gib = pfn.as_u64() >> PageSize::Size1G.order();
+        if far.gib != gib {
+            // SAFETY: as in `walk`.
+            let table = unsafe {
+                let gibs = self.tree.top.slot(pfn).and_then(|slot| slot.peek().ok());
+                gibs.and_then(|gibs| gibs.slot(pfn, PageSize::Size1G).peek().ok())
+            };
+            let Some(table) = table else { return FarFound::Other };
+            (far.gib, far.table) = (gib, core::ptr::from_ref(table));
+        }
+        // SAFETY: as in `walk`; the table that is remembered exists for as long as the folio that it was found for.
+        match unsafe { (*far.table).slot(pfn, PageSize::Size2M).peek() } {
+            Ok(chunk) => FarFound::Small(chunk.page(pfn)),
+            Err(Some(page)) => FarFound::Large(page),
+            Err(None) => FarFound::Other,
         }
     }
 

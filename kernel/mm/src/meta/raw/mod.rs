@@ -23,6 +23,7 @@
 mod look;
 #[cfg(not(any(loom, shuttle)))]
 mod pool;
+mod recent;
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -32,10 +33,13 @@ use core::marker::PhantomData;
 use super::life::Watched;
 use super::page::{Nature, Owner, Page};
 use crate::addr::{PageSize, Pfn};
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicPtr, Ordering};
 
 pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
+pub(crate) use self::look::{Far, FarFound};
+pub(crate) use self::recent::Looked;
+pub use self::recent::Recent;
 
 /// Slots of a table, pages of a chunk.
 #[cfg(not(any(loom, shuttle)))]
@@ -59,13 +63,25 @@ const USED_MASK: usize = 0x3ff << USED_SHIFT;
 const TAGS: usize = NODE | USED_MASK;
 
 /// Proof that the store's lock is held. There is one in each store, inside the lock.
-#[derive(Default)]
 pub(super) struct Held {
+    /// What each CPU has looked up last, which is forgotten before it is freed.
+    recents: Arc<[Recent]>,
     /// By the first frame of a chunk: lives of its pages that its slot has no room to count.
     pub(super) excess: BTreeMap<Pfn, usize>,
     /// The metadata of large folios.
     #[cfg(not(any(loom, shuttle)))]
     pool: pool::Pool,
+}
+
+impl Held {
+    pub(super) fn new(recents: &Arc<[Recent]>) -> Self {
+        Self {
+            recents: Arc::clone(recents),
+            excess: BTreeMap::new(),
+            #[cfg(not(any(loom, shuttle)))]
+            pool: pool::Pool::default(),
+        }
+    }
 }
 
 /// A table of one level.
@@ -323,7 +339,9 @@ impl<C: Node> Orphan<C> {
     /// Frees it; answers its size in bytes.
     #[inline]
     pub(super) fn free(self, held: &mut Held) -> usize {
-        if self.0.addr() & NODE == 0 {
+        let node = self.0.addr() & NODE != 0;
+        recent::forget(&held.recents, if node { untagged(self.0) } else { self.0 });
+        if !node {
             // SAFETY: the pointer is from a `NewPage`, which was planted; it is in no slot any more; no view is left,
             // since views borrow the lock's token, and nobody owns a reference on what is in there.
             unsafe { free_page(self.0.cast::<Page>(), held) };

@@ -158,14 +158,14 @@ fn page(rig: &Rig, pfn: Pfn) -> &Page {
 fn one_attempt_at_a_reference_or_a_pin_starts_from_one_and_ends_at_the_limit() {
     let (rig, pfn) = held_page();
     let page = page(&rig, pfn);
-    assert!(page.try_take_one::<false>() && page.try_take_one::<true>());
+    assert!(page.try_take_at_once::<false>(1) && page.try_take_at_once::<true>(1));
     assert_eq!((page.refs(), page.pins()), (3, 1));
-    assert!(page.try_get(MAX_REFS - 4).is_ok() && page.try_take_one::<true>());
+    assert!(page.try_get(MAX_REFS - 4).is_ok() && page.try_take_at_once::<true>(1));
     assert_eq!((page.refs(), page.pins()), (MAX_REFS, 2));
-    assert!(!page.try_take_one::<false>() && !page.try_take_one::<true>());
+    assert!(!page.try_take_at_once::<false>(1) && !page.try_take_at_once::<true>(1));
     rig.store.unpin(pfn, 2);
     rig.store.put(pfn, MAX_REFS - 2);
-    assert!(!page.try_take_one::<false>() && !page.try_take_one::<true>(), "nobody holds it");
+    assert!(!page.try_take_at_once::<false>(1) && !page.try_take_at_once::<true>(1), "nobody holds it");
     assert_eq!((page.refs(), page.pins()), (0, 0));
 }
 

@@ -1,0 +1,57 @@
+//! The gate before the load: each task goes around some times, so that everything it uses is made, and then waits here for the
+//! others. Those that are done early would otherwise take the host's CPUs from those that are not: with 64 CPUs of the guest on
+//! two of the host that was most of the demonstration's time.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::task::sched;
+use crate::task::tcb::{Signal, Task};
+use crate::task::user;
+use crate::task::wait::WaitQueue;
+
+/// Opens once, for all.
+#[derive(Default)]
+pub struct Gate {
+    /// Tasks that have come to it.
+    came: AtomicU64,
+    /// Tasks that have gone through it.
+    through: AtomicU64,
+    open: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl Gate {
+    /// Waits for all the others.
+    ///
+    /// # Errors
+    /// The signal of the task, if it got one meanwhile.
+    pub fn pass(&self) -> Result<(), Signal> {
+        self.came.fetch_add(1, Ordering::Relaxed);
+        // Acquire; pairs with the Release in `open`.
+        self.queue.wait_until(|| self.open.load(Ordering::Acquire));
+        self.through.fetch_add(1, Ordering::Relaxed);
+        user::check_signal()
+    }
+
+    /// Waits until all of these tasks have come, opens, and waits until all have gone through; or until one has ended before its
+    /// time, which the verdict will see.
+    pub fn open<'a>(&self, tasks: impl Iterator<Item = &'a Arc<Task>> + Clone) {
+        let nr = tasks.clone().count() as u64;
+        let wait_for = |count: &AtomicU64| {
+            wait_until(|| count.load(Ordering::Relaxed) >= nr || tasks.clone().any(|task| task.exit().is_some()));
+        };
+        wait_for(&self.came);
+        self.open.store(true, Ordering::Release);
+        self.queue.wake_all();
+        wait_for(&self.through);
+    }
+}
+
+/// Sleeps until `done` says yes.
+pub fn wait_until(mut done: impl FnMut() -> bool) {
+    const POLL_NS: u64 = 500_000;
+    while !done() {
+        sched::sleep_ns(POLL_NS);
+    }
+}
