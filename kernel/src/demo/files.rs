@@ -26,7 +26,8 @@ use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
 use super::books::Removed;
-use super::load::{give_way, read_pinned, signal_of, wait_until};
+use super::gate::{Gate, wait_until};
+use super::load::{give_way, read_pinned, signal_of};
 use crate::cpu::percpu;
 use crate::ktest::random::Random;
 use crate::mem::machine::{Space, mm};
@@ -49,8 +50,8 @@ const WARM_TURNS: u64 = 8;
 /// What the tasks count.
 #[derive(Default)]
 struct Counters {
-    /// Tasks that are under way.
-    warm: AtomicU64,
+    /// Where tasks that are under way wait for the others.
+    gate: Gate,
     /// Syncs of the databases.
     syncs: AtomicU64,
     /// Databases that were told of their loss and went on with other work to its end.
@@ -68,10 +69,8 @@ struct Counters {
 
 impl Counters {
     /// A task has gone around `turns` times.
-    fn turn(&self, turns: u64) {
-        if turns == WARM_TURNS {
-            self.warm.fetch_add(1, Ordering::Relaxed);
-        }
+    fn turn(&self, turns: u64) -> Result<(), Signal> {
+        if turns == WARM_TURNS { self.gate.pass() } else { Ok(()) }
     }
 
     fn expect(&self, found: u64, stored: u64) {
@@ -190,7 +189,7 @@ fn database_work(worker: &Worker) -> Exit {
         // Release; pairs with the Acquire in `records_lost`.
         worker.synced.store(record, Ordering::Release);
         worker.counters.syncs.fetch_add(1, Ordering::Relaxed);
-        worker.counters.turn(record);
+        worker.counters.turn(record)?;
     }
     // A sync that is refused says less than a signal, which has come by then.
     user::check_signal()?;
@@ -215,7 +214,7 @@ fn program_work(worker: &Worker) -> Exit {
             worker.counters.expect(read_pinned(run.start()), stamp(page));
         }
         worker.counters.pins.fetch_add(1, Ordering::Relaxed);
-        worker.counters.turn(turns);
+        worker.counters.turn(turns)?;
     }
     Ok(())
 }
@@ -232,7 +231,7 @@ fn caller_work(fs: &Arc<Fs>, cpu: CpuId, counters: &Counters) -> Exit {
                 return Err(Signal::Killed);
             }
         }
-        counters.turn(turns);
+        counters.turn(turns)?;
     }
 }
 
@@ -260,7 +259,7 @@ fn bystander_work(counters: &Counters) -> Exit {
     while !counters.stop.load(Ordering::Acquire) {
         turns += 1;
         counters.bystanders.fetch_add(1, Ordering::Relaxed);
-        counters.turn(turns);
+        counters.turn(turns)?;
         give_way();
     }
     Ok(())
@@ -294,13 +293,10 @@ impl Load {
         Ok(())
     }
 
-    /// Waits until every task is under way, or one has ended before its time, which the verdict will see.
+    /// Waits until every task is under way, and lets all go on together.
     fn warm_up(&self) {
         let kinds = [&self.programs, &self.databases, &self.callers, &self.bystanders];
-        let all = || kinds.iter().flat_map(|tasks| tasks.iter());
-        let nr = all().count() as u64;
-        let under_way = || self.counters.warm.load(Ordering::Relaxed) >= nr;
-        wait_until(|| under_way() || all().any(|task| task.exit().is_some()));
+        self.counters.gate.open(kinds.into_iter().flatten());
     }
 
     /// Lets the bystanders go around some more, and ends them.

@@ -7,7 +7,7 @@
 
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 
-use super::load::wait_until;
+use super::gate::wait_until;
 use crate::console::report;
 use crate::cpu::time;
 use crate::trap::memory_error::{self, Loss};

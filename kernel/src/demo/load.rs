@@ -20,7 +20,8 @@ use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
-use crate::cpu::percpu;
+use super::gate::{Gate, wait_until};
+use crate::cpu::{percpu, time};
 use crate::ktest::random::Random;
 use crate::mem::layout;
 use crate::mem::machine::{KernelMachine, Space, mm};
@@ -47,7 +48,7 @@ const TRANSFER_NS: u64 = 100_000_000;
 const GRACE_NS: u64 = 20_000_000;
 
 /// What the tasks count while they run.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Counters {
     /// Pages pinned and given back.
     pub pins: AtomicU64,
@@ -59,8 +60,8 @@ pub struct Counters {
     pub bystanders: AtomicU64,
     /// Stamps that were wrong. Must stay 0.
     pub wrong_stamps: AtomicU64,
-    /// Tasks that have gone around at least once.
-    warm: AtomicU64,
+    /// Where tasks that have gone around wait for the others.
+    gate: Gate,
     stop: AtomicBool,
 }
 
@@ -158,8 +159,9 @@ impl Worker {
         Ok(self.space.populate(HELD, SMALL_BYTES, Access::Read)?)
     }
 
-    fn is_warm(&self) {
-        self.counters.warm.fetch_add(1, Ordering::Relaxed);
+    /// It has gone around often enough: waits for the others.
+    fn is_warm(&self) -> Result<(), Signal> {
+        self.counters.gate.pass()
     }
 }
 
@@ -202,7 +204,7 @@ fn pin_work(mut worker: Worker) -> Exit {
         worker.counters.pins.fetch_add(got, Ordering::Relaxed);
         turns += 1;
         if turns == 64 {
-            worker.is_warm();
+            worker.is_warm()?;
         }
     }
 }
@@ -211,7 +213,7 @@ fn pin_work(mut worker: Worker) -> Exit {
 /// to wait for it, and says for whom it waits.
 fn transfer_work(mut worker: Worker) -> Exit {
     worker.stamp_all()?;
-    worker.is_warm();
+    worker.is_warm()?;
     loop {
         user::check_signal()?;
         let page = worker.random.below(worker.nr_pages - BATCH);
@@ -237,7 +239,7 @@ fn stream_work(worker: Worker) -> Exit {
         RegionError::Grace { .. } => Signal::Killed,
     })?;
     let (engine, mut page) = (region.reference(), 0);
-    worker.is_warm();
+    worker.is_warm()?;
     while let Ok(transfer) = engine.access(Access::Read) {
         if let Some(pfn) = transfer.frame(page) {
             worker.check(page, read_pinned(pfn));
@@ -273,7 +275,7 @@ fn read_write_work(mut worker: Worker) -> Exit {
         worker.counters.accesses.fetch_add(3, Ordering::Relaxed);
         turns += 1;
         if turns == 64 {
-            worker.is_warm();
+            worker.is_warm()?;
         }
     }
 }
@@ -301,7 +303,7 @@ fn map_work(mut worker: Worker) -> Exit {
         user::read_u64(worker.address(page))?;
         turns += 1;
         if turns == 4 {
-            worker.is_warm();
+            worker.is_warm()?;
         }
     }
 }
@@ -320,17 +322,24 @@ fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
         counters.bystanders.fetch_add(1, Ordering::Relaxed);
         turns += 1;
         if turns == 4 {
-            counters.warm.fetch_add(1, Ordering::Relaxed);
+            counters.gate.pass()?;
         }
         give_way();
     }
     Ok(())
 }
 
-/// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs.
+/// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs. Where each CPU has a host thread
+/// this sleeps: QEMU executes `pause` and the setting of a timer, which every switch does, under its one lock, and tasks that
+/// do nothing else on 64 CPUs keep it from those that deliver the timers' interrupts (`accel/tcg/tcg-accel-ops-mttcg.c`).
 pub fn give_way() {
-    arch::cpu::pause();
-    sched::yield_now();
+    const REST_NS: u64 = 1_000_000;
+    if time::is_deterministic() {
+        arch::cpu::pause();
+        sched::yield_now();
+    } else {
+        sched::sleep_ns(REST_NS);
+    }
 }
 
 /// The whole GiB of a device that a task maps with one leaf, or with smaller ones: the last that fits. Offset in bytes.
@@ -409,10 +418,9 @@ impl Load {
         Ok(())
     }
 
-    /// Waits until every task has gone around often enough to be under way.
+    /// Waits until every task has gone around, and lets all go on together.
     pub fn warm_up(&self) {
-        let all = (self.users.len() + self.bystanders.len()) as u64;
-        wait_until(|| self.counters.warm.load(Ordering::Relaxed) >= all);
+        self.counters.gate.open(self.users.iter().chain(&self.bystanders));
     }
 
     /// Waits until the bystanders have gone around `turns` times more, together.
@@ -432,13 +440,5 @@ impl Load {
         // Release; pairs with the Acquire in `bystander_work`.
         self.counters.stop.store(true, Ordering::Release);
         self.bystanders.iter().filter(|task| sched::join(task) == Ok(())).count()
-    }
-}
-
-/// Sleeps until `done` says yes.
-pub fn wait_until(mut done: impl FnMut() -> bool) {
-    const POLL_NS: u64 = 500_000;
-    while !done() {
-        sched::sleep_ns(POLL_NS);
     }
 }

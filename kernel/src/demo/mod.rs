@@ -5,6 +5,7 @@
 
 mod books;
 mod files;
+mod gate;
 mod host_request;
 mod load;
 mod page;

@@ -17,8 +17,9 @@ use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use super::books::{Books, Removed};
+use super::gate::wait_until;
 use super::host_request;
-use super::load::{give_way, wait_until};
+use super::load::give_way;
 use crate::console::{self, report};
 use crate::cpu::percpu;
 use crate::mem::machine::{KernelMachine, Space, mm};

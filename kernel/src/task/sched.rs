@@ -310,11 +310,20 @@ pub fn on_reschedule() {
     }
 }
 
-/// At the end of an interrupt, with interrupts off: switches if that was asked for and is allowed.
+/// At the end of an interrupt, with interrupts off: switches if that was asked for and is allowed. Not away from a task that
+/// holds a spin lock, where that is counted (debug builds): until its turn comes again everybody who wants the lock would spend
+/// theirs on spinning for it. It is looked at again soon. (Linux: `spin_lock` turns preemption off, `include/linux/spinlock_api_smp.h`.)
 pub fn preempt_if_needed() {
+    const SOON_NS: u64 = 50_000;
     let this = runner::this();
-    if this.need_resched.load(Ordering::Relaxed) && area::preempt_count() == 0 && !percpu::in_interrupt() {
+    if !this.need_resched.load(Ordering::Relaxed) || area::preempt_count() != 0 || percpu::in_interrupt() {
+        return;
+    }
+    if lock_check::locks_held() == 0 {
         schedule();
+    } else if !time::is_deterministic() {
+        this.queue.lock().armed_for = 0;
+        apic::timer_arm(time::timer_ticks(SOON_NS));
     }
 }
 
