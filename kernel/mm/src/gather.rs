@@ -19,7 +19,7 @@ use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::{self, Machine};
-use crate::meta::{Leaves, MetaStore};
+use crate::meta::Leaves;
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -79,12 +79,14 @@ impl Detached {
     }
 
     /// The table that an entry of this one leads to, whose span begins at `base`.
+    #[inline]
     fn below(&self, table: Pfn, base: u64) -> Self {
         let end = base + span_bytes(self.level);
         Self { table, level: self.level - 1, base, start: self.start.max(base), end: self.end.min(end) }
     }
 
     /// The entries that there may be.
+    #[inline]
     fn indices(&self) -> core::ops::RangeInclusive<usize> {
         let span = span_bytes(self.level);
         let first = (self.start - self.base) / span;
@@ -269,23 +271,28 @@ impl<M: Machine> Gather<M> {
     fn free_tables(&mut self) {
         let tables = core::mem::take(&mut self.spare_tables).into_iter().chain(core::mem::take(&mut self.tables));
         for detached in tables {
-            let mut puts = Puts { meta: &self.mm.meta, runs: ArrayVec::new() };
+            let mut puts = Puts { mm: &*self.mm, runs: ArrayVec::new(), full: ArrayVec::new() };
             free_subtree(&self.mm, &mut self.stats, &detached, &mut puts);
+            puts.put_blocks();
             puts.flush();
         }
     }
 }
 
 /// References to be given back, some of them at a time.
-struct Puts<'m> {
-    meta: &'m MetaStore,
+struct Puts<'m, M: Machine> {
+    mm: &'m MmContext<M>,
     runs: ArrayVec<Leaves, PUT_AT_ONCE>,
+    /// Page tables that are full, each with the one block that it maps.
+    full: ArrayVec<(Pfn, Pfn), BLOCKS_AT_ONCE>,
 }
 
 /// Runs of leaves that are given back at a time.
 const PUT_AT_ONCE: usize = 32;
+/// Blocks of small pages that are given back under one hold of the store's lock, with a look at each page.
+const BLOCKS_AT_ONCE: usize = 4;
 
-impl Puts<'_> {
+impl<M: Machine> Puts<'_, M> {
     /// A leaf of `size` has gone that mapped the frames from `pfn` on.
     #[inline]
     fn follow(&mut self, pfn: Pfn, size: PageSize) {
@@ -300,31 +307,54 @@ impl Puts<'_> {
 
     #[inline(never)]
     fn flush(&mut self) {
-        self.meta.put_leaves(&self.runs);
+        self.mm.meta.put_leaves(&self.runs);
         self.runs.clear();
+    }
+
+    /// Gives back the leaves of those page tables that map a whole block each, and frees them. Where somebody else uses a
+    /// page of the block, its leaves go one by one.
+    #[inline(never)]
+    fn put_blocks(&mut self) {
+        let full = core::mem::take(&mut self.full);
+        let blocks: ArrayVec<Pfn, BLOCKS_AT_ONCE> = full.iter().map(|&(_, block)| block).collect();
+        let left = self.mm.meta.put_blocks(&blocks);
+        for (nth, (table, _)) in full.into_iter().enumerate() {
+            if left & 1 << nth != 0 {
+                free_leaves(self.mm, table, 0..=ENTRIES - 1, self);
+            }
+            self.mm.free_table(table);
+        }
     }
 }
 
 /// Frees a detached table and all below it. Nobody can reach it any more: the sync is done.
-fn free_subtree<M: Machine>(mm: &MmContext<M>, stats: &mut ZapStats, detached: &Detached, puts: &mut Puts<'_>) {
+fn free_subtree<M: Machine>(mm: &MmContext<M>, stats: &mut ZapStats, detached: &Detached, puts: &mut Puts<'_, M>) {
     let &Detached { table, level, base, .. } = detached;
     let leaf_size = PageSize::from_level(level);
     let indices = detached.indices();
     stats.entries_visited += (indices.end() + 1 - indices.start()) as u64;
     let mut leaves = 0;
     if leaf_size == Some(PageSize::Size4K) {
+        let is_all = *indices.start() == 0 && *indices.end() == ENTRIES - 1;
+        if let Some(block) = is_all.then(|| one_block(mm, table)).flatten() {
+            stats.leaves += ENTRIES as u64;
+            stats.nr_pages += ENTRIES as u64;
+            stats.table_pages += 1;
+            puts.full.push((table, block));
+            if puts.full.is_full() {
+                puts.put_blocks();
+            }
+            return;
+        }
         leaves = free_leaves(mm, table, indices, puts);
     } else {
-        let mut tables = false;
-        let large = indices.clone().filter_map(|index| {
-            let entry = entry_of(mm, table, index);
-            let size = leaf_size.filter(|_| entry.is_leaf(level));
-            tables |= entry.is_present() && size.is_none();
-            leaves += u64::from(size.is_some());
-            Some(Leaves::one(entry.pfn(), size?))
-        });
-        mm.meta.put_large(&mut { large });
-        for index in indices.filter(|_| tables) {
+        let (next, end) = (*indices.start(), indices.end() + 1);
+        // Above them there are tables alone.
+        let mut large =
+            LargeLeaves { mm, table, next, end, size: leaf_size.unwrap_or(PageSize::Size1G), leaves, tables: false };
+        mm.meta.put_large(&mut large);
+        leaves = large.leaves;
+        for index in indices.filter(|_| large.tables) {
             let entry = entry_of(mm, table, index);
             if entry.is_table(level) {
                 free_subtree(mm, stats, &detached.below(entry.pfn(), base + index as u64 * span_bytes(level)), puts);
@@ -335,6 +365,41 @@ fn free_subtree<M: Machine>(mm: &MmContext<M>, stats: &mut ZapStats, detached: &
     stats.nr_pages += leaf_size.map_or(0, |size| leaves << size.order());
     stats.table_pages += 1;
     mm.free_table(table);
+}
+
+/// The leaves of a detached table of level 2 or more, between these entries, as they are asked for.
+struct LargeLeaves<'m, M: Machine> {
+    mm: &'m MmContext<M>,
+    table: Pfn,
+    next: usize,
+    end: usize,
+    size: PageSize,
+    /// How many there were so far.
+    leaves: u64,
+    /// Was there a table too?
+    tables: bool,
+}
+
+impl<M: Machine> Iterator for LargeLeaves<'_, M> {
+    type Item = Leaves;
+
+    #[inline]
+    fn next(&mut self) -> Option<Leaves> {
+        let (mut next, end) = (self.next, self.end);
+        let mut found = None;
+        while next < end {
+            let entry = entry_of(self.mm, self.table, next);
+            next += 1;
+            if entry.is_leaf(self.size.level()) {
+                self.leaves += 1;
+                found = Some(Leaves::one(entry.pfn(), self.size));
+                break;
+            }
+            self.tables |= entry.is_present();
+        }
+        self.next = next;
+        found
+    }
 }
 
 /// An entry of a detached table.
@@ -355,22 +420,14 @@ fn one_block<M: Machine>(mm: &MmContext<M>, table: Pfn) -> Option<Pfn> {
 /// Gives back the leaves of a detached page table, of which there are some between these entries; answers how many there
 /// were.
 ///
-/// Where it maps one whole block that nobody else uses, all of the block's metadata goes at once. Otherwise:
 /// Page tables are nearly all of what a large unmap frees, and most of their entries map one frame after the other.
 /// So entries are compared in groups: one test for all of a group that goes on where the run ends.
 fn free_leaves<M: Machine>(
     mm: &MmContext<M>,
     table: Pfn,
     indices: core::ops::RangeInclusive<usize>,
-    puts: &mut Puts<'_>,
+    puts: &mut Puts<'_, M>,
 ) -> u64 {
-    if *indices.start() == 0
-        && *indices.end() == ENTRIES - 1
-        && let Some(block) = one_block(mm, table)
-        && mm.meta.put_block(block)
-    {
-        return ENTRIES as u64;
-    }
     let mut leaves: u64 = 0;
     // The entry that would go on with the run.
     let mut expected = None;

@@ -161,6 +161,7 @@ pub enum Point {
 }
 
 /// Makes room for one more element of `list`, or answers that it must not grow: see [`Machine::may_grow`].
+#[inline]
 pub fn has_room<M: Machine, T>(machine: &M, list: &mut alloc::vec::Vec<T>) -> bool {
     list.len() < list.capacity() || (machine.may_grow() && list.try_reserve(1).is_ok())
 }

@@ -6,7 +6,7 @@ use core::cell::Cell;
 
 use arrayvec::ArrayVec;
 
-use crate::addr::{PAGE_SHIFT, VirtAddr, VirtRange};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
 use crate::context::MmContext;
 use crate::gather::Gather;
 use crate::ledger::Kind;
@@ -136,13 +136,16 @@ impl<M: Machine> Mapping<M> {
     fn list(&self, first: u64, nr_pages: u64) -> Option<Vec<Found<M>>> {
         let mut users = Vec::<Found<M>>::new();
         let mut complete = true;
-        let mut last = None;
+        // The space of the last one, and where in it that is.
+        let mut last: (*const AddressSpace<M>, VirtRange);
+        let nowhere = VirtRange::new(VirtAddr::new(0), PAGE_SIZE)?;
+        last = (core::ptr::null(), nowhere);
         self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
             let Some(range) = VirtRange::new(mapped.start, (to - from) << PAGE_SHIFT) else { return };
-            let before = last.replace(range);
-            if let (Some((space, all)), Some(before)) = (users.last_mut(), before)
-                && Arc::as_ptr(space) == mapped.space.as_ptr()
-                && are_near(before, range)
+            let before = core::mem::replace(&mut last, (mapped.space.as_ptr(), range));
+            if before.0 == last.0
+                && are_near(before.1, range)
+                && let Some((_, all)) = users.last_mut()
             {
                 *all = all.hull(range);
                 return;
@@ -150,6 +153,8 @@ impl<M: Machine> Mapping<M> {
             complete = complete && machine::has_room(&self.mm.machine, &mut users);
             if complete && let Some(space) = mapped.space.upgrade() {
                 users.push((space, range));
+            } else {
+                last.0 = core::ptr::null();
             }
         });
         complete.then_some(users)

@@ -8,7 +8,7 @@ use std::thread;
 
 use mm::addr::{PageSize, Pfn, PfnRange};
 use mm::ledger::{Kind, Ledger};
-use mm::meta::{MetaStore, Owner};
+use mm::meta::{Leaves, MetaStore, Owner};
 use mm::pagemap::{DevPagemap, MemoryKind};
 
 /// So often each race is run: a run under Miri is repeated with other seeds.
@@ -24,9 +24,13 @@ struct EmuContext {
 }
 
 fn machine() -> EmuContext {
+    machine_of(2048)
+}
+
+fn machine_of(nr_pages: u64) -> EmuContext {
     let ledger = Arc::new(Ledger::new());
     let store = MetaStore::new(ledger.clone());
-    let range = PfnRange::new(Pfn::new(0), 2048).expect("8 MiB");
+    let range = PfnRange::new(Pfn::new(0), nr_pages).expect("some frames");
     let map = DevPagemap::new(MemoryKind::DevDax, [range]).expect("a range");
     store.register(&map).expect("a free place");
     EmuContext { store, ledger, map }
@@ -100,6 +104,41 @@ fn two_put_a_large_folio_at_once() {
     let twice = || (1..=2).for_each(|mapping| machine.get(FIRST, PageSize::Size2M, mapping));
     let put = || machine.store.put(FIRST, 1);
     machine.race(twice, put, || machine.store.put_run(FIRST, 512, PageSize::Size2M));
+}
+
+/// The leaves of three large folios are given back at once, while another leaves the middle one. covers: G8
+#[test]
+fn large_leaves_are_given_back_against_one_who_leaves() {
+    let machine = machine();
+    let folio = |nth: u64| Pfn::new(512 * nth);
+    let before = || {
+        (0..3).for_each(|nth| machine.get(folio(nth), PageSize::Size2M, 1));
+        machine.get(folio(1), PageSize::Size2M, 2);
+    };
+    let leaves = [Leaves { first: folio(0), nr: 3, size: PageSize::Size2M }];
+    machine.race(before, || machine.store.put_leaves(&leaves), || machine.store.put(folio(1), 1));
+}
+
+/// More large folios than there are in a block of their metadata come and go, one by one and at once. covers: R10
+#[test]
+fn blocks_of_metadata_become_full_and_empty() {
+    const FOLIOS: u64 = 127;
+    let machine = machine_of(FOLIOS * 512);
+    let folio = |nth: u64| Pfn::new(512 * nth);
+    let idle = || (machine.ledger.count(Kind::Folios), machine.ledger.count(Kind::MetadataBytes)) == (0, 0);
+    for _ in 0..if cfg!(miri) { 1 } else { 2 } {
+        (0..FOLIOS).for_each(|nth| machine.get(folio(nth), PageSize::Size2M, 1));
+        // Out of the block that is full, and in again.
+        for nth in [3, 125, 126] {
+            machine.store.put(folio(nth), 1);
+            machine.get(folio(nth), PageSize::Size2M, 2);
+        }
+        let rest = |first, nr| Leaves { first: folio(first), nr, size: PageSize::Size2M };
+        machine.store.put_leaves(&[rest(0, 100), rest(101, FOLIOS - 101)]);
+        assert_eq!(machine.map.live_folios(), 1);
+        machine.store.put(folio(100), 1);
+        assert!(idle());
+    }
 }
 
 /// Both unpin the same run. covers: G8

@@ -342,6 +342,9 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let (mut users, mut spaces) = (Vec::new(), Vec::<Arc<AddressSpace<M>>>::new());
         self.metered(self.ranged_sum(), |mm| {
             // Who has lost something is remembered as long as there is memory for it; it is taken away in any case.
+            if mm.machine.may_grow() {
+                _ = users.try_reserve_exact(mappings.iter().map(|mapping| mapping.nr_vmas()).sum());
+            }
             let mut found = |space: &Arc<AddressSpace<M>>, range| {
                 extents += 1;
                 let is_new = spaces.last().is_none_or(|last| !Arc::ptr_eq(last, space));

@@ -12,15 +12,16 @@
 //! | 1. subtracts | subtracts |
 //! | 2. the count is zero: buries | the count is zero: takes the lock, looks again, buries |
 //!
-//! The count reaches zero once, so one of them buries. What is buried is taken out of its slot at once, and freed before the
+//! The count reaches zero once, so one of them buries. A block of small pages that one full page table alone maps goes in the
+//! same way, with one look at each of its pages. What is buried is taken out of its slot at once, and freed before the
 //! lock is left, when no view of the tables is left.
 
 use arrayvec::ArrayVec;
 
-use super::raw::{Chunk, Held, MibTable, Slot, View};
+use super::raw::{FAN_OUT, Folio, Held, MibTable, Slot, View};
 use super::tree::{AnyOrphan, Tree};
 use super::{Inner, MetaStore};
-use crate::addr::{PageSize, Pfn};
+use crate::addr::{ENTRIES, PageSize, Pfn};
 use crate::ledger::Kind;
 use crate::meta::page::Page;
 use crate::mutant::Mutant;
@@ -58,10 +59,13 @@ impl Leaves {
 /// Large folios whose references are dropped under one hold of the store's lock, at most.
 const AT_ONCE: usize = 64;
 
-/// Folios of one page map that are taken out under one hold of the lock, until they are freed.
+/// Folios of one page map whose references are dropped under one hold of the lock; those that die, until they are freed.
+#[derive(Default)]
 struct Dead {
     orphans: ArrayVec<AnyOrphan, AT_ONCE>,
     map: Option<MapId>,
+    /// How many folios they are.
+    folios: u64,
     /// A frame of each table of 2 MiB blocks, or of 1 GiB blocks, that has nothing left.
     bare: ArrayVec<Pfn, AT_ONCE>,
 }
@@ -77,6 +81,7 @@ struct Near<'a> {
 }
 
 impl Near<'_> {
+    #[inline]
     fn holds(&self, pfn: Pfn) -> bool {
         (self.pfn.as_u64() ^ pfn.as_u64()) >> PageSize::Size1G.order() == 0
     }
@@ -106,8 +111,7 @@ impl MetaStore {
         let mut next = runs.next();
         while next.is_some() {
             let inner = &mut *self.inner.lock();
-            let mut dead = Dead { orphans: ArrayVec::new(), map: None, bare: ArrayVec::new() };
-            let (mut near, mut looks) = (None, 0);
+            let (mut dead, mut near, mut looks) = (Dead::default(), None, 0);
             while let Some(run) = &mut next
                 && looks < AT_ONCE
                 && self.put_first(&inner.held, run, &mut near, &mut dead)
@@ -120,60 +124,154 @@ impl MetaStore {
             if let Some(near) = near {
                 near.leave(&inner.held, &mut dead);
             }
-            self.free(inner, dead);
+            self.free(inner, &mut dead);
         }
     }
 
     /// Drops the references of the leaves over the first folio, and takes them off the run. `false`: it is of another page
-    /// map than those that are dead, and nothing was done.
+    /// map than those before it, and nothing was done.
     #[inline]
     fn put_first<'a>(&'a self, held: &'a Held, run: &mut Leaves, near: &mut Option<Near<'a>>, dead: &mut Dead) -> bool {
-        let (first, leaf) = (run.first, run.size);
-        if near.as_ref().is_some_and(|near| !near.holds(first))
-            && let Some(near) = near.take()
-        {
-            near.leave(held, dead);
+        if !near.as_ref().is_some_and(|near| near.holds(run.first)) {
+            self.come_near(held, run.first, near, dead);
         }
-        if near.is_none() {
-            *near = self.tree.near(held, first);
-        }
-        let Some((page, size)) = self.tree.large(held, first, near.as_ref()) else { self.no_large_folio(*run) };
-        let map = page.map_id();
-        if dead.map.is_some_and(|before| before != map) {
-            return false;
-        }
-        assert!(leaf <= size, "page {first}: put without a get: a {leaf} leaf over a {size} folio");
-        let inside = (first.align_down(size).add(size.nr_pages()).as_u64() - first.as_u64()) >> leaf.order();
-        let leaves = run.nr.min(inside);
-        run.first = first.add(leaves << leaf.order());
-        run.nr -= leaves;
-        match page.sub::<false>(leaves as u32) {
-            Ok(()) if !Mutant::LeafPutBuries.is_on() => return true,
-            Ok(()) => {}
-            Err(dropped) => dropped.assert_last(first, size),
-        }
-        dead.map = Some(map);
-        match near {
-            Some(near) => {
-                dead.orphans.extend(near.block(first).detach(held).map(AnyOrphan::Chunk));
+        let Some(near) = near else { return self.put_first_gib(held, run, dead) };
+        let slot = near.table.slot(run.first, PageSize::Size2M);
+        let View::Folio(page) = slot.view(held) else { self.no_large_folio(*run) };
+        match put(page, PageSize::Size2M, run, dead) {
+            Put::Last => {
+                if let Some(orphan) = slot.detach(held) {
+                    dead.orphans.push(AnyOrphan::Chunk(orphan));
+                }
+                dead.folios += 1;
                 near.used -= 1;
+                true
             }
-            None => self.tree.detach_gib(held, first, dead),
+            Put::Held => true,
+            Put::OtherMap => false,
         }
-        true
+    }
+
+    /// Drops one reference for each entry of some page tables, each of which is full and maps nothing but frames of the 2 MiB
+    /// block at one of these frames, in whatever order. The caller owns them. Where they are all that the block's pages have,
+    /// its metadata goes as a whole. The answer has bit n for block n where it is not so simple: for that nothing has been
+    /// done.
+    pub fn put_blocks(&self, blocks: &[Pfn]) -> u64 {
+        const { assert!(ENTRIES == FAN_OUT, "a page table has an entry for each page of a block") };
+        let (mut left, mut folios, mut next) = (0, 0, 0);
+        while next < blocks.len() {
+            let inner = &mut *self.inner.lock();
+            let held = &inner.held;
+            let (mut near, mut dead) = (None, Dead::default());
+            while let Some(&first) = blocks.get(next) {
+                match self.put_block(held, first, &mut near, &mut dead) {
+                    Block::Gone => {}
+                    Block::Other => left |= 1 << next,
+                    Block::Folio => folios |= 1 << next,
+                    Block::OtherMap => break,
+                }
+                next += 1;
+            }
+            if let Some(near) = near {
+                near.leave(held, &mut dead);
+            }
+            self.free(inner, &mut dead);
+        }
+        for (nth, &first) in (0..).zip(blocks) {
+            if folios & 1 << nth != 0 {
+                self.put_block_of_folio(first);
+            }
+        }
+        left
+    }
+
+    #[inline]
+    fn put_block<'a>(&'a self, held: &'a Held, first: Pfn, near: &mut Option<Near<'a>>, dead: &mut Dead) -> Block {
+        if !near.as_ref().is_some_and(|near| near.holds(first)) {
+            self.come_near(held, first, near, dead);
+        }
+        let Some(near) = near else { return Block::Folio };
+        let slot = near.table.slot(first, PageSize::Size2M);
+        let View::Node(chunk) = slot.view(held) else { return Block::Folio };
+        // A life that has ended but was not yet brought to the lock counts: whoever ended it will look for the chunk.
+        let several = !held.excess.is_empty() && held.excess.contains_key(&first);
+        if several || slot.used(held) != FAN_OUT {
+            return Block::Other;
+        }
+        // As many references are ours as there are pages. If no page has more than one, there is one for each page, and
+        // all are ours: then nobody else can take another, for that needs a reference or the lock.
+        let one_each = Page::have_one_at_most(chunk.pages());
+        // Pairs with the Release of `Page::sub` and `Page::put_each`.
+        fence(Ordering::Acquire);
+        let page = chunk.page(first);
+        // On the edge of a range there may be pages of more than one map.
+        if !one_each && !Mutant::BlockNotLookedAt.is_on() || page.is_edge() {
+            return Block::Other;
+        }
+        let map = page.map_id();
+        if *dead.map.get_or_insert(map) != map {
+            return Block::OtherMap;
+        }
+        slot.set_used(held, 0);
+        if let Some(orphan) = slot.detach(held) {
+            dead.orphans.push(AnyOrphan::Chunk(orphan));
+        }
+        dead.folios += FAN_OUT as u64;
+        near.used -= 1;
+        Block::Gone
+    }
+
+    /// The same where one large folio covers the block.
+    fn put_block_of_folio(&self, first: Pfn) {
+        let Folio { page, size, .. } = self.owned(first, "put without a get");
+        if let Err(dropped) = page.sub::<false>(ENTRIES as u32) {
+            self.dropped(first, size, dropped);
+        }
+    }
+
+    /// Goes on to the table of 2 MiB blocks around `pfn`, or to none where one folio fills the 1 GiB block.
+    #[inline(never)]
+    fn come_near<'a>(&'a self, held: &'a Held, pfn: Pfn, near: &mut Option<Near<'a>>, dead: &mut Dead) {
+        if let Some(before) = near.take() {
+            before.leave(held, dead);
+        }
+        *near = self.tree.near(held, pfn);
+    }
+
+    /// The same for a folio that fills a 1 GiB block.
+    #[inline(never)]
+    fn put_first_gib(&self, held: &Held, run: &mut Leaves, dead: &mut Dead) -> bool {
+        let first = run.first;
+        let path = self.tree.path(held, first);
+        let Some((gib, View::Folio(page))) = path.gib.map(|gib| (gib, gib.view(held))) else {
+            self.no_large_folio(*run)
+        };
+        match put(page, PageSize::Size1G, run, dead) {
+            Put::Last => {
+                dead.orphans.extend(gib.detach(held).map(AnyOrphan::Mib));
+                dead.folios += 1;
+                let left = path.top.used(held) - 1;
+                path.top.set_used(held, left);
+                if left == 0 {
+                    dead.bare.push(first);
+                }
+                true
+            }
+            Put::Held => true,
+            Put::OtherMap => false,
+        }
     }
 
     /// Frees what was taken out.
-    fn free(&self, inner: &mut Inner, dead: Dead) {
-        let Some(map) = dead.map else { return };
-        let folios = dead.orphans.len() as u64;
+    fn free(&self, inner: &mut Inner, dead: &mut Dead) {
+        let Some(map) = dead.map.filter(|_| dead.folios != 0) else { return };
         // Pairs with the Release of `Page::sub`: what their holders did is over.
         fence(Ordering::Acquire);
-        let bytes: usize = dead.orphans.into_iter().map(|orphan| orphan.free(&mut inner.held)).sum();
+        let bytes: usize = dead.orphans.drain(..).map(|orphan| orphan.free(&mut inner.held)).sum();
         self.ledger.charge(Kind::MetadataBytes, -(bytes as i64));
-        dead.bare.into_iter().for_each(|pfn| self.tree.prune(&mut inner.held, pfn));
+        dead.bare.drain(..).for_each(|pfn| self.tree.prune(&mut inner.held, pfn));
         let map = inner.maps.by_id(map).expect("a live folio keeps its page map registered");
-        self.gone(map, folios);
+        self.gone(map, dead.folios);
     }
 
     /// There is no large folio where a leaf says so: the end of the kernel (G8).
@@ -185,11 +283,49 @@ impl MetaStore {
     }
 }
 
-impl Near<'_> {
-    #[inline]
-    fn block(&self, pfn: Pfn) -> &Slot<Chunk> {
-        self.table.slot(pfn, PageSize::Size2M)
+/// What came of it when the references of a full page table were given back.
+enum Block {
+    /// The block's metadata has gone.
+    Gone,
+    /// Somebody else holds one of its pages, or a life of one was not yet brought to the lock: nothing was done.
+    Other,
+    /// One large folio covers it: nothing was done.
+    Folio,
+    /// It is of another page map than those before it: nothing was done.
+    OtherMap,
+}
+
+/// What came of it when the leaves over a folio were given back.
+enum Put {
+    /// They were the last to hold it.
+    Last,
+    /// Others hold it.
+    Held,
+    /// It is of another page map than those before it: nothing was done.
+    OtherMap,
+}
+
+/// Drops the references of the leaves over `page`, the folio of `size` with the first of them, and takes them off the run.
+#[inline(always)]
+fn put(page: &Page, size: PageSize, run: &mut Leaves, dead: &mut Dead) -> Put {
+    let (first, leaf, map) = (run.first, run.size, page.map_id());
+    if *dead.map.get_or_insert(map) != map {
+        return Put::OtherMap;
     }
+    assert!(leaf <= size, "page {first}: put without a get: a {leaf} leaf over a {size} folio");
+    let mut leaves = run.nr;
+    if leaves != 1 {
+        let end = first.align_down(size).add(size.nr_pages());
+        leaves = leaves.min((end.as_u64() - first.as_u64()) >> leaf.order());
+        run.first = first.add(leaves << leaf.order());
+    }
+    run.nr -= leaves;
+    match page.sub::<false>(leaves as u32) {
+        Ok(()) if !Mutant::LeafPutBuries.is_on() => return Put::Held,
+        Ok(()) => {}
+        Err(dropped) => dropped.assert_last(first, size),
+    }
+    Put::Last
 }
 
 impl Tree {
@@ -198,35 +334,5 @@ impl Tree {
         let slot = self.path(held, pfn).gib?;
         let View::Node(table) = slot.view(held) else { return None };
         Some(Near { slot, table, pfn, used: slot.used(held) })
-    }
-
-    /// The metadata of the large folio around `pfn`, and its size.
-    #[inline]
-    fn large<'a>(&'a self, held: &'a Held, pfn: Pfn, near: Option<&Near<'a>>) -> Option<(&'a Page, PageSize)> {
-        let Some(near) = near else { return self.large_gib(held, pfn) };
-        match near.table.slot(pfn, PageSize::Size2M).view(held) {
-            View::Folio(page) => Some((page, PageSize::Size2M)),
-            _ => None,
-        }
-    }
-
-    #[inline(never)]
-    fn large_gib<'a>(&'a self, held: &'a Held, pfn: Pfn) -> Option<(&'a Page, PageSize)> {
-        match self.path(held, pfn).gib?.view(held) {
-            View::Folio(page) => Some((page, PageSize::Size1G)),
-            _ => None,
-        }
-    }
-
-    /// Takes the folio that fills the 1 GiB block around `pfn` out.
-    #[inline(never)]
-    fn detach_gib(&self, held: &Held, pfn: Pfn, dead: &mut Dead) {
-        let path = self.path(held, pfn);
-        dead.orphans.extend(path.gib.and_then(|gib| gib.detach(held)).map(AnyOrphan::Mib));
-        let left = path.top.used(held) - 1;
-        path.top.set_used(held, left);
-        if left == 0 {
-            dead.bare.push(pfn);
-        }
     }
 }

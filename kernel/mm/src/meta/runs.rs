@@ -5,12 +5,10 @@
 //! block that nobody else uses, one look at each page.
 
 use super::page::Page;
-use super::raw::{Chunk, FAN_OUT, Folio, Found};
+use super::raw::{Folio, Found};
 use super::tree::Spot;
 use super::{GetError, Inner, Lent, MetaError, MetaStore, Owner, nature, refused};
-use crate::addr::{ENTRIES, PageSize, Pfn};
-use crate::mutant::Mutant;
-use crate::sync::{Ordering, fence};
+use crate::addr::{PageSize, Pfn};
 
 /// What [`MetaStore::get_or_create_run`] gives: references on the first part of the run that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,47 +124,6 @@ impl MetaStore {
                 }
             }
         });
-    }
-
-    /// Drops one reference for each entry of a page table that is full and maps nothing but frames of the 2 MiB block at
-    /// `first`, in whatever order. The caller owns them. Where they are all that the block's pages have, its metadata
-    /// goes as a whole. `false`: it is not so simple, and nothing has been done.
-    pub fn put_block(&self, first: Pfn) -> bool {
-        const { assert!(ENTRIES == FAN_OUT, "a page table has an entry for each page of a block") };
-        let mut inner = self.inner.lock();
-        let Inner { held, maps } = &mut *inner;
-        let mut map = None;
-        // As many references are ours as there are pages. If no page has more than one, there is one for each page, and
-        // all are ours: then nobody else can take another, for that needs a reference or the lock.
-        let ours = |chunk: &Chunk| {
-            let one_each = Page::have_one_at_most(chunk.pages());
-            // Pairs with the Release of `Page::sub` and `Page::put_each`.
-            fence(Ordering::Acquire);
-            let page = chunk.page(first);
-            map = maps.by_id(page.map_id());
-            // On the edge of a range there may be pages of more than one map.
-            (one_each || Mutant::BlockNotLookedAt.is_on()) && !page.is_edge()
-        };
-        match self.tree.chunk_gone(held, first, ours) {
-            Some(true) => {
-                self.gone(map.expect("a live folio keeps its page map registered"), FAN_OUT as u64);
-                true
-            }
-            Some(false) => false,
-            None => {
-                drop(inner);
-                self.put_block_of_folio(first)
-            }
-        }
-    }
-
-    /// The same where one large folio covers the block.
-    fn put_block_of_folio(&self, first: Pfn) -> bool {
-        let Folio { page, size, .. } = self.owned(first, "put without a get");
-        if let Err(dropped) = page.sub::<false>(ENTRIES as u32) {
-            self.dropped(first, size, dropped);
-        }
-        true
     }
 
     /// Drops one pin, with its reference, of each frame of the run, however they were pinned. The caller owns them.

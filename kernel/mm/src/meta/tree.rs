@@ -193,36 +193,6 @@ impl Tree {
         }
     }
 
-    /// All pages of the chunk of `pfn` have ended their lives at once, if each has one and `all_at_once` says that it is
-    /// so; answers whether it was, and `None` where there is no chunk. A life that has ended but was not yet brought to the lock counts: whoever ended it
-    /// will look for the chunk.
-    #[inline]
-    pub(super) fn chunk_gone(
-        &self,
-        held: &mut Held,
-        pfn: Pfn,
-        all_at_once: impl FnOnce(&Chunk) -> bool,
-    ) -> Option<bool> {
-        let path = self.path(held, pfn);
-        let (gib, mib) = (path.gib?, path.mib?);
-        let View::Node(chunk) = mib.view(held) else { return None };
-        let several = !held.excess.is_empty() && held.excess.contains_key(&pfn.align_down(PageSize::Size2M));
-        if several || mib.used(held) != FAN_OUT || !all_at_once(chunk) {
-            return Some(false);
-        }
-        mib.set_used(held, 0);
-        let orphan = mib.detach(held);
-        let left = gib.used(held) - 1;
-        gib.set_used(held, left);
-        if let Some(orphan) = orphan {
-            self.charge(-(orphan.free(held) as i64));
-        }
-        if left == 0 {
-            self.prune(held, pfn);
-        }
-        Some(true)
-    }
-
     /// Takes the metadata of the large folio of `size` at `head` out and frees it.
     pub(super) fn uproot(&self, held: &mut Held, head: Pfn, size: PageSize) {
         let orphan = {

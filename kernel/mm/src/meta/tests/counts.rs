@@ -285,7 +285,7 @@ fn a_block_goes_as_a_whole() {
         rig.store.get_or_create_run(Pfn::new(first), B2, KIB4, want, owner(first)).expect("in the device");
         let edge = rig.store.with_page(Pfn::new(first), Page::is_edge).expect("live");
         assert!(!edge, "the block is wholly inside the device");
-        rig.store.put_block(Pfn::new(first))
+        rig.store.put_blocks(&[Pfn::new(first)]) == 0
     };
     for first in [0, B2] {
         assert!(fill(first, KIB4));
@@ -317,7 +317,7 @@ fn a_block_stays_for_all_who_have_yet_to_come_to_the_lock() {
         assert!(page(&rig, Pfn::new(7)).sub::<false>(1).is_err());
         rig.store.get_or_create(Pfn::new(7), KIB4, owner(7), 1).expect("alive again");
     }
-    assert!(!rig.store.put_block(Pfn::new(0)), "nothing is done");
+    assert_eq!(rig.store.put_blocks(&[Pfn::new(0)]), 1, "nothing is done");
     assert_eq!(rig.live().len() as u64, B2);
     rig.store.retire(Pfn::new(7), KIB4);
     rig.store.put_run(Pfn::new(0), B2, KIB4);
@@ -326,6 +326,6 @@ fn a_block_stays_for_all_who_have_yet_to_come_to_the_lock() {
     rig.assert_idle();
     // And nothing is remembered of them.
     fill();
-    assert!(rig.store.put_block(Pfn::new(0)));
+    assert_eq!(rig.store.put_blocks(&[Pfn::new(0)]), 0);
     rig.assert_idle();
 }
