@@ -150,19 +150,21 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             if !(0..GROUP).all(|nth| Seen::read(slots[nth]).entry == expected.nth_page(nth)) {
                 return (done, 0);
             }
-            for (nth, page) in pages.iter().enumerate() {
+            let refused = |nth: &usize| {
                 machine.reached(Point::GupLeafRead);
-                if !page.try_take_like(&mut like) {
-                    return (done, nth);
-                }
+                !pages[*nth].try_take_like(&mut like)
+            };
+            if let Some(nth) = (0..GROUP).find(refused) {
+                return (done, nth);
             }
-            for (nth, slot) in slots.into_iter().enumerate() {
+            let changed = |nth: usize| {
                 machine.reached(Point::GupPinned);
-                let this = Seen { slot, entry: expected.nth_page(nth) };
+                let this = Seen { slot: slots[nth], entry: expected.nth_page(nth) };
                 // Also at an accessed or dirty bit, which `keep_unchanged` then sees to be no change.
-                if !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on() {
-                    return (done, GROUP);
-                }
+                !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on()
+            };
+            if (0..GROUP).any(changed) {
+                return (done, GROUP);
             }
             expected = expected.nth_page(GROUP);
             done = done.wrapping_add(1);
