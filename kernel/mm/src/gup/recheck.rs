@@ -132,7 +132,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     /// there are references, whose entries are still to be read again ([`keep_unchanged`](Self::keep_unchanged)).
     ///
     /// The references of a group first, and then its entries: for each page that is later than the rule asks for, so it sees
-    /// no less. A function of its own that calls nobody, so that its loop has all registers: nine instructions a page.
+    /// no less. A function of its own that calls nobody, so that its loop has all registers.
     #[inline(never)]
     pub(super) fn take_alike(
         &self,
@@ -143,26 +143,31 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
     ) -> (usize, usize) {
         let Some(([page, ..], _)) = groups.split_first() else { return (0, 0) };
         let (mut like, mut expected) = (page.like::<PIN>(), first);
-        for (done, pages) in groups.iter().enumerate() {
-            let slots = machine.entries(table, group.wrapping_add(done));
+        let mut done = 0;
+        // By index: in a build with checks an iterator asks for each step whether its pointer wraps.
+        while done < groups.len() {
+            let (pages, slots) = (&groups[done], machine.entries(table, group.wrapping_add(done)));
             if !(0..GROUP).all(|nth| Seen::read(slots[nth]).entry == expected.nth_page(nth)) {
                 return (done, 0);
             }
-            for (nth, page) in pages.iter().enumerate() {
+            let refused = |nth: &usize| {
                 machine.reached(Point::GupLeafRead);
-                if !page.try_take_like(&mut like) {
-                    return (done, nth);
-                }
+                !pages[*nth].try_take_like(&mut like)
+            };
+            if let Some(nth) = (0..GROUP).find(refused) {
+                return (done, nth);
             }
-            for (nth, slot) in slots.into_iter().enumerate() {
+            let changed = |nth: usize| {
                 machine.reached(Point::GupPinned);
-                let this = Seen { slot, entry: expected.nth_page(nth) };
+                let this = Seen { slot: slots[nth], entry: expected.nth_page(nth) };
                 // Also at an accessed or dirty bit, which `keep_unchanged` then sees to be no change.
-                if !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on() {
-                    return (done, GROUP);
-                }
+                !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on()
+            };
+            if (0..GROUP).any(changed) {
+                return (done, GROUP);
             }
             expected = expected.nth_page(GROUP);
+            done = done.wrapping_add(1);
         }
         (groups.len(), 0)
     }

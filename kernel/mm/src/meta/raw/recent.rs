@@ -54,7 +54,9 @@ impl Recent {
     #[inline(always)]
     fn is_of(&self, block: u64) -> bool {
         let this = self.block.load(Ordering::Relaxed);
-        this == block || (this != NOTHING && Mutant::RecentOfAnyBlock.is_on())
+        // The fault keeps to blocks of the same kind: what is found is the wrong thing, and not a thing of another kind.
+        let alike = || this != NOTHING && (this ^ block) & (PageSize::Size2M.nr_pages() - 1) == 0;
+        this == block || (Mutant::RecentOfAnyBlock.is_on() && alike())
     }
 
     #[inline(always)]
