@@ -20,41 +20,13 @@ use arrayvec::ArrayVec;
 
 use super::raw::{FAN_OUT, Folio, Held, MibTable, Slot, View};
 use super::tree::{AnyOrphan, Tree};
-use super::{Inner, MetaStore};
+use super::{Inner, Leaves, MetaStore};
 use crate::addr::{ENTRIES, PageSize, Pfn};
 use crate::ledger::Kind;
 use crate::meta::page::Page;
 use crate::mutant::Mutant;
 use crate::pagemap::MapId;
 use crate::sync::{Ordering, fence};
-
-/// Leaves of one size that mapped frames in a row: one reference each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaves {
-    /// First frame.
-    pub first: Pfn,
-    /// How many leaves.
-    pub nr: u64,
-    /// Size of each.
-    pub size: PageSize,
-}
-
-impl Leaves {
-    /// One leaf.
-    #[inline]
-    pub const fn one(first: Pfn, size: PageSize) -> Self {
-        Self { first, nr: 1, size }
-    }
-    /// Takes the leaf at `pfn` in, if it follows; answers whether it does.
-    #[inline]
-    pub(crate) fn extend(&mut self, pfn: Pfn, size: PageSize) -> bool {
-        let follows = self.size == size && self.first.as_u64() + (self.nr << size.order()) == pfn.as_u64();
-        if follows {
-            self.nr += 1;
-        }
-        follows
-    }
-}
 
 /// Large folios whose references are dropped under one hold of the store's lock, at most.
 const AT_ONCE: usize = 64;

@@ -36,6 +36,7 @@
 //! - A put without a get is found by the count or by the empty slot. Where it races with the folio's last
 //!   legitimate put, what is found may be memory that was just freed: the kernel was lost by then.
 
+mod leaf_run;
 mod leaves;
 mod life;
 mod maps;
@@ -58,7 +59,7 @@ use crate::mutant::Mutant;
 use crate::pagemap::{DevPagemap, MapId, MapState};
 use crate::sync::{Arc, Mutex, Ordering, fence};
 
-pub use self::leaves::Leaves;
+pub use self::leaf_run::Leaves;
 pub use self::maps::{RegisterError, UnregisterError};
 pub use self::page::{Counts, GetError, MAX_REFS, Owner, Page};
 pub use self::raw::{Covering, Folio, Near, Recent};

@@ -3,8 +3,10 @@
 use core::marker::PhantomData;
 
 use super::super::{MetaStore, Owner};
+use super::recent::Recent;
 use super::{Chunk, MibTable, Page};
 use crate::addr::{PageSize, Pfn};
+use crate::sync::Ordering;
 
 /// A folio, found.
 #[derive(Clone, Copy, Debug)]
@@ -223,5 +225,79 @@ impl<'a> Folio<'a> {
     pub fn owner_of(&self, pfn: Pfn) -> Owner {
         let owner = self.page.owner();
         Owner { mapping: owner.mapping, offset: owner.offset + (pfn.as_u64() - self.head.as_u64()) }
+    }
+}
+
+/// What a look-up has come to. Not an `Option`, in which a null pointer says that there is nothing: whoever has a page
+/// would ask for that, each time.
+#[repr(u8)]
+pub(crate) enum Looked<'a> {
+    /// The metadata.
+    Page(&'a Page),
+    /// There is none.
+    Nothing,
+}
+
+impl Recent {
+    /// The metadata of `pfn`, if this CPU has looked up its block last, and that is divided into pages.
+    ///
+    /// # Safety
+    /// Interrupts are off, `pfn` was read from a present entry in this walk, and this is the cell of this CPU, of the store
+    /// that has the metadata.
+    #[inline(always)]
+    pub(crate) unsafe fn small(&self, pfn: Pfn) -> Looked<'_> {
+        if !self.is_of(Recent::divided(pfn)) {
+            return Looked::Nothing;
+        }
+        // SAFETY: such a number is that of a chunk, which exists: it was not freed since, for then the cell would be empty,
+        // and it is not freed now (the caller's word).
+        let chunk = unsafe { &*self.at.load(Ordering::Relaxed).cast::<Chunk>() };
+        Looked::Page(chunk.page(pfn))
+    }
+
+    /// The same for the folio that a huge leaf maps, or a part of: `first` is the leaf's first frame.
+    ///
+    /// # Safety
+    /// As for [`small`](Self::small).
+    #[inline(always)]
+    pub(crate) unsafe fn huge(&self, first: Pfn) -> Looked<'_> {
+        if !self.is_of(first.as_u64()) {
+            return Looked::Nothing;
+        }
+        // SAFETY: such a number is that of a folio's block; otherwise as in `small`.
+        Looked::Page(unsafe { &*self.at.load(Ordering::Relaxed).cast::<Page>() })
+    }
+}
+
+impl MetaStore {
+    /// The cells, by CPU.
+    #[inline(always)]
+    pub fn recents(&self) -> &[Recent] {
+        &self.recents
+    }
+
+    /// As [`lookup_page`](Self::lookup_page), and the next time the cell of this CPU has it. `pfn` is that of a small leaf, or
+    /// where `HUGE` the first of a huge one. Apart, so that whoever finds it in the cell puts nothing aside for this.
+    ///
+    /// # Safety
+    /// As for [`Recent::small`].
+    #[cold]
+    #[inline(never)]
+    pub(crate) unsafe fn lookup_anew<'a, const HUGE: bool>(&'a self, pfn: Pfn, recent: &Recent) -> Option<&'a Page> {
+        // SAFETY: the caller's word is what is asked for.
+        match unsafe { self.walk(pfn)? } {
+            Found::Chunk(chunk) => {
+                if !HUGE {
+                    recent.fill(Recent::divided(pfn), chunk);
+                }
+                Some(chunk.page(pfn))
+            }
+            Found::Large(folio) => {
+                if HUGE {
+                    recent.fill(pfn.as_u64(), folio.page);
+                }
+                Some(folio.page)
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@
 
 mod look;
 #[cfg(not(any(loom, shuttle)))]
-mod pool;
+pub(super) mod pool;
 mod recent;
 
 use alloc::boxed::Box;
@@ -37,8 +37,9 @@ use crate::sync::{Arc, AtomicPtr, Ordering};
 
 pub(super) use self::look::Found;
 pub use self::look::{Covering, Folio, Near};
-pub(crate) use self::look::{Far, FarFound};
-pub(crate) use self::recent::Looked;
+pub(crate) use self::look::{Far, FarFound, Looked};
+#[cfg(not(any(loom, shuttle)))]
+use self::pool::allocate_zeroed;
 pub use self::recent::Recent;
 
 /// Slots of a table, pages of a chunk.
@@ -114,25 +115,6 @@ pub(super) unsafe trait Node: Sized + 'static {
     /// For the models: the node is freed.
     #[cfg(any(loom, shuttle))]
     fn end(&self);
-}
-
-/// A zeroed `T`, or `None` when memory is exhausted.
-///
-/// # Safety
-/// All-zero bytes are a valid `T`, and `T` is not of size zero.
-#[cfg(not(any(loom, shuttle)))]
-unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
-    #[cfg(test)]
-    if !tests::may_allocate() {
-        return None;
-    }
-    let layout = core::alloc::Layout::new::<T>();
-    // SAFETY: the size is not zero (the caller's word). The memory, if any, has the layout of `T` and comes from
-    // the global allocator, which is what `Box` frees it to; zeroes are a valid `T` (the caller's word).
-    unsafe {
-        let raw = alloc::alloc::alloc_zeroed(layout).cast::<T>();
-        (!raw.is_null()).then(|| Box::from_raw(raw))
-    }
 }
 
 /// Metadata of one large folio that is in no slot yet, and has no holder.
@@ -403,31 +385,5 @@ impl Top {
     /// One past the 512 GiB that hold `pfn`.
     pub(super) fn end_of_slot(pfn: Pfn) -> Pfn {
         Pfn::new(((pfn.as_u64() >> SLOT_ORDER) + 1) << SLOT_ORDER)
-    }
-}
-
-/// Memory that runs out when a test wants it to.
-#[cfg(all(test, not(loom)))]
-pub(super) mod tests {
-    use core::cell::Cell;
-
-    std::thread_local! {
-        /// So many more allocations of this thread succeed; `None` for all.
-        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
-    }
-
-    /// Lets only `left` more allocations of this thread succeed (`None`: all).
-    pub(in super::super) fn limit_allocations(left: Option<u32>) {
-        LEFT.set(left);
-    }
-
-    pub(super) fn may_allocate() -> bool {
-        match LEFT.get() {
-            None => true,
-            Some(left) => {
-                LEFT.set(Some(left.saturating_sub(1)));
-                left != 0
-            }
-        }
     }
 }

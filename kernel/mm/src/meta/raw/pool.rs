@@ -5,7 +5,6 @@
 
 use alloc::boxed::Box;
 
-use super::allocate_zeroed;
 use crate::meta::page::Page;
 
 /// Bytes of a block.
@@ -113,6 +112,50 @@ impl Pool {
             }
             if let Some(next) = next.as_mut() {
                 next.previous = previous;
+            }
+        }
+    }
+}
+
+/// A zeroed `T`, or `None` when memory is exhausted.
+///
+/// # Safety
+/// All-zero bytes are a valid `T`, and `T` is not of size zero.
+pub(super) unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
+    #[cfg(test)]
+    if !tests::may_allocate() {
+        return None;
+    }
+    let layout = core::alloc::Layout::new::<T>();
+    // SAFETY: the size is not zero (the caller's word). The memory, if any, has the layout of `T` and comes from
+    // the global allocator, which is what `Box` frees it to; zeroes are a valid `T` (the caller's word).
+    unsafe {
+        let raw = alloc::alloc::alloc_zeroed(layout).cast::<T>();
+        (!raw.is_null()).then(|| Box::from_raw(raw))
+    }
+}
+
+/// Memory that runs out when a test wants it to.
+#[cfg(all(test, not(loom)))]
+pub(crate) mod tests {
+    use core::cell::Cell;
+
+    std::thread_local! {
+        /// So many more allocations of this thread succeed; `None` for all.
+        static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// Lets only `left` more allocations of this thread succeed (`None`: all).
+    pub(crate) fn limit_allocations(left: Option<u32>) {
+        LEFT.set(left);
+    }
+
+    pub(super) fn may_allocate() -> bool {
+        match LEFT.get() {
+            None => true,
+            Some(left) => {
+                LEFT.set(Some(left.saturating_sub(1)));
+                left != 0
             }
         }
     }

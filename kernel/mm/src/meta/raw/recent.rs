@@ -2,7 +2,7 @@
 //!
 //! # Protocol
 //! A CPU fills and asks its own cell, with interrupts off, for frames that it has just read from a present entry: under the
-//! right that [`MetaStore::lookup`] demands. Whoever frees metadata, under the store's lock, first empties each cell that
+//! right that `MetaStore::lookup` demands. Whoever frees metadata, under the store's lock, first empties each cell that
 //! leads to it.
 //!
 //! ```text
@@ -22,8 +22,6 @@
 //!
 //! So all accesses are relaxed: what orders them is the protocol of [`crate::gup`].
 
-use super::super::MetaStore;
-use super::{Chunk, Found, Page};
 use crate::addr::{PageSize, Pfn};
 use crate::mutant::Mutant;
 use crate::sync::{AtomicPtr, AtomicU64, Ordering};
@@ -36,23 +34,23 @@ const NOTHING: u64 = u64::MAX;
 pub struct Recent {
     /// Which block: its first frame, where one folio covers it, and its last, where it is divided into pages.
     block: AtomicU64,
-    /// The metadata: a [`Page`], or a [`Chunk`].
-    at: AtomicPtr<()>,
+    /// The metadata: a `Page`, or a `Chunk`.
+    pub(super) at: AtomicPtr<()>,
 }
 
 impl Recent {
-    pub(in super::super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { block: AtomicU64::new(NOTHING), at: AtomicPtr::new(core::ptr::null_mut()) }
     }
 
     /// What the 2 MiB block of `pfn` goes by where it is divided into pages.
     #[inline(always)]
-    fn divided(pfn: Pfn) -> u64 {
+    pub(super) fn divided(pfn: Pfn) -> u64 {
         pfn.as_u64() | (PageSize::Size2M.nr_pages() - 1)
     }
 
     #[inline(always)]
-    fn is_of(&self, block: u64) -> bool {
+    pub(super) fn is_of(&self, block: u64) -> bool {
         let this = self.block.load(Ordering::Relaxed);
         // The fault keeps to blocks of the same kind: what is found is the wrong thing, and not a thing of another kind.
         let alike = || this != NOTHING && (this ^ block) & (PageSize::Size2M.nr_pages() - 1) == 0;
@@ -60,20 +58,10 @@ impl Recent {
     }
 
     #[inline(always)]
-    fn fill<T>(&self, block: u64, at: &T) {
+    pub(super) fn fill<T>(&self, block: u64, at: &T) {
         self.at.store(core::ptr::from_ref(at).cast_mut().cast(), Ordering::Relaxed);
         self.block.store(block, Ordering::Relaxed);
     }
-}
-
-/// What a look-up has come to. Not an `Option`, in which a null pointer says that there is nothing: whoever has a page
-/// would ask for that, each time.
-#[repr(u8)]
-pub(crate) enum Looked<'a> {
-    /// The metadata.
-    Page(&'a Page),
-    /// There is none.
-    Nothing,
 }
 
 /// Empties the cells that lead to `freed`: step c.
@@ -81,70 +69,6 @@ pub(super) fn forget(cells: &[Recent], freed: *mut ()) {
     for cell in cells {
         if cell.at.load(Ordering::Relaxed) == freed && !Mutant::RecentNotEmptied.is_on() {
             cell.block.store(NOTHING, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Recent {
-    /// The metadata of `pfn`, if this CPU has looked up its block last, and that is divided into pages.
-    ///
-    /// # Safety
-    /// Interrupts are off, `pfn` was read from a present entry in this walk, and this is the cell of this CPU, of the store
-    /// that has the metadata.
-    #[inline(always)]
-    pub(crate) unsafe fn small(&self, pfn: Pfn) -> Looked<'_> {
-        if !self.is_of(Recent::divided(pfn)) {
-            return Looked::Nothing;
-        }
-        // SAFETY: such a number is that of a chunk, which exists: it was not freed since, for then the cell would be empty,
-        // and it is not freed now (the caller's word).
-        let chunk = unsafe { &*self.at.load(Ordering::Relaxed).cast::<Chunk>() };
-        Looked::Page(chunk.page(pfn))
-    }
-
-    /// The same for the folio that a huge leaf maps, or a part of: `first` is the leaf's first frame.
-    ///
-    /// # Safety
-    /// As for [`small`](Self::small).
-    #[inline(always)]
-    pub(crate) unsafe fn huge(&self, first: Pfn) -> Looked<'_> {
-        if !self.is_of(first.as_u64()) {
-            return Looked::Nothing;
-        }
-        // SAFETY: such a number is that of a folio's block; otherwise as in `small`.
-        Looked::Page(unsafe { &*self.at.load(Ordering::Relaxed).cast::<Page>() })
-    }
-}
-
-impl MetaStore {
-    /// The cells, by CPU.
-    #[inline(always)]
-    pub fn recents(&self) -> &[Recent] {
-        &self.recents
-    }
-
-    /// As [`lookup_page`](Self::lookup_page), and the next time the cell of this CPU has it. `pfn` is that of a small leaf, or
-    /// where `HUGE` the first of a huge one. Apart, so that whoever finds it in the cell puts nothing aside for this.
-    ///
-    /// # Safety
-    /// As for [`Recent::small`].
-    #[cold]
-    #[inline(never)]
-    pub(crate) unsafe fn lookup_anew<'a, const HUGE: bool>(&'a self, pfn: Pfn, recent: &Recent) -> Option<&'a Page> {
-        // SAFETY: the caller's word is what is asked for.
-        match unsafe { self.walk(pfn)? } {
-            Found::Chunk(chunk) => {
-                if !HUGE {
-                    recent.fill(Recent::divided(pfn), chunk);
-                }
-                Some(chunk.page(pfn))
-            }
-            Found::Large(folio) => {
-                if HUGE {
-                    recent.fill(pfn.as_u64(), folio.page);
-                }
-                Some(folio.page)
-            }
         }
     }
 }

@@ -190,9 +190,9 @@ fn memory_that_runs_out_leaves_nothing_behind() {
     let rig = Rig::new();
     let map = rig.device(MemoryKind::DevDax, &[range(0, 2 * B1)]);
     let attempt = |pfn: u64, want, left| {
-        raw::tests::limit_allocations(Some(left));
+        raw::pool::tests::limit_allocations(Some(left));
         let got = rig.store.get_or_create(Pfn::new(pfn), want, owner(pfn), 1);
-        raw::tests::limit_allocations(None);
+        raw::pool::tests::limit_allocations(None);
         got
     };
     // Nodes and folios to allocate where nothing is: two tables and a chunk, two tables and a folio, and so on.
