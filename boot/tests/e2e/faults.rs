@@ -2,7 +2,7 @@
 //! a host program that is killed, bad boot options.
 
 use crate::support::{assert_good, has_line, machine, run, shell, start, tail};
-use boot::cli::Mode;
+use boot::cli::{LEAST_MEM_BYTES, Mode};
 use boot::machine::Machine;
 use boot::outcome::Status;
 use boot::size::MIB;
@@ -72,6 +72,15 @@ fn too_little_memory_is_refused_with_a_reason() {
     assert!(matches!(outcome.status, Status::Refused(_)), "{}", tail(&outcome));
     assert_eq!(outcome.status.exit_code(), 4);
     assert!(has_line(&outcome, &["memory"]), "{}", tail(&outcome));
+}
+
+/// What the tool takes the kernel takes too, with room for an image that is some megabytes larger.
+#[test]
+fn the_least_memory_that_can_be_asked_for_is_enough() {
+    let append = vec!["tests=platform.paging.*".into()];
+    for mem_bytes in [LEAST_MEM_BYTES, LEAST_MEM_BYTES - 4 * MIB] {
+        assert_good(&run(&Machine { mode: Mode::Test, mem_bytes, append: append.clone(), ..machine() }));
+    }
 }
 
 /// What the kernel uses it asks for. A CPU without NX cannot be told so by the kernel: the loader does not get that far.

@@ -35,6 +35,12 @@ fn take(mm: &Arc<EmuContext>, device: &Device, first: u64, nr: u64) -> (Vec<Virt
     (told, looks, gather.finish())
 }
 
+/// The device that goes, another that stays, and a space for both.
+fn two_devices(mm: &Arc<EmuContext>) -> (Arc<Device>, Arc<Device>, Arc<Space>) {
+    let other = Device::new(mm, Pfn::new(0x80_0000), 512, MemoryKind::DevDax, PageSize::Size4K);
+    (Device::dax(mm, 2048), other, AddressSpace::new(mm, "task").expect("an address space"))
+}
+
 // covers: R2
 #[test]
 fn vmas_side_by_side_go_with_the_tables_that_they_alone_use() {
@@ -61,9 +67,7 @@ fn vmas_side_by_side_go_with_the_tables_that_they_alone_use() {
 #[test]
 fn what_others_map_in_between_stays() {
     let (emu, mm) = machine(1);
-    let device = Device::dax(&mm, 2048);
-    let other = Device::new(&mm, Pfn::new(0x80_0000), 512, MemoryKind::DevDax, PageSize::Size4K);
-    let space = AddressSpace::new(&mm, "task").expect("an address space");
+    let (device, other, space) = two_devices(&mm);
     for nth in 0..8 {
         map(&space, &device, 4 * nth * PAGE_SIZE, PAGE_SIZE, nth);
     }
@@ -88,9 +92,7 @@ fn what_others_map_in_between_stays() {
 #[test]
 fn vmas_far_apart_are_taken_one_by_one() {
     let (_, mm) = machine(1);
-    let device = Device::dax(&mm, 512);
-    let other = Device::new(&mm, Pfn::new(0x80_0000), 512, MemoryKind::DevDax, PageSize::Size4K);
-    let space = AddressSpace::new(&mm, "task").expect("an address space");
+    let (device, other, space) = two_devices(&mm);
     map(&space, &other, 0, PAGE_SIZE, 0);
     map(&space, &device, PAGE_SIZE, PAGE_SIZE, 0);
     map(&space, &device, 1024 * GIB, PAGE_SIZE, 1);

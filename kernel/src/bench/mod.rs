@@ -32,6 +32,8 @@ const SWEEP: Selection = Selection(1 << GROUPS.len());
 /// the kernel's image ends, and so on how long the paths are that it was built under; what it costs to take frames and to give
 /// them back depends on which blocks have to be cut and can be merged, and in which range of RAM they lie.
 const WHOLE: u32 = 12;
+/// With less usable RAM they are left: there would not be enough for what is measured.
+const ENOUGH_BYTES: u64 = 256 << 20;
 
 /// Which groups are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +76,9 @@ pub fn run(selection: Selection) -> bool {
         report!("sweep ended={}", u8::from(swept.is_ok()));
         return swept.is_ok();
     }
-    memory::reserve_fragments(WHOLE);
+    if memory::ram_bytes().1 >= ENOUGH_BYTES {
+        memory::reserve_fragments(WHOLE);
+    }
     let mut figures = Figures::default();
     let ran = measure(&mut figures, selection);
     console::line(format_args!(""));

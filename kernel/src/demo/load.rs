@@ -330,8 +330,8 @@ fn bystander_work(counters: &Counters, worker: Option<Worker>) -> Exit {
 }
 
 /// To other tasks of this CPU and, where the CPUs take turns on one host thread, to other CPUs. Where each CPU has a host thread
-/// this sleeps: QEMU executes `pause` and the setting of a timer, which every switch does, under its one lock, and tasks that
-/// do nothing else on 64 CPUs keep it from those that deliver the timers' interrupts (`accel/tcg/tcg-accel-ops-mttcg.c`).
+/// this sleeps: the guest may have more CPUs than the host, and one that does nothing but give way would use a host's CPU that
+/// another could work on.
 pub fn give_way() {
     const REST_NS: u64 = 1_000_000;
     if time::is_deterministic() {
