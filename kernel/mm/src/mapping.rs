@@ -240,23 +240,32 @@ pub fn unmap_each<M: Machine>(
     each: &mut dyn FnMut(&Arc<AddressSpace<M>>, VirtRange),
 ) {
     for_each_space(mapping, first, nr_pages, |space, vmas, listed| {
-        let take = |range: VirtRange, whole: bool, gather: &mut Gather<M>| {
-            let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
-            space.table().zap(range, window, gather);
-        };
         let mut together: Option<Together> = None;
         vmas.for_each_part(mapping.id(), (first, nr_pages), listed, |part| {
             each(space, part.range);
             if !together.as_mut().is_some_and(|before| before.take_in(part))
                 && let Some(before) = together.replace(Together::one(part))
             {
-                take(before.range, before.whole, gather);
+                take_out(space, vmas, (before.range, before.whole), gather);
             }
         });
         if let Some(last) = together {
-            take(last.range, last.whole, gather);
+            take_out(space, vmas, (last.range, last.whole), gather);
         }
     });
+}
+
+/// Takes what is installed in `range` out of the space's page table, and tables with it: where these are whole VMAs, also those
+/// that reach beyond them and are nobody else's.
+#[inline]
+fn take_out<M: Machine>(
+    space: &AddressSpace<M>,
+    vmas: &Vmas<M>,
+    (range, whole): (VirtRange, bool),
+    gather: &mut Gather<M>,
+) {
+    let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
+    space.table().zap(range, window, gather);
 }
 
 /// Takes what is installed through `mapping` out of every page table, and tells `each` where that was: a VMA in which
@@ -269,12 +278,10 @@ pub fn unmap_leftovers<M: Machine>(
 ) {
     for_each_space(mapping, 0, u64::MAX, |space, vmas, listed| {
         vmas.for_each_part(mapping.id(), (0, u64::MAX), listed, |Part { range, whole, .. }| {
-            if !space.table().has_leaf(range, gather) {
-                return;
+            if space.table().has_leaf(range, gather) {
+                take_out(space, vmas, (range, whole), gather);
+                each(space, range);
             }
-            let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
-            space.table().zap(range, window, gather);
-            each(space, range);
         });
     });
 }
