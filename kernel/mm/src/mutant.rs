@@ -161,6 +161,16 @@ mutants::mutants! {
     /// `loom_region::the_owner_against_the_kernel` and `region::an_owner_that_lets_go_while_it_is_revoked_comes_second` and
     /// `shuttle:loom_region::the_owner_against_the_kernel`.
     SecondCloserDoesNotWait = "second_closer_does_not_wait",
+    /// The pages of a registration are given back before its device is cut off. Caught by
+    /// `region::a_device_is_cut_off_before_the_pages_are_given_back` and
+    /// `loom_region::a_device_that_is_let_in_against_a_revocation` and
+    /// `shuttle:loom_region::a_device_that_is_let_in_against_a_revocation`.
+    DeviceLeftIn = "device_left_in",
+    /// A device is let in although the registration is closed. Caught by
+    /// `region::a_registration_that_is_closed_lets_no_device_in` and
+    /// `loom_region::a_device_that_is_let_in_against_a_revocation` and
+    /// `shuttle:loom_region::a_device_that_is_let_in_against_a_revocation`.
+    DeviceAdmittedLate = "device_admitted_late",
     /// A registration does not look, once it is on the list, whether its device is being removed. Caught by
     /// `region::a_registration_that_a_removal_could_not_ask_for_is_refused` and
     /// `loom_region::a_registration_against_a_removal` and

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `a_use_against_a_revocation`, `two_uses_against_a_revocation` | The pages are given back after every use that was let in; one that begins later is refused |
 //! | `the_owner_against_the_kernel` | Exactly one gives the pages back, and neither returns before that is done |
+//! | `a_device_that_is_let_in_against_a_revocation` | A device is cut off before the pages are given back, or was never let in |
 //! | `a_registration_against_a_removal` | No registration outlives a removal that could not ask for it |
 #![cfg(any(loom, shuttle))]
 
@@ -19,6 +20,7 @@ use mm::gup::GupFlags;
 use mm::machine::IrqOff;
 use mm::mapping::Mapping;
 use mm::pagemap::{DevPagemap, MemoryKind};
+use mm::region::device::{CutOff, DeviceAccess, DevicePlace};
 use mm::region::gate::{By, Gate};
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
@@ -118,6 +120,45 @@ fn the_owner_against_the_kernel() {
         assert_eq!(registration.given_back(), 1, "the kernel returned first");
         assert!(owner.join().unwrap() != kernel, "exactly one gives the pages back");
         assert_eq!(registration.gate.closed(), Some(if kernel { By::Kernel } else { By::Owner }));
+    });
+}
+
+/// The translations of a device: whoever takes them away has the pages to itself from then on.
+struct Translations(Arc<Registration>);
+
+impl DeviceAccess for Translations {
+    fn revoke(self: Box<Self>) -> CutOff {
+        // SAFETY: as in `transfer`: what the device does with the pages comes before it is cut off.
+        self.0.pages.with(|pages| assert_eq!(unsafe { *pages }, 1, "the device reached pages that were given back"));
+        CutOff { ranges: 1, ..CutOff::default() }
+    }
+}
+
+/// covers: D2 D3
+#[test]
+fn a_device_that_is_let_in_against_a_revocation() {
+    model::explore(Bound::None, || {
+        let (registration, place) = (Registration::new(), Arc::new(DevicePlace::new()));
+        let driver = {
+            let (registration, place) = (registration.clone(), place.clone());
+            thread::spawn(move || {
+                let access = Box::new(Translations(registration.clone()));
+                match place.admit(&registration.gate, access) {
+                    Ok(()) => true,
+                    // It comes too late, and nobody else knows of its translations. They lead nowhere yet.
+                    Err(_) => false,
+                }
+            })
+        };
+        // As `mm::region::Region::close`.
+        assert!(registration.gate.close(By::Kernel).is_some());
+        registration.gate.wait_for_uses(thread::yield_now);
+        let cut_off = place.cut_off();
+        // SAFETY: as in `transfer`.
+        registration.pages.with_mut(|pages| unsafe { *pages += 1 });
+        registration.gate.set_released();
+        let admitted = driver.join().unwrap();
+        assert_eq!(cut_off.is_some(), admitted, "a device was let in, and not cut off");
     });
 }
 

@@ -13,6 +13,7 @@ use mm::entry::Prot;
 use mm::gup::{GupError, GupFlags};
 use mm::machine::{Machine, Point};
 use mm::pagemap::MemoryKind;
+use mm::region::device::{CutOff, DeviceAccess};
 use mm::region::gate::{By, Gate};
 use mm::region::{MAX_GRACE_NS, MemoryRegion, Notice, RegionError, RegionOwner, TakeBack, Terms, UseError};
 use mm::space::{Access, SigBusCause};
@@ -272,6 +273,72 @@ fn an_owner_that_died_and_left_its_registration_behind_is_not_waited_for() {
         let region = rig.register(0, 8).unwrap();
         drop(region);
         assert_eq!((rig.ask(0, 8), rig.take_back(0, 8), rig.pins()), (0, vec![], 0));
+    });
+}
+
+/// What a device has been given: at its end it notes how many pages are still pinned.
+struct Translations {
+    mm: Arc<EmuContext>,
+    pins_at_revoke: Arc<Mutex<Vec<u64>>>,
+}
+
+impl DeviceAccess for Translations {
+    fn revoke(self: Box<Self>) -> CutOff {
+        self.pins_at_revoke.lock().unwrap().push(self.mm.meta.totals().pins);
+        CutOff { ranges: 1, leaves: 8, commands: 2, ns: 3 }
+    }
+}
+
+/// covers: D2
+#[test]
+fn a_device_is_cut_off_before_the_pages_are_given_back() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let pins_at_revoke = Arc::default();
+        let access = || Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) });
+        // By the kernel, which hears what it has cost.
+        let region = rig.register(0, 8).unwrap();
+        region.admit(access()).unwrap();
+        rig.ask(0, 8);
+        let mut cut_off = None;
+        let ranges = rig.device.pages.ranges();
+        rig.mm.regions.take_back(&rig.emu, &rig.device.pages, ranges, &mut |told| {
+            if let TakeBack::Revoked(revoked) = told {
+                cut_off = revoked.cut_off;
+            }
+        });
+        assert_eq!(cut_off, Some(CutOff { ranges: 1, leaves: 8, commands: 2, ns: 3 }));
+        assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().drain(..).collect::<Vec<_>>()), (0, vec![8]));
+        // By its owner.
+        let region = rig.register(0, 4).unwrap();
+        region.admit(access()).unwrap();
+        region.deregister();
+        assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().drain(..).collect::<Vec<_>>()), (0, vec![4]));
+    });
+}
+
+/// covers: D1
+#[test]
+fn a_registration_that_is_closed_lets_no_device_in() {
+    let rig = rig();
+    rig.emu.on_cpu(0, || {
+        let pins_at_revoke: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let access = || Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: pins_at_revoke.clone() });
+        let region = rig.register(0, 8).unwrap();
+        let key = region.key();
+        rig.ask(0, 8);
+        rig.take_back(0, 8);
+        assert_eq!(region.admit(access()), Err(UseError::Revoked { key }));
+        assert_eq!(pins_at_revoke.lock().unwrap().drain(..).count(), 1, "what was not let in is taken back at once");
+        // Nor does one that has a device.
+        let region = rig.register(0, 8).unwrap();
+        region.admit(access()).unwrap();
+        let refused = region.admit(access()).unwrap_err();
+        assert_eq!(refused, UseError::Occupied { key: region.key() });
+        assert!(refused.to_string().contains("has a device already"), "{refused}");
+        assert_eq!(pins_at_revoke.lock().unwrap().drain(..).count(), 1);
+        drop(region);
+        assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().len()), (0, 1));
     });
 }
 

@@ -16,7 +16,8 @@
 //! Long-term pins are registrations ([`mm::region`]), and are taken back in two halves. Their owners are asked at the end
 //! of step 2: from then on no page map lets a new one in, so nobody is missed; and their grace period goes by while
 //! steps 3 and 4 are done. What they have not given back is revoked in step 5, before its wait for pins: later than the
-//! shootdown, so that no walk can pin for another. So that wait is for transient pins alone.
+//! shootdown, so that no walk can pin for another. A device that reaches the pages of one is cut off then, by range
+//! ([`mm::region::device`]). So that wait is for transient pins alone.
 //!
 //! # It ends
 //! Invariant, at the end of step 4: *no leaf of the device can be reached from any page table, and none can become so*,
@@ -45,6 +46,7 @@ use mm::gather::{Gather, ZapStats};
 use mm::machine::{Machine, has_room};
 use mm::mapping::{unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
+use mm::region::device::CutOff;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
 
@@ -459,13 +461,14 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     /// Revokes what has not been given back, once its owner has had its time.
     fn take_back(&mut self, facts: &mut Facts) {
         let Self { mm, env, report, map, .. } = self;
-        let (mut nr, mut uses) = (0, 0);
+        let (mut nr, mut uses, mut cut_off) = (0, 0, CutOff::default());
         let began = mm.machine.now_ns();
         if !Mutant::PinsNotTakenBack.is_on() {
             mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {
                 if let TakeBack::Revoked(revoked) = told {
                     nr += 1;
                     uses += revoked.uses;
+                    cut_off.add(revoked.cut_off.unwrap_or_default());
                     report.note_revoked(revoked);
                 }
                 env.watch().taking_back(told);
@@ -473,6 +476,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         }
         facts.note("registrations_revoked", nr);
         facts.note("uses_waited_for", uses);
+        facts.note("device_ranges_revoked", cut_off.ranges);
+        facts.note("invalidation_commands", cut_off.commands);
         facts.note("grace_ns", mm.machine.now_ns() - began);
     }
 

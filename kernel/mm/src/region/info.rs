@@ -3,6 +3,7 @@
 use core::fmt;
 use core::panic::Location;
 
+use super::device::CutOff;
 use crate::account::PinAccount;
 use crate::addr::PfnRange;
 use crate::gup::{GupError, GupFlags};
@@ -92,6 +93,11 @@ pub enum UseError {
         /// Which one.
         key: u64,
     },
+    /// It has a device that reaches its pages already.
+    Occupied {
+        /// Which one.
+        key: u64,
+    },
 }
 
 impl fmt::Display for UseError {
@@ -100,6 +106,7 @@ impl fmt::Display for UseError {
             Self::Revoked { key } => write!(f, "registration {key} was taken back by the kernel"),
             Self::GivenBack { key } => write!(f, "registration {key} was given back by its owner"),
             Self::ReadOnly { key } => write!(f, "registration {key} is for reading only"),
+            Self::Occupied { key } => write!(f, "registration {key} has a device already; expected one without"),
         }
     }
 }
@@ -163,6 +170,8 @@ pub struct Revoked<'r> {
     pub region: RegionInfo<'r>,
     /// Uses that were in flight when it was closed, and have been waited for.
     pub uses: u64,
+    /// What cutting its device off has cost, where it had one.
+    pub cut_off: Option<CutOff>,
     /// How long the owner had, in nanoseconds.
     pub after_ns: u64,
 }

@@ -15,10 +15,11 @@
 //! whole, as a memory region does: half of one is no use to a device that has the key to all of it.
 //!
 //! # Who uses a registration
-//! Not the owner but what works for it: a DMA engine, here a task in its place. It has a [`RegionRef`], and each
+//! Not the owner but what works for it: a DMA engine, or a task in its place. It has a [`RegionRef`], and each
 //! transfer is a use: [`RegionRef::access`] opens it, and answers an error once the registration is closed. A use is
 //! waited for, so it must end by itself: it is one transfer of an engine, no longer, and waits for no owner.
-//! The gate through which uses come, and its proof, are in [`gate`].
+//! The gate through which uses come, and its proof, are in [`gate`]. A real device asks nobody: what it reaches is cut off
+//! before the pages are given back, see [`device`].
 //!
 //! # Against a removal
 //! ```text
@@ -30,6 +31,7 @@
 //! The lists have a lock. If 2 comes before b, the registration is asked for. Otherwise a comes before 3, which sees it.
 //! So no registration stays that was not asked for.
 
+pub mod device;
 pub mod gate;
 mod info;
 mod list;
@@ -39,6 +41,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::panic::Location;
 
+use self::device::{CutOff, DeviceAccess, DevicePlace, NotAdmitted};
 use self::gate::{By, Entered, Gate};
 pub use self::info::{
     Asked, MAX_GRACE_NS, Notice, RegionError, RegionInfo, RegionOwner, Revoked, TakeBack, Terms, UseError,
@@ -80,6 +83,7 @@ struct Region<M: Machine> {
     /// The page maps that have its pages.
     maps: Box<[MapId]>,
     gate: Gate,
+    device: DevicePlace,
     /// When the owner's grace is over, or [`NOT_ASKED`]. Whoever sets it tells the owner.
     deadline_ns: AtomicU64,
     asked_ns: AtomicU64,
@@ -118,8 +122,9 @@ impl<M: Machine> Region<M> {
     }
 
     /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
-    /// in flight when it was closed, all of which have been waited for. `slow` is called, ever more seldom, while that takes long.
-    fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<u64> {
+    /// in flight when it was closed, all of which have been waited for, and what cutting its device off has cost. `slow` is
+    /// called, ever more seldom, while that takes long.
+    fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<(u64, Option<CutOff>)> {
         lock_check::might_sleep("the uses of a registration");
         let machine = &self.mm.machine;
         let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
@@ -135,11 +140,12 @@ impl<M: Machine> Region<M> {
             return None;
         };
         self.gate.wait_for_uses(relax);
+        let cut_off = self.device.cut_off();
         let pins = self.pins.lock().take();
         drop(pins);
         self.mm.regions.take_off(self);
         self.gate.set_released();
-        Some(uses)
+        Some((uses, cut_off))
     }
 
     /// Begins the owner's grace period, unless it has begun. Says whether this was the first to ask.
@@ -224,9 +230,9 @@ impl<M: Machine> Regions<M> {
                 Next::Revoke(region) => {
                     let info = region.info();
                     let mut slow = |info: RegionInfo<'_>| told(&TakeBack::Waits(info));
-                    let Some(uses) = region.close(By::Kernel, &mut slow) else { continue };
+                    let Some((uses, cut_off)) = region.close(By::Kernel, &mut slow) else { continue };
                     let after_ns = machine.now_ns().saturating_sub(region.asked_ns.load(Ordering::Relaxed));
-                    told(&TakeBack::Revoked(Revoked { region: info, uses, after_ns }));
+                    told(&TakeBack::Revoked(Revoked { region: info, uses, cut_off, after_ns }));
                 }
             }
         }
@@ -352,6 +358,7 @@ impl<M: Machine> MemoryRegion<M> {
             starts,
             maps,
             gate: Gate::new(),
+            device: DevicePlace::new(),
             deadline_ns: AtomicU64::new(NOT_ASKED),
             asked_ns: AtomicU64::new(0),
             owner,
@@ -388,6 +395,22 @@ impl<M: Machine> MemoryRegion<M> {
     /// For what works on the owner's behalf.
     pub fn reference(&self) -> RegionRef<M> {
         RegionRef { region: Arc::clone(&self.region) }
+    }
+    /// Lets a device in, which reaches the pages from now on through the translations behind `access`; they are taken away
+    /// before the pages are given back, by whomever.
+    ///
+    /// # Errors
+    /// The registration is closed, or has a device. `access` is revoked then.
+    pub fn admit(&self, access: Box<dyn DeviceAccess>) -> Result<(), UseError> {
+        let key = self.region.key;
+        let (error, access) = match self.region.device.admit(&self.region.gate, access) {
+            Ok(()) => return Ok(()),
+            Err(NotAdmitted::Closed(By::Kernel, access)) => (UseError::Revoked { key }, access),
+            Err(NotAdmitted::Closed(By::Owner, access)) => (UseError::GivenBack { key }, access),
+            Err(NotAdmitted::Occupied(access)) => (UseError::Occupied { key }, access),
+        };
+        access.revoke();
+        Err(error)
     }
     /// Gives it back, which is what dropping it does. When this returns the pages are given back, by whomever.
     ///
@@ -492,5 +515,13 @@ impl<M: Machine> RegionUse<'_, M> {
     /// How many pages there are.
     pub fn nr_pages(&self) -> u64 {
         self.region.nr_pages
+    }
+    /// The frames, in the order of the addresses.
+    pub fn frames(&self) -> &[PfnRange] {
+        &self.region.runs
+    }
+    /// May they be written to?
+    pub fn is_writable(&self) -> bool {
+        self.region.writable
     }
 }
