@@ -12,6 +12,7 @@ mod bringup;
 mod console;
 mod cpu;
 mod demo;
+mod io;
 mod ktest;
 mod mem;
 mod pmem;

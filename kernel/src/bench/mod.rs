@@ -1,5 +1,5 @@
 //! Benchmarks: what the verbs of memory management cost. How a figure is had is said in `figures.rs`.
-//! May import: cpu, console, mem, task, pmem, ktest.
+//! May import: cpu, console, mem, task, io, pmem, ktest.
 
 mod extents;
 mod figures;

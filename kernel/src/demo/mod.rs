@@ -1,7 +1,7 @@
 //! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
 //! out frame by frame. What each cost is put side by side. Then it is used without a load: every step is made to fail
 //! once, sectors are written, a page is lost. At last it comes back with a file system, and is pulled out from under that.
-//! May import: cpu, console, mem, task, trap, pmem, ktest.
+//! May import: cpu, console, mem, task, trap, io, pmem, ktest.
 
 mod books;
 mod files;

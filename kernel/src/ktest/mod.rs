@@ -1,5 +1,5 @@
 //! The in-kernel tests: what a test is, the runner, fixtures, and a file for each area. The list of all is here.
-//! May import: cpu, console, mem, task, trap, bringup, pmem.
+//! May import: cpu, console, mem, task, trap, bringup, io, pmem.
 
 pub mod contents;
 pub mod dax;

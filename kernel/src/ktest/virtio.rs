@@ -10,11 +10,12 @@ use mm::pagemap::MemoryKind;
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
+use crate::io::pci;
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::books;
 use crate::mem::machine::mm;
+use crate::pmem::bytes;
 use crate::pmem::devices::{self, DeviceError};
-use crate::pmem::{bytes, pci};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[

@@ -25,11 +25,12 @@ use nvdimm::virtio_pmem;
 use spin::Once;
 
 use crate::bringup::acpi;
+use crate::io::pci;
 use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{namespaces, nvdimms, pci, removal_log, virtio};
+use crate::pmem::{namespaces, nvdimms, removal_log, virtio};
 use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.

@@ -1,5 +1,5 @@
-//! Persistent memory: slots and their devices, virtio-pmem and PCI, mounts, what the console says of a removal.
-//! May import: cpu, console, mem, task, bringup.
+//! Persistent memory: slots and their devices, virtio-pmem, mounts, what the console says of a removal.
+//! May import: cpu, console, mem, task, bringup, io.
 
 pub mod bytes;
 pub mod contents;
@@ -11,7 +11,6 @@ pub mod lost;
 pub mod mounts;
 pub mod namespaces;
 pub mod nvdimms;
-pub mod pci;
 pub mod registrations;
 pub mod removal_log;
 pub mod virtio;

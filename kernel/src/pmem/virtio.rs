@@ -16,14 +16,14 @@ use nvdimm::pmem::memory::FlushError;
 use nvdimm::virtio_pmem::{self, REQUEST_QUEUE, Region, RequestQueue};
 use virtio_drivers::device::common::Feature;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::pci::bus::{Command, ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, VIRTIO_VENDOR_ID};
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal};
 
+use crate::io::pci::{self, Ports};
 use crate::mem::machine::mm;
 use crate::mem::{layout, memory, paging};
-use crate::pmem::pci::{self, Ports};
 
 /// PCI device numbers of modern virtio devices begin here (virtio 1.2 §4.1.2).
 const PCI_ID_BASE: u16 = 0x1040;
@@ -76,10 +76,8 @@ pub fn find(limits: Limits<'_>) -> Vec<(mm::addr::PfnRange, Arc<Queue>)> {
 
 /// Reaches the device's registers and reads its configuration. It is left reset.
 fn set_up(function: DeviceFunction) -> Result<Found, alloc::string::String> {
+    pci::enable(function);
     let mut root = PciRoot::new(Presented);
-    // The firmware enables only what it uses itself.
-    let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
-    root.set_command(function, wanted);
     let transport = PciTransport::new::<Hardware, _>(&mut root, function).map_err(|error| alloc::format!("{error}"))?;
     let mut device = Device { transport, running: None };
     device.negotiate().map_err(|error| alloc::format!("{error}"))?;

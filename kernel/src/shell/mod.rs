@@ -1,5 +1,5 @@
 //! A line-reading shell on the serial console: for people, and for test harnesses that wait for the next prompt.
-//! May import: cpu, console, mem, task, trap, pmem.
+//! May import: cpu, console, mem, task, trap, io, pmem.
 
 mod devices;
 mod fail;

@@ -1,18 +1,22 @@
-//! PCI: configuration space through the two legacy ports, and a walk over the buses.
+//! PCI: configuration space through the two legacy ports, a walk over the buses, and the registers behind a base address
+//! register (BAR).
 //!
-//! The ports reach the first 256 bytes of each function's space, which is all that virtio needs; the memory-mapped way
-//! (ECAM) would only add the rest.
+//! The ports reach the first 256 bytes of each function's space, which is all that the drivers need; the memory-mapped
+//! way (ECAM) would only add the rest.
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt;
 
 use arch::port;
+use mm::addr::{PAGE_SIZE, PhysAddr};
 use nvdimm::nfit::ByteRange;
 use virtio_drivers::transport::pci::bus::{
-    BarInfo, ConfigurationAccess, DeviceFunction, DeviceFunctionInfo, HeaderType, PciRoot,
+    BarInfo, Command, ConfigurationAccess, DeviceFunction, DeviceFunctionInfo, HeaderType, PciRoot,
 };
 
 use crate::cpu::lock::IrqLock;
+use crate::mem::paging::{self, MapError};
 
 /// Which function and register the data port means.
 const ADDRESS: u16 = 0xcf8;
@@ -98,6 +102,108 @@ pub fn windows() -> Vec<ByteRange> {
         _ => {}
     });
     windows
+}
+
+/// Lets `function` answer at its BARs and do DMA; its interrupt line stays silent. The firmware enables only what it uses
+/// itself.
+pub fn enable(function: DeviceFunction) {
+    let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
+    PciRoot::new(Ports).set_command(function, wanted);
+}
+
+/// Takes from `function` the right to do DMA: its transfers end at the host bridge.
+pub fn stop_dma(function: DeviceFunction) {
+    let mut root = PciRoot::new(Ports);
+    let (_, command) = root.get_status_command(function);
+    root.set_command(function, command & !Command::BUS_MASTER);
+}
+
+/// Why a BAR cannot be used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BarError {
+    /// It is not there, or it is for ports.
+    NotMemory,
+    /// The firmware has given it no address.
+    NoAddress,
+    /// It has so many bytes, and so many are needed.
+    TooSmall(u64, u64),
+    /// The kernel has no memory for the tables.
+    Map(MapError),
+}
+
+impl fmt::Display for BarError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMemory => f.write_str("is not for memory"),
+            Self::NoAddress => f.write_str("has no address from the firmware"),
+            Self::TooSmall(found, needed) => write!(f, "has {found} bytes, {needed} are needed"),
+            Self::Map(error) => write!(f, "cannot be mapped: {error}"),
+        }
+    }
+}
+
+/// A device's registers, mapped uncached for ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    base: u64,
+    len_bytes: u64,
+}
+
+/// Maps the first `len_bytes` behind BAR `bar` of `function`, which no driver uses yet: it answers nowhere while it is
+/// asked how much it takes.
+///
+/// # Errors
+/// [`BarError`].
+pub fn map_bar(function: DeviceFunction, bar: u8, len_bytes: u64) -> Result<Registers, BarError> {
+    let info = PciRoot::new(Ports).bar_info(function, bar).ok().flatten();
+    let Some(BarInfo::Memory { address, size, .. }) = info else { return Err(BarError::NotMemory) };
+    if address == 0 {
+        return Err(BarError::NoAddress);
+    }
+    if size < len_bytes {
+        return Err(BarError::TooSmall(size, len_bytes));
+    }
+    let inside = address % PAGE_SIZE;
+    let nr_pages = (inside + len_bytes).div_ceil(PAGE_SIZE);
+    let mapped = paging::map_register_pages(PhysAddr::new(address - inside), nr_pages).map_err(BarError::Map)?;
+    Ok(Registers { base: mapped.as_u64() + inside, len_bytes })
+}
+
+impl Registers {
+    /// Where a register of `T` is.
+    ///
+    /// # Panics
+    /// When it is beyond the end or not aligned: offsets are the driver's own.
+    fn at<T>(&self, offset: u64) -> *mut T {
+        let size = size_of::<T>() as u64;
+        let inside = offset.checked_add(size).is_some_and(|end| end <= self.len_bytes);
+        assert!(inside && (self.base + offset).is_multiple_of(size), "no register of {size} bytes at {offset:#x}");
+        (self.base + offset) as *mut T
+    }
+
+    /// Reads 32 bits.
+    pub fn read_u32(&self, offset: u64) -> u32 {
+        // SAFETY: `at` is inside a mapping of registers that stays for ever. That a read has effects is the driver's business.
+        unsafe { self.at::<u32>(offset).read_volatile() }
+    }
+
+    /// Reads 64 bits.
+    pub fn read_u64(&self, offset: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.at::<u64>(offset).read_volatile() }
+    }
+
+    /// Writes 32 bits. What a device does to memory then is bounded by its translation domain, not by this.
+    pub fn write_u32(&self, offset: u64, value: u32) {
+        // SAFETY: as above.
+        unsafe { self.at::<u32>(offset).write_volatile(value) }
+    }
+
+    /// Writes 64 bits.
+    pub fn write_u64(&self, offset: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.at::<u64>(offset).write_volatile(value) }
+    }
 }
 
 /// What a bridge hands on to the functions behind it: without and with prefetching (PCI-to-PCI Bridge Architecture

@@ -1,0 +1,4 @@
+//! Devices on PCI that do DMA: configuration space and registers, and what a device may reach of memory.
+//! May import: cpu, console, mem, task, trap, bringup.
+
+pub mod pci;
