@@ -166,8 +166,7 @@ mutants::mutants! {
     /// `loom_region::a_device_that_is_let_in_against_a_revocation` and
     /// `shuttle:loom_region::a_device_that_is_let_in_against_a_revocation`.
     DeviceLeftIn = "device_left_in",
-    /// A device is let in although the registration is closed. Caught by
-    /// `region::a_registration_that_is_closed_lets_no_device_in` and
+    /// Who lets a device in is no use of the registration any more when it puts the device in its place. Caught by
     /// `loom_region::a_device_that_is_let_in_against_a_revocation` and
     /// `shuttle:loom_region::a_device_that_is_let_in_against_a_revocation`.
     DeviceAdmittedLate = "device_admitted_late",

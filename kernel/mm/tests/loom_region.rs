@@ -24,13 +24,15 @@ use mm::region::device::{CutOff, DeviceAccess, DevicePlace};
 use mm::region::gate::{By, Gate};
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::{Access, AddressSpace, FaultError, FaultRequest, FaultTarget, MapError, VmOps};
-use mm::sync::Arc;
 use mm::sync::model::{self, Bound, UnsafeCell, sized, thread};
+use mm::sync::{Arc, AtomicU32, Ordering};
 
 /// A registration without pages: a cell stands for them. Uses read it; who gives the pages back writes it.
 struct Registration {
     gate: Gate,
     pages: UnsafeCell<u64>,
+    /// A device reaches the pages.
+    mapped: AtomicU32,
 }
 
 // SAFETY: `pages` is what the models check: loom ends a model where two threads reach it without order.
@@ -40,7 +42,7 @@ unsafe impl Send for Registration {}
 
 impl Registration {
     fn new() -> Arc<Self> {
-        Arc::new(Self { gate: Gate::new(), pages: UnsafeCell::new(1) })
+        Arc::new(Self { gate: Gate::new(), pages: UnsafeCell::new(1), mapped: AtomicU32::new(0) })
     }
 
     fn transfer(&self) -> Result<(), By> {
@@ -123,13 +125,12 @@ fn the_owner_against_the_kernel() {
     });
 }
 
-/// The translations of a device: whoever takes them away has the pages to itself from then on.
+/// The translations of a device: while they are there it reaches the pages.
 struct Translations(Arc<Registration>);
 
 impl DeviceAccess for Translations {
     fn revoke(self: Box<Self>) -> CutOff {
-        // SAFETY: as in `transfer`: what the device does with the pages comes before it is cut off.
-        self.0.pages.with(|pages| assert_eq!(unsafe { *pages }, 1, "the device reached pages that were given back"));
+        self.0.mapped.store(0, Ordering::Relaxed);
         CutOff { ranges: 1, ..CutOff::default() }
     }
 }
@@ -142,20 +143,19 @@ fn a_device_that_is_let_in_against_a_revocation() {
         let driver = {
             let (registration, place) = (registration.clone(), place.clone());
             thread::spawn(move || {
-                let access = Box::new(Translations(registration.clone()));
-                match place.admit(&registration.gate, access) {
-                    Ok(()) => true,
-                    // It comes too late, and nobody else knows of its translations. They lead nowhere yet.
-                    Err(_) => false,
-                }
+                let map = || -> Result<Box<dyn DeviceAccess>, ()> {
+                    registration.mapped.store(1, Ordering::Relaxed);
+                    Ok(Box::new(Translations(registration.clone())))
+                };
+                place.admit(&registration.gate, map).is_ok()
             })
         };
         // As `mm::region::Region::close`.
         assert!(registration.gate.close(By::Kernel).is_some());
         registration.gate.wait_for_uses(thread::yield_now);
         let cut_off = place.cut_off();
-        // SAFETY: as in `transfer`.
-        registration.pages.with_mut(|pages| unsafe { *pages += 1 });
+        // Relaxed: the uses that were waited for come before this.
+        assert_eq!(registration.mapped.load(Ordering::Relaxed), 0, "given back while a device reaches the pages");
         registration.gate.set_released();
         let admitted = driver.join().unwrap();
         assert_eq!(cut_off.is_some(), admitted, "a device was let in, and not cut off");

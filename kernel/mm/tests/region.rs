@@ -295,10 +295,13 @@ fn a_device_is_cut_off_before_the_pages_are_given_back() {
     let rig = rig();
     rig.emu.on_cpu(0, || {
         let pins_at_revoke = Arc::default();
-        let access = || Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) });
+        let map = |frames: &[PfnRange], writable| -> Result<Box<dyn DeviceAccess>, UseError> {
+            assert_eq!((frames.len(), frames[0].start(), writable), (1, rig.device.pfn(0), true));
+            Ok(Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) }))
+        };
         // By the kernel, which hears what it has cost.
         let region = rig.register(0, 8).unwrap();
-        region.admit(access()).unwrap();
+        region.admit(map).unwrap();
         rig.ask(0, 8);
         let mut cut_off = None;
         let ranges = rig.device.pages.ranges();
@@ -311,7 +314,7 @@ fn a_device_is_cut_off_before_the_pages_are_given_back() {
         assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().drain(..).collect::<Vec<_>>()), (0, vec![8]));
         // By its owner.
         let region = rig.register(0, 4).unwrap();
-        region.admit(access()).unwrap();
+        region.admit(map).unwrap();
         region.deregister();
         assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().drain(..).collect::<Vec<_>>()), (0, vec![4]));
     });
@@ -322,21 +325,29 @@ fn a_device_is_cut_off_before_the_pages_are_given_back() {
 fn a_registration_that_is_closed_lets_no_device_in() {
     let rig = rig();
     rig.emu.on_cpu(0, || {
-        let pins_at_revoke: Arc<Mutex<Vec<u64>>> = Arc::default();
-        let access = || Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: pins_at_revoke.clone() });
+        let (pins_at_revoke, maps) = (Arc::<Mutex<Vec<u64>>>::default(), AtomicU64::new(0));
+        let map = |_: &[PfnRange], _| -> Result<Box<dyn DeviceAccess>, UseError> {
+            maps.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) }))
+        };
         let region = rig.register(0, 8).unwrap();
         let key = region.key();
         rig.ask(0, 8);
         rig.take_back(0, 8);
-        assert_eq!(region.admit(access()), Err(UseError::Revoked { key }));
-        assert_eq!(pins_at_revoke.lock().unwrap().drain(..).count(), 1, "what was not let in is taken back at once");
+        assert_eq!(region.admit(map), Err(UseError::Revoked { key }));
+        assert_eq!(maps.load(Ordering::Relaxed), 0, "nothing is mapped for a registration that is closed");
         // Nor does one that has a device.
         let region = rig.register(0, 8).unwrap();
-        region.admit(access()).unwrap();
-        let refused = region.admit(access()).unwrap_err();
+        region.admit(map).unwrap();
+        let refused = region.admit(map).unwrap_err();
         assert_eq!(refused, UseError::Occupied { key: region.key() });
         assert!(refused.to_string().contains("has a device already"), "{refused}");
-        assert_eq!(pins_at_revoke.lock().unwrap().drain(..).count(), 1);
+        assert_eq!(pins_at_revoke.lock().unwrap().drain(..).count(), 1, "what was mapped for the second is taken away");
+        drop(region);
+        assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().len()), (0, 1));
+        // One that cannot be mapped leaves nothing.
+        let region = rig.register(0, 8).unwrap();
+        assert_eq!(region.admit(|_, _| Err(UseError::ReadOnly { key: 7 })), Err(UseError::ReadOnly { key: 7 }));
         drop(region);
         assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().len()), (0, 1));
     });

@@ -163,13 +163,21 @@ pub fn map_bar(function: DeviceFunction, bar: u8, len_bytes: u64) -> Result<Regi
     if size < len_bytes {
         return Err(BarError::TooSmall(size, len_bytes));
     }
-    let inside = address % PAGE_SIZE;
-    let nr_pages = (inside + len_bytes).div_ceil(PAGE_SIZE);
-    let mapped = paging::map_register_pages(PhysAddr::new(address - inside), nr_pages).map_err(BarError::Map)?;
-    Ok(Registers { base: mapped.as_u64() + inside, len_bytes })
+    Registers::map(address, len_bytes).map_err(BarError::Map)
 }
 
 impl Registers {
+    /// Maps the `len_bytes` from physical `address` on, where the firmware's tables or a BAR say that registers are.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn map(address: u64, len_bytes: u64) -> Result<Self, MapError> {
+        let inside = address % PAGE_SIZE;
+        let nr_pages = (inside + len_bytes).div_ceil(PAGE_SIZE);
+        let mapped = paging::map_register_pages(PhysAddr::new(address - inside), nr_pages)?;
+        Ok(Self { base: mapped.as_u64() + inside, len_bytes })
+    }
+
     /// Where a register of `T` is.
     ///
     /// # Panics

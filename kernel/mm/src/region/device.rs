@@ -14,11 +14,12 @@
 //! ```text
 //!  admit                                      close
 //!  1 enter the gate: closed? refused          a close the gate
-//!  2 put the access in its place              b wait until no use is in flight
-//!  3 leave                                    c take the access out of its place, and revoke it
+//!  2 map the pages for the device             b wait until no use is in flight
+//!  3 put the access in its place              c take the access out of its place, and revoke it
+//!  4 leave                                    d give the pages back
 //! ```
-//! Either 1 comes before a, and b waits for 3, so that c finds the access; or 1 is refused, and who wanted to let the
-//! device in still has the access, and takes it back himself. Model: `tests/loom_region.rs`,
+//! Either 1 comes before a, and b waits for 4, so that c finds the access; or 1 is refused, and nothing was mapped. To leave
+//! between 2 and 3 would be wrong: c could come then, and find nothing. Model: `tests/loom_region.rs`,
 //! `a_device_that_is_let_in_against_a_revocation`.
 
 use alloc::boxed::Box;
@@ -66,12 +67,15 @@ impl Default for DevicePlace {
     }
 }
 
-/// Why a device was not let in. It is not let in by whoever has the access again.
-pub enum NotAdmitted {
-    /// The registration is closed.
-    Closed(By, Box<dyn DeviceAccess>),
-    /// It has a device already.
-    Occupied(Box<dyn DeviceAccess>),
+/// Why a device was not let in.
+#[derive(Debug)]
+pub enum NotAdmitted<E> {
+    /// The registration is closed; nothing was mapped.
+    Closed(By),
+    /// It has a device already. What was mapped for this one is taken away again.
+    Occupied,
+    /// It could not be mapped.
+    Made(E),
 }
 
 impl DevicePlace {
@@ -80,24 +84,26 @@ impl DevicePlace {
         Self(Mutex::new(None))
     }
 
-    /// Lets a device in, behind `gate`.
+    /// Lets a device in, behind `gate`: `map` maps the pages for it, and answers what takes that back.
     ///
     /// # Errors
     /// See [`NotAdmitted`].
-    pub fn admit(&self, gate: &Gate, access: Box<dyn DeviceAccess>) -> Result<(), NotAdmitted> {
-        let entered = match gate.enter() {
-            Ok(entered) => Some(entered),
-            Err(_) if Mutant::DeviceAdmittedLate.is_on() => None,
-            Err(by) => return Err(NotAdmitted::Closed(by, access)),
-        };
+    pub fn admit<E>(
+        &self,
+        gate: &Gate,
+        map: impl FnOnce() -> Result<Box<dyn DeviceAccess>, E>,
+    ) -> Result<(), NotAdmitted<E>> {
+        let entered = gate.enter().map_err(NotAdmitted::Closed)?;
+        let access = map().map_err(NotAdmitted::Made)?;
+        let _entered = (!Mutant::DeviceAdmittedLate.is_on()).then_some(entered);
         let mut place = self.0.lock();
-        if place.is_some() {
-            return Err(NotAdmitted::Occupied(access));
+        if place.is_none() {
+            *place = Some(access);
+            return Ok(());
         }
-        *place = Some(access);
         drop(place);
-        drop(entered);
-        Ok(())
+        access.revoke();
+        Err(NotAdmitted::Occupied)
     }
 
     /// Cuts the device off, where there is one. The gate is closed, and no use is in flight.

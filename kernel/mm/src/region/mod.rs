@@ -396,21 +396,22 @@ impl<M: Machine> MemoryRegion<M> {
     pub fn reference(&self) -> RegionRef<M> {
         RegionRef { region: Arc::clone(&self.region) }
     }
-    /// Lets a device in, which reaches the pages from now on through the translations behind `access`; they are taken away
+    /// Lets a device in: `map` is shown the frames, in the order of the addresses, and whether they may be
+    /// written to; it maps them for the device, and answers what takes that back
     /// before the pages are given back, by whomever.
     ///
     /// # Errors
-    /// The registration is closed, or has a device. `access` is revoked then.
-    pub fn admit(&self, access: Box<dyn DeviceAccess>) -> Result<(), UseError> {
-        let key = self.region.key;
-        let (error, access) = match self.region.device.admit(&self.region.gate, access) {
-            Ok(()) => return Ok(()),
-            Err(NotAdmitted::Closed(By::Kernel, access)) => (UseError::Revoked { key }, access),
-            Err(NotAdmitted::Closed(By::Owner, access)) => (UseError::GivenBack { key }, access),
-            Err(NotAdmitted::Occupied(access)) => (UseError::Occupied { key }, access),
-        };
-        access.revoke();
-        Err(error)
+    /// Those of `map`. [`UseError`]: the registration is closed, or has a device; nothing is mapped for this one then.
+    pub fn admit<E: From<UseError>>(
+        &self,
+        map: impl FnOnce(&[PfnRange], bool) -> Result<Box<dyn DeviceAccess>, E>,
+    ) -> Result<(), E> {
+        let Region { key, gate, device, runs, writable, .. } = &*self.region;
+        device.admit(gate, || map(runs, *writable)).map_err(|error| match error {
+            NotAdmitted::Closed(by) => refused(*key, by).into(),
+            NotAdmitted::Occupied => UseError::Occupied { key: *key }.into(),
+            NotAdmitted::Made(error) => error,
+        })
     }
     /// Gives it back, which is what dropping it does. When this returns the pages are given back, by whomever.
     ///
@@ -471,7 +472,7 @@ impl<M: Machine> RegionRef<M> {
         if access == Access::Write && !self.region.writable {
             return Err(UseError::ReadOnly { key: self.region.key });
         }
-        self.region.gate.closed().map_or(Ok(()), |by| Err(self.refused(by)))
+        self.region.gate.closed().map_or(Ok(()), |by| Err(refused(self.region.key, by)))
     }
 
     /// Begins a use. Never waits.
@@ -484,16 +485,16 @@ impl<M: Machine> RegionRef<M> {
         }
         match self.region.gate.enter() {
             Ok(entered) => Ok(RegionUse { region: &self.region, _entered: entered }),
-            Err(by) => Err(self.refused(by)),
+            Err(by) => Err(refused(self.region.key, by)),
         }
     }
+}
 
-    fn refused(&self, by: By) -> UseError {
-        let key = self.region.key;
-        match by {
-            By::Kernel => UseError::Revoked { key },
-            By::Owner => UseError::GivenBack { key },
-        }
+/// Why registration `key`, closed by `by`, cannot be used.
+fn refused(key: u64, by: By) -> UseError {
+    match by {
+        By::Kernel => UseError::Revoked { key },
+        By::Owner => UseError::GivenBack { key },
     }
 }
 
@@ -515,13 +516,5 @@ impl<M: Machine> RegionUse<'_, M> {
     /// How many pages there are.
     pub fn nr_pages(&self) -> u64 {
         self.region.nr_pages
-    }
-    /// The frames, in the order of the addresses.
-    pub fn frames(&self) -> &[PfnRange] {
-        &self.region.runs
-    }
-    /// May they be written to?
-    pub fn is_writable(&self) -> bool {
-        self.region.writable
     }
 }

@@ -1,4 +1,4 @@
-//! From the firmware's root pointer to the tables that the kernel reads: the NFIT, the MADT and the FADT.
+//! From the firmware's root pointer to the tables that the kernel reads: the NFIT, the MADT, the FADT and the DMAR.
 //!
 //! The chain is RSDP → XSDT (or RSDT) → tables, each link a physical address that the firmware wrote down
 //! (ACPI 6.5 §5.2.5 to §5.2.8). Each is followed only as far as [`PhysMemory`] vouches for the bytes there, and
@@ -48,6 +48,8 @@ pub trait PhysMemory {
 pub struct AcpiInfo<'m> {
     /// Each NFIT, unchecked, for [`crate::nfit::parse`] to judge: it has a line for each fault.
     pub nfits: ArrayVec<&'m [u8], MAX_NFITS>,
+    /// The DMA remapping table, unchecked but for its head: the driver of the IOMMU judges it.
+    pub dmar: Option<&'m [u8]>,
     /// The interrupt controllers, and with them the CPUs.
     pub madt: Option<Madt>,
     /// The power management timer, which counts at 3.579545 MHz.
@@ -94,6 +96,11 @@ fn read_table<'m, M: PhysMemory>(memory: &'m M, base: u64, info: &mut AcpiInfo<'
         b"NFIT" => info.nfits.try_push(bytes).map_err(|_| AcpiNotice::TooMany { signature }),
         b"APIC" if info.madt.is_some() => Err(AcpiNotice::TooMany { signature }),
         b"APIC" => madt::read(bytes, info),
+        b"DMAR" if info.dmar.is_some() => Err(AcpiNotice::TooMany { signature }),
+        b"DMAR" => {
+            info.dmar = Some(bytes);
+            Ok(())
+        }
         b"FACP" if info.pm_timer.is_none() => fadt::read(bytes).map(|timer| info.pm_timer = timer),
         _ => Ok(()),
     };

@@ -1,0 +1,192 @@
+//! Devices with a domain of their own, and the memory that their drivers give them.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use iommu::domain::{Domain, Mapping, Rights};
+use iommu::fault::SourceId;
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use spin::Once;
+use virtio_drivers::transport::pci::bus::DeviceFunction;
+
+use super::faults::{FaultLog, Watch};
+use crate::io::pci;
+use crate::io::vtd::{self, Unit};
+use crate::mem::{layout, memory};
+
+/// More devices than this do no DMA.
+pub const MAX_DEVICES: usize = 16;
+
+/// Found by interrupt handlers, too: never moved, never taken away.
+static DEVICES: [Once<Arc<DmaDevice>>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
+static NR_DEVICES: AtomicUsize = AtomicUsize::new(0);
+
+/// The devices, in the order of their making.
+pub fn devices() -> impl Iterator<Item = &'static Arc<DmaDevice>> {
+    DEVICES.iter().filter_map(Once::get)
+}
+
+/// Why a function does no DMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoDma {
+    /// There is no IOMMU that translates for it.
+    NoUnit,
+    /// No memory for the tables, or no number for its domain.
+    NoDomain,
+    /// There are [`MAX_DEVICES`] already.
+    TooMany,
+    /// The unit does not answer.
+    Stuck,
+}
+
+impl fmt::Display for NoDma {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoUnit => f.write_str("no IOMMU translates for it, and without one no device reaches memory"),
+            Self::NoDomain => f.write_str("there is no memory or no number for its translation domain"),
+            Self::TooMany => write!(f, "{MAX_DEVICES} devices do DMA already, which is the most"),
+            Self::Stuck => f.write_str("the IOMMU does not answer"),
+        }
+    }
+}
+
+/// A PCI function that does DMA, with a translation domain of its own. Never goes away.
+pub struct DmaDevice {
+    name: String,
+    function: DeviceFunction,
+    pub(super) unit: Arc<Unit>,
+    pub(super) domain: Arc<Domain<Unit>>,
+    pub(super) faults: FaultLog,
+    /// Its domain could not be invalidated: it does no DMA any more.
+    stopped: AtomicBool,
+}
+
+impl DmaDevice {
+    /// Gives `function` a domain, in which nothing is mapped yet, and lets it do DMA.
+    ///
+    /// # Errors
+    /// [`NoDma`].
+    pub fn attach(name: &str, function: DeviceFunction) -> Result<Arc<Self>, NoDma> {
+        let unit = vtd::unit_of(function).ok_or(NoDma::NoUnit)?;
+        let domain = unit.new_domain().ok_or(NoDma::NoDomain)?;
+        let place = NR_DEVICES.fetch_add(1, Ordering::Relaxed);
+        let place = DEVICES.get(place).ok_or(NoDma::TooMany)?;
+        unit.set_context(source_of(function), &domain).map_err(|()| NoDma::Stuck)?;
+        let device = Self {
+            name: name.into(),
+            function,
+            unit,
+            domain,
+            faults: FaultLog::new(),
+            stopped: AtomicBool::new(false),
+        };
+        let device = place.call_once(|| Arc::new(device));
+        pci::enable(function);
+        Ok(Arc::clone(device))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    /// How the IOMMU knows it.
+    pub fn source(&self) -> SourceId {
+        source_of(self.function)
+    }
+    /// Its domain.
+    pub fn domain(&self) -> &Arc<Domain<Unit>> {
+        &self.domain
+    }
+    /// Faults of it that were recorded, and may have been lost.
+    pub fn nr_faults(&self) -> (u64, u64) {
+        (self.faults.count(), super::overflows())
+    }
+    /// Calls `each` with its last faults, oldest first.
+    pub fn for_each_fault(&self, each: &mut dyn FnMut(&super::FaultRecord)) {
+        self.faults.for_each(each);
+    }
+    /// Was it cut off as a whole?
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Memory of the driver's own, `2^order` frames of RAM, zeroed, which the device reads and writes. `None` where there
+    /// is no memory, or no room in the domain.
+    pub fn own_memory(self: &Arc<Self>, order: u32) -> Option<OwnMemory> {
+        let first = memory::alloc(order)?;
+        let frames = PfnRange::new(first, 1 << order)?;
+        let base: *mut u8 = layout::direct_ptr(first.addr());
+        let len_bytes = PAGE_SIZE << order;
+        // SAFETY: RAM, ours, in the direct map.
+        unsafe { base.write_bytes(0, len_bytes as usize) };
+        match self.domain.map(&[frames], Rights::ReadWrite, OWN) {
+            Ok(mapping) => Some(OwnMemory { device: Arc::clone(self), first, order, mapping }),
+            Err(_) => {
+                memory::free(first, order);
+                None
+            }
+        }
+    }
+
+    /// Begins to watch for what speaks against a transfer. See the head of [`dma`](super).
+    pub fn watch(self: &Arc<Self>) -> Watch {
+        Watch::begin(self)
+    }
+
+    /// Takes a range away from the device. When this returns it reaches none of it: where the IOMMU does not do as it is
+    /// told, the device loses the right to do DMA at all.
+    pub(super) fn revoke(&self, mapping: &Mapping) -> iommu::domain::Revocation {
+        let revocation = self.domain.revoke(mapping);
+        if let Some(error) = revocation.failed
+            && !self.stopped.swap(true, Ordering::Relaxed)
+        {
+            pci::stop_dma(self.function);
+            log::error!(target: "dma", "{}: {error}; the device does no DMA any more", self.name);
+        }
+        revocation
+    }
+}
+
+/// The tag of what belongs to the driver; those of registrations count from 1.
+pub const OWN: u64 = 0;
+/// The tag of what is pinned for one transfer.
+pub const TRANSIENT: u64 = u64::MAX;
+
+/// The identifier that a function's requests carry.
+pub fn source_of(function: DeviceFunction) -> SourceId {
+    let DeviceFunction { bus, device, function } = function;
+    SourceId::new(bus, device, function)
+}
+
+/// Memory of a driver's own, mapped for its device as long as this lives.
+pub struct OwnMemory {
+    device: Arc<DmaDevice>,
+    first: Pfn,
+    order: u32,
+    mapping: Mapping,
+}
+
+impl OwnMemory {
+    /// Where the device finds it.
+    pub fn iova(&self) -> u64 {
+        self.mapping.iova()
+    }
+    /// How long it is.
+    pub fn len_bytes(&self) -> u64 {
+        PAGE_SIZE << self.order
+    }
+    /// Where the kernel finds it. The device may store there at any time.
+    pub fn ptr(&self) -> *mut u8 {
+        layout::direct_ptr(self.first.addr())
+    }
+}
+
+impl Drop for OwnMemory {
+    fn drop(&mut self) {
+        // Reached by nobody any more, one way or the other.
+        self.device.revoke(&self.mapping);
+        memory::free(self.first, self.order);
+    }
+}

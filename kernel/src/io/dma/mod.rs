@@ -1,0 +1,94 @@
+//! What a device may reach of memory: the face that drivers see.
+//!
+//! A device that does DMA is a [`DmaDevice`]: a PCI function with a translation domain of its own in the IOMMU. It reaches
+//! what was mapped there, and nothing else (D1). A driver is handed three things to transfer from and to, each of which is
+//! a range of I/O virtual addresses for it ([`DmaTarget`]):
+//!
+//! | what | whose | until |
+//! |---|---|---|
+//! | [`OwnMemory`] | the driver's: rings, lists | dropped |
+//! | [`DmaPins`] | a task's, for one transfer | dropped; a removal waits for it, so a transfer has a bound ([`TRANSFER_BOUND_NS`]) |
+//! | [`DmaRegion`] | a task's, registered | given back or revoked, whatever is in flight |
+//!
+//! # A completion is not believed
+//! A device whose transfer the IOMMU has blocked says that it was done well (seen with QEMU 7.2's NVMe and virtio-blk). So
+//! a driver brackets each transfer: [`DmaDevice::watch`] before it begins, [`Watch::end`] when the device says that it has
+//! ended. That looks for faults of the device since, all of them, not only those in the transfer's range: a unit has few
+//! records, and merges the faults of one device while a record of it waits. And it asks whether the target was revoked
+//! meanwhile (D4).
+
+mod devices;
+mod faults;
+mod region;
+
+use core::fmt;
+
+use mm::gup::GupError;
+use mm::region::{RegionError, UseError};
+
+pub use self::devices::{DmaDevice, NoDma, OwnMemory, devices};
+pub use self::faults::{FaultRecord, Watch, overflows, start as start_faults, strays};
+pub use self::region::{DmaPins, DmaRegion};
+
+/// A driver gives a transfer up after this long, in nanoseconds: a removal waits no longer for transient pins of devices.
+pub const TRANSFER_BOUND_NS: u64 = 2_000_000_000;
+
+/// What a driver is handed for a transfer: a range of I/O virtual addresses, nothing else.
+pub trait DmaTarget {
+    /// Where it begins.
+    fn iova(&self) -> u64;
+    /// How long it is.
+    fn len_bytes(&self) -> u64;
+    /// Does it still lead to the memory that it was made for?
+    ///
+    /// # Errors
+    /// It was revoked or given back.
+    fn check(&self) -> Result<(), DmaError>;
+}
+
+/// Why there is no transfer, or why it counts as failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DmaError {
+    /// The pages were not registered.
+    Register(RegionError),
+    /// The registration cannot be used: revoked, most likely.
+    Use(UseError),
+    /// The domain has no room, or there is no memory for its tables.
+    Map(iommu::domain::MapError),
+    /// The IOMMU has blocked something that the device did meanwhile.
+    Fault(FaultRecord),
+    /// Faults came faster than the IOMMU can record them: there may have been one of this device.
+    FaultsLost,
+}
+
+impl fmt::Display for DmaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Register(error) => error.fmt(f),
+            Self::Use(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+            Self::Fault(record) => write!(f, "the device says it is done, but {record}"),
+            Self::FaultsLost => {
+                f.write_str("the device says it is done, but faults came faster than the IOMMU records them")
+            }
+        }
+    }
+}
+
+impl From<RegionError> for DmaError {
+    fn from(error: RegionError) -> Self {
+        Self::Register(error)
+    }
+}
+
+impl From<GupError> for DmaError {
+    fn from(error: GupError) -> Self {
+        Self::Register(error.into())
+    }
+}
+
+impl From<UseError> for DmaError {
+    fn from(error: UseError) -> Self {
+        Self::Use(error)
+    }
+}

@@ -1,0 +1,156 @@
+//! A task's memory for a device: for one transfer, or registered.
+
+use alloc::boxed::Box;
+use alloc::sync::{Arc, Weak};
+
+use iommu::domain::{Mapping, Rights};
+use mm::addr::VirtAddr;
+use mm::machine::Machine;
+use mm::pins::{PinnedPages, Word};
+use mm::region::device::{CutOff, DeviceAccess};
+use mm::region::{MemoryRegion, RegionOwner, RegionRef, Terms};
+use mm::space::{Access, AddressSpace};
+
+use super::devices::{DmaDevice, TRANSIENT};
+use super::{DmaError, DmaTarget, faults};
+use crate::console::report;
+use crate::mem::machine::{KernelMachine, mm};
+
+/// A registration that a device uses. Dropping it gives the pages back, once the device is cut off.
+#[must_use = "the registration is given back when this is dropped"]
+pub struct DmaRegion {
+    region: MemoryRegion<KernelMachine>,
+    reference: RegionRef<KernelMachine>,
+    mapping: Arc<Mapping>,
+    writable: bool,
+}
+
+/// What the registration has of the device.
+struct Translations {
+    device: Arc<DmaDevice>,
+    mapping: Arc<Mapping>,
+    key: u64,
+}
+
+impl DeviceAccess for Translations {
+    fn revoke(self: Box<Self>) -> CutOff {
+        let began = mm().machine.now_ns();
+        let done = self.device.revoke(&self.mapping);
+        let ns = mm().machine.now_ns().saturating_sub(began);
+        if faults::speaks() {
+            let (device, key, iova, bytes) =
+                (self.device.name(), self.key, self.mapping.iova(), self.mapping.len_bytes());
+            report!(
+                "dma_revoked device={} key={key} iova={iova:#x} bytes={bytes} leaves={} tables={} commands={} ns={ns}",
+                Word(device),
+                done.leaves,
+                done.tables,
+                done.commands,
+            );
+        }
+        CutOff { ranges: done.ranges, leaves: done.leaves, commands: done.commands, ns }
+    }
+}
+
+impl DmaDevice {
+    /// Registers `nr_pages` pages from `start` on, and maps them for this device until they are given back or revoked. The
+    /// device may write where `terms` say so.
+    ///
+    /// # Errors
+    /// See [`DmaError`]; nothing is registered or mapped then.
+    #[track_caller]
+    pub fn register(
+        self: &Arc<Self>,
+        space: &AddressSpace<KernelMachine>,
+        start: VirtAddr,
+        nr_pages: u64,
+        terms: &Terms<'_>,
+        owner: Weak<dyn RegionOwner>,
+    ) -> Result<DmaRegion, DmaError> {
+        let region = MemoryRegion::register(space, start, nr_pages, terms, owner)?;
+        let (key, mut mapped) = (region.key(), None);
+        region.admit(|frames, writable| {
+            let rights = if writable { Rights::ReadWrite } else { Rights::Read };
+            let mapping = Arc::new(self.domain.map(frames, rights, key).map_err(DmaError::Map)?);
+            mapped = Some((Arc::clone(&mapping), writable));
+            Ok::<Box<dyn DeviceAccess>, DmaError>(Box::new(Translations { device: Arc::clone(self), mapping, key }))
+        })?;
+        let (mapping, writable) = mapped.expect("a device that was let in has its mapping");
+        if faults::speaks() {
+            report!(
+                "dma_mapped device={} key={key} owner={} iova={:#x} bytes={} rights={}",
+                Word(self.name()),
+                Word(space.name()),
+                mapping.iova(),
+                mapping.len_bytes(),
+                if writable { "rw" } else { "r" },
+            );
+        }
+        Ok(DmaRegion { reference: region.reference(), region, mapping, writable })
+    }
+
+    /// Maps pinned pages for one transfer, which `write`s to them or reads from them.
+    ///
+    /// # Errors
+    /// [`DmaError::Map`]; the pins are given back then.
+    pub fn map_pins(self: &Arc<Self>, pins: PinnedPages<KernelMachine>, write: bool) -> Result<DmaPins, DmaError> {
+        let rights = if write { Rights::Write } else { Rights::Read };
+        let mapping = self.domain.map(pins.frames(), rights, TRANSIENT).map_err(DmaError::Map)?;
+        Ok(DmaPins { device: Arc::clone(self), mapping, _pins: pins })
+    }
+}
+
+impl DmaRegion {
+    /// The registration's number.
+    pub fn key(&self) -> u64 {
+        self.region.key()
+    }
+    /// May the device write to it?
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+    /// For what works on the owner's behalf without a device.
+    pub fn reference(&self) -> RegionRef<KernelMachine> {
+        self.region.reference()
+    }
+}
+
+impl DmaTarget for DmaRegion {
+    fn iova(&self) -> u64 {
+        self.mapping.iova()
+    }
+    fn len_bytes(&self) -> u64 {
+        self.mapping.len_bytes()
+    }
+    fn check(&self) -> Result<(), DmaError> {
+        Ok(self.reference.check(Access::Read)?)
+    }
+}
+
+/// Pins that a device uses for one transfer. Dropping it cuts the device off, and gives them back then.
+#[must_use = "the device is cut off when this is dropped"]
+pub struct DmaPins {
+    device: Arc<DmaDevice>,
+    mapping: Mapping,
+    /// Dropped after the device was cut off.
+    _pins: PinnedPages<KernelMachine>,
+}
+
+impl DmaTarget for DmaPins {
+    fn iova(&self) -> u64 {
+        self.mapping.iova()
+    }
+    fn len_bytes(&self) -> u64 {
+        self.mapping.len_bytes()
+    }
+    fn check(&self) -> Result<(), DmaError> {
+        // Nobody takes them away before the transfer's end.
+        Ok(())
+    }
+}
+
+impl Drop for DmaPins {
+    fn drop(&mut self) {
+        self.device.revoke(&self.mapping);
+    }
+}
