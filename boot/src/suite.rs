@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 8] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-psched", "-pslabs", "-piommu"];
+const PORTABLE: [&str; 9] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-pnvme", "-psched", "-pslabs", "-piommu"];
 /// The packages that have tests for Miri.
 const MIRI: [&str; 3] = ["-pmm", "-pdax", "-pslabs"];
 
@@ -29,7 +29,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
     tally.stage(
-        "unit tests: mm, dax, nvdimm, fs, media, sched, slabs, iommu",
+        "unit tests: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu",
         Kind::Tests,
         full(&mut portable, options.full),
     );
@@ -96,7 +96,7 @@ fn lint(tally: &mut Tally) {
         .args(PORTABLE)
         .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "--no-deps"])
         .env("RUSTDOCFLAGS", "-Dwarnings");
-    tally.stage("documentation: mm, dax, nvdimm, fs, media, sched, slabs, iommu", Kind::Check, &mut pages);
+    tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu", Kind::Check, &mut pages);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.
