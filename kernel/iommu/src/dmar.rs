@@ -6,6 +6,8 @@
 
 use core::fmt;
 
+use alloc::vec::Vec;
+
 use arrayvec::ArrayVec;
 use mm::addr::{PAGE_SIZE, PhysAddr};
 
@@ -238,7 +240,7 @@ pub struct Unit {
     /// PCI segment.
     pub segment: u16,
     /// The devices that it is for.
-    pub scopes: ArrayVec<Scope, MAX_SCOPES>,
+    pub scopes: Vec<Scope>,
 }
 
 /// Memory that devices use before the system takes over, and may go on using: it has to be mapped one to one for them.
@@ -251,7 +253,7 @@ pub struct Reserved {
     /// PCI segment.
     pub segment: u16,
     /// The devices.
-    pub scopes: ArrayVec<Scope, MAX_SCOPES>,
+    pub scopes: Vec<Scope>,
 }
 
 /// What the table says.
@@ -262,11 +264,11 @@ pub struct Dmar {
     /// Interrupt remapping is supported.
     pub interrupt_remapping: bool,
     /// The units.
-    pub units: ArrayVec<Unit, MAX_UNITS>,
+    pub units: Vec<Unit>,
     /// Reserved regions (RMRR).
-    pub reserved: ArrayVec<Reserved, MAX_RESERVED>,
+    pub reserved: Vec<Reserved>,
     /// What is wrong with it, in the order in which it was found.
-    pub notices: ArrayVec<Notice, MAX_NOTICES>,
+    pub notices: Vec<Notice>,
     /// How many notices there was no room for.
     pub notices_dropped: u32,
 }
@@ -286,10 +288,22 @@ impl Dmar {
     }
 
     fn note(&mut self, notice: Notice) {
-        if self.notices.try_push(notice).is_err() {
+        if push(&mut self.notices, MAX_NOTICES, notice).is_err() {
             self.notices_dropped = self.notices_dropped.saturating_add(1);
         }
     }
+}
+
+/// There are as many as are kept.
+struct Full;
+
+/// Appends, where that makes no more than `most`: the lists are kept by a kernel whose stacks are small.
+fn push<T>(list: &mut Vec<T>, most: usize, item: T) -> Result<(), Full> {
+    if list.len() >= most {
+        return Err(Full);
+    }
+    list.push(item);
+    Ok(())
 }
 
 /// Little-endian numbers of a structure whose length was compared before.
@@ -384,7 +398,7 @@ fn unit(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> Result<()
         dmar.note(Notice::NoScope { offset });
     }
     let unit = Unit { registers, include_all, segment, scopes };
-    dmar.units.try_push(unit).map_err(|_| Notice::TooMany { offset, what: "units" })
+    push(&mut dmar.units, MAX_UNITS, unit).map_err(|_| Notice::TooMany { offset, what: "units" })
 }
 
 fn reserved(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> Result<(), Notice> {
@@ -396,12 +410,12 @@ fn reserved(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> Resul
     let scopes = scopes(dmar, offset, bytes, fixed);
     let (base, limit) = (PhysAddr::new(base), PhysAddr::new(limit));
     let region = Reserved { base, limit, segment: word(bytes, 6), scopes };
-    dmar.reserved.try_push(region).map_err(|_| Notice::TooMany { offset, what: "reserved regions" })
+    push(&mut dmar.reserved, MAX_RESERVED, region).map_err(|_| Notice::TooMany { offset, what: "reserved regions" })
 }
 
 /// The scopes behind the `fixed` part of a structure that begins at `offset`.
-fn scopes(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> ArrayVec<Scope, MAX_SCOPES> {
-    let mut scopes = ArrayVec::new();
+fn scopes(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> Vec<Scope> {
+    let mut scopes = Vec::new();
     let mut at = fixed;
     while at < bytes.len() {
         let (rest, offset) = (&bytes[at..], offset + at);
@@ -414,7 +428,7 @@ fn scopes(dmar: &mut Dmar, offset: usize, bytes: &[u8], fixed: usize) -> ArrayVe
         match scope(&rest[..len]) {
             None => dmar.note(Notice::NoDevice { offset }),
             Some(scope) => {
-                if scopes.try_push(scope).is_err() {
+                if push(&mut scopes, MAX_SCOPES, scope).is_err() {
                     dmar.note(Notice::TooMany { offset, what: "scopes" });
                 }
             }

@@ -10,6 +10,7 @@
 //! | [`contexts`] | which device is in which domain |
 //! | [`domain`] | I/O virtual addresses, their tables, and how a translation dies |
 //! | [`fault`] | what the unit says of a transfer that it blocked |
+//! | [`throttle`] | how often it may interrupt for that |
 //!
 //! Nothing here names a register's address or a CPU instruction. The kernel implements [`Hardware`](hardware::Hardware)
 //! with real tables and the real queue, the package `testkit` with an emulated unit whose stale translations persist until
@@ -32,6 +33,7 @@ pub mod hardware;
 mod mutant;
 pub mod queue;
 pub mod source;
+pub mod throttle;
 
 pub use mutant::Mutant;
 

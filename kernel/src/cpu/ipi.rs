@@ -15,6 +15,8 @@ pub const VECTOR_RESCHEDULE: u8 = 0xf0;
 pub const VECTOR_MEMORY_ERROR: u8 = 0xf2;
 /// A test: the handler counts.
 pub const VECTOR_TEST: u8 = 0xf3;
+/// The IOMMU has recorded a fault.
+pub const VECTOR_IOMMU: u8 = 0xd0;
 /// The local timer.
 pub const VECTOR_TIMER: u8 = 0xe0;
 /// The local APIC reports an error.

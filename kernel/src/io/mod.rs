@@ -1,4 +1,6 @@
 //! Devices on PCI that do DMA: configuration space and registers, and what a device may reach of memory.
 //! May import: cpu, console, mem, task, trap, bringup.
 
+pub mod dma;
 pub mod pci;
+pub mod vtd;

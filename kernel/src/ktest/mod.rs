@@ -14,6 +14,7 @@ pub mod fs_removal;
 pub mod fs_sync;
 pub mod heap;
 pub mod idle;
+pub mod iommu;
 pub mod mm_gup;
 pub mod mm_map;
 pub mod mm_tlb;
@@ -47,6 +48,7 @@ static AREAS: &[&[test::Test]] = &[
     dax_race::TESTS,
     read_only::TESTS,
     pins::TESTS,
+    iommu::TESTS,
     fail::TESTS,
     fs::TESTS,
     fs_ends::TESTS,

@@ -2,6 +2,7 @@
 //! May import: cpu, console, mem, task, trap, io, pmem.
 
 mod devices;
+mod dma;
 mod fail;
 mod fs;
 mod fsload;
@@ -39,6 +40,7 @@ static GROUPS: &[&[Command]] = &[
     devices::COMMANDS,
     namespaces::COMMANDS,
     pins::COMMANDS,
+    dma::COMMANDS,
     fail::COMMANDS,
     removal::COMMANDS,
     fs::COMMANDS,

@@ -1,7 +1,10 @@
 //! What can be seen of a domain.
 
-use arrayvec::ArrayVec;
+use alloc::vec::Vec;
+
 use core::fmt;
+
+use arrayvec::ArrayVec;
 
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn, PhysAddr};
 use mm::sync::Ordering;
@@ -81,22 +84,26 @@ impl Owner {
 /// The mappings that ended last.
 #[derive(Debug)]
 pub(super) struct History {
-    past: ArrayVec<Owner, REMEMBERED>,
+    /// With room for [`REMEMBERED`] from the beginning: a revocation asks for no memory. Not in place: a domain is made on a
+    /// stack, and moved.
+    past: Vec<Owner>,
     /// Which is the oldest, once there are so many.
     oldest: usize,
 }
 
-impl Default for History {
-    fn default() -> Self {
-        Self { past: ArrayVec::new(), oldest: 0 }
-    }
-}
-
 impl History {
+    /// `None`: no memory.
+    pub(super) fn new() -> Option<Self> {
+        let mut past = Vec::new();
+        past.try_reserve_exact(REMEMBERED).ok()?;
+        Some(Self { past, oldest: 0 })
+    }
     pub(super) fn remember(&mut self, record: &Record) {
         let owner = Owner { revoked: true, ..Owner::of(record) };
-        if let Err(full) = self.past.try_push(owner) {
-            self.past[self.oldest] = full.element();
+        if self.past.len() < REMEMBERED {
+            self.past.push(owner);
+        } else {
+            self.past[self.oldest] = owner;
             self.oldest = (self.oldest + 1) % REMEMBERED;
         }
     }

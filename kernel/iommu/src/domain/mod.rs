@@ -269,13 +269,14 @@ impl<H: Hardware> Domain<H> {
     /// An empty domain of number `id`, which no other domain of the unit has, with tables of `levels`. `None`: no memory for
     /// its root table.
     pub fn new(hw: Arc<H>, id: u16, levels: Levels, limits: &Capabilities) -> Option<Arc<Self>> {
+        let history = History::new()?;
         let root = hw.alloc_table()?;
         let bits = levels.bits().min(limits.address_bits);
         let leaf_level = if Mutant::LeafTooLarge.is_on() { 3 } else { limits.leaf_level() };
         let books = Books {
             blocks: BTreeMap::new(),
             places: Places::new(1 << (u32::from(bits).max(PAGE_SHIFT) - PAGE_SHIFT)),
-            history: History::default(),
+            history,
             closed: false,
             serial: 0,
             stats: Stats { tables: 1, ..Stats::default() },
