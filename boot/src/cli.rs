@@ -76,8 +76,8 @@ pub struct Options {
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
     pub edu: Switch,
     /// An NVMe disk's size, in bytes; 0 for none.
-    #[arg(long, global = true, value_parser = parse_nvme, default_value = "64M")]
-    pub nvme: u64,
+    #[arg(long, global = true, value_parser = parse_nvme)]
+    pub nvme: Option<u64>,
     /// What runs the guest's instructions.
     #[arg(long, global = true, env = "ACCEL", default_value = "tcg")]
     pub accel: Accel,
@@ -375,10 +375,10 @@ mod tests {
             let options = taken(args).options;
             (options.iommu, options.edu, options.nvme)
         };
-        assert_eq!(devices(&[]), (Switch::On, Switch::On, 64 * MIB));
-        assert_eq!(devices(&["--iommu", "--edu", "--nvme", "1G"]), (Switch::On, Switch::On, GIB));
-        assert_eq!(devices(&["--iommu=off", "--edu=off", "--nvme", "none"]), (Switch::Off, Switch::Off, 0));
-        assert_eq!(devices(&["--iommu", "bench", "--edu=on"]), (Switch::On, Switch::On, 64 * MIB));
+        assert_eq!(devices(&[]), (Switch::On, Switch::On, None));
+        assert_eq!(devices(&["--iommu", "--edu", "--nvme", "1G"]), (Switch::On, Switch::On, Some(GIB)));
+        assert_eq!(devices(&["--iommu=off", "--edu=off", "--nvme", "none"]), (Switch::Off, Switch::Off, Some(0)));
+        assert_eq!(devices(&["--iommu", "bench", "--edu=on"]), (Switch::On, Switch::On, None));
     }
 
     #[test]

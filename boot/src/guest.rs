@@ -123,7 +123,7 @@ impl Guest {
             .enumerate()
             .map(|(index, lent)| lent.prepare(scratch.path(), index))
             .collect::<Result<Vec<_>>>()?;
-        let nvme = match machine.nvme_bytes {
+        let nvme = match machine.nvme_bytes() {
             0 => None,
             bytes => Some(backing::nvme_file(scratch.path(), bytes)?),
         };

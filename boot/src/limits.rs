@@ -53,7 +53,7 @@ impl Machine {
     pub(crate) fn check_number(&self) -> Result<()> {
         let (nvdimms, lent) = (self.pmem.len(), self.virtio_pmem.len());
         ensure!(nvdimms <= MOST_NVDIMMS, "--pmem: {nvdimms} NVDIMMs, and the kernel keeps {MOST_NVDIMMS}");
-        let room = MOST_ON_PCI - usize::from(self.edu) - usize::from(self.nvme_bytes > 0);
+        let room = MOST_ON_PCI - usize::from(self.edu) - usize::from(self.nvme_bytes() > 0);
         ensure!(lent <= room, "--virtio-pmem: {lent} devices, and PCI has room for {room}");
         Ok(())
     }

@@ -33,8 +33,9 @@ pub struct Machine {
     pub iommu: bool,
     /// QEMU's `edu`, a device with a DMA engine, is there.
     pub edu: bool,
-    /// Bytes of an NVMe disk, whose contents go with the run; 0 for none.
-    pub nvme_bytes: u64,
+    /// Bytes of an NVMe disk, whose contents go with the run; 0 for none. `None` is the default: see
+    /// [`Machine::nvme_bytes`].
+    pub nvme: Option<u64>,
     /// What the CPU is to have or not, in QEMU's words: `clflush=off`.
     pub cpu: Vec<String>,
     /// What runs the guest's instructions.
@@ -68,7 +69,7 @@ impl Default for Machine {
             dimms: Vec::new(),
             iommu: true,
             edu: true,
-            nvme_bytes: DEFAULT_NVME_BYTES,
+            nvme: None,
             cpu: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
@@ -141,7 +142,7 @@ impl Machine {
             dimms: Vec::new(),
             iommu: options.iommu == Switch::On,
             edu: options.edu == Switch::On,
-            nvme_bytes: options.nvme,
+            nvme: options.nvme,
             cpu: Vec::new(),
             accel: options.accel,
             deterministic: options.deterministic,
@@ -157,6 +158,13 @@ impl Machine {
         machine.check_window()?;
         machine.check_job()?;
         Ok(machine)
+    }
+
+    /// Bytes of the NVMe disk that is there. In deterministic mode there is none unless it was asked for: a host thread
+    /// reads its file, and so it answers at another instruction each time.
+    #[must_use]
+    pub fn nvme_bytes(&self) -> u64 {
+        self.nvme.unwrap_or(if self.deterministic { 0 } else { DEFAULT_NVME_BYTES })
     }
 
     /// Is the kernel told that its requests are granted?
@@ -304,7 +312,7 @@ mod tests {
             qmp_socket: Path::new("qmp"),
             backings: &backings,
             virtio_backings: &virtio_backings,
-            nvme: (machine.nvme_bytes > 0).then_some(Path::new("disk,0")),
+            nvme: (machine.nvme_bytes() > 0).then_some(Path::new("disk,0")),
         };
         machine.arguments(&files).expect("arguments").join(" ")
     }
@@ -346,8 +354,11 @@ mod tests {
         }
         let first = with.find("-device ").expect("a device");
         assert!(with[first..].starts_with("-device intel-iommu,aw-bits=48 "), "{with}");
-        let without = line(&Machine { iommu: false, edu: false, nvme_bytes: 0, ..Machine::default() });
+        let without = line(&Machine { iommu: false, edu: false, nvme: Some(0), ..Machine::default() });
         assert!(!without.contains("iommu") && !without.contains("edu") && !without.contains("nvme"), "{without}");
+        let counted = Machine { deterministic: true, ..Machine::default() };
+        assert!(line(&counted).contains("edu") && !line(&counted).contains("nvme"));
+        assert!(line(&Machine { nvme: Some(GIB), ..counted }).contains("nvme"));
     }
 
     #[test]
