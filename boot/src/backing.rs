@@ -161,6 +161,17 @@ impl VirtioPmem {
     }
 }
 
+/// Makes the sparse file behind the NVMe disk, of `size_bytes` bytes, in `directory`, which the caller removes; its contents
+/// go with the run.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn nvme_file(directory: &Path, size_bytes: u64) -> Result<PathBuf> {
+    let path = directory.join("nvme0");
+    make_sparse(&path, size_bytes).with_context(|| format!("a file for the NVMe disk, {}", path.display()))?;
+    Ok(path)
+}
+
 /// Writes a path as the value of a QEMU property, where a comma is doubled.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! A guest that runs: QEMU as a child process, its serial console as lines, and how it ended.
 
-use crate::backing::Ready;
+use crate::backing::{self, Ready};
 use crate::console::{Console, Echo, Gone};
 use crate::hang;
 use crate::host_request;
@@ -123,12 +123,17 @@ impl Guest {
             .enumerate()
             .map(|(index, lent)| lent.prepare(scratch.path(), index))
             .collect::<Result<Vec<_>>>()?;
+        let nvme = match machine.nvme_bytes() {
+            0 => None,
+            bytes => Some(backing::nvme_file(scratch.path(), bytes)?),
+        };
         let files = Files {
             image: &image,
             firmware: &firmware,
             qmp_socket: &qmp_socket,
             backings: &backings,
             virtio_backings: &virtio_backings,
+            nvme: nvme.as_deref(),
         };
         let mut command = Command::new("qemu-system-x86_64");
         command.args(machine.arguments(&files)?).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -11,8 +11,8 @@ const DIRECT_MAP_BYTES: u64 = 64 * TIB;
 
 /// How many NVDIMMs the kernel keeps at most (`kernel/nvdimm/src/nfit/types.rs`).
 const MOST_NVDIMMS: usize = 32;
-/// How many virtio-pmem devices fit on QEMU's PCI bus beside what every machine has there.
-const MOST_VIRTIO_PMEM: usize = 29;
+/// How many devices fit on QEMU's PCI bus beside what every machine has there.
+const MOST_ON_PCI: usize = 29;
 
 /// What the demonstration uses of the first device, in bytes: what all CPUs share, and what each has for itself
 /// (`kernel/src/demo/load.rs`).
@@ -53,7 +53,8 @@ impl Machine {
     pub(crate) fn check_number(&self) -> Result<()> {
         let (nvdimms, lent) = (self.pmem.len(), self.virtio_pmem.len());
         ensure!(nvdimms <= MOST_NVDIMMS, "--pmem: {nvdimms} NVDIMMs, and the kernel keeps {MOST_NVDIMMS}");
-        ensure!(lent <= MOST_VIRTIO_PMEM, "--virtio-pmem: {lent} devices, and PCI has room for {MOST_VIRTIO_PMEM}");
+        let room = MOST_ON_PCI - usize::from(self.edu) - usize::from(self.nvme_bytes() > 0);
+        ensure!(lent <= room, "--virtio-pmem: {lent} devices, and PCI has room for {room}");
         Ok(())
     }
 
@@ -139,9 +140,12 @@ mod tests {
         assert!(from_line(&many("--pmem", MOST_NVDIMMS)).is_ok());
         let error = from_line(&many("--pmem", MOST_NVDIMMS + 1)).expect_err("too many").to_string();
         assert_eq!(error, "--pmem: 33 NVDIMMs, and the kernel keeps 32");
-        assert!(from_line(&many("--virtio-pmem", MOST_VIRTIO_PMEM)).is_ok());
-        let error = from_line(&many("--virtio-pmem", MOST_VIRTIO_PMEM + 1)).expect_err("too many").to_string();
-        assert_eq!(error, "--virtio-pmem: 30 devices, and PCI has room for 29");
+        let with = |count, more: &[&'static str]| from_line(&[&many("--virtio-pmem", count), more].concat());
+        for (more, most) in [(&[][..], 27), (&["--edu=off"], 28), (&["--edu=off", "--nvme", "none"], 29)] {
+            assert!(with(most, more).is_ok());
+            let error = with(most + 1, more).expect_err("too many").to_string();
+            assert_eq!(error, format!("--virtio-pmem: {} devices, and PCI has room for {most}", most + 1));
+        }
     }
 
     // covers: X4

@@ -1,7 +1,7 @@
 //! The machine that QEMU is asked for: a plain description, and its command line.
 
 use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
-use crate::cli::{Accel, Mode, Options};
+use crate::cli::{Accel, Mode, Options, Switch};
 use crate::host_request;
 use crate::paths::Firmware;
 use crate::size::{GIB, MIB};
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
+
+/// The default NVMe disk's size, in bytes.
+pub const DEFAULT_NVME_BYTES: u64 = 64 * MIB;
 
 /// A machine, and what its kernel is to do.
 #[derive(Clone, Debug)]
@@ -26,6 +29,13 @@ pub struct Machine {
     /// Modules of RAM that are plugged in before all of those, in bytes. The kernel leaves them alone; what comes after
     /// them begins wherever they end.
     pub dimms: Vec<u64>,
+    /// An IOMMU (VT-d) stands before all devices; the virtio ones go round it.
+    pub iommu: bool,
+    /// QEMU's `edu`, a device with a DMA engine, is there.
+    pub edu: bool,
+    /// Bytes of an NVMe disk, whose contents go with the run; 0 for none. `None` is the default: see
+    /// [`Machine::nvme_bytes`].
+    pub nvme: Option<u64>,
     /// What the CPU is to have or not, in QEMU's words: `clflush=off`.
     pub cpu: Vec<String>,
     /// What runs the guest's instructions.
@@ -57,6 +67,9 @@ impl Default for Machine {
             pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
             virtio_pmem: Vec::new(),
             dimms: Vec::new(),
+            iommu: true,
+            edu: true,
+            nvme: None,
             cpu: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
@@ -84,6 +97,8 @@ pub struct Files<'a> {
     pub backings: &'a [Ready],
     /// The virtio-pmem devices' backings, as many as [`Machine::virtio_pmem`].
     pub virtio_backings: &'a [Ready],
+    /// What is behind the NVMe disk, where there is one.
+    pub nvme: Option<&'a Path>,
 }
 
 impl Machine {
@@ -125,6 +140,9 @@ impl Machine {
             pmem,
             virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
             dimms: Vec::new(),
+            iommu: options.iommu == Switch::On,
+            edu: options.edu == Switch::On,
+            nvme: options.nvme,
             cpu: Vec::new(),
             accel: options.accel,
             deterministic: options.deterministic,
@@ -140,6 +158,13 @@ impl Machine {
         machine.check_window()?;
         machine.check_job()?;
         Ok(machine)
+    }
+
+    /// Bytes of the NVMe disk that is there. In deterministic mode there is none unless it was asked for: a host thread
+    /// reads its file, and so it answers at another instruction each time.
+    #[must_use]
+    pub fn nvme_bytes(&self) -> u64 {
+        self.nvme.unwrap_or(if self.deterministic { 0 } else { DEFAULT_NVME_BYTES })
     }
 
     /// Is the kernel told that its requests are granted?
@@ -185,6 +210,14 @@ impl Machine {
             args.pair("-object", format!("{},id=vpmem{index}", ready.object));
             args.pair("-device", format!("virtio-pmem-pci,memdev=vpmem{index},id=virtio-pmem{index}"));
         }
+        if self.edu {
+            // Without the mask it cuts addresses to 28 bits, without a word.
+            args.pair("-device", "edu,dma_mask=0xffffffffffffffff");
+        }
+        if let Some(file) = files.nvme {
+            args.pair("-drive", format!("if=none,id=nvme0,format=raw,file={}", qemu_value(file)?));
+            args.pair("-device", "nvme,serial=unplug0,drive=nvme0");
+        }
         for table in &self.acpitables {
             args.pair("-acpitable", format!("file={}", qemu_value(table)?));
         }
@@ -223,6 +256,10 @@ impl Machine {
             },
         );
         args.pair("-display", "none");
+        if self.iommu {
+            // Before every device that it is to stand before. Its 39 bits by default do not reach an NVDIMM at 1 TiB.
+            args.pair("-device", "intel-iommu,aw-bits=48");
+        }
         args.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04");
         args.pair("-chardev", "stdio,id=console,signal=off");
         args.pair("-serial", "chardev:console");
@@ -275,6 +312,7 @@ mod tests {
             qmp_socket: Path::new("qmp"),
             backings: &backings,
             virtio_backings: &virtio_backings,
+            nvme: (machine.nvme_bytes() > 0).then_some(Path::new("disk,0")),
         };
         machine.arguments(&files).expect("arguments").join(" ")
     }
@@ -304,6 +342,23 @@ mod tests {
         assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
         let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
         assert_eq!(larger.phys_bits(), 45);
+    }
+
+    #[test]
+    fn devices_that_do_dma_stand_behind_the_iommu() {
+        let with = line(&Machine::default());
+        for part in
+            ["-device edu,dma_mask=0xffffffffffffffff ", "if=none,id=nvme0,format=raw,file=disk,,0 ", "drive=nvme0"]
+        {
+            assert!(with.contains(part), "{part:?} is not in {with}");
+        }
+        let first = with.find("-device ").expect("a device");
+        assert!(with[first..].starts_with("-device intel-iommu,aw-bits=48 "), "{with}");
+        let without = line(&Machine { iommu: false, edu: false, nvme: Some(0), ..Machine::default() });
+        assert!(!without.contains("iommu") && !without.contains("edu") && !without.contains("nvme"), "{without}");
+        let counted = Machine { deterministic: true, ..Machine::default() };
+        assert!(line(&counted).contains("edu") && !line(&counted).contains("nvme"));
+        assert!(line(&Machine { nvme: Some(GIB), ..counted }).contains("nvme"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use boot::cli::Mode;
 use boot::console::Echo;
 use boot::guest::Guest;
 use boot::ktap::{self, Test, Verdict};
-use boot::machine::Machine;
+use boot::machine::{DEFAULT_NVME_BYTES, Machine};
 use boot::outcome::{Outcome, Status};
 use boot::size::{GIB, MIB, TIB};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -33,7 +33,10 @@ fn configurations() -> Vec<(&'static str, Machine)> {
         ),
     ];
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
-    all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
+    let disk = Some(DEFAULT_NVME_BYTES);
+    all.push(("deterministic", Machine { smp: 2, deterministic: true, nvme: disk, ..base.clone() }));
+    let none = Machine { iommu: false, edu: false, nvme: Some(0), ..base.clone() };
+    all.push(("no-dma", Machine { smp: 1, append: vec!["tests=dma.*".into()], ..none }));
     // What an idle device takes, where it would show if it grew with the device.
     let idle =
         Machine { pmem: vec![Nvdimm::temporary(6 * TIB)], append: vec!["tests=dax.idle.*".into()], ..base.clone() };

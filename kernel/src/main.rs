@@ -34,7 +34,7 @@ use crate::bringup::options::{self, Mode, Options};
 use crate::bringup::{acpi, fwcfg, memory_map, smp};
 use crate::console::{report, ring};
 use crate::cpu::{exit, lock, percpu, time};
-use crate::io::{dma, vtd};
+use crate::io::{dma, edu, nvme, vtd};
 use crate::mem::kstack::Stack;
 use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
 use crate::pmem::{contents, devices, lost, mounts};
@@ -292,6 +292,8 @@ fn main_task() -> tcb::Exit {
         },
     );
     dma::start();
+    edu::find();
+    nvme::find();
     let options = options::get();
     options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();

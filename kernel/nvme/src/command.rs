@@ -7,8 +7,12 @@ pub const WORDS: usize = 16;
 /// Bytes of a submission entry.
 pub const ENTRY_BYTES: usize = 4 * WORDS;
 
+/// Admin: delete an I/O submission queue.
+const DELETE_SUBMISSION: u8 = 0x00;
 /// Admin: create an I/O submission queue.
 const CREATE_SUBMISSION: u8 = 0x01;
+/// Admin: delete an I/O completion queue.
+const DELETE_COMPLETION: u8 = 0x04;
 /// Admin: create an I/O completion queue.
 const CREATE_COMPLETION: u8 = 0x05;
 /// Admin: identify.
@@ -83,6 +87,18 @@ impl Submission {
         Self::queue(CREATE_SUBMISSION, id, entries, memory).with(11, (id as u32) << 16 | CONTIGUOUS)
     }
 
+    /// Ends submission queue `id`: what was in flight there is done or aborted when this is done.
+    #[must_use]
+    pub const fn delete_submission(id: u16) -> Self {
+        Self::new(DELETE_SUBMISSION, 0).with(10, id as u32)
+    }
+
+    /// Ends completion queue `id`, which no submission queue uses any more.
+    #[must_use]
+    pub const fn delete_completion(id: u16) -> Self {
+        Self::new(DELETE_COMPLETION, 0).with(10, id as u32)
+    }
+
     /// The number of entries is written as one less.
     const fn queue(opcode: u8, id: u16, entries: u16, memory: u64) -> Self {
         let size = entries.saturating_sub(1) as u32;
@@ -137,6 +153,10 @@ mod tests {
         assert_eq!((words[0], words[6], words[10], words[11]), (0x0002_0001, 0x5000, 31 << 16 | 1, 1 << 16 | 1));
         let words = Submission::create_completion(1, 32, 0x6000).words(1);
         assert_eq!((words[0], words[6], words[10], words[11]), (0x0001_0005, 0x6000, 31 << 16 | 1, 1));
+        for (command, opcode) in [(Submission::delete_submission(9), 0), (Submission::delete_completion(9), 4)] {
+            let words = command.words(1);
+            assert_eq!((words[0], words[1], words[10], words[11]), (1 << 16 | opcode, 0, 9, 0));
+        }
         let words = Submission::identify_controller(0x7000).words(0);
         assert_eq!((words[0], words[1], words[6], words[10]), (6, 0, 0x7000, 1));
         let words = Submission::identify_namespace(1, 0x7000).words(0);

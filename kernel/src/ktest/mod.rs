@@ -6,6 +6,9 @@ pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
 pub mod dax_tells;
+pub mod dma;
+pub mod dma_edu;
+pub mod dma_nvme;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
@@ -57,4 +60,6 @@ static AREAS: &[&[test::Test]] = &[
     contents::TESTS,
     stress::TESTS,
     virtio::TESTS,
+    dma_edu::TESTS,
+    dma_nvme::TESTS,
 ];
