@@ -47,8 +47,16 @@ impl core::error::Error for AttachError {}
 #[derive(Debug)]
 struct Attached<H: Hardware> {
     domain: Arc<Domain<H>>,
-    /// Its entry is cleared, and the unit may not have forgotten it; for ever where the unit did not answer.
-    leaving: bool,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    In,
+    /// Its entry is cleared, and the unit may not have forgotten it.
+    Leaving,
+    /// The unit did not answer: the domain's tables stay for ever.
+    Lost(QueueError),
 }
 
 /// The devices of one unit.
@@ -86,7 +94,8 @@ impl<H: Hardware> Contexts<H> {
     /// Puts a device into a domain, which stays as long as the device is in it.
     ///
     /// # Errors
-    /// See [`AttachError`]; the device is in no domain then, or in the one in which it was.
+    /// See [`AttachError`]; the device is in no domain then, or in the one in which it was. Where the unit did
+    /// not answer it may reach the domain for ever, which then stays.
     pub fn attach(&self, source: SourceId, domain: &Arc<Domain<H>>) -> Result<(), AttachError> {
         mm::lock_check::might_sleep("a device that comes into a domain");
         {
@@ -102,7 +111,7 @@ impl<H: Hardware> Contexts<H> {
             self.hw.write_back(table, at + 1, 1);
             self.hw.entry(table, at).store(entry.low, Ordering::Release);
             self.hw.write_back(table, at, 1);
-            devices.insert(source, Attached { domain: domain.clone(), leaving: false });
+            devices.insert(source, Attached { domain: domain.clone(), life: Life::In });
         }
         if self.caching_mode {
             // That nothing was there is remembered as domain 0's.
@@ -110,7 +119,10 @@ impl<H: Hardware> Contexts<H> {
                 Command::Context(Context::Device { domain: 0, source }),
                 Command::Iotlb(Iotlb::Domain { domain: domain.id() }),
             ];
-            self.hw.invalidate(&commands).map_err(AttachError::Queue)?;
+            if let Err(error) = self.hw.invalidate(&commands) {
+                let _ = self.detach(source);
+                return Err(AttachError::Queue(error));
+            }
         }
         Ok(())
     }
@@ -124,15 +136,16 @@ impl<H: Hardware> Contexts<H> {
         mm::lock_check::might_sleep("a device that leaves a domain");
         let id = loop {
             let mut devices = self.devices.lock();
-            match devices.get_mut(&source) {
-                None => return Ok(false),
-                Some(attached) if !attached.leaving => {
-                    attached.leaving = true;
+            let Some(attached) = devices.get_mut(&source) else { return Ok(false) };
+            match attached.life {
+                Life::In => {
+                    attached.life = Life::Leaving;
                     let id = attached.domain.id();
                     self.clear(source);
                     break id;
                 }
-                Some(_) => {}
+                Life::Leaving => {}
+                Life::Lost(error) => return Err(error),
             }
             drop(devices);
             self.hw.relax();
@@ -140,9 +153,16 @@ impl<H: Hardware> Contexts<H> {
         let commands =
             [Command::Context(Context::Device { domain: id, source }), Command::Iotlb(Iotlb::Domain { domain: id })];
         let nr = if Mutant::ContextOnly.is_on() { 1 } else { commands.len() };
-        self.hw.invalidate(&commands[..nr])?;
+        let told = self.hw.invalidate(&commands[..nr]);
+        let mut devices = self.devices.lock();
+        if let (Err(error), Some(attached)) = (told, devices.get_mut(&source)) {
+            attached.life = Life::Lost(error);
+            return Err(error);
+        }
+        let attached = devices.remove(&source);
         // Outside the lock: with the last of its devices the domain may go.
-        let _attached = self.devices.lock().remove(&source);
+        drop(devices);
+        drop(attached);
         Ok(true)
     }
 
@@ -169,5 +189,13 @@ impl<H: Hardware> Contexts<H> {
         self.hw.entry(self.root, at).store(RootEntry::new(table).low, Ordering::Release);
         self.hw.write_back(self.root, at, 1);
         Some(table)
+    }
+}
+
+impl<H: Hardware> Drop for Contexts<H> {
+    fn drop(&mut self) {
+        // Nobody has told the unit: it reaches the domains of these devices on. The root table stays for the same reason.
+        let devices = core::mem::take(&mut *self.devices.lock());
+        devices.into_values().for_each(|attached| core::mem::forget(attached.domain));
     }
 }
