@@ -5,6 +5,7 @@
 
 use alloc::collections::BTreeMap;
 use core::fmt;
+use core::ops::Bound;
 
 use mm::addr::Pfn;
 use mm::sync::{Arc, Mutex, Ordering};
@@ -86,9 +87,19 @@ impl<H: Hardware> Contexts<H> {
         self.devices.lock().get(&source).map(|attached| attached.domain.clone())
     }
 
-    /// Shows each device and its domain. `each` is called with the lock held.
+    /// Shows each device and its domain, without a lock; who comes and goes meanwhile may be shown or not.
     pub fn for_each(&self, each: &mut dyn FnMut(SourceId, &Arc<Domain<H>>)) {
-        self.devices.lock().iter().for_each(|(source, attached)| each(*source, &attached.domain));
+        let mut from = Bound::Unbounded;
+        loop {
+            let devices = self.devices.lock();
+            let next = devices.range((from, Bound::Unbounded)).next();
+            let Some((source, domain)) = next.map(|(source, attached)| (*source, attached.domain.clone())) else {
+                return;
+            };
+            drop(devices);
+            each(source, &domain);
+            from = Bound::Excluded(source);
+        }
     }
 
     /// Puts a device into a domain, which stays as long as the device is in it.

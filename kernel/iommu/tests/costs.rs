@@ -42,7 +42,7 @@ fn a_leaf_of_one_gibibyte_costs_a_few_entries() {
     let rig = Rig::new(make());
     let _tables_are_there = rig.domain.map(&[run(0, GIB)], RW, 0).unwrap();
     let (mapping, touched, waits, _) = cost(&rig.unit, || rig.domain.map(&[run(GIB, GIB)], RW, 1).unwrap());
-    assert!(touched <= 2 && waits == 0, "{touched}");
+    assert!(touched <= 3 && waits == 0, "{touched}");
     let (done, touched, waits, commands) = cost(&rig.unit, || rig.domain.revoke(&mapping));
     assert!(touched <= 2 && (waits, commands, done.leaves) == (1, 1, 1), "{touched} {done:?}");
 }

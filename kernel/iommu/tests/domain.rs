@@ -195,6 +195,50 @@ fn neighbours_in_one_table_are_left_alone() {
 
 // covers: D2
 #[test]
+fn tables_that_others_have_left_go_with_the_one_above_them() {
+    let rig = Rig::usual();
+    let before = rig.unit.tables_in_use();
+    let first = rig.one(0x1000);
+    assert_eq!(rig.domain.revoke(&first).tables, 0, "its tables stay for the next");
+    let second = rig.domain.map(&scattered(0x2001, 512), RW, 2).unwrap();
+    assert_eq!(second.address(), 2 << 20, "beside the first table");
+    // The next is far away.
+    let _ = rig.domain.map(&[run(GIB, GIB)], RW, 3).unwrap();
+    // The unit remembers the empty table.
+    rig.assert_blocked(&first, 0);
+    rig.assert_reaches(&second, 511, 0x2001 + 1022);
+    assert_eq!(rig.domain.revoke(&second).tables, 3, "both, and the one above them");
+    assert_eq!(rig.unit.tables_in_use(), before + 1);
+}
+
+// covers: D7
+#[test]
+fn a_large_mapping_where_an_empty_table_was_left_is_reached() {
+    // Eight GiB of addresses: they are soon used up.
+    let rig = Rig::with_space(Make { bits: 39, ..Make::default() }, 33);
+    let first = rig.one(0x1000);
+    let _ = rig.domain.revoke(&first);
+    let mut large = Vec::new();
+    while let Ok(mapping) = rig.domain.map(&[run(0, 512)], RW, 2) {
+        // The unit remembers the table that was the first's, and is empty.
+        rig.assert_blocked(&first, 0);
+        rig.assert_reaches(&mapping, 5, 5);
+        large.push(mapping);
+        if large.len() == 3 {
+            // Beside it, to leave a table there when the search comes again.
+            let small = rig.one(0x1000);
+            rig.assert_reaches(&small, 0, 0x1000);
+            let _ = rig.domain.revoke(&small);
+            rig.assert_blocked(&small, 0);
+        }
+    }
+    // All but the first 2 MiB, and where interrupts are.
+    assert_eq!(large.len(), 4096 - 2);
+    assert_eq!(rig.domain.stats().tables, rig.unit.tables_in_use() - 2);
+}
+
+// covers: D2
+#[test]
 fn who_comes_second_waits_too() {
     let rig = Rig::usual();
     let mapping = Arc::new(rig.one(0x1000));

@@ -109,7 +109,7 @@ impl Model {
         let rights = if write { Rights::all() } else { Rights::READ };
         let mapping = match self.rig.domain.map(runs, rights, self.all.len() as u64) {
             Ok(mapping) => mapping,
-            Err(MapError::Full { .. } | MapError::NoMemory) => return,
+            Err(MapError::Full { .. } | MapError::TooLarge { .. } | MapError::NoMemory) => return,
             Err(error) => panic!("{error}"),
         };
         let pages: u64 = runs.iter().map(|run| run.nr_pages()).sum();
@@ -161,7 +161,9 @@ impl Model {
         let nth = (page % (known.pages() + 4)).wrapping_sub(2);
         let at = (known.mapping.address() / PAGE_SIZE).wrapping_add(nth);
         let address = at.wrapping_mul(PAGE_SIZE);
-        if at >= 1 << (self.rig.domain.bits() - 12) || (INTERRUPT_WINDOW.0..INTERRUPT_WINDOW.1).contains(&address) {
+        if at >= 1 << (self.rig.domain.levels().bits() - 12)
+            || (INTERRUPT_WINDOW.0..INTERRUPT_WINDOW.1).contains(&address)
+        {
             return;
         }
         let owner = self.live.range(..=at).next_back().map(|(first, nth)| (at - first, &self.all[*nth]));
@@ -214,8 +216,8 @@ proptest! {
 
     // covers: D1, D2, D7
     #[test]
-    fn a_device_reaches_exactly_what_is_mapped(make in make(), steps in proptest::collection::vec(step(), 1..60)) {
-        let mut model = Model { rig: Rig::new(make), all: Vec::new(), live: BTreeMap::new() };
+    fn a_device_reaches_exactly_what_is_mapped(make in make(), space in 31u8..49, steps in proptest::collection::vec(step(), 1..60)) {
+        let mut model = Model { rig: Rig::with_space(make, space.min(make.bits)), all: Vec::new(), live: BTreeMap::new() };
         steps.into_iter().for_each(|step| model.step(step));
         model.end();
     }

@@ -1,6 +1,7 @@
 //! An emulated unit with one device in one domain.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use iommu::caps::Capabilities;
 use iommu::contexts::Contexts;
 use iommu::domain::{Domain, Mapping};
 use iommu::entry::Rights;
@@ -27,11 +28,17 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(make: Make) -> Self {
+        Self::with_space(make, make.bits)
+    }
+
+    /// With addresses of fewer bits.
+    pub fn with_space(make: Make, bits: u8) -> Self {
         let unit = make.build();
         let limits = make.capabilities();
         let contexts = Contexts::new(unit.clone(), limits.caching_mode).unwrap();
         unit.set_root(contexts.root());
         let levels = limits.check(make.bits.min(48)).unwrap();
+        let limits = Capabilities { address_bits: bits, ..limits };
         let domain = Domain::new(unit.clone(), 5, levels, &limits).unwrap();
         contexts.attach(DEVICE, &domain).unwrap();
         Self { unit, contexts, domain }
