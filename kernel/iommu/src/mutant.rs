@@ -34,11 +34,10 @@ mutants::mutants! {
     /// `domain::tables_that_others_have_left_go_with_the_one_above_them`.
     UnlinkedNotTold = "unlinked_not_told",
     /// A mapping takes the place of an empty table that the unit may remember. Caught by
-    /// `domain::a_large_mapping_where_an_empty_table_was_left_is_reached` and
-    /// `properties::a_device_reaches_exactly_what_is_mapped`.
+    /// `domain::a_large_mapping_where_an_empty_table_was_left_is_reached`.
     LeftTablesStay = "left_tables_stay",
     /// A table is unlinked although others have entries in it. Caught by
-    /// `domain::neighbours_in_one_table_are_left_alone` and `properties::a_device_reaches_exactly_what_is_mapped`.
+    /// `domain::neighbours_in_one_table_are_left_alone`.
     SharedTableUnlinked = "shared_table_unlinked",
     /// Who comes second to revoke a mapping returns at once. Caught by `domain::who_comes_second_waits_too` and
     /// `loom_domain::two_revocations_of_one_mapping` and `shuttle:loom_domain::two_revocations_of_one_mapping`.
@@ -59,8 +58,7 @@ mutants::mutants! {
     /// `shuttle:loom_domain::a_device_that_leaves_against_its_transfers`.
     ContextOnly = "context_only",
     /// A unit that remembers that nothing is mapped is not told of a mapping. Caught by
-    /// `domain::a_unit_that_remembers_that_nothing_is_there_is_told_of_a_mapping` and
-    /// `properties::a_device_reaches_exactly_what_is_mapped`.
+    /// `domain::a_unit_that_remembers_that_nothing_is_there_is_told_of_a_mapping`.
     MapNotTold = "map_not_told",
     /// A leaf orders nothing. Caught by `loom_domain::a_mapping_against_a_device`.
     RelaxedLeaf = "relaxed_leaf",
