@@ -5,6 +5,7 @@
 
 use alloc::collections::BTreeMap;
 use core::fmt;
+use core::ops::Bound;
 
 use mm::addr::Pfn;
 use mm::sync::{Arc, Mutex, Ordering};
@@ -47,8 +48,16 @@ impl core::error::Error for AttachError {}
 #[derive(Debug)]
 struct Attached<H: Hardware> {
     domain: Arc<Domain<H>>,
-    /// Its entry is cleared, and the unit may not have forgotten it; for ever where the unit did not answer.
-    leaving: bool,
+    life: Life,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    In,
+    /// Its entry is cleared, and the unit may not have forgotten it.
+    Leaving,
+    /// The unit did not answer: the domain's tables stay for ever.
+    Lost(QueueError),
 }
 
 /// The devices of one unit.
@@ -78,15 +87,26 @@ impl<H: Hardware> Contexts<H> {
         self.devices.lock().get(&source).map(|attached| attached.domain.clone())
     }
 
-    /// Shows each device and its domain. `each` is called with the lock held.
+    /// Shows each device and its domain, without a lock; who comes and goes meanwhile may be shown or not.
     pub fn for_each(&self, each: &mut dyn FnMut(SourceId, &Arc<Domain<H>>)) {
-        self.devices.lock().iter().for_each(|(source, attached)| each(*source, &attached.domain));
+        let mut from = Bound::Unbounded;
+        loop {
+            let devices = self.devices.lock();
+            let next = devices.range((from, Bound::Unbounded)).next();
+            let Some((source, domain)) = next.map(|(source, attached)| (*source, attached.domain.clone())) else {
+                return;
+            };
+            drop(devices);
+            each(source, &domain);
+            from = Bound::Excluded(source);
+        }
     }
 
     /// Puts a device into a domain, which stays as long as the device is in it.
     ///
     /// # Errors
-    /// See [`AttachError`]; the device is in no domain then, or in the one in which it was.
+    /// See [`AttachError`]; the device is in no domain then, or in the one in which it was. Where the unit did
+    /// not answer it may reach the domain for ever, which then stays.
     pub fn attach(&self, source: SourceId, domain: &Arc<Domain<H>>) -> Result<(), AttachError> {
         mm::lock_check::might_sleep("a device that comes into a domain");
         {
@@ -102,7 +122,7 @@ impl<H: Hardware> Contexts<H> {
             self.hw.write_back(table, at + 1, 1);
             self.hw.entry(table, at).store(entry.low, Ordering::Release);
             self.hw.write_back(table, at, 1);
-            devices.insert(source, Attached { domain: domain.clone(), leaving: false });
+            devices.insert(source, Attached { domain: domain.clone(), life: Life::In });
         }
         if self.caching_mode {
             // That nothing was there is remembered as domain 0's.
@@ -110,7 +130,10 @@ impl<H: Hardware> Contexts<H> {
                 Command::Context(Context::Device { domain: 0, source }),
                 Command::Iotlb(Iotlb::Domain { domain: domain.id() }),
             ];
-            self.hw.invalidate(&commands).map_err(AttachError::Queue)?;
+            if let Err(error) = self.hw.invalidate(&commands) {
+                let _ = self.detach(source);
+                return Err(AttachError::Queue(error));
+            }
         }
         Ok(())
     }
@@ -124,15 +147,16 @@ impl<H: Hardware> Contexts<H> {
         mm::lock_check::might_sleep("a device that leaves a domain");
         let id = loop {
             let mut devices = self.devices.lock();
-            match devices.get_mut(&source) {
-                None => return Ok(false),
-                Some(attached) if !attached.leaving => {
-                    attached.leaving = true;
+            let Some(attached) = devices.get_mut(&source) else { return Ok(false) };
+            match attached.life {
+                Life::In => {
+                    attached.life = Life::Leaving;
                     let id = attached.domain.id();
                     self.clear(source);
                     break id;
                 }
-                Some(_) => {}
+                Life::Leaving => {}
+                Life::Lost(error) => return Err(error),
             }
             drop(devices);
             self.hw.relax();
@@ -140,9 +164,16 @@ impl<H: Hardware> Contexts<H> {
         let commands =
             [Command::Context(Context::Device { domain: id, source }), Command::Iotlb(Iotlb::Domain { domain: id })];
         let nr = if Mutant::ContextOnly.is_on() { 1 } else { commands.len() };
-        self.hw.invalidate(&commands[..nr])?;
+        let told = self.hw.invalidate(&commands[..nr]);
+        let mut devices = self.devices.lock();
+        if let (Err(error), Some(attached)) = (told, devices.get_mut(&source)) {
+            attached.life = Life::Lost(error);
+            return Err(error);
+        }
+        let attached = devices.remove(&source);
         // Outside the lock: with the last of its devices the domain may go.
-        let _attached = self.devices.lock().remove(&source);
+        drop(devices);
+        drop(attached);
         Ok(true)
     }
 
@@ -169,5 +200,13 @@ impl<H: Hardware> Contexts<H> {
         self.hw.entry(self.root, at).store(RootEntry::new(table).low, Ordering::Release);
         self.hw.write_back(self.root, at, 1);
         Some(table)
+    }
+}
+
+impl<H: Hardware> Drop for Contexts<H> {
+    fn drop(&mut self) {
+        // Nobody has told the unit: it reaches the domains of these devices on. The root table stays for the same reason.
+        let devices = core::mem::take(&mut *self.devices.lock());
+        devices.into_values().for_each(|attached| core::mem::forget(attached.domain));
     }
 }

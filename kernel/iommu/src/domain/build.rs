@@ -9,7 +9,7 @@ use super::{Books, Dma, Domain, MapError, Mapping, Record, State, level_of, slot
 use crate::command::Command;
 use crate::entry::{Entry, Rights};
 use crate::hardware::Hardware;
-use crate::{INDEX_BITS, index, order};
+use crate::{INDEX_BITS, Mutant, index, order};
 
 /// No memory for a table.
 struct NoTable;
@@ -70,6 +70,8 @@ struct Builder<'d, 'r, H: Hardware> {
     rights: Rights,
     leaves: [u64; 3],
     tables: u64,
+    /// Tables of others that were freed.
+    swept: u64,
     lowest: u8,
     /// Tables right below the entries of `top`.
     tops: Vec<Pfn>,
@@ -95,11 +97,13 @@ impl<H: Hardware> Builder<'_, '_, H> {
     /// Page by page.
     fn fill_leaves(&mut self, table: Pfn, first: usize, count: usize) {
         let (hw, mut index, end) = (&*self.domain.hw, first, first + count);
+        // What the CPU has put into the page before comes before a device's look at it.
+        let order = if Mutant::RelaxedLeaf.is_on() { Ordering::Relaxed } else { Ordering::Release };
         while index < end {
             let here = self.frames.left.min((end - index) as u64);
             let mut bits = Entry::leaf(self.frames.at, 1, self.rights).bits();
             for _ in 0..here {
-                hw.entry(table, index).store(bits, Ordering::Release);
+                hw.entry(table, index).store(bits, order);
                 bits += 1 << PAGE_SHIFT;
                 index += 1;
             }
@@ -166,12 +170,15 @@ impl<H: Hardware> Domain<H> {
         if pages == 0 {
             return Err(MapError::NoRuns);
         }
-        let order = (pages + offset).next_power_of_two().trailing_zeros();
-        // A block that is all of the address space has address 0 in it.
-        if order + PAGE_SHIFT >= u32::from(self.bits) {
-            return Err(self.too_large(pages << PAGE_SHIFT));
-        }
-        Ok(Plan { pages, order, offset })
+        // As large leaves as can be; but if the block is too large by that, smaller ones. A block that is all of the address
+        // space has address 0 in it.
+        let bits = u32::from(self.bits);
+        let fits = |leaf: u8| {
+            let offset = offset & ((1 << order(leaf)) - 1);
+            let order = (pages + offset).next_power_of_two().trailing_zeros();
+            (order + PAGE_SHIFT < bits).then_some(Plan { pages, order, offset })
+        };
+        (1..=best.0).rev().find_map(fits).ok_or(self.too_large(pages << PAGE_SHIFT))
     }
 
     const fn too_large(&self, bytes: u64) -> MapError {
@@ -201,26 +208,25 @@ impl<H: Hardware> Domain<H> {
                 .map_err(|_| MapError::NoMemory)?;
         }
         let (block, serial, table) = self.enter(plan, rights, tag)?;
+        let given = if Mutant::RightsIgnored.is_on() { Rights::all() } else { rights };
         let mut builder = Builder {
             domain: self,
             frames: Frames::new(runs),
-            rights,
+            rights: given,
             leaves: [0; 3],
             tables: 0,
+            swept: 0,
             lowest: u8::MAX,
             tops,
             top: level,
         };
         let first = block + plan.offset;
+        let command = Command::block(self.id, block, plan.order, self.limit);
         let result = match table {
             // The slots are ours alone, and the table stays while we are in the books: no lock is needed.
-            Some(table) => builder.fill(table, level, first, first + plan.pages).map_err(|NoTable| MapError::NoMemory),
+            Some(table) => self.fill_block(&mut builder, table, plan, block, command),
             None => Err(MapError::NoMemory),
         };
-        let result = result.and_then(|()| {
-            let command = Command::block(self.id, block, plan.order, self.limit);
-            if self.tell_on_map { self.invalidate(&[command]).map_err(MapError::Queue) } else { Ok(()) }
-        });
         let result = self.settle(block, builder, result);
         if let Err(error) = result {
             // What was made may have been looked at by the device: it dies like any other translation.
@@ -229,6 +235,25 @@ impl<H: Hardware> Domain<H> {
         }
         let dma = Dma { address: first << PAGE_SHIFT, bytes: plan.pages << PAGE_SHIFT, rights };
         Ok(Mapping { dma, block, serial, domain: self.id })
+    }
+
+    /// Fills the entries that cover a block, in `table`.
+    fn fill_block(
+        &self,
+        builder: &mut Builder<'_, '_, H>,
+        table: Pfn,
+        plan: &Plan,
+        block: u64,
+        command: Command,
+    ) -> Result<(), MapError> {
+        let (at, count) = slots(block, plan.order);
+        builder.swept = self.sweep(table, builder.top, at, count, command).map_err(MapError::Queue)?;
+        let first = block + plan.offset;
+        builder.fill(table, builder.top, first, first + plan.pages).map_err(|NoTable| MapError::NoMemory)?;
+        if self.tell_on_map && !Mutant::MapNotTold.is_on() {
+            self.invalidate(&[command]).map_err(MapError::Queue)?;
+        }
+        Ok(())
     }
 
     /// Finds a block, enters the mapping in the books and makes the tables that lead to the block: the last of them is the
@@ -284,7 +309,7 @@ impl<H: Hardware> Domain<H> {
         let record = books.blocks.get_mut(&block).expect("a block stays in the books while its mapping is made");
         (record.leaves, record.tops, record.lowest) = (builder.leaves, builder.tops, builder.lowest);
         record.state = State::Live;
-        books.stats.tables += builder.tables;
+        books.stats.tables = books.stats.tables + builder.tables - builder.swept;
         books.stats.mappings += 1;
         books.stats.bytes += record.pages << PAGE_SHIFT;
         books.stats.mapped += u64::from(result.is_ok());

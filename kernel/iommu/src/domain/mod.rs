@@ -288,8 +288,7 @@ impl<H: Hardware> Domain<H> {
             root,
             bits,
             host_bits: limits.host_bits,
-            // A root table has no leaves.
-            leaf_level: leaf_level.min(levels.count() - 1),
+            leaf_level: leaf_level.min(levels.count()),
             limit: if limits.page_selective { Limit::Mask(limits.max_mask) } else { Limit::DomainOnly },
             tell_on_map: limits.caching_mode || limits.write_buffer,
             commands: AtomicU64::new(0),

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use mm::addr::{ENTRIES, PAGE_SHIFT, Pfn};
 use mm::sync::Ordering;
 
-use super::{Books, Domain, Mapping, Revocation, State, span};
+use super::{Books, Domain, Mapping, Record, Revocation, State, span};
 use crate::command::{Command, Iotlb};
 use crate::entry::Entry;
 use crate::hardware::Hardware;
@@ -33,9 +33,10 @@ struct Ended {
     top_level: u8,
     /// Level of the lowest table in them.
     lowest: u8,
-    /// Tables that led to the block and to nothing else: each was the only one below the next.
-    alone: ArrayVec<Pfn, 5>,
-    /// Where nothing is mapped meanwhile.
+    /// The highest table that led to the block and to no other, where it was unlinked, and its level. All of the above is
+    /// below it, and perhaps tables that others have left.
+    unlinked: Option<(Pfn, u8)>,
+    /// What it spans, where nothing is mapped meanwhile.
     barred: Option<(u64, u64)>,
 }
 
@@ -53,6 +54,9 @@ impl<H: Hardware> Domain<H> {
     /// Ends the mapping `serial` in the block at page `block`.
     pub(super) fn end(&self, block: u64, serial: u64) -> Revocation {
         mm::lock_check::might_sleep("a revocation of DMA");
+        if Mutant::InvalidatedFirst.is_on() {
+            let _ = self.invalidate(&[Command::Iotlb(Iotlb::Domain { domain: self.id })]);
+        }
         loop {
             let turn = self.begin(&mut self.books.lock(), block, serial);
             match turn {
@@ -113,7 +117,7 @@ impl<H: Hardware> Domain<H> {
             drop(books);
             if !ended.is_empty() {
                 sum = sum.and(self.finish(&mut ended, &[Command::Iotlb(Iotlb::Domain { domain: self.id })]));
-            } else if over {
+            } else if over || Mutant::CloseDoesNotWait.is_on() {
                 return sum;
             } else {
                 self.hw.relax();
@@ -121,16 +125,18 @@ impl<H: Hardware> Domain<H> {
         }
     }
 
-    /// The one command by which the unit forgets a block, and what led there.
+    /// The one command by which the unit forgets a block, and what led there and is unlinked.
     fn command_for(&self, ended: &Ended) -> Command {
         let id = if Mutant::WrongDomain.is_on() { self.id ^ 1 } else { self.id };
-        let order = ended.order.saturating_sub(u32::from(Mutant::RangeTooShort.is_on()));
-        Command::block(id, ended.block, order, self.limit)
+        let span = ended.barred.filter(|_| !Mutant::UnlinkedNotTold.is_on());
+        let (first, order) = span.map_or((ended.block, ended.order), |(first, end)| (first, (end - first).ilog2()));
+        Command::block(id, first, order.saturating_sub(u32::from(Mutant::RangeTooShort.is_on())), self.limit)
     }
 
     /// Clears the entries of a mapping, where it is live.
     fn begin(&self, books: &mut Books, block: u64, serial: u64) -> Turn {
-        match books.blocks.get(&block).filter(|record| record.serial == serial).map(|record| record.state) {
+        let is_it = |record: &&Record| record.serial == serial || Mutant::StaleHandle.is_on();
+        match books.blocks.get(&block).filter(is_it).map(|record| record.state) {
             None => Turn::Over(None),
             Some(State::Lost(error)) => Turn::Over(Some(error)),
             Some(State::Building | State::Revoking) => Turn::Others,
@@ -150,7 +156,7 @@ impl<H: Hardware> Domain<H> {
             tops: mem::take(&mut record.tops),
             top_level: record.level() - 1,
             lowest: record.lowest,
-            alone: ArrayVec::new(),
+            unlinked: None,
             barred: None,
         };
         let (mut first, mut end) = (record.first, record.first + record.pages);
@@ -159,23 +165,26 @@ impl<H: Hardware> Domain<H> {
         let mut table = way.pop().expect("a way begins with the root");
         while let Some(above) = way.pop() {
             let span = span(block, level);
-            let others = || blocks.range(span.0..span.1).any(|(at, record)| *at != block && record.state.has_tables());
+            let uses = |(at, record): (&u64, &Record)| *at != block && record.state.has_tables();
+            let others = || !Mutant::SharedTableUnlinked.is_on() && blocks.range(span.0..span.1).any(uses);
             if level >= STAYS || !places.can_bar() || places.is_next(span) || others() {
                 break;
             }
-            ended.alone.push(table);
+            ended.unlinked = Some((table, level));
             ended.barred = Some(span);
             (table, level) = (above, level + 1);
             (first, end) = span;
         }
-        if let Some(span) = ended.barred {
+        if let Some(span) = ended.barred.filter(|_| !Mutant::SpanNotBarred.is_on()) {
             places.bar(span);
         }
         let (at, last) = (index(first, level), index(end - 1, level));
         for nth in at..=last {
             self.hw.entry(table, nth).store(0, Ordering::Release);
         }
-        self.hw.write_back(table, at, last - at + 1);
+        if !Mutant::NotWrittenBack.is_on() {
+            self.hw.write_back(table, at, last - at + 1);
+        }
         ended
     }
 
@@ -204,10 +213,11 @@ impl<H: Hardware> Domain<H> {
         if Mutant::AddressEarly.is_on() {
             ended.iter().for_each(|ended| self.strike_out(&mut self.books.lock(), ended, None));
         }
-        let told = if Mutant::NoInvalidation.is_on() { Ok(()) } else { self.invalidate(commands) };
+        let none = Mutant::NoInvalidation.is_on() || Mutant::InvalidatedFirst.is_on();
+        let told = if none { Ok(()) } else { self.invalidate(commands) };
         done.commands = commands.len() as u64;
         done.failed = told.err();
-        if done.failed.is_none() {
+        if done.failed.is_none() || Mutant::LostFreed.is_on() {
             done.tables += ended.iter_mut().map(|ended| self.free_unlinked(ended)).sum::<u64>();
         }
         let mut books = self.books.lock();
@@ -237,10 +247,43 @@ impl<H: Hardware> Domain<H> {
         }
     }
 
+    /// Unlinks what others have left below the entries of a block that is about to be filled: empty tables, which stayed when
+    /// the last mapping below them went. The unit may remember them.
+    pub(super) fn sweep(
+        &self,
+        table: Pfn,
+        level: u8,
+        first: usize,
+        count: usize,
+        command: Command,
+    ) -> Result<u64, QueueError> {
+        let (mut freed, mut at) = (0, first);
+        while level > 1 && at < first + count {
+            let mut left = ArrayVec::<Pfn, BATCH>::new();
+            while at < first + count && !left.is_full() {
+                let slot = self.hw.entry(table, at);
+                let entry = Entry::from_bits(slot.load(Ordering::Relaxed));
+                if entry.is_table(level) && !Mutant::LeftTablesStay.is_on() {
+                    slot.store(0, Ordering::Release);
+                    self.hw.write_back(table, at, 1);
+                    left.push(entry.pfn());
+                }
+                at += 1;
+            }
+            if !left.is_empty() {
+                self.invalidate(&[command])?;
+                freed += left.into_iter().map(|left| self.free_tree(left, level - 1, 1)).sum::<u64>();
+            }
+        }
+        Ok(freed)
+    }
+
     fn free_unlinked(&self, ended: &mut Ended) -> u64 {
-        let alone = ended.alone.drain(..).map(|table| self.hw.free_table(table)).count() as u64;
-        let (level, lowest) = (ended.top_level, ended.lowest);
-        alone + mem::take(&mut ended.tops).into_iter().map(|top| self.free_tree(top, level, lowest)).sum::<u64>()
+        let tops = mem::take(&mut ended.tops);
+        match ended.unlinked.take() {
+            Some((table, level)) => self.free_tree(table, level, 1),
+            None => tops.into_iter().map(|top| self.free_tree(top, ended.top_level, ended.lowest)).sum(),
+        }
     }
 
     /// Frees a table of `level` and those below it, of which the lowest are of level `lowest`; says how many.
