@@ -398,19 +398,23 @@ static void failure(char **a)
 }
 
 /* iommu MAP UNMAP REGISTERS PIECES LEAF CALLS: 1 GiB of I/O addresses, mapped in
- * so many calls, with leaves of that size, and unmapped in one call or in as many
- * ("one", "each"). MAP is "-" where that is not told. No memory lies at these
- * physical addresses: nothing goes there. */
+ * so many calls, with leaves of that size, and unmapped in one call ("one"), in as
+ * many ("each"), or with one invalidation for 512 ("batch"). MAP is "-" where that
+ * is not told. No memory lies at these physical addresses: nothing goes there. */
 static void iommu(char **a)
 {
 	size_t leaf = size_of(a[4]);
 	struct gb_request r = {
 		.op = GB_IOMMU, .addr = 64 * GIB, .phys = 8 * GIB, .registers = strtoull(a[2], 0, 16),
-		.pages = strtoul(a[3], 0, 10), .flags = strcmp(a[5], "each") ? 0 : GB_EACH,
+		.pages = strtoul(a[3], 0, 10),
 	};
 	double commands;
 
-	if (!r.pages || !r.registers)
+	if (!strcmp(a[5], "each"))
+		r.flags = GB_EACH;
+	else if (!strcmp(a[5], "batch"))
+		r.flags = GB_BATCH;
+	if (!r.pages || !r.registers || (!r.flags && strcmp(a[5], "one")))
 		fail("arguments");
 	r.bytes = GIB / r.pages;
 	r.turns = r.pages == 1 ? 1000 : TURNS;

@@ -14,6 +14,8 @@ enum gb_op {
 
 #define GB_LONGTERM	1u	/* flags of GB_PIN: with FOLL_LONGTERM */
 #define GB_EACH		2u	/* flags of GB_IOMMU: unmap piece by piece, not all in one call */
+#define GB_BATCH	4u	/* … so that the invalidations of GB_BATCHED pieces are one */
+#define GB_BATCHED	512
 
 /* Time-stamp counter from call to return, less an empty pair of readings. */
 struct gb_times {
