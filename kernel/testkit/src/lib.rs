@@ -3,6 +3,7 @@
 //! | module | feature | what it is |
 //! |---|---|---|
 //! | `emu` | `emu` | a machine whose CPUs keep stale translations until they are flushed |
+//! | `hotplug` | `nfit` | slots for memory modules, which leave without a word and come back |
 //! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
 //! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
 //! | `media` | `media` | label areas and info blocks of namespaces, and what must hold whatever they say |
@@ -17,6 +18,8 @@ pub mod damage;
 // A checker's atomics would make its threads the checker's: the models have a small machine of their own.
 #[cfg(all(feature = "emu", not(any(loom, shuttle))))]
 pub mod emu;
+#[cfg(feature = "nfit")]
+pub mod hotplug;
 #[cfg(feature = "media")]
 pub mod media;
 #[cfg(feature = "nfit")]
