@@ -134,7 +134,7 @@ fn nobody_is_waited_for_where_the_device_has_gone() {
     // In the same order as ever: no walk can pin any more.
     let at = |line: &str| log.iter().position(|known| known == line).unwrap_or_else(|| panic!("no {line}: {log:?}"));
     assert!(at("shootdown: done") < at("revoked task1") && at("revoked task1") < at("drain: done"));
-    assert!(report.to_string().starts_with("removal of pmem0, which has gone"), "{report}");
+    assert!(report.to_string().starts_with("removal of dax0.0, which has gone"), "{report}");
     assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key: region.key() }));
     drop((region, asked));
     rig.assert_clean();
