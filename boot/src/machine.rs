@@ -1,8 +1,9 @@
 //! The machine that QEMU is asked for: a plain description, and its command line.
 
-use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
+use crate::backing::{Dimm, LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options};
 use crate::host_request;
+use crate::hotplug;
 use crate::paths::Firmware;
 use crate::size::{GIB, MIB};
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
+/// The size of a new `--dimm-file`, in bytes.
+pub const DEFAULT_DIMM_BYTES: u64 = GIB;
 
 /// A machine, and what its kernel is to do.
 #[derive(Clone, Debug)]
@@ -23,9 +26,11 @@ pub struct Machine {
     pub pmem: Vec<Nvdimm>,
     /// The virtio-pmem devices.
     pub virtio_pmem: Vec<VirtioPmem>,
-    /// Modules of RAM that are plugged in before all of those, in bytes. The kernel leaves them alone; what comes after
-    /// them begins wherever they end.
-    pub dimms: Vec<u64>,
+    /// Memory modules, which can leave and come back; in the machine's first slots, and at the lowest addresses: what comes
+    /// after them begins wherever they end.
+    pub dimms: Vec<Dimm>,
+    /// What may be plugged in while the guest runs, beside all of those.
+    pub spare: Spare,
     /// What the CPU is to have or not, in QEMU's words: `clflush=off`.
     pub cpu: Vec<String>,
     /// What runs the guest's instructions.
@@ -49,6 +54,17 @@ pub struct Machine {
     pub timeout: Option<Duration>,
 }
 
+/// Room for what is plugged in while the guest runs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Spare {
+    /// Slots.
+    pub slots: usize,
+    /// Bytes, each device with its alignment.
+    pub bytes: u64,
+    /// NVDIMMs may come, although there may be none at the beginning.
+    pub nvdimms: bool,
+}
+
 impl Default for Machine {
     fn default() -> Self {
         Self {
@@ -57,6 +73,7 @@ impl Default for Machine {
             pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
             virtio_pmem: Vec::new(),
             dimms: Vec::new(),
+            spare: Spare::default(),
             cpu: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
@@ -82,6 +99,8 @@ pub struct Files<'a> {
     pub qmp_socket: &'a Path,
     /// The NVDIMMs' backings, as many as [`Machine::pmem`].
     pub backings: &'a [Ready],
+    /// The modules' backings, as many as [`Machine::dimms`].
+    pub dimm_backings: &'a [Ready],
     /// The virtio-pmem devices' backings, as many as [`Machine::virtio_pmem`].
     pub virtio_backings: &'a [Ready],
 }
@@ -108,6 +127,13 @@ impl Machine {
             sizes.push(DEFAULT_PMEM_BYTES);
         }
         pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
+        let mut modules = options.dimm.clone();
+        let mut dimms = Vec::new();
+        if let Some(file) = &options.dimm_file {
+            let first = (!modules.is_empty()).then(|| modules.remove(0));
+            dimms.push(Dimm::kept(&std::path::absolute(file)?, first, DEFAULT_DIMM_BYTES)?);
+        }
+        dimms.extend(modules.into_iter().map(Dimm::temporary));
         if options.unarmed {
             let first = pmem.first_mut().context("--unarmed is about the first NVDIMM, and there is none")?;
             first.unarmed = true;
@@ -124,7 +150,8 @@ impl Machine {
             mem_bytes: options.mem,
             pmem,
             virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
-            dimms: Vec::new(),
+            dimms,
+            spare: Spare::default(),
             cpu: Vec::new(),
             accel: options.accel,
             deterministic: options.deterministic,
@@ -171,9 +198,9 @@ impl Machine {
     pub fn arguments(&self, files: &Files<'_>) -> Result<Vec<String>> {
         let mut args = Arguments::default();
         self.board(&mut args);
-        for (index, size) in self.dimms.iter().enumerate() {
-            args.pair("-object", format!("memory-backend-ram,reserve=off,size={size},id=dimm{index}"));
-            args.pair("-device", format!("pc-dimm,memdev=dimm{index}"));
+        for (index, ready) in files.dimm_backings.iter().enumerate() {
+            args.pair("-object", format!("{},id={}", ready.object, hotplug::backend(index)));
+            args.pair("-device", hotplug::device(index));
         }
         for (index, ready) in files.backings.iter().enumerate() {
             args.pair("-object", format!("{},id=pmem{index}", ready.object));
@@ -203,7 +230,7 @@ impl Machine {
         args.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
         // `nvdimm=on` makes QEMU write an NFIT of its own. A machine without NVDIMMs has none, and then a table that was
         // handed over with --acpitable is the only one.
-        let nvdimm = if self.pmem.is_empty() { "off" } else { "on" };
+        let nvdimm = if self.pmem.is_empty() && !self.spare.nvdimms { "off" } else { "on" };
         args.pair("-machine", format!("q35,nvdimm={nvdimm}"));
         args.pair("-accel", if self.accel == Accel::Kvm { "kvm" } else { "tcg" });
         let bits = self.phys_bits();
@@ -268,12 +295,19 @@ mod tests {
             .enumerate()
             .map(|(index, lent)| lent.prepare(dir.path(), index).expect("ready"))
             .collect();
+        let dimm_backings: Vec<_> = machine
+            .dimms
+            .iter()
+            .enumerate()
+            .map(|(index, dimm)| dimm.prepare(dir.path(), index).expect("ready"))
+            .collect();
         let firmware = Firmware { code: "code".into(), vars: "vars".into() };
         let files = Files {
             image: Path::new("a,b"),
             firmware: &firmware,
             qmp_socket: Path::new("qmp"),
             backings: &backings,
+            dimm_backings: &dimm_backings,
             virtio_backings: &virtio_backings,
         };
         machine.arguments(&files).expect("arguments").join(" ")
@@ -351,6 +385,34 @@ mod tests {
         }
         let alone = line(&Machine { pmem: vec![], virtio_pmem: lent, ..Machine::default() });
         assert!(alone.contains("nvdimm=off") && alone.contains("slots=2,maxmem="), "{alone}");
+    }
+
+    #[test]
+    fn modules_are_in_files_in_the_first_slots_and_there_is_room_for_more() {
+        let asked = |args: &[&str]| {
+            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
+            Machine::from_options(&options).expect("a good machine")
+        };
+        let two = line(&asked(&["--dimm", "64M", "--dimm", "1G"]));
+        for part in [
+            "slots=3,maxmem=6144M",
+            "dimm0,share=on,align=2097152,size=67108864,id=module0",
+            "pc-dimm,memdev=module0,id=dimm0,slot=0",
+            "align=1073741824,size=1073741824,id=module1",
+            "pc-dimm,memdev=module1,id=dimm1,slot=1",
+        ] {
+            assert!(two.contains(part), "{part:?} is not in {two}");
+        }
+        let spare = Spare { slots: 2, bytes: 4 * GIB, nvdimms: true };
+        let room = line(&Machine { pmem: vec![], spare, ..Machine::default() });
+        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=4608M"), "{room}");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("kept");
+        let kept = asked(&["--dimm", "32M", "--dimm-file", file.to_str().expect("UTF-8")]);
+        assert_eq!((kept.dimms.len(), file.metadata().expect("made").len()), (1, 32 * MIB));
+        assert_eq!(Dimm::kept(&file, None, GIB).expect("opened").size_bytes, 32 * MIB);
+        let other = Dimm::kept(&file, Some(MIB), GIB).expect_err("another size").to_string();
+        assert!(other.contains("holds a module of 32M, not of 1M"), "{other}");
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Dimm {
     /// Has the module left without a word? Notes when that was first seen.
     pub fn has_left(&self) -> bool {
         if !self.place.has_left() {
+            self.noticed_ns.store(0, Ordering::Relaxed);
             return false;
         }
         let now = time::since_first_line_ns();
