@@ -6,6 +6,7 @@ pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
 pub mod dax_tells;
+pub mod depart;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
@@ -55,4 +56,5 @@ static AREAS: &[&[test::Test]] = &[
     contents::TESTS,
     stress::TESTS,
     virtio::TESTS,
+    depart::TESTS,
 ];

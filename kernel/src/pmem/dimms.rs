@@ -70,6 +70,8 @@ pub struct Dimm {
     watched: AtomicBool,
     /// When it was noticed that it has left without a word, in nanoseconds since the first line; 0: it was not.
     noticed_ns: AtomicU64,
+    /// When that was the last time that a stay has ended.
+    last_notice_ns: AtomicU64,
     /// The host may not have it back by asking for it.
     pub keep: AtomicBool,
 }
@@ -138,11 +140,18 @@ impl Dimm {
 
     /// Ends the stay. When it was seen to have ended by itself, or now.
     pub fn end_stay(&self) -> u64 {
-        self.place.end();
-        match self.noticed_ns.swap(0, Ordering::Relaxed) {
+        let noticed_ns = match self.noticed_ns.swap(0, Ordering::Relaxed) {
             0 => time::since_first_line_ns(),
             noticed_ns => noticed_ns,
-        }
+        };
+        self.last_notice_ns.store(noticed_ns, Ordering::Relaxed);
+        self.place.end();
+        noticed_ns
+    }
+
+    /// When the end of the last stay was noticed, in nanoseconds since the first line.
+    pub fn last_notice_ns(&self) -> u64 {
+        self.last_notice_ns.load(Ordering::Relaxed)
     }
 
     /// A removal of its device is over, in which nobody has looked: if the module has left meanwhile, that is dealt with.
@@ -178,6 +187,7 @@ pub(super) fn find(info: &AcpiInfo<'_>) {
         place: Place::new(&hotplug, slot),
         watched: AtomicBool::new(false),
         noticed_ns: AtomicU64::new(0),
+        last_notice_ns: AtomicU64::new(0),
         keep: AtomicBool::new(false),
     };
     FOUND.call_once(|| Found {
