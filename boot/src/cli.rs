@@ -78,6 +78,18 @@ pub struct Options {
     /// An NVMe disk's size, in bytes; 0 for none.
     #[arg(long, global = true, value_parser = parse_nvme)]
     pub nvme: Option<u64>,
+    /// Sizes of memory modules, in bytes.
+    #[arg(long, global = true, value_parser = parse_dimm)]
+    pub dimm: Vec<u64>,
+    /// The first module's backing file.
+    #[arg(long, global = true)]
+    pub dimm_file: Option<PathBuf>,
+    /// Seconds in which the host pulls the first module out once, at a random moment, and puts it back.
+    #[arg(long, global = true, value_parser = parse_pull)]
+    pub pull_every: Option<u64>,
+    /// Where the random moments begin.
+    #[arg(long, global = true)]
+    pub seed: Option<u64>,
     /// What runs the guest's instructions.
     #[arg(long, global = true, env = "ACCEL", default_value = "tcg")]
     pub accel: Accel,
@@ -200,6 +212,15 @@ impl Cli {
         if options.force && options.pmem_file.is_none() {
             return bad("--force is about what a --pmem-file holds, and there is none");
         }
+        if options.pull_every.is_some() && options.dimm.is_empty() && options.dimm_file.is_none() {
+            return bad("--pull-every is about the first --dimm, and there is none");
+        }
+        if options.seed.is_some() && options.pull_every.is_none() {
+            return bad("--seed is about the moments of --pull-every, and there is none");
+        }
+        if options.pull_every.is_some() && options.deterministic {
+            return bad("--pull-every comes at another instruction each time, which --deterministic does not have");
+        }
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
         }
@@ -318,6 +339,18 @@ fn parse_nvme(text: &str) -> Result<u64, String> {
     }
 }
 
+fn parse_dimm(text: &str) -> Result<u64, String> {
+    match parse_pmem(text)? {
+        0 => Err("a memory module has at least one page".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+fn parse_pull(text: &str) -> Result<u64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+    seconds.ok_or_else(|| "the module is pulled once in so many seconds, from 1 to 3600".into())
+}
+
 fn parse_append(text: &str) -> Result<String, String> {
     // QEMU's own option parser would take a comma as the start of its next property, and the kernel splits on spaces.
     if text.chars().any(|c| c == ',' || c.is_control()) {
@@ -405,6 +438,12 @@ mod tests {
             (&["--iommu=maybe"], "maybe"),
             (&["--edu=1"], "--edu"),
             (&["test", "--iommu"], "--iommu has no use in test"),
+            (&["--dimm", "4097"], "4097"),
+            (&["--dimm", "none"], "at least one page"),
+            (&["--pull-every", "5"], "--dimm"),
+            (&["--dimm", "64M", "--pull-every", "0"], "from 1 to 3600"),
+            (&["--dimm", "64M", "--pull-every", "5", "--deterministic"], "--deterministic"),
+            (&["--dimm", "64M", "--seed", "5"], "--pull-every"),
             (&["--accel", "xen"], "xen"),
             (&["--accel", "kvm", "--deterministic"], "--deterministic"),
             (&["--smp", "x"], "between 1 and 64"),

@@ -37,10 +37,11 @@ use crate::cpu::{exit, lock, percpu, time};
 use crate::io::{dma, edu, nvme, vtd};
 use crate::mem::kstack::Stack;
 use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
-use crate::pmem::{contents, devices, lost, mounts};
+use crate::pmem::{contents, departure, devices, dimms, lost, mounts};
 use crate::shell::runs::Runs;
 use crate::task::runner::{self, Runner};
 use crate::task::{sched, services, tcb};
+use crate::trap::events;
 use crate::trap::memory_error::{self, Listener};
 use crate::trap::vectors;
 
@@ -214,7 +215,10 @@ extern "C" fn on_own_tables() -> ! {
     time::set_deterministic(options.deterministic);
     let cache = if options.dax_aliasing { DataCache::Aliasing } else { DataCache::Coherent };
     mounts::start();
-    devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits, cache);
+    devices::find(tables.as_ref(), features.phys_bits, cache);
+    if let Some((events, madt)) = tables.as_ref().and_then(|info| Some((info.events?, info.madt.as_ref()?))) {
+        events::find(events, madt);
+    }
     smp::init_boot_cpu(features);
     vectors::handle_iommu_faults(dma::on_interrupt);
     vtd::start(tables.as_ref().and_then(|info| info.dmar), bits_of_memory());
@@ -281,7 +285,7 @@ fn main_task() -> tcb::Exit {
     assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
     let frames = devices::slots().iter().map(|slot| slot.frames);
     memory_error::start(
-        frames,
+        frames.chain(dimms::free_windows()),
         Listener {
             holders: |pfn| {
                 mounts::media_failure(pfn);
@@ -294,6 +298,7 @@ fn main_task() -> tcb::Exit {
     dma::start();
     edu::find();
     nvme::find();
+    departure::start();
     let options = options::get();
     options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();

@@ -21,6 +21,8 @@ pub const VECTOR_IOMMU: u8 = 0xd0;
 pub const VECTOR_TIMER: u8 = 0xe0;
 /// The local APIC reports an error.
 pub const VECTOR_APIC_ERROR: u8 = 0xe1;
+/// The machine tells of its hardware: memory that was plugged in, say.
+pub const VECTOR_EVENTS: u8 = 0xe2;
 /// Spurious interrupt; the low four bits are ones, as old APICs want it.
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 

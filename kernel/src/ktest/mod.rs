@@ -6,6 +6,7 @@ pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
 pub mod dax_tells;
+pub mod depart;
 pub mod dma;
 pub mod dma_edu;
 pub mod dma_nvme;
@@ -62,4 +63,5 @@ static AREAS: &[&[test::Test]] = &[
     virtio::TESTS,
     dma_edu::TESTS,
     dma_nvme::TESTS,
+    depart::TESTS,
 ];

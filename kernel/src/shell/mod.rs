@@ -7,6 +7,7 @@ mod fail;
 mod fs;
 mod fsload;
 mod fuzz;
+mod hotplug;
 mod namespaces;
 mod pins;
 mod removal;
@@ -46,6 +47,7 @@ static GROUPS: &[&[Command]] = &[
     fs::COMMANDS,
     fsload::COMMANDS,
     fuzz::COMMANDS,
+    hotplug::COMMANDS,
 ];
 
 const GROUND: &[Command] = &[

@@ -10,13 +10,14 @@ use spin::Once;
 
 use crate::console::ring::{self, Note};
 use crate::cpu::ipi::{
-    VECTOR_APIC_ERROR, VECTOR_IOMMU, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN, VECTOR_SPURIOUS,
-    VECTOR_TEST, VECTOR_TIMER,
+    VECTOR_APIC_ERROR, VECTOR_EVENTS, VECTOR_IOMMU, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN,
+    VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER,
 };
 use crate::cpu::percpu::{self, InInterrupt};
 use crate::mem::{kstack, machine};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
+use crate::trap::events;
 use crate::trap::memory_error::{self, RaisedBy};
 use crate::trap::panic::{self, Cause};
 
@@ -66,6 +67,7 @@ fn interrupt(vector: u8) {
         VECTOR_TIMER => sched::on_timer(),
         VECTOR_RESCHEDULE => sched::on_reschedule(),
         VECTOR_MEMORY_ERROR => memory_error::on_interrupt(),
+        VECTOR_EVENTS => events::on_interrupt(),
         VECTOR_TEST => {
             percpu::this().test_ipis.fetch_add(1, Ordering::Release);
         }
