@@ -29,7 +29,7 @@ fn nothing_lands_in_a_page_after_its_revocation_has_returned() {
                 .map(|cpu| {
                     let (rig, target) = (&rig, &target);
                     scope.spawn(move || {
-                        for turn in 0..500u64 {
+                        for turn in 0..150u64 {
                             let (pfn, nr) = (cpu << 20 | (turn % 7) << 10, 1 + turn % 5);
                             let mapping = rig.domain.map(&[run(pfn, nr)], RW, cpu).unwrap();
                             target.store(mapping.address(), Relaxed);

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     order: u32,
     /// Pages of the block before the mapping.
     offset: u64,
+    /// Its entries are all leaves: no table hangs below them.
+    flat: bool,
 }
 
 /// Runs that follow each other also in memory are one.
@@ -176,7 +178,11 @@ impl<H: Hardware> Domain<H> {
         let fits = |leaf: u8| {
             let offset = offset & ((1 << order(leaf)) - 1);
             let order = (pages + offset).next_power_of_two().trailing_zeros();
-            (order + PAGE_SHIFT < bits).then_some(Plan { pages, order, offset })
+            // One run of leaves of the block's level.
+            let level = level_of(order);
+            let whole = (offset | pages) & ((1 << crate::order(level)) - 1) == 0;
+            let flat = level == 1 || leaf == best.0 && level <= leaf && best.1 == pages && whole;
+            (order + PAGE_SHIFT < bits).then_some(Plan { pages, order, offset, flat })
         };
         (1..=best.0).rev().find_map(fits).ok_or(self.too_large(pages << PAGE_SHIFT))
     }
@@ -202,7 +208,7 @@ impl<H: Hardware> Domain<H> {
     pub(super) fn build(&self, plan: &Plan, runs: &[PfnRange], rights: Rights, tag: u64) -> Result<Mapping, MapError> {
         let level = level_of(plan.order);
         let mut tops = Vec::new();
-        if level > 1 {
+        if !plan.flat {
             let (_, count) = slots(0, plan.order);
             tops.try_reserve_exact(count.min((plan.pages >> order(level)) as usize + 2))
                 .map_err(|_| MapError::NoMemory)?;
