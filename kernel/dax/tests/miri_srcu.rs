@@ -8,7 +8,7 @@ use std::thread;
 
 use dax::srcu::Srcu;
 
-const ROUNDS: usize = if cfg!(miri) { 6 } else { 1_000 };
+const ROUNDS: usize = if cfg!(miri) { 12 } else { 1_000 };
 
 struct Device {
     srcu: Srcu,

@@ -16,7 +16,7 @@ use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::Access;
 use testkit::emu::Config;
 
-const ROUNDS: usize = if cfg!(miri) { 4 } else { 2_000 };
+const ROUNDS: usize = if cfg!(miri) { 12 } else { 2_000 };
 
 struct Registration {
     gate: Gate,

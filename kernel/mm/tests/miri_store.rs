@@ -12,7 +12,7 @@ use mm::meta::{Leaves, MetaStore, Owner};
 use mm::pagemap::{DevPagemap, MemoryKind};
 
 /// So often each race is run: a run under Miri is repeated with other seeds.
-const ROUNDS: usize = if cfg!(miri) { 2 } else { 2_000 };
+const ROUNDS: usize = if cfg!(miri) { 6 } else { 2_000 };
 /// Pages of the one run.
 const RUN: u64 = 3;
 const FIRST: Pfn = Pfn::new(512);

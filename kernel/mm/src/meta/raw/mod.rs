@@ -50,10 +50,13 @@ pub(super) const FAN_OUT: usize = 512;
 pub(super) const FAN_OUT: usize = 2;
 
 /// Slots of the top table: 52-bit physical addresses in steps of 512 GiB.
-#[cfg(not(any(loom, shuttle)))]
+#[cfg(not(any(loom, shuttle, miri)))]
 const TOP_SLOTS: usize = 1 << (52 - 39);
 #[cfg(any(loom, shuttle))]
 const TOP_SLOTS: usize = 2;
+/// Under Miri a store of the full size takes two seconds to make and to drop, more than a test with it.
+#[cfg(all(miri, not(any(loom, shuttle))))]
+const TOP_SLOTS: usize = 16;
 
 /// log2 of the frames of one of them.
 const SLOT_ORDER: u32 = 27;
