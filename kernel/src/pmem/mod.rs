@@ -1,5 +1,5 @@
 //! Persistent memory: slots and their devices, modules that come and go, virtio-pmem, mounts, what the console says.
-//! May import: cpu, console, mem, task, bringup, io.
+//! May import: cpu, console, mem, task, trap, bringup, io.
 
 pub mod bytes;
 pub mod contents;
