@@ -89,7 +89,7 @@ impl Nvdimm {
     /// could be mapped by large leaves is not kept from it by the NVDIMM that was plugged in before it.
     #[must_use]
     pub fn align_bytes(&self) -> u64 {
-        [GIB, 2 * MIB].into_iter().find(|leaf| self.size_bytes.is_multiple_of(*leaf)).unwrap_or(PAGE_BYTES)
+        align_of(self.size_bytes)
     }
 
     /// Makes the backing ready; a temporary file goes into `directory`, which the caller removes.
@@ -129,6 +129,84 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
     }
 }
 
+/// One memory module of the machine: it can leave while the guest runs, and come back with its contents.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Dimm {
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The file to keep its contents in; `None` for contents that go with the run.
+    pub file: Option<PathBuf>,
+}
+
+impl Dimm {
+    /// A module whose contents go with the run.
+    #[must_use]
+    pub fn temporary(size_bytes: u64) -> Self {
+        Self { size_bytes, file: None }
+    }
+
+    /// A module that is kept in `file`. With no size, an existing file says it, and a new one gets `default_bytes`.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub fn kept(file: &Path, size_bytes: Option<u64>, default_bytes: u64) -> Result<Self> {
+        let name = file.display();
+        let existing = match OpenOptions::new().read(true).write(true).open(file) {
+            Ok(opened) => {
+                let meta = opened.metadata()?;
+                ensure!(meta.is_file(), "--dimm-file {name}: not a regular file");
+                Some(meta.len()).filter(|len| *len != 0)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => bail!("--dimm-file {name}: cannot be opened for reading and writing: {error}"),
+        };
+        let wanted = size_bytes.or(existing).unwrap_or(default_bytes);
+        let holds = existing.unwrap_or(wanted);
+        let (has, asked) = (size::show(holds), size::show(wanted));
+        ensure!(holds == wanted, "--dimm-file {name}: holds a module of {has}, not of {asked}");
+        ensure!(
+            wanted.is_multiple_of(PAGE_BYTES),
+            "--dimm-file {name}: {wanted} bytes are not pages of {PAGE_BYTES} bytes"
+        );
+        if existing.is_none() {
+            make_sparse(file, wanted).with_context(|| format!("--dimm-file {name}"))?;
+        }
+        Ok(Self { size_bytes: wanted, file: Some(file.to_path_buf()) })
+    }
+
+    /// The alignment of its base, as [`Nvdimm::align_bytes`].
+    #[must_use]
+    pub fn align_bytes(&self) -> u64 {
+        align_of(self.size_bytes)
+    }
+
+    /// Makes the backing ready; a temporary file goes into `directory`, which the caller removes.
+    ///
+    /// # Errors
+    /// When a file cannot be made or is in use by another run.
+    pub fn prepare(&self, directory: &Path, index: usize) -> Result<Ready> {
+        let path = match &self.file {
+            Some(path) => path.clone(),
+            None => {
+                let path = directory.join(format!("dimm{index}"));
+                make_sparse(&path, self.size_bytes)
+                    .with_context(|| format!("a file for the memory module, {}", path.display()))?;
+                path
+            }
+        };
+        let held = File::open(&path).with_context(|| path.display().to_string())?;
+        lock(&held, &path)?;
+        let (align, size, path) = (self.align_bytes(), self.size_bytes, qemu_value(&path)?);
+        let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={size}");
+        Ok(Ready { object, _lock: Some(held) })
+    }
+}
+
+/// The largest leaf that divides a size, in bytes.
+fn align_of(size_bytes: u64) -> u64 {
+    [GIB, 2 * MIB].into_iter().find(|leaf| size_bytes.is_multiple_of(*leaf)).unwrap_or(PAGE_BYTES)
+}
+
 /// One virtio-pmem device of the machine. Its contents go with the run.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct VirtioPmem {
@@ -159,6 +237,17 @@ impl VirtioPmem {
         let path = qemu_value(&path)?;
         Ok(Ready { object: format!("memory-backend-file,mem-path={path},share=on,size={size}"), _lock: None })
     }
+}
+
+/// Makes the sparse file behind the NVMe disk, of `size_bytes` bytes, in `directory`, which the caller removes; its contents
+/// go with the run.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn nvme_file(directory: &Path, size_bytes: u64) -> Result<PathBuf> {
+    let path = directory.join("nvme0");
+    make_sparse(&path, size_bytes).with_context(|| format!("a file for the NVMe disk, {}", path.display()))?;
+    Ok(path)
 }
 
 /// Writes a path as the value of a QEMU property, where a comma is doubled.

@@ -69,6 +69,27 @@ pub struct Options {
     /// Sizes of virtio-pmem devices, in bytes.
     #[arg(long, global = true, value_parser = parse_virtio_pmem)]
     pub virtio_pmem: Vec<u64>,
+    /// An IOMMU in front of all devices.
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
+    pub iommu: Switch,
+    /// A device with a DMA engine.
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
+    pub edu: Switch,
+    /// An NVMe disk's size, in bytes; 0 for none.
+    #[arg(long, global = true, value_parser = parse_nvme)]
+    pub nvme: Option<u64>,
+    /// Sizes of memory modules, in bytes.
+    #[arg(long, global = true, value_parser = parse_dimm)]
+    pub dimm: Vec<u64>,
+    /// The first module's backing file.
+    #[arg(long, global = true)]
+    pub dimm_file: Option<PathBuf>,
+    /// Seconds in which the host pulls the first module out once, at a random moment, and puts it back.
+    #[arg(long, global = true, value_parser = parse_pull)]
+    pub pull_every: Option<u64>,
+    /// Where the random moments begin.
+    #[arg(long, global = true)]
+    pub seed: Option<u64>,
     /// What runs the guest's instructions.
     #[arg(long, global = true, env = "ACCEL", default_value = "tcg")]
     pub accel: Accel,
@@ -118,6 +139,15 @@ pub enum Accel {
     Tcg,
     /// The host's own CPU.
     Kvm,
+}
+
+/// Is a device there?
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// What the kernel does after bring-up: the boot option `mode=`.
@@ -181,6 +211,15 @@ impl Cli {
         }
         if options.force && options.pmem_file.is_none() {
             return bad("--force is about what a --pmem-file holds, and there is none");
+        }
+        if options.pull_every.is_some() && options.dimm.is_empty() && options.dimm_file.is_none() {
+            return bad("--pull-every is about the first --dimm, and there is none");
+        }
+        if options.seed.is_some() && options.pull_every.is_none() {
+            return bad("--seed is about the moments of --pull-every, and there is none");
+        }
+        if options.pull_every.is_some() && options.deterministic {
+            return bad("--pull-every comes at another instruction each time, which --deterministic does not have");
         }
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
@@ -291,6 +330,27 @@ fn parse_virtio_pmem(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Blocks of 512 bytes are what QEMU's disks have; with less than a mebibyte there is nothing to try.
+fn parse_nvme(text: &str) -> Result<u64, String> {
+    match parse_pmem(text)? {
+        0 => Ok(0),
+        bytes if (MIB..=size::TIB).contains(&bytes) => Ok(bytes),
+        _ => Err("an NVMe disk has between 1M and 1T".into()),
+    }
+}
+
+fn parse_dimm(text: &str) -> Result<u64, String> {
+    match parse_pmem(text)? {
+        0 => Err("a memory module has at least one page".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+fn parse_pull(text: &str) -> Result<u64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+    seconds.ok_or_else(|| "the module is pulled once in so many seconds, from 1 to 3600".into())
+}
+
 fn parse_append(text: &str) -> Result<String, String> {
     // QEMU's own option parser would take a comma as the start of its next property, and the kernel splits on spaces.
     if text.chars().any(|c| c == ',' || c.is_control()) {
@@ -343,6 +403,18 @@ mod tests {
     }
 
     #[test]
+    fn devices_that_do_dma_are_there_unless_they_are_left_out() {
+        let devices = |args: &[&str]| {
+            let options = taken(args).options;
+            (options.iommu, options.edu, options.nvme)
+        };
+        assert_eq!(devices(&[]), (Switch::On, Switch::On, None));
+        assert_eq!(devices(&["--iommu", "--edu", "--nvme", "1G"]), (Switch::On, Switch::On, Some(GIB)));
+        assert_eq!(devices(&["--iommu=off", "--edu=off", "--nvme", "none"]), (Switch::Off, Switch::Off, Some(0)));
+        assert_eq!(devices(&["--iommu", "bench", "--edu=on"]), (Switch::On, Switch::On, None));
+    }
+
+    #[test]
     fn bad_input_is_one_line_that_names_it() {
         for (args, word) in [
             (&["--smp", "0"][..], "--smp"),
@@ -360,6 +432,18 @@ mod tests {
             (&["--virtio-pmem", "4097"], "4097"),
             (&["--virtio-pmem", "0"], "at least one page"),
             (&["--virtio-pmem", "none"], "at least one page"),
+            (&["--nvme", "4097"], "4097"),
+            (&["--nvme", "64K"], "between 1M and 1T"),
+            (&["--nvme", "2T"], "between 1M and 1T"),
+            (&["--iommu=maybe"], "maybe"),
+            (&["--edu=1"], "--edu"),
+            (&["test", "--iommu"], "--iommu has no use in test"),
+            (&["--dimm", "4097"], "4097"),
+            (&["--dimm", "none"], "at least one page"),
+            (&["--pull-every", "5"], "--dimm"),
+            (&["--dimm", "64M", "--pull-every", "0"], "from 1 to 3600"),
+            (&["--dimm", "64M", "--pull-every", "5", "--deterministic"], "--deterministic"),
+            (&["--dimm", "64M", "--seed", "5"], "--pull-every"),
             (&["--accel", "xen"], "xen"),
             (&["--accel", "kvm", "--deterministic"], "--deterministic"),
             (&["--smp", "x"], "between 1 and 64"),

@@ -1,9 +1,10 @@
 //! A guest that runs: QEMU as a child process, its serial console as lines, and how it ended.
 
-use crate::backing::Ready;
+use crate::backing::{self, Ready};
 use crate::console::{Console, Echo, Gone};
 use crate::hang;
 use crate::host_request;
+use crate::hotplug::Hotplug;
 use crate::machine::{Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
@@ -62,6 +63,7 @@ pub struct Guest {
     allowed: Duration,
     /// Index of the first console line that no wait has looked at.
     cursor: usize,
+    hand: Arc<Hotplug>,
     qmp_socket: PathBuf,
     _backings: Vec<Ready>,
     _scratch: tempfile::TempDir,
@@ -123,12 +125,24 @@ impl Guest {
             .enumerate()
             .map(|(index, lent)| lent.prepare(scratch.path(), index))
             .collect::<Result<Vec<_>>>()?;
+        let nvme = match machine.nvme_bytes() {
+            0 => None,
+            bytes => Some(backing::nvme_file(scratch.path(), bytes)?),
+        };
+        let dimm_backings = machine
+            .dimms
+            .iter()
+            .enumerate()
+            .map(|(index, dimm)| dimm.prepare(scratch.path(), index))
+            .collect::<Result<Vec<_>>>()?;
         let files = Files {
             image: &image,
             firmware: &firmware,
             qmp_socket: &qmp_socket,
             backings: &backings,
+            dimm_backings: &dimm_backings,
             virtio_backings: &virtio_backings,
+            nvme: nvme.as_deref(),
         };
         let mut command = Command::new("qemu-system-x86_64");
         command.args(machine.arguments(&files)?).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -138,8 +152,9 @@ impl Guest {
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
         let reader = console.clone().read_from(stdout, stderr, echo);
+        let hand = Hotplug::new(&qmp_socket);
         if machine.promises_host_requests() {
-            host_request::grant_all(console.clone(), qmp_socket.clone());
+            host_request::grant_all(console.clone(), qmp_socket.clone(), hand.clone());
         }
         Ok(Self {
             stdin: child.stdin.take(),
@@ -149,8 +164,9 @@ impl Guest {
             deadline: machine.timeout.map(|timeout| Instant::now() + timeout),
             allowed: machine.timeout.unwrap_or_default(),
             cursor: 0,
+            hand,
             qmp_socket,
-            _backings: backings,
+            _backings: backings.into_iter().chain(dimm_backings).collect(),
             _scratch: scratch,
             _slot: slot,
         })
@@ -253,6 +269,12 @@ impl Guest {
     #[must_use]
     pub fn console(&self) -> Arc<Console> {
         self.console.clone()
+    }
+
+    /// Who pulls this machine's modules out, and plugs others in.
+    #[must_use]
+    pub fn hand(&self) -> Arc<Hotplug> {
+        self.hand.clone()
     }
 
     /// Where QEMU's monitor listens.

@@ -1,11 +1,13 @@
-//! What the guest asks of its host: a machine check, which nobody but QEMU can raise as the hardware does.
+//! What the guest asks of its host: a machine check, which nobody but QEMU can raise as the hardware does; or that a memory
+//! module is pulled out, or put back.
 //!
 //! Where the boot option `host_requests=` has promised that somebody grants it, the kernel says what it asks for in a
-//! line of its console, `@host_request what=machine_check addr=… len=… within_ns=…`, and waits for a while. A thread of
-//! its own reads the console with everybody else and grants such a request through QEMU's monitor. The monitor serves
+//! line of its console, `@host_request what=machine_check addr=… len=… within_ns=…`, or `what=pull slot=… within_ns=…`, or
+//! `what=put slot=…` likewise, and waits for a while. A thread of its own reads the console with everybody else and grants such a request through QEMU's monitor. The monitor serves
 //! one connection at a time, so each request has its own, which ends at once.
 
 use crate::console::Console;
+use crate::hotplug::Hotplug;
 use crate::qmp::Qmp;
 use crate::records::Record;
 use anyhow::{Result, ensure};
@@ -31,13 +33,21 @@ const PHYSICAL: u64 = 0b10 << 6;
 /// machine check.
 const LEN_BYTES: std::ops::RangeInclusive<u64> = 4096..=2 << 20;
 
-/// A request for a machine check.
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum What {
+    /// A machine check: the physical address of what is to be lost, and how much: a power of two.
+    MachineCheck { addr: u64, len_bytes: u64 },
+    /// A module is to be pulled out of this slot, without a word.
+    Pull { slot: usize },
+    /// It is to be put back.
+    Put { slot: usize },
+}
+
+/// A request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct HostRequest {
-    /// The physical address of what is to be lost.
-    addr: u64,
-    /// How much: a power of two.
-    len_bytes: u64,
+    what: What,
     /// How long the guest waits for it.
     within: Duration,
 }
@@ -46,22 +56,37 @@ impl HostRequest {
     /// Reads a console line; `None` where it is no request, or one that makes no sense.
     fn parse(line: &str) -> Option<Self> {
         let record = Record::parse(line).filter(|record| record.topic == "host_request")?;
-        let what = record.get("what")?;
-        let request = Self {
-            addr: record.number("addr")?,
-            len_bytes: record.number("len")?,
-            within: Duration::from_nanos(record.number("within_ns")?),
+        let slot = || usize::try_from(record.number("slot")?).ok();
+        let what = match record.get("what")? {
+            "machine_check" => {
+                let (addr, len_bytes) = (record.number("addr")?, record.number("len")?);
+                let is_whole = len_bytes.is_power_of_two() && addr.is_multiple_of(len_bytes);
+                (is_whole && LEN_BYTES.contains(&len_bytes)).then_some(What::MachineCheck { addr, len_bytes })?
+            }
+            "pull" => What::Pull { slot: slot()? },
+            "put" => What::Put { slot: slot()? },
+            _ => return None,
         };
-        let is_whole = request.len_bytes.is_power_of_two() && request.addr.is_multiple_of(request.len_bytes);
-        (what == "machine_check" && is_whole && LEN_BYTES.contains(&request.len_bytes)).then_some(request)
+        Some(Self { what, within: Duration::from_nanos(record.number("within_ns")?) })
     }
 
-    /// Raises the machine check. One that comes when the guest no longer waits would be one too many.
-    fn grant(&self, qmp_socket: &Path, since: Instant) -> Result<()> {
+    /// Does it. What comes when the guest no longer waits would be one too many.
+    fn grant(&self, qmp_socket: &Path, hand: &Hotplug, since: Instant) -> Result<()> {
         let mut qmp = Qmp::connect(qmp_socket)?;
         ensure!(since.elapsed() < self.within, "the guest has waited for {:?} and waits no more", self.within);
-        let misc = PHYSICAL | u64::from(self.len_bytes.ilog2());
-        let said = qmp.monitor(&format!("mce {CPU} {BANK} {STATUS:#x} {RESTARTABLE:#x} {:#x} {misc:#x}", self.addr))?;
+        let (addr, len_bytes) = match self.what {
+            What::MachineCheck { addr, len_bytes } => (addr, len_bytes),
+            What::Pull { slot } => {
+                drop(qmp);
+                return hand.pull(slot);
+            }
+            What::Put { slot } => {
+                drop(qmp);
+                return hand.put(slot);
+            }
+        };
+        let misc = PHYSICAL | u64::from(len_bytes.ilog2());
+        let said = qmp.monitor(&format!("mce {CPU} {BANK} {STATUS:#x} {RESTARTABLE:#x} {addr:#x} {misc:#x}"))?;
         ensure!(said.trim().is_empty(), "QEMU's monitor says {:?}", said.trim());
         Ok(())
     }
@@ -69,15 +94,15 @@ impl HostRequest {
 
 /// Starts a thread that grants every request until the guest ends. One that cannot be granted is one line, and the guest
 /// goes on without.
-pub(crate) fn grant_all(console: Arc<Console>, qmp_socket: PathBuf) {
+pub(crate) fn grant_all(console: Arc<Console>, qmp_socket: PathBuf, hand: Arc<Hotplug>) {
     thread::spawn(move || {
         let mut next = 0;
         while let Ok(at) = console.wait_line(next, None, |line| HostRequest::parse(line).is_some()) {
             let since = Instant::now();
             next = at + 1;
             let Some(request) = console.lines().get(at).and_then(|line| HostRequest::parse(line)) else { continue };
-            if let Err(error) = request.grant(&qmp_socket, since) {
-                eprintln!("run-qemu: the machine check that the guest asks for is not raised: {error:#}");
+            if let Err(error) = request.grant(&qmp_socket, &hand, since) {
+                eprintln!("run-qemu: what the guest asks for is not granted: {error:#}");
             }
         }
     });
@@ -93,8 +118,17 @@ mod tests {
 
     #[test]
     fn a_host_request_is_read() {
-        let request = HostRequest { addr: 0x1_0000_5000, len_bytes: 4096, within: Duration::from_secs(60) };
+        let what = What::MachineCheck { addr: 0x1_0000_5000, len_bytes: 4096 };
+        let request = HostRequest { what, within: Duration::from_secs(60) };
         assert_eq!(HostRequest::parse(LINE), Some(request));
+        let within = Duration::from_nanos(5);
+        let pull = HostRequest { what: What::Pull { slot: 3 }, within };
+        assert_eq!(HostRequest::parse("@host_request what=pull slot=3 within_ns=5"), Some(pull));
+        let put = HostRequest { what: What::Put { slot: 0 }, within };
+        assert_eq!(HostRequest::parse("@host_request what=put slot=0 within_ns=5"), Some(put));
+        for line in ["what=pull within_ns=5", "what=put slot=-1 within_ns=5", "what=pull slot=0"] {
+            assert_eq!(HostRequest::parse(&format!("@host_request {line}")), None, "{line}");
+        }
     }
 
     #[test]
@@ -140,7 +174,8 @@ mod tests {
                 .inspect(|_| stream.write_all(answer.as_bytes()).expect("a reader"))
                 .collect::<Vec<_>>()
         });
-        let result = HostRequest::parse(line).expect("a request").grant(&socket, Instant::now());
+        let result =
+            HostRequest::parse(line).expect("a request").grant(&socket, &Hotplug::new(&socket), Instant::now());
         // The connection has ended, or the server would wait for the next request.
         (result, server.join().expect("no panic"))
     }
@@ -164,7 +199,11 @@ mod tests {
         assert!(late.expect_err("late").to_string().contains("waits no more"));
         assert_eq!(requests.len(), 1, "nothing is raised: {requests:?}");
         let request = HostRequest::parse(LINE).expect("a request");
-        assert!(request.grant(Path::new("/nonexistent/qmp"), Instant::now()).is_err());
+        assert!(
+            request
+                .grant(Path::new("/nonexistent/qmp"), &Hotplug::new(Path::new("/nonexistent/qmp")), Instant::now())
+                .is_err()
+        );
     }
 
     #[test]
@@ -173,7 +212,7 @@ mod tests {
         let socket = directory.path().join("qmp");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let console = Arc::new(Console::default());
-        grant_all(console.clone(), socket);
+        grant_all(console.clone(), socket.clone(), Hotplug::new(&socket));
         for addr in ["0x100005000", "0x100007000"] {
             console.say(&format!("@unplug v\n@host_request what=nonsense\n{}\n", LINE.replace("0x100005000", addr)));
             let (mut stream, _) = listener.accept().expect("a connection");

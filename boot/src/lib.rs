@@ -17,6 +17,7 @@ pub mod fsmount;
 pub mod guest;
 pub mod hang;
 mod host_request;
+pub mod hotplug;
 pub mod image;
 pub mod ktap;
 mod limits;

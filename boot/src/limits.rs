@@ -11,8 +11,11 @@ const DIRECT_MAP_BYTES: u64 = 64 * TIB;
 
 /// How many NVDIMMs the kernel keeps at most (`kernel/nvdimm/src/nfit/types.rs`).
 const MOST_NVDIMMS: usize = 32;
-/// How many virtio-pmem devices fit on QEMU's PCI bus beside what every machine has there.
-const MOST_VIRTIO_PMEM: usize = 29;
+/// How many devices fit on QEMU's PCI bus beside what every machine has there.
+const MOST_ON_PCI: usize = 29;
+
+/// How many memory modules a machine is given at most: so many can come back beside all the others.
+const MOST_DIMMS: usize = 16;
 
 /// What the demonstration uses of the first device, in bytes: what all CPUs share, and what each has for itself
 /// (`kernel/src/demo/load.rs`).
@@ -39,6 +42,7 @@ impl Machine {
             Mode::Test | Mode::Shell => return Ok(()),
         };
         let lent = self.virtio_pmem.first().map(|lent| lent.size_bytes);
+        let lent = lent.or(self.dimms.first().map(|dimm| dimm.size_bytes));
         let Some(has) = self.pmem.first().map(|nvdimm| nvdimm.size_bytes).or(lent) else { return Ok(()) };
         let with = if self.smp == 1 { "1 CPU".into() } else { format!("{} CPUs", self.smp) };
         ensure!(
@@ -53,14 +57,17 @@ impl Machine {
     pub(crate) fn check_number(&self) -> Result<()> {
         let (nvdimms, lent) = (self.pmem.len(), self.virtio_pmem.len());
         ensure!(nvdimms <= MOST_NVDIMMS, "--pmem: {nvdimms} NVDIMMs, and the kernel keeps {MOST_NVDIMMS}");
-        ensure!(lent <= MOST_VIRTIO_PMEM, "--virtio-pmem: {lent} devices, and PCI has room for {MOST_VIRTIO_PMEM}");
+        let dimms = self.dimms.len();
+        ensure!(dimms <= MOST_DIMMS, "--dimm: {dimms} modules, and there is room for {MOST_DIMMS}");
+        let room = MOST_ON_PCI - usize::from(self.edu) - usize::from(self.nvme_bytes() > 0);
+        ensure!(lent <= room, "--virtio-pmem: {lent} devices, and PCI has room for {room}");
         Ok(())
     }
 
     pub(crate) fn check_window(&self) -> Result<()> {
         let fits = self.window_end().is_some_and(|end| end <= DIRECT_MAP_BYTES);
         let end = size::show(DIRECT_MAP_BYTES);
-        ensure!(fits, "--pmem: that much ends above {end}, the end of the kernel's direct map");
+        ensure!(fits, "--pmem, --dimm: that much ends above {end}, the end of the kernel's direct map");
         Ok(())
     }
 
@@ -68,7 +75,9 @@ impl Machine {
     fn window_bytes(&self) -> Option<u64> {
         let nvdimms = self.pmem.iter().map(|nvdimm| (nvdimm.size_bytes, LABEL_BYTES + nvdimm.align_bytes()));
         let lent = self.virtio_pmem.iter().map(|lent| (lent.size_bytes, GIB));
-        let dimms = self.dimms.iter().map(|size| (*size, GIB));
+        let dimms = self.dimms.iter().map(|dimm| (dimm.size_bytes, GIB.max(dimm.align_bytes())));
+        let spare = (self.spare.slots != 0).then_some((self.spare.bytes, 0));
+        let dimms = dimms.chain(spare);
         nvdimms.chain(lent).chain(dimms).try_fold(0u64, |sum, (size, more)| sum.checked_add(size)?.checked_add(more))
     }
 
@@ -92,7 +101,7 @@ impl Machine {
 
     /// How many devices have memory in that window.
     pub(crate) fn nr_slots(&self) -> usize {
-        self.pmem.len() + self.virtio_pmem.len() + self.dimms.len()
+        self.pmem.len() + self.virtio_pmem.len() + self.dimms.len() + self.spare.slots
     }
 
     /// How many physical address bits the CPU needs so that every NVDIMM can be addressed, and PCI behind them. 40 is what
@@ -139,9 +148,12 @@ mod tests {
         assert!(from_line(&many("--pmem", MOST_NVDIMMS)).is_ok());
         let error = from_line(&many("--pmem", MOST_NVDIMMS + 1)).expect_err("too many").to_string();
         assert_eq!(error, "--pmem: 33 NVDIMMs, and the kernel keeps 32");
-        assert!(from_line(&many("--virtio-pmem", MOST_VIRTIO_PMEM)).is_ok());
-        let error = from_line(&many("--virtio-pmem", MOST_VIRTIO_PMEM + 1)).expect_err("too many").to_string();
-        assert_eq!(error, "--virtio-pmem: 30 devices, and PCI has room for 29");
+        let with = |count, more: &[&'static str]| from_line(&[&many("--virtio-pmem", count), more].concat());
+        for (more, most) in [(&[][..], 27), (&["--edu=off"], 28), (&["--edu=off", "--nvme", "none"], 29)] {
+            assert!(with(most, more).is_ok());
+            let error = with(most + 1, more).expect_err("too many").to_string();
+            assert_eq!(error, format!("--virtio-pmem: {} devices, and PCI has room for {most}", most + 1));
+        }
     }
 
     // covers: X4

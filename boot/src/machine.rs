@@ -1,8 +1,9 @@
 //! The machine that QEMU is asked for: a plain description, and its command line.
 
-use crate::backing::{LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
-use crate::cli::{Accel, Mode, Options};
+use crate::backing::{Dimm, LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
+use crate::cli::{Accel, Mode, Options, Switch};
 use crate::host_request;
+use crate::hotplug;
 use crate::paths::Firmware;
 use crate::size::{GIB, MIB};
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,11 @@ use std::time::Duration;
 
 /// The default NVDIMM's size, in bytes.
 pub const DEFAULT_PMEM_BYTES: u64 = GIB;
+/// The size of a new `--dimm-file`, in bytes.
+pub const DEFAULT_DIMM_BYTES: u64 = GIB;
+
+/// The default NVMe disk's size, in bytes.
+pub const DEFAULT_NVME_BYTES: u64 = 64 * MIB;
 
 /// A machine, and what its kernel is to do.
 #[derive(Clone, Debug)]
@@ -23,9 +29,18 @@ pub struct Machine {
     pub pmem: Vec<Nvdimm>,
     /// The virtio-pmem devices.
     pub virtio_pmem: Vec<VirtioPmem>,
-    /// Modules of RAM that are plugged in before all of those, in bytes. The kernel leaves them alone; what comes after
-    /// them begins wherever they end.
-    pub dimms: Vec<u64>,
+    /// An IOMMU (VT-d) stands before all devices; the virtio ones go round it.
+    pub iommu: bool,
+    /// QEMU's `edu`, a device with a DMA engine, is there.
+    pub edu: bool,
+    /// Bytes of an NVMe disk, whose contents go with the run; 0 for none. `None` is the default: see
+    /// [`Machine::nvme_bytes`].
+    pub nvme: Option<u64>,
+    /// Memory modules, which can leave and come back; in the machine's first slots, and at the lowest addresses: what comes
+    /// after them begins wherever they end.
+    pub dimms: Vec<Dimm>,
+    /// What may be plugged in while the guest runs, beside all of those.
+    pub spare: Spare,
     /// What the CPU is to have or not, in QEMU's words: `clflush=off`.
     pub cpu: Vec<String>,
     /// What runs the guest's instructions.
@@ -49,6 +64,17 @@ pub struct Machine {
     pub timeout: Option<Duration>,
 }
 
+/// Room for what is plugged in while the guest runs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Spare {
+    /// Slots.
+    pub slots: usize,
+    /// Bytes, each device with its alignment.
+    pub bytes: u64,
+    /// NVDIMMs may come, although there may be none at the beginning.
+    pub nvdimms: bool,
+}
+
 impl Default for Machine {
     fn default() -> Self {
         Self {
@@ -57,6 +83,10 @@ impl Default for Machine {
             pmem: vec![Nvdimm::temporary(DEFAULT_PMEM_BYTES)],
             virtio_pmem: Vec::new(),
             dimms: Vec::new(),
+            iommu: true,
+            edu: true,
+            nvme: None,
+            spare: Spare::default(),
             cpu: Vec::new(),
             accel: Accel::Tcg,
             deterministic: false,
@@ -82,8 +112,12 @@ pub struct Files<'a> {
     pub qmp_socket: &'a Path,
     /// The NVDIMMs' backings, as many as [`Machine::pmem`].
     pub backings: &'a [Ready],
+    /// The modules' backings, as many as [`Machine::dimms`].
+    pub dimm_backings: &'a [Ready],
     /// The virtio-pmem devices' backings, as many as [`Machine::virtio_pmem`].
     pub virtio_backings: &'a [Ready],
+    /// What is behind the NVMe disk, where there is one.
+    pub nvme: Option<&'a Path>,
 }
 
 impl Machine {
@@ -108,6 +142,13 @@ impl Machine {
             sizes.push(DEFAULT_PMEM_BYTES);
         }
         pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
+        let mut modules = options.dimm.clone();
+        let mut dimms = Vec::new();
+        if let Some(file) = &options.dimm_file {
+            let first = (!modules.is_empty()).then(|| modules.remove(0));
+            dimms.push(Dimm::kept(&std::path::absolute(file)?, first, DEFAULT_DIMM_BYTES)?);
+        }
+        dimms.extend(modules.into_iter().map(Dimm::temporary));
         if options.unarmed {
             let first = pmem.first_mut().context("--unarmed is about the first NVDIMM, and there is none")?;
             first.unarmed = true;
@@ -124,7 +165,11 @@ impl Machine {
             mem_bytes: options.mem,
             pmem,
             virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
-            dimms: Vec::new(),
+            iommu: options.iommu == Switch::On,
+            edu: options.edu == Switch::On,
+            nvme: options.nvme,
+            dimms,
+            spare: Spare::default(),
             cpu: Vec::new(),
             accel: options.accel,
             deterministic: options.deterministic,
@@ -140,6 +185,13 @@ impl Machine {
         machine.check_window()?;
         machine.check_job()?;
         Ok(machine)
+    }
+
+    /// Bytes of the NVMe disk that is there. In deterministic mode there is none unless it was asked for: a host thread
+    /// reads its file, and so it answers at another instruction each time.
+    #[must_use]
+    pub fn nvme_bytes(&self) -> u64 {
+        self.nvme.unwrap_or(if self.deterministic { 0 } else { DEFAULT_NVME_BYTES })
     }
 
     /// Is the kernel told that its requests are granted?
@@ -171,9 +223,9 @@ impl Machine {
     pub fn arguments(&self, files: &Files<'_>) -> Result<Vec<String>> {
         let mut args = Arguments::default();
         self.board(&mut args);
-        for (index, size) in self.dimms.iter().enumerate() {
-            args.pair("-object", format!("memory-backend-ram,reserve=off,size={size},id=dimm{index}"));
-            args.pair("-device", format!("pc-dimm,memdev=dimm{index}"));
+        for (index, ready) in files.dimm_backings.iter().enumerate() {
+            args.pair("-object", format!("{},id={}", ready.object, hotplug::backend(index)));
+            args.pair("-device", hotplug::device(index));
         }
         for (index, ready) in files.backings.iter().enumerate() {
             args.pair("-object", format!("{},id=pmem{index}", ready.object));
@@ -184,6 +236,14 @@ impl Machine {
         for (index, ready) in files.virtio_backings.iter().enumerate() {
             args.pair("-object", format!("{},id=vpmem{index}", ready.object));
             args.pair("-device", format!("virtio-pmem-pci,memdev=vpmem{index},id=virtio-pmem{index}"));
+        }
+        if self.edu {
+            // Without the mask it cuts addresses to 28 bits, without a word.
+            args.pair("-device", "edu,dma_mask=0xffffffffffffffff");
+        }
+        if let Some(file) = files.nvme {
+            args.pair("-drive", format!("if=none,id=nvme0,format=raw,file={}", qemu_value(file)?));
+            args.pair("-device", "nvme,serial=unplug0,drive=nvme0");
         }
         for table in &self.acpitables {
             args.pair("-acpitable", format!("file={}", qemu_value(table)?));
@@ -203,7 +263,7 @@ impl Machine {
         args.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(String::from));
         // `nvdimm=on` makes QEMU write an NFIT of its own. A machine without NVDIMMs has none, and then a table that was
         // handed over with --acpitable is the only one.
-        let nvdimm = if self.pmem.is_empty() { "off" } else { "on" };
+        let nvdimm = if self.pmem.is_empty() && !self.spare.nvdimms { "off" } else { "on" };
         args.pair("-machine", format!("q35,nvdimm={nvdimm}"));
         args.pair("-accel", if self.accel == Accel::Kvm { "kvm" } else { "tcg" });
         let bits = self.phys_bits();
@@ -223,6 +283,10 @@ impl Machine {
             },
         );
         args.pair("-display", "none");
+        if self.iommu {
+            // Before every device that it is to stand before. Its 39 bits by default do not reach an NVDIMM at 1 TiB.
+            args.pair("-device", "intel-iommu,aw-bits=48");
+        }
         args.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04");
         args.pair("-chardev", "stdio,id=console,signal=off");
         args.pair("-serial", "chardev:console");
@@ -268,13 +332,21 @@ mod tests {
             .enumerate()
             .map(|(index, lent)| lent.prepare(dir.path(), index).expect("ready"))
             .collect();
+        let dimm_backings: Vec<_> = machine
+            .dimms
+            .iter()
+            .enumerate()
+            .map(|(index, dimm)| dimm.prepare(dir.path(), index).expect("ready"))
+            .collect();
         let firmware = Firmware { code: "code".into(), vars: "vars".into() };
         let files = Files {
             image: Path::new("a,b"),
             firmware: &firmware,
             qmp_socket: Path::new("qmp"),
             backings: &backings,
+            dimm_backings: &dimm_backings,
             virtio_backings: &virtio_backings,
+            nvme: (machine.nvme_bytes() > 0).then_some(Path::new("disk,0")),
         };
         machine.arguments(&files).expect("arguments").join(" ")
     }
@@ -304,6 +376,23 @@ mod tests {
         assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
         let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
         assert_eq!(larger.phys_bits(), 45);
+    }
+
+    #[test]
+    fn devices_that_do_dma_stand_behind_the_iommu() {
+        let with = line(&Machine::default());
+        for part in
+            ["-device edu,dma_mask=0xffffffffffffffff ", "if=none,id=nvme0,format=raw,file=disk,,0 ", "drive=nvme0"]
+        {
+            assert!(with.contains(part), "{part:?} is not in {with}");
+        }
+        let first = with.find("-device ").expect("a device");
+        assert!(with[first..].starts_with("-device intel-iommu,aw-bits=48 "), "{with}");
+        let without = line(&Machine { iommu: false, edu: false, nvme: Some(0), ..Machine::default() });
+        assert!(!without.contains("iommu") && !without.contains("edu") && !without.contains("nvme"), "{without}");
+        let counted = Machine { deterministic: true, ..Machine::default() };
+        assert!(line(&counted).contains("edu") && !line(&counted).contains("nvme"));
+        assert!(line(&Machine { nvme: Some(GIB), ..counted }).contains("nvme"));
     }
 
     #[test]
@@ -351,6 +440,34 @@ mod tests {
         }
         let alone = line(&Machine { pmem: vec![], virtio_pmem: lent, ..Machine::default() });
         assert!(alone.contains("nvdimm=off") && alone.contains("slots=2,maxmem="), "{alone}");
+    }
+
+    #[test]
+    fn modules_are_in_files_in_the_first_slots_and_there_is_room_for_more() {
+        let asked = |args: &[&str]| {
+            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
+            Machine::from_options(&options).expect("a good machine")
+        };
+        let two = line(&asked(&["--dimm", "64M", "--dimm", "1G"]));
+        for part in [
+            "slots=3,maxmem=6144M",
+            "dimm0,share=on,align=2097152,size=67108864,id=module0",
+            "pc-dimm,memdev=module0,id=dimm0,slot=0",
+            "align=1073741824,size=1073741824,id=module1",
+            "pc-dimm,memdev=module1,id=dimm1,slot=1",
+        ] {
+            assert!(two.contains(part), "{part:?} is not in {two}");
+        }
+        let spare = Spare { slots: 2, bytes: 4 * GIB, nvdimms: true };
+        let room = line(&Machine { pmem: vec![], spare, ..Machine::default() });
+        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=4608M"), "{room}");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = directory.path().join("kept");
+        let kept = asked(&["--dimm", "32M", "--dimm-file", file.to_str().expect("UTF-8")]);
+        assert_eq!((kept.dimms.len(), file.metadata().expect("made").len()), (1, 32 * MIB));
+        assert_eq!(Dimm::kept(&file, None, GIB).expect("opened").size_bytes, 32 * MIB);
+        let other = Dimm::kept(&file, Some(MIB), GIB).expect_err("another size").to_string();
+        assert!(other.contains("holds a module of 32M, not of 1M"), "{other}");
     }
 
     #[test]

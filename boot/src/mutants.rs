@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The packages that have such a list.
-const PACKAGES: [&str; 4] = ["mm", "dax", "fs", "sched"];
+const PACKAGES: [&str; 7] = ["mm", "dax", "nvdimm", "fs", "sched", "nvme", "iommu"];
 /// A test that takes longer hangs. One that finds that it waits for ever has given the CPU away some million times before:
 /// seconds where nobody wants it, and minutes where others do.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -270,7 +270,9 @@ mod tests {
     #[test]
     fn the_lists_of_the_packages_can_be_read() {
         let faults = faults().unwrap();
-        for (package, nr) in [("mm", 12), ("dax", 1), ("fs", 20), ("sched", 10)] {
+        for (package, nr) in
+            [("mm", 12), ("dax", 1), ("nvdimm", 4), ("fs", 20), ("sched", 10), ("nvme", 8), ("iommu", 15)]
+        {
             assert!(faults.iter().filter(|fault| fault.package == package).count() >= nr, "{package}");
         }
     }

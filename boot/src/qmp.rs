@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    /// What it has told of itself, and nobody has asked for.
+    events: Vec<Value>,
 }
 
 impl Qmp {
@@ -25,7 +27,7 @@ impl Qmp {
         let stream = UnixStream::connect(socket).context("QEMU's monitor")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         let greeting = qmp.receive()?;
         if greeting.get("QMP").is_none() {
             bail!("QEMU's monitor greets with {greeting}");
@@ -34,7 +36,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs a command and returns what it answers. Events that come in between are passed over.
+    /// Runs a command and returns what it answers. Events that come in between are kept.
     ///
     /// # Errors
     /// When the connection ends, or the command is refused, with QEMU's words.
@@ -49,6 +51,7 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 bail!("{command}: {}", error.get("desc").and_then(Value::as_str).unwrap_or("refused"));
             }
+            self.events.push(answer);
         }
     }
 
@@ -59,6 +62,20 @@ impl Qmp {
     pub fn monitor(&mut self, line: &str) -> Result<String> {
         let text = self.execute("human-monitor-command", json!({ "command-line": line }))?;
         Ok(text.as_str().unwrap_or_default().replace('\r', ""))
+    }
+
+    /// Waits for the event of this name, the first that nobody has taken, and returns its data. Those before it are passed
+    /// over.
+    ///
+    /// # Errors
+    /// When the connection ends, or it does not come in time.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let next = if self.events.is_empty() { self.receive()? } else { self.events.remove(0) };
+            if next.get("event").and_then(Value::as_str) == Some(name) {
+                return Ok(next.get("data").cloned().unwrap_or_default());
+            }
+        }
     }
 
     fn receive(&mut self) -> Result<Value> {

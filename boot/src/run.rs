@@ -8,9 +8,10 @@ use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths::{self, Profile};
 use crate::terminal::{self, Interrupt};
-use crate::{build, image, medium};
+use crate::{build, hotplug, image, medium};
 use anyhow::Result;
 use std::path::Path;
+use std::time::Duration;
 
 /// The status of this program when a file that the command line names is wrong: the same as for a wrong option.
 pub(crate) const BAD_COMMAND_LINE: u8 = 2;
@@ -54,7 +55,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine, cli.options.quiet, held)
+    boot(&machine, &cli.options, held)
 }
 
 /// What the figures of `bench` are held against; `None` for another job.
@@ -72,11 +73,14 @@ pub(crate) fn refuse_foreign(cli: &Cli) -> Result<()> {
     }
 }
 
-fn boot(machine: &Machine, quiet: bool, held: Option<Held>) -> Result<u8> {
+fn boot(machine: &Machine, options: &Options, held: Option<Held>) -> Result<u8> {
     let interrupt = Interrupt::install()?;
     let measures = held.is_some();
     let mut guest = Guest::start(machine, Echo::Stdout)?;
     interrupt.ends(&guest);
+    if let Some(seconds) = options.pull_every {
+        hotplug::pull_at_random(guest.hand(), guest.console(), Duration::from_secs(seconds), options.seed);
+    }
     let _restored_on_return = if machine.mode == Mode::Shell { terminal::connect(&mut guest)? } else { None };
     let mut outcome = guest.finish()?;
     if interrupt.came() {
@@ -87,7 +91,7 @@ fn boot(machine: &Machine, quiet: bool, held: Option<Held>) -> Result<u8> {
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");
     }
-    if !(quiet && outcome.status == Status::Good) {
+    if !(options.quiet && outcome.status == Status::Good) {
         match &outcome.status {
             // The kernel's own verdict knows of no baseline.
             Status::Good if measures => eprintln!("run-qemu: good"),

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 7] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-psched", "-pslabs"];
+const PORTABLE: [&str; 9] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-pnvme", "-psched", "-pslabs", "-piommu"];
 /// The packages that have tests for Miri.
 const MIRI: [&str; 3] = ["-pmm", "-pdax", "-pslabs"];
 
@@ -28,7 +28,11 @@ pub fn run(cli: &Cli) -> Result<u8> {
     lint(&mut tally);
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
-    tally.stage("unit tests: mm, dax, nvdimm, fs, media, sched, slabs", Kind::Tests, full(&mut portable, options.full));
+    tally.stage(
+        "unit tests: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu",
+        Kind::Tests,
+        full(&mut portable, options.full),
+    );
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
     let mut judges = host_cargo("test");
     judges.args(["-pboot", "--test", "judges"]);
@@ -92,7 +96,7 @@ fn lint(tally: &mut Tally) {
         .args(PORTABLE)
         .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "--no-deps"])
         .env("RUSTDOCFLAGS", "-Dwarnings");
-    tally.stage("documentation: mm, dax, nvdimm, fs, media, sched, slabs", Kind::Check, &mut pages);
+    tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu", Kind::Check, &mut pages);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.
@@ -117,7 +121,7 @@ fn host_cargo(verb: &str) -> Command {
 /// The models under a `checker`, loom or shuttle: the tests in files whose name begins with `loom`.
 fn models(checker: &str) -> Command {
     let mut command = host_cargo("test");
-    command.args(["--release", "-pmm", "-pdax", "-pfs", "-psched", "--test", "loom*", "--no-fail-fast"]);
+    command.args(["--release", "-pmm", "-pdax", "-pfs", "-psched", "-piommu", "--test", "loom*", "--no-fail-fast"]);
     command.env("RUSTFLAGS", format!("--cfg {checker}")).env("CARGO_TARGET_DIR", paths::target().join(checker));
     command
 }

@@ -3,12 +3,12 @@
 //! A test that the kernel planned and did not report, because it crashed for instance, is a failure here, and so is a
 //! report with anything else wrong.
 
-use boot::backing::{Nvdimm, VirtioPmem};
+use boot::backing::{Dimm, Nvdimm, VirtioPmem};
 use boot::cli::Mode;
 use boot::console::Echo;
 use boot::guest::Guest;
 use boot::ktap::{self, Test, Verdict};
-use boot::machine::Machine;
+use boot::machine::{DEFAULT_NVME_BYTES, Machine};
 use boot::outcome::{Outcome, Status};
 use boot::size::{GIB, MIB, TIB};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -33,6 +33,15 @@ fn configurations() -> Vec<(&'static str, Machine)> {
         ),
     ];
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
+    let disk = Some(DEFAULT_NVME_BYTES);
+    all.push(("deterministic", Machine { smp: 2, deterministic: true, nvme: disk, ..base.clone() }));
+    let none = Machine { iommu: false, edu: false, nvme: Some(0), ..base.clone() };
+    all.push(("no-dma", Machine { smp: 1, append: vec!["tests=dma.*".into()], ..none }));
+    // Two leave for good, without a word.
+    let dimms = vec![Dimm::temporary(64 * MIB); 3];
+    let leaving = Machine { smp: 2, dimms, append: vec!["tests=depart.*".into()], ..base.clone() };
+    all.push(("dimm", leaving.clone()));
+    all.push(("dimm-deterministic", Machine { deterministic: true, ..leaving }));
     all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
     // What an idle device takes, where it would show if it grew with the device.
     let idle =

@@ -34,13 +34,16 @@ use crate::bringup::options::{self, Mode, Options};
 use crate::bringup::{acpi, fwcfg, memory_map, smp};
 use crate::console::{report, ring};
 use crate::cpu::{exit, lock, percpu, time};
+use crate::io::{dma, edu, nvme, vtd};
 use crate::mem::kstack::Stack;
 use crate::mem::{heap, image, layout, machine, memory, paging, reserve};
-use crate::pmem::{contents, devices, lost, mounts};
+use crate::pmem::{contents, departure, devices, dimms, lost, mounts};
 use crate::shell::runs::Runs;
 use crate::task::runner::{self, Runner};
 use crate::task::{sched, services, tcb};
+use crate::trap::events;
 use crate::trap::memory_error::{self, Listener};
+use crate::trap::vectors;
 
 static BOOTLOADER_CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
@@ -212,8 +215,13 @@ extern "C" fn on_own_tables() -> ! {
     time::set_deterministic(options.deterministic);
     let cache = if options.dax_aliasing { DataCache::Aliasing } else { DataCache::Coherent };
     mounts::start();
-    devices::find(tables.as_ref().map_or(&[], |info| &info.nfits), features.phys_bits, cache);
+    devices::find(tables.as_ref(), features.phys_bits, cache);
+    if let Some((events, madt)) = tables.as_ref().and_then(|info| Some((info.events?, info.madt.as_ref()?))) {
+        events::find(events, madt);
+    }
     smp::init_boot_cpu(features);
+    vectors::handle_iommu_faults(dma::on_interrupt);
+    vtd::start(tables.as_ref().and_then(|info| info.dmar), bits_of_memory());
     let (tsc_hz, timer_hz) = time::rates();
     log::info!(target: "time", "time-stamp counter {} kHz, local timer {} kHz", tsc_hz / 1000, timer_hz / 1000);
     let stack = boot_stack.lock().take().expect("the boot CPU's stack is taken once");
@@ -226,6 +234,14 @@ extern "C" fn on_own_tables() -> ! {
     report!("boot cpus={nr_cpus} missing={missing} ram_bytes={ram} deterministic={deterministic}");
     sched::spawn("main", 0, None, main_task);
     sched::idle_loop()
+}
+
+/// As many bits has the highest physical address of RAM and of the devices that were found.
+fn bits_of_memory() -> u8 {
+    let ram = memory::regions().iter().filter(|region| memory::is_ram(region.kind)).map(|region| region.end);
+    let devices = devices::slots().iter().map(|slot| slot.frames.end().addr().as_u64());
+    let end = ram.chain(devices).max().unwrap_or(1);
+    (u64::BITS - end.saturating_sub(1).leading_zeros()) as u8
 }
 
 fn print_features(features: &Features) {
@@ -269,7 +285,7 @@ fn main_task() -> tcb::Exit {
     assert!(silent.is_empty(), "CPUs {silent:?} do not answer interrupts");
     let frames = devices::slots().iter().map(|slot| slot.frames);
     memory_error::start(
-        frames,
+        frames.chain(dimms::free_windows()),
         Listener {
             holders: |pfn| {
                 mounts::media_failure(pfn);
@@ -279,6 +295,10 @@ fn main_task() -> tcb::Exit {
             devices: lost::keep_bad_blocks,
         },
     );
+    dma::start();
+    edu::find();
+    nvme::find();
+    departure::start();
     let options = options::get();
     options.inject.into_iter().for_each(|fault| reserve::FAULTS.arm(fault));
     ring::drain();

@@ -6,7 +6,8 @@
  * it: "call" from call to return, everything that the one CPU executes
  * meanwhile; "caller" what the calling task executes, waiting left out;
  * "tasks" what all tasks execute until the call returns; "elapsed" the same
- * and the time that nobody needed.
+ * and the time that nobody needed. "commands" is no instructions: invalidations
+ * of the IOTLB, in all.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -396,6 +397,46 @@ static void failure(char **a)
 	waitpid(pid, &status, 0);
 }
 
+/* iommu MAP UNMAP REGISTERS PIECES LEAF CALLS: 1 GiB of I/O addresses, mapped in
+ * so many calls, with leaves of that size, and unmapped in one call ("one"), in as
+ * many ("each"), or with one invalidation for 512 ("batch"). MAP is "-" where that
+ * is not told. No memory lies at these physical addresses: nothing goes there. */
+static void iommu(char **a)
+{
+	size_t leaf = size_of(a[4]);
+	struct gb_request r = {
+		.op = GB_IOMMU, .addr = 64 * GIB, .phys = 8 * GIB, .registers = strtoull(a[2], 0, 16),
+		.pages = strtoul(a[3], 0, 10),
+	};
+	double commands;
+
+	if (!strcmp(a[5], "each"))
+		r.flags = GB_EACH;
+	else if (!strcmp(a[5], "batch"))
+		r.flags = GB_BATCH;
+	if (!r.pages || !r.registers || (!r.flags && strcmp(a[5], "one")))
+		fail("arguments");
+	r.bytes = GIB / r.pages;
+	r.turns = r.pages == 1 ? 1000 : TURNS;
+	r.warm = r.pages == 1 ? 10 : 1;
+	/* Aligned to such a leaf and to no larger one. */
+	if (leaf < GIB)
+		r.phys += leaf;
+	if (ioctl(open_device("gupbench"), GB_RUN, &r) || r.done != r.turns)
+		fail(a[1]);
+	if (r.leaf != leaf)
+		fail("size_of_leaf");
+	if (!r.commands)
+		fail("no_invalidation");
+	if (strcmp(a[0], "-"))
+		print(a[0], "", r.take, r.pages, r.turns, "call");
+	print(a[1], "", r.give, r.pages, r.turns, "call");
+	commands = r.commands;
+	printf("@peer name=%s_commands value=%.2f least=%.2f most=%.2f turns=1 counted=commands\n", a[1], commands,
+	       commands, commands);
+	fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -404,7 +445,7 @@ int main(int argc, char **argv)
 		void (*run)(char **);
 	} jobs[] = {
 		{ "idle", 2, idle }, { "once", 2, once }, { "mapped", 6, mapped }, { "unmap", 3, unmap },
-		{ "pin", 3, pin }, { "failure", 3, failure },
+		{ "pin", 3, pin }, { "failure", 3, failure }, { "iommu", 6, iommu },
 	};
 	size_t i;
 
@@ -413,6 +454,6 @@ int main(int argc, char **argv)
 			jobs[i].run(argv + 2);
 			return 0;
 		}
-	fprintf(stderr, "usage: peerbench idle|once|mapped|unmap|pin|failure ...\n");
+	fprintf(stderr, "usage: peerbench idle|once|mapped|unmap|pin|failure|iommu ...\n");
 	return 2;
 }

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 /// How the kernel is asked to run: no mitigations, no clearing of pages that are given out, nothing printed.
 const OPTIONS: &str = "console=ttyS0 quiet loglevel=1 nokaslr tsc=reliable nowatchdog audit=0 panic=-1 \
                        random.trust_cpu=on mitigations=off init_on_alloc=0";
+/// And where devices are behind an IOMMU: each invalidation before the unmap returns, none put off.
+const IOMMU_OPTIONS: &str = "intel_iommu=on iommu.strict=1";
 /// A guest that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
@@ -48,16 +50,36 @@ pub enum Boot {
     Small,
     /// A device of 6 TiB with leaves of 1 GiB. With smaller ones its `struct page`s would not fit into RAM.
     Large,
+    /// Mappings for a device behind an IOMMU. The other boots have none, so that their figures do not depend on it.
+    Iommu,
 }
 
 impl Boot {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
+    pub const ALL: [Self; 3] = [Self::Small, Self::Large, Self::Iommu];
 
     fn word(self) -> &'static str {
         match self {
             Self::Small => "small",
             Self::Large => "large",
+            Self::Iommu => "iommu",
+        }
+    }
+
+    /// The kernel's options.
+    fn options(self) -> String {
+        match self {
+            Self::Small | Self::Large => OPTIONS.into(),
+            Self::Iommu => format!("{OPTIONS} {IOMMU_OPTIONS}"),
+        }
+    }
+
+    /// Its devices but for the NVDIMMs. The IOMMU comes first: QEMU asks it about those that come later only. `edu` is one
+    /// for which Linux has no driver.
+    fn devices(self) -> &'static [&'static str] {
+        match self {
+            Self::Small | Self::Large => &[],
+            Self::Iommu => &["intel-iommu,aw-bits=48", "edu"],
         }
     }
 
@@ -68,6 +90,7 @@ impl Boot {
         let kinds: Vec<_> = match self {
             Self::Small => SIZES_GIB.iter().flat_map(|&gib| ["4K", "2M", "1G"].map(|leaf| (leaf, gib))).collect(),
             Self::Large => vec![("1G", LARGE_GIB)],
+            Self::Iommu => Vec::new(),
         };
         let nvdimm = |(leaf, gib)| {
             let nvdimm = Nvdimm { leaf, gib, address };
@@ -83,6 +106,7 @@ impl Boot {
         match self {
             Self::Small => ("", "4G,slots=16,maxmem=128G"),
             Self::Large => (",phys-bits=44", "4G,slots=1,maxmem=8T"),
+            Self::Iommu => ("", "4G"),
         }
     }
 }
@@ -101,6 +125,7 @@ fn arguments(boot: Boot) -> Vec<String> {
     pair("-rtc", "base=2024-01-01,clock=vm".into());
     pair("-smp", "1".into());
     pair("-m", mem.into());
+    boot.devices().iter().for_each(|device| pair("-device", (*device).into()));
     for (index, nvdimm) in nvdimms.iter().enumerate() {
         let address = nvdimm.address;
         pair("-device", format!("nvdimm,id=nvdimm{index},memdev=pmem{index},addr={address}"));
@@ -108,7 +133,7 @@ fn arguments(boot: Boot) -> Vec<String> {
     let named = nvdimms.iter().map(|nvdimm| format!("{}:{}:{:#x}", nvdimm.leaf, nvdimm.gib, nvdimm.address));
     pair(
         "-append",
-        format!("{OPTIONS} peer.boot={} peer.devices={}", boot.word(), named.collect::<Vec<_>>().join(",")),
+        format!("{} peer.boot={} peer.devices={}", boot.options(), boot.word(), named.collect::<Vec<_>>().join(",")),
     );
     args
 }
@@ -206,7 +231,7 @@ mod tests {
     #[test]
     fn no_nvdimm_lies_over_another_and_each_begins_at_a_gibibyte() {
         let all = Boot::Small.nvdimms();
-        assert_eq!((all.len(), Boot::Large.nvdimms().len()), (9, 1));
+        assert_eq!((all.len(), Boot::Large.nvdimms().len(), Boot::Iommu.nvdimms().len()), (9, 1, 0));
         assert!(all.iter().all(|nvdimm| nvdimm.address.is_multiple_of(GIB)));
         assert!(all.windows(2).all(|pair| pair[0].address + pair[0].bytes() <= pair[1].address));
     }
@@ -218,6 +243,26 @@ mod tests {
             ["-machine q35,nvdimm=on", "-cpu max,la57=off,erms=off", "-accel tcg", "sleep=off", "peer.devices=4K:1:0x"]
         {
             assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+    }
+
+    /// The figures of the other boots are measured without an IOMMU.
+    #[test]
+    fn one_boot_alone_has_an_iommu_and_it_is_strict() {
+        for boot in Boot::ALL {
+            let line = arguments(boot).join(" ");
+            for part in ["-device intel-iommu,aw-bits=48 -device edu", " intel_iommu=on iommu.strict=1 "] {
+                assert_eq!(line.contains(part), matches!(boot, Boot::Iommu), "{part:?} in {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_guest_knows_each_boot_by_its_word() {
+        let [.., init] = guest::sources().map(|(_, file)| fs::read_to_string(file).expect("a source"));
+        for boot in Boot::ALL {
+            assert!(init.contains(&format!("@peer done={}\"", boot.word())), "{boot:?}");
+            assert!(arguments(boot).last().is_some_and(|line| line.contains(&format!("peer.boot={} ", boot.word()))));
         }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// One figure, in guest instructions.
+/// One figure, in guest instructions; where `counted` is `commands`, in invalidations of the IOTLB.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
     /// The median.
@@ -19,7 +19,7 @@ pub struct Figure {
     pub least_most: (f64, f64),
     /// Of how many.
     pub turns: u64,
-    /// What was counted: `call`, `caller`, `tasks` or `elapsed` (see `boot/peer/guest/peerbench.c`).
+    /// What was counted: `call`, `caller`, `tasks`, `elapsed` or `commands` (see `boot/peer/guest/peerbench.c`).
     pub counted: String,
 }
 
@@ -176,11 +176,13 @@ pub mod tests {
             "@peer done=small",
             "[ 3] Power down",
             "@peer done=large",
+            "@peer name=iommu_unmap_1g_commands value=1.00 least=1.00 most=1.00 turns=1 counted=commands",
+            "@peer done=iommu",
         ]);
         let figures = figures(&console).expect("good lines");
         let figure = &figures["pin_512_of_4k_each"];
         assert_eq!((figure.value, figure.least_most, figure.turns), (244.4, (244.39, 249.5), 50));
-        assert_eq!(figure.counted, "call");
+        assert_eq!((&*figure.counted, &*figures["iommu_unmap_1g_commands"].counted), ("call", "commands"));
     }
 
     #[test]
@@ -188,6 +190,8 @@ pub mod tests {
         for (console, word) in [
             (&[LINE][..], "ended before"),
             (&[LINE, "@peer done=small"], "ended before"),
+            (&[LINE, "@peer done=small", "@peer done=large"], "ended before"),
+            (&["@peer failed=not_strict_but_DMA-FQ"], "not_strict_but_DMA-FQ failed"),
             (&[], "nothing"),
             (&[LINE, "@peer failed=no_region errno=2"], "no_region failed"),
             (&["@peer name=pin_4k value=77x least=1 most=2 turns=3 counted=call"], "value=77x"),

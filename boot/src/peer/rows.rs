@@ -27,6 +27,7 @@ const NO_REFERENCE: &str = "a leaf of device memory holds no reference to its pa
 const OWN: &str = "no partner: on Linux it is what the `struct page`s cost; compare the idle removals";
 const LARGE: &str = "with 4 KiB leaves Linux would need 96 GiB of `struct page`s";
 const FAILURE: &str = "ours takes the page out of the page tables, and answers who had it";
+const NOT_IN_BENCH: &str = "ours is not in `bench`";
 
 /// The table.
 pub const ROWS: &[Row] = &[
@@ -68,6 +69,29 @@ pub const ROWS: &[Row] = &[
     row("unmap 1 GiB of 4 KiB pages, each", "unmap_1g_of_4k_each", Some("unmap_4k_each_page"), NO_REFERENCE),
     row("unmap 1 GiB of 2 MiB leaves, each", "unmap_1g_of_2m_each", Some("unmap_2m_each_leaf"), NO_REFERENCE),
     row("unmap a 1 GiB leaf", "unmap_1g_of_1g_each", Some("unmap_1g_each_leaf"), NO_REFERENCE),
+    row("map 1 GiB for a device, a 1 GiB leaf", "iommu_map_1g", None, NOT_IN_BENCH),
+    row("unmap it for the device, one invalidation", "iommu_unmap_1g", None, NOT_IN_BENCH),
+    row("map 1 GiB for a device, 2 MiB leaves", "iommu_map_1g_of_2m", None, NOT_IN_BENCH),
+    row("unmap it for the device, one invalidation", "iommu_unmap_1g_of_2m", None, NOT_IN_BENCH),
+    row("map 262,144 scattered pages for a device, each", "iommu_map_4k_scattered_each", None, NOT_IN_BENCH),
+    row(
+        "unmap them for the device as one range, one invalidation, each",
+        "iommu_unmap_4k_scattered_each",
+        None,
+        "Linux gives the tables away unread: whoever calls has to know which pages those were",
+    ),
+    row(
+        "… page by page as VFIO does, looked up, 512 with one invalidation, each",
+        "iommu_unmap_4k_scattered_by_512_each",
+        None,
+        NOT_IN_BENCH,
+    ),
+    row(
+        "… page by page, with an invalidation each, each",
+        "iommu_unmap_4k_scattered_one_by_one_each",
+        None,
+        NOT_IN_BENCH,
+    ),
     row(
         "`memory_failure`, nobody told",
         "memory_failure_late",

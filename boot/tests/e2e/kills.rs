@@ -24,9 +24,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use testkit::sim::{Random, SimPmem};
 
-const TASKS: usize = 3;
+pub(crate) const TASKS: usize = 3;
 /// Small, so that the journal is emptied every hundred steps or so.
-const SIZE: u64 = 4 * MIB;
+pub(crate) const SIZE: u64 = 4 * MIB;
 /// Steps of a task that may be durable and not yet acknowledged: the guest acknowledges every fourth, a dying QEMU takes
 /// what it has not yet written with it, and what it has written before a look may not have been read yet, which is
 /// thousands of lines where the host is busy.
@@ -42,12 +42,12 @@ fn plan() -> (u64, u64) {
     (number("UNPLUG_KILLS").unwrap_or(kills), seed)
 }
 
-struct Victim {
-    image: PathBuf,
+pub(crate) struct Victim {
+    pub(crate) image: PathBuf,
     /// Of the present boot's load.
-    seed: u64,
+    pub(crate) seed: u64,
     /// Of each task a state that it has had or gone past.
-    known: [Known; TASKS],
+    pub(crate) known: [Known; TASKS],
 }
 
 impl Victim {
@@ -66,7 +66,7 @@ impl Victim {
     }
 
     /// How many steps of each task the console says are durable.
-    fn acked(lines: &[String]) -> [u64; TASKS] {
+    pub(crate) fn acked(lines: &[String]) -> [u64; TASKS] {
         let mut acked = [0; TASKS];
         let of_load = |record: &Record| Some((record.number("task")?, record.number("acked")?));
         for (task, nr) in records::of_topic(lines, "fsload").filter_map(|record| of_load(&record)) {
@@ -89,7 +89,7 @@ impl Victim {
             guest.freeze().unwrap_or_else(|error| panic!("{error:#}"));
             // What was said before it stopped is there.
             let acked = Self::acked(&guest.console().lines());
-            let bytes = std::fs::read(&self.image).expect("the image can be read");
+            let bytes = device(&self.image);
             guest.thaw().unwrap_or_else(|error| panic!("{error:#}"));
             self.judge(bytes, acked);
         }
@@ -103,8 +103,7 @@ impl Victim {
     }
 
     /// Looks at a copy of the image: it holds what was acknowledged, and whole steps. Answers what each task has there.
-    fn judge(&mut self, mut bytes: Vec<u8>, acked: [u64; TASKS]) -> [Files; TASKS] {
-        bytes.truncate(bytes.len() - LABEL_BYTES as usize);
+    pub(crate) fn judge(&mut self, bytes: Vec<u8>, acked: [u64; TASKS]) -> [Files; TASKS] {
         let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes));
         let report = fs::check::check(&pmem, None);
         assert!(report.is_clean(), "{:?}", report.problems);
@@ -120,14 +119,14 @@ impl Victim {
     }
 
     /// The next boot begins with what this one has left.
-    fn begin_anew(&mut self, left: [Files; TASKS]) {
+    pub(crate) fn begin_anew(&mut self, left: [Files; TASKS]) {
         self.seed += 1;
         self.known = left.map(|files| Known { nr: 0, files });
     }
 }
 
 /// Lets so many microseconds pass. Which does not matter: every moment is as good as any other.
-fn spin(us: u64) {
+pub(crate) fn spin(us: u64) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_micros(us) {
         std::hint::spin_loop();
@@ -139,7 +138,14 @@ fn check(image: &Path) -> Vec<u8> {
     let words = ["run-qemu".as_ref(), "fs".as_ref(), "check".as_ref(), image.as_os_str()];
     let status = fsimage::job(words.map(ToOwned::to_owned)).expect("its own words").expect("it can be opened");
     assert_eq!(status, 0, "the checker finds problems in {}", image.display());
-    std::fs::read(image).expect("the image can be read")
+    device(image)
+}
+
+/// What the image holds of the NVDIMM's own bytes: its labels come behind them.
+fn device(image: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(image).expect("the image can be read");
+    bytes.truncate(bytes.len() - LABEL_BYTES as usize);
+    bytes
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod depart;
 mod faults;
 mod fs;
 mod fuzz;

@@ -5,6 +5,7 @@
 //! have that case.
 
 use crate::support::{ask, assert_good, exit, has, has_line, refused, shell, start, start_shell, tail};
+use boot::backing::Dimm;
 use boot::machine::Machine;
 
 /// The bytes of an NFIT: the header that every ACPI table has, four reserved bytes, and structures.
@@ -185,7 +186,8 @@ fn a_device_that_failed_to_restore_its_data_is_read_only() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("nfit.bin");
     std::fs::write(&file, nfit(&table)).expect("written");
-    let machine = Machine { smp: 1, pmem: vec![], dimms: vec![256 << 20], acpitables: vec![file], ..shell() };
+    let machine =
+        Machine { smp: 1, pmem: vec![], dimms: vec![Dimm::temporary(256 << 20)], acpitables: vec![file], ..shell() };
     let mut guest = start_shell(&machine);
     has(&ask(&mut guest, "nvdimm"), &["0: pmem0 (nvdimm, read-only) 0x100000000..0x104000000"]);
     ask(&mut guest, "attach 0");

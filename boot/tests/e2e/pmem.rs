@@ -3,7 +3,7 @@
 use crate::support::{
     ask, assert_good, command, exit, has, has_line, machine, records, refused, run, shell, start, start_shell, tail,
 };
-use boot::backing::Nvdimm;
+use boot::backing::{Dimm, Nvdimm};
 use boot::cli::Mode;
 use boot::guest::Guest;
 use boot::machine::Machine;
@@ -93,7 +93,7 @@ fn an_nvdimm_that_is_not_armed_takes_no_writes() {
 fn a_device_at_a_crooked_address_is_mapped_by_what_fits() {
     let machine = |mode| Machine {
         smp: 2,
-        dimms: vec![256 * MIB],
+        dimms: vec![Dimm::temporary(256 * MIB)],
         pmem: vec![Nvdimm::temporary(GIB + 2 * MIB)],
         mode,
         append: vec!["tests=mm.*".into()],

@@ -472,7 +472,7 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            drop(kill::kill(device, &mut core::hint::spin_loop, &mut |_, _| ()));
+            drop(kill::kill(device, NotifyFlags::PRE_REMOVE, &mut core::hint::spin_loop, &mut |_, _| ()));
         }
     }
 }

@@ -20,6 +20,9 @@ bitflags! {
         const PRE_REMOVE = 1 << 0;
         /// A task has met the failure and cannot go on without an answer.
         const ACTION_REQUIRED = 1 << 1;
+        /// The device has gone, without a word: nothing of it can be read or written, and nothing is to be saved. No page
+        /// is to be marked as poisoned: it may come back as it was.
+        const GONE = 1 << 3;
         /// Tasks that map the range get SIGBUS even where they asked to be told later.
         const MUST_KILL = 1 << 2;
     }

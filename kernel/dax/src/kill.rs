@@ -3,7 +3,7 @@
 //! | step | why here |
 //! |---|---|
 //! | nobody new: dying | a holder that came later would not be told; a file opened later could not be used |
-//! | tell the holders, with `PRE_REMOVE` | while the device is alive: they have to read and write it to put their house in order |
+//! | tell the holders, with `PRE_REMOVE` | while the device is alive: they have to read and write it to put their house in order. With `GONE` where it has left already: there is nothing to read or write, and they end at once |
 //! | dead | no new access begins; a fault is answered by SIGBUS |
 //! | wait for the readers | an access that began before may still install a mapping; afterwards none can |
 //! | forget the holders | a holder that was being told must not vanish under the teller, which is a reader |
@@ -77,6 +77,8 @@ pub struct KillReport {
 /// Kills the device. `relax` is called in every round of waiting for readers; `observe` after each phase,
 /// with what has been met so far.
 ///
+/// The holders are told that it is about to leave: see [`kill_dax_as`].
+///
 /// It cannot fail: what the holders answer is recorded and changes nothing. Must not be called with interrupts off
 /// or with a [`LiveGuard`](crate::device::LiveGuard) of the same device in hand.
 pub fn kill_dax(
@@ -84,14 +86,25 @@ pub fn kill_dax(
     relax: &mut dyn FnMut(),
     observe: &mut dyn FnMut(Phase, &KillReport),
 ) -> (Dead, KillReport) {
+    kill_dax_as(live, NotifyFlags::PRE_REMOVE, relax, observe)
+}
+
+/// As [`kill_dax`], with `flags` for the holders: [`NotifyFlags::GONE`] of a device that has left already.
+pub fn kill_dax_as(
+    live: Live,
+    flags: NotifyFlags,
+    relax: &mut dyn FnMut(),
+    observe: &mut dyn FnMut(Phase, &KillReport),
+) -> (Dead, KillReport) {
     match live.take() {
-        Some(device) => kill(device, relax, observe),
+        Some(device) => kill(device, flags, relax, observe),
         None => unreachable!("a live handle has its device"),
     }
 }
 
 pub(crate) fn kill(
     device: Arc<DaxDevice>,
+    flags: NotifyFlags,
     relax: &mut dyn FnMut(),
     observe: &mut dyn FnMut(Phase, &KillReport),
 ) -> (Dead, KillReport) {
@@ -103,7 +116,7 @@ pub(crate) fn kill(
     }
     observe(Phase::Dying, &report);
     // The device is alive, so the only error there is cannot come.
-    report.answers = device.notify_failure(0, WHOLE, NotifyFlags::PRE_REMOVE).unwrap_or_default();
+    report.answers = device.notify_failure(0, WHOLE, flags).unwrap_or_default();
     observe(Phase::Told, &report);
     device.set_dead();
     observe(Phase::Dead, &report);

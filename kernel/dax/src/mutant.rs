@@ -46,6 +46,12 @@ mutants::mutants! {
     /// A removal asks for long-term pins and does not take them back. Caught by
     /// `registrations::an_owner_that_does_nothing_cannot_hold_a_removal_up`.
     PinsNotTakenBack = "pins_not_taken_back",
+    /// The holders of a device that has gone are told that it is about to leave, and go on writing to it. Caught by
+    /// `removal::the_holders_of_a_device_that_has_gone_hear_that_it_has`.
+    GoneToldAsLeaving = "gone_told_as_leaving",
+    /// The owners of registrations of a device that has gone have their time all the same. Caught by
+    /// `registrations::nobody_is_waited_for_where_the_device_has_gone`.
+    GraceForGone = "grace_for_gone",
     /// Who waits for the end of a removal does not. Caught by `slot::a_second_removal_is_refused_or_waits`.
     SecondDoesNotWait = "second_does_not_wait",
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use dax::devdax::OpenOptions;
-use dax::removal::{Method, RemovalReport, Step, StepRecord, remove};
+use dax::removal::{Cause, Method, RemovalReport, Step, StepRecord, remove};
 use mm::account::PinAccount;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
@@ -110,6 +110,33 @@ fn an_owner_that_does_nothing_cannot_hold_a_removal_up() {
     assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key: region.key() }));
     // What the owner still has in its hands is harmless, also once the device is there again.
     drop(region);
+    rig.assert_clean();
+}
+
+/// covers: S1 L6
+#[test]
+fn nobody_is_waited_for_where_the_device_has_gone() {
+    let mut rig = rig();
+    let told = Arc::new(Mutex::new(0));
+    let count = told.clone();
+    let owner: Arc<dyn RegionOwner> = Arc::new(move |_: &Notice| *count.lock().unwrap() += 1);
+    let region = rig.register(4, 8, &owner).unwrap();
+    // One that has been asked for before, by somebody else, and has its time still.
+    let (engine, asked) = (region.reference(), rig.register(0, 4, &owner).unwrap());
+    let map = rig.attached.as_ref().unwrap().map.clone();
+    rig.mm.regions.ask(&map, &[mm::addr::PfnRange::new(map.ranges()[0].start(), 4).unwrap()], &mut |_| ());
+    assert_eq!(*told.lock().unwrap(), 1);
+    let (report, log, ns) = rig.remove_with(Env { cause: Cause::Gone, ..Env::default() });
+    assert!(ns < GRACE_NS / 2, "{ns} ns");
+    assert_eq!((report.cause, *told.lock().unwrap()), (Cause::Gone, 1), "nobody is told of memory that is not there");
+    let drain = |name| fact(&report, Step::Drain, name);
+    assert_eq!((drain("registrations_revoked"), drain("pins_waited_for")), (2, 0));
+    // In the same order as ever: no walk can pin any more.
+    let at = |line: &str| log.iter().position(|known| known == line).unwrap_or_else(|| panic!("no {line}: {log:?}"));
+    assert!(at("shootdown: done") < at("revoked task1") && at("revoked task1") < at("drain: done"));
+    assert!(report.to_string().starts_with("removal of dax0.0, which has gone"), "{report}");
+    assert_eq!(engine.access(Access::Read).err(), Some(UseError::Revoked { key: region.key() }));
+    drop((region, asked));
     rig.assert_clean();
 }
 

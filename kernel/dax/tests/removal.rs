@@ -11,7 +11,7 @@ use dax::devdax::OpenOptions;
 use dax::device::{DaxDevice, State};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use dax::kill::Phase;
-use dax::removal::{Method, RemovalReport, Step, StepRecord, Target, remove};
+use dax::removal::{Cause, Method, RemovalReport, Step, StepRecord, Target, remove};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -235,6 +235,36 @@ fn holders_are_told_before_the_device_dies_and_their_answers_are_kept() {
     assert_no_device_left(&mm);
     drop(registration);
     assert_no_device_left(&mm);
+}
+
+/// covers: S1 N1
+#[test]
+fn the_holders_of_a_device_that_has_gone_hear_that_it_has() {
+    struct Cache(Mutex<Vec<NotifyFlags>>);
+    impl Holder for Cache {
+        fn name(&self) -> &str {
+            "writecache"
+        }
+        fn notify_failure(&self, _: u64, _: u64, flags: NotifyFlags) -> Result<(), NotifyError> {
+            self.0.lock().unwrap().push(flags);
+            Ok(())
+        }
+    }
+    for (cause, flags) in [
+        (Cause::Asked, NotifyFlags::PRE_REMOVE),
+        (Cause::Announced, NotifyFlags::PRE_REMOVE),
+        (Cause::Gone, NotifyFlags::GONE),
+    ] {
+        let (emu, mm) = machine(1);
+        let attached = attach_one(&mm, 512);
+        let holder = Arc::new(Cache(Mutex::default()));
+        let registration = attached.live.device().register_holder(Role::Observer, holder.clone()).unwrap();
+        let mut env = Env { cause, ..Env::default() };
+        let report = emu.on_cpu(0, || remove(&mm, attached.target(), Method::Ranged, &mut env));
+        assert_eq!((report.cause, &holder.0.lock().unwrap()[..]), (cause, &[flags][..]));
+        drop(registration);
+        assert_no_device_left(&mm);
+    }
 }
 
 /// Starts a removal on CPU 0 when CPU 1 comes to `event`, and holds that it gets no further than to wait for CPU 1.

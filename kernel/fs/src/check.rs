@@ -270,7 +270,10 @@ impl Volume {
                 report.add(format!("the list of free inodes is broken at inode {ino}"));
                 return;
             }
-            ino = self.raw_inode(&mut Tx::default(), ino).map_or(0, |raw| raw.next.get());
+            ino = match self.raw_inode(&mut Tx::default(), ino) {
+                Ok(raw) => raw.next.get(),
+                Err(error) => return report.add(format!("the list of free inodes, at inode {ino}: {error}")),
+            };
         }
         if seen.len() != inodes.free.len() {
             report.add(format!("{} inodes are free, and {} of them on the list", inodes.free.len(), seen.len()));

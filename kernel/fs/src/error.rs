@@ -7,6 +7,8 @@ use core::fmt;
 pub enum ShutdownReason {
     /// The device is about to leave: a forced unmount. What is on the medium is whole.
     ForcedUnmount,
+    /// The device has gone, without a word. What was acknowledged is on it, and the next mount recovers.
+    DeviceGone,
     /// A failure of the medium hit metadata, or damage was found there.
     Corrupt,
     /// A metadata write failed half-way: the next mount recovers.
@@ -17,6 +19,7 @@ impl fmt::Display for ShutdownReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ForcedUnmount => "forced unmount",
+            Self::DeviceGone => "the device has gone",
             Self::Corrupt => "corrupt metadata",
             Self::MetadataIo => "metadata I/O error",
         })

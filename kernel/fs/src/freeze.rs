@@ -91,6 +91,7 @@ impl Freeze {
             1 => Some(ShutdownReason::ForcedUnmount),
             2 => Some(ShutdownReason::Corrupt),
             3 => Some(ShutdownReason::MetadataIo),
+            4 => Some(ShutdownReason::DeviceGone),
             _ => None,
         }
     }
@@ -101,6 +102,7 @@ impl Freeze {
             ShutdownReason::ForcedUnmount => 1,
             ShutdownReason::Corrupt => 2,
             ShutdownReason::MetadataIo => 3,
+            ShutdownReason::DeviceGone => 4,
         };
         self.shutdown.compare_exchange(0, value, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }

@@ -16,7 +16,7 @@ use mm::pagemap::MemoryKind;
 use mm::space::{FaultError, FaultRequest, FaultTarget, MapError, Mapping, SigBusCause, VmOps};
 use mm::sync::Arc;
 
-use crate::error::FsError;
+use crate::error::{FsError, ShutdownReason};
 use crate::inode::Inode;
 use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
@@ -55,7 +55,7 @@ impl<M: Machine> File<M> {
     /// Fails the fault at `request` for good.
     fn sigbus(request: &FaultRequest, error: FsError) -> FaultError {
         let cause = match error {
-            FsError::DeviceGone => SigBusCause::DeviceGone,
+            FsError::DeviceGone | FsError::ShutDown(ShutdownReason::DeviceGone) => SigBusCause::DeviceGone,
             FsError::Media(_) => SigBusCause::Poisoned,
             FsError::Invalid | FsError::NotFound => SigBusCause::BeyondEnd,
             // A store found a hole that cannot be filled (Linux: `VM_FAULT_SIGBUS` for ENOSPC).

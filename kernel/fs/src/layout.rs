@@ -128,7 +128,7 @@ impl Layout {
         let last = (pmem.len_bytes() / BLOCK_SIZE).checked_sub(1).ok_or(FsError::TooSmall)?;
         match Self::read_at(pmem, 0) {
             Ok(layout) => Ok((layout, 0)),
-            Err(error) => match (Found::at(pmem, 0), Self::read_at(pmem, last)) {
+            Err(error) => match (Found::at(pmem, 0)?, Self::read_at(pmem, last)) {
                 (Found::Nothing | Found::Damaged, Ok(layout)) => Ok((layout, last)),
                 // What has no trace of a superblock says nothing: the other one does.
                 (Found::Nothing, Err(other)) if error == FsError::NoFileSystem => Err(other),

@@ -39,6 +39,7 @@ pub mod notify;
 pub mod owner;
 mod place;
 pub mod pmem;
+pub mod presence;
 mod space;
 pub mod superblock;
 mod tx;

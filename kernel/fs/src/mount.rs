@@ -157,7 +157,7 @@ pub fn mount(pmem: &Arc<dyn Pmem>, options: &MountOptions) -> Result<Volume, FsE
     let trial_log = options.log.as_ref().map(|log| -> Arc<dyn Pmem> { Overlay::new(log) });
     drop(Volume::mount_on(&trial, trial_log.as_ref(), layout, options.faults)?);
     let mut volume = Volume::mount_on(pmem, options.log.as_ref(), layout, options.faults)?;
-    volume.renewed = superblock::renew(&**pmem, &layout, found);
+    volume.renewed = superblock::renew(&**pmem, &layout, found)?;
     Ok(volume)
 }
 

@@ -115,6 +115,15 @@ mutants::mutants! {
     /// Metadata in the range makes a removal a failure. Caught by
     /// `notify::metadata_is_passed_over_before_a_removal_and_shuts_down_after_a_failure`.
     MetadataEndsRemoval = "metadata_ends_removal",
+    /// Whether the memory is there is asked before a copy, not after it. Caught by
+    /// `gone::wherever_the_memory_leaves_nothing_answers_success_and_what_was_acknowledged_is_there`.
+    ThereAskedFirst = "there_asked_first",
+    /// A fence does not ask whether the memory is there. Caught by
+    /// `gone::wherever_the_memory_leaves_an_fsync_answers_success_for_what_is_there`.
+    FenceDoesNotAsk = "fence_does_not_ask",
+    /// What tasks have stored is written back to a device that has gone. Caught by
+    /// `gone::a_device_that_has_gone_is_neither_read_nor_written_and_all_tasks_are_told`.
+    GoneWrittenBack = "gone_written_back",
 }
 
 /// The fault that a mounted file system has, if any.

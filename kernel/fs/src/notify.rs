@@ -14,6 +14,10 @@
 //!  7 thaw (also what a user had frozen)         -
 //! ```
 //!
+//! Of a device that has gone already (`GONE`) nothing can be read or written: no freeze, for it would bring a medium to rest
+//! that is not there; 6 first, so that no fault comes in behind the walk; then 2, 3 and 5 as before a removal. What tasks
+//! have stored since their last `fsync` is lost, and nobody was told otherwise.
+//!
 //! Nothing in the walk ends it: an inode that is not in memory is passed over, an error is recorded. It is a part of a
 //! removal, which cannot fail.
 //!
@@ -34,6 +38,7 @@ use mm::sync::{Arc, Weak};
 
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
+use crate::freeze::FreezeHolder;
 use crate::inode::Inode;
 use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
@@ -43,8 +48,10 @@ use crate::owner::{Owned, Owner};
 /// What a notification met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NotifyReport {
-    /// Did the device leave, or fail?
+    /// Is the device about to leave?
     pub pre_remove: bool,
+    /// Has it gone already? Where neither is so it has failed.
+    pub gone: bool,
     /// Was the file system frozen for the walk?
     pub frozen: bool,
     /// Owned runs of blocks that were found.
@@ -73,13 +80,21 @@ pub struct NotifyReport {
     pub shutdown: Option<ShutdownReason>,
 }
 
+impl NotifyReport {
+    /// Does the device leave, or has it left? It is whole then.
+    fn leaves(&self) -> bool {
+        self.pre_remove || self.gone
+    }
+}
+
 impl fmt::Display for NotifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "pre_remove={} frozen={} extents={} metadata={} not_in_memory={} not_dax={} poisoned={} mappings={} told={} \
+            "pre_remove={} gone={} frozen={} extents={} metadata={} not_in_memory={} not_dax={} poisoned={} mappings={} told={} \
              leaves={} rounds={} errors={}",
             u8::from(self.pre_remove),
+            u8::from(self.gone),
             u8::from(self.frozen),
             self.extents,
             self.metadata,
@@ -132,6 +147,10 @@ impl<M: Machine> Holder for LogHolder<M> {
         if flags.contains(NotifyFlags::PRE_REMOVE) {
             return Ok(());
         }
+        if flags.contains(NotifyFlags::GONE) {
+            mounted.shut_down(ShutdownReason::DeviceGone);
+            return Ok(());
+        }
         mounted.source.host.line(format_args!("fs {}: the journal's device fails", mounted.name()));
         mounted.shut_down(ShutdownReason::Corrupt);
         Err(NotifyError::Corrupted)
@@ -153,13 +172,19 @@ impl<M: Machine> Mounted<M> {
         if !self.is_born() {
             return Err(NotifyError::Io);
         }
+        let gone = flags.contains(NotifyFlags::GONE);
+        if gone {
+            self.source.host.line(format_args!("fs {}: the device has gone", self.name()));
+            // Before anything that waits: whoever has begun ends with an error, and nobody begins.
+            self.shut_down(ShutdownReason::DeviceGone);
+        }
         let has_map = self.volume(&context).map(|volume| volume.layout().has_reverse_map());
         if !has_map.map_err(|_| NotifyError::Io)? {
             return Err(NotifyError::NotSupported);
         }
         let span = clip(offset, len, self.part)?.relative_to(self.part).ok_or(NotifyError::NoSuchAddress)?;
         let pre_remove = flags.contains(NotifyFlags::PRE_REMOVE);
-        let mut report = NotifyReport { pre_remove, ..NotifyReport::default() };
+        let mut report = NotifyReport { pre_remove, gone, ..NotifyReport::default() };
         // Dropped on every way out of this function, after the shutdown.
         let mut frozen = None;
         if pre_remove {
@@ -182,7 +207,9 @@ impl<M: Machine> Mounted<M> {
             self.shut_down(ShutdownReason::ForcedUnmount);
         }
         self.walk(&context, span, &mut report);
-        let hit = report.metadata > 0 && (!pre_remove || self.faults.has(Mutant::MetadataEndsRemoval));
+        // There is no device any more on which a user could ask for a thaw.
+        while gone && self.freeze_holders().1 > 0 && self.thaw(FreezeHolder::User).is_ok() {}
+        let hit = report.metadata > 0 && (!report.leaves() || self.faults.has(Mutant::MetadataEndsRemoval));
         if pre_remove && !self.faults.has(Mutant::RemovalNotShutDown) {
             self.shut_down(ShutdownReason::ForcedUnmount);
         } else if hit {
@@ -255,7 +282,7 @@ impl<M: Machine> Mounted<M> {
             let stored = hit.inode.untouch(hit.first, hit.end);
             report.invalidated += 1;
             // The device still works: what tasks have stored and not synced is saved.
-            if report.pre_remove
+            if (report.pre_remove || Mutant::GoneWrittenBack.is_on())
                 && let Err(error) = self.write_back_ranges(context, hit.inode.ino, &stored)
             {
                 report.errors.push(("write back", error));
@@ -269,7 +296,7 @@ impl<M: Machine> Mounted<M> {
     /// The owned runs in the range.
     fn owned(&self, context: &Context, first: u64, end: u64, report: &mut NotifyReport) -> Result<Vec<Owned>, FsError> {
         let mut volume = self.volume(context)?;
-        if !report.pre_remove {
+        if !report.leaves() {
             // Whatever owns the block, it may be the file system itself: look at every inode.
             let bad = volume.load_all();
             if bad > 0 {
@@ -292,7 +319,7 @@ impl<M: Machine> Mounted<M> {
     ) {
         let Owner::Data { ino, logical } = owner else { return };
         let (from, to) = (start.max(first), stop.min(end));
-        if !report.pre_remove || self.faults.has(Mutant::PoisonedOnRemoval) {
+        if !report.leaves() || self.faults.has(Mutant::PoisonedOnRemoval) {
             report.poisoned += self.poison(from, to - from, report);
         }
         let inode = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes).get(&ino).cloned();
@@ -328,10 +355,10 @@ impl<M: Machine> Mounted<M> {
     /// Step 5: all tasks that mapped it, or the one that met the failure.
     fn tell(&self, users: Vec<Unmapped<M>>, report: &mut NotifyReport) {
         let current = self.source.host.current_space();
-        let cause = if report.pre_remove { SigBusCause::DeviceGone } else { SigBusCause::Poisoned };
+        let cause = if report.leaves() { SigBusCause::DeviceGone } else { SigBusCause::Poisoned };
         for Unmapped { space, range } in users {
             report.mappings += 1;
-            let all = report.pre_remove && !self.faults.has(Mutant::OnlyCurrentTold);
+            let all = report.leaves() && !self.faults.has(Mutant::OnlyCurrentTold);
             if all || current == Some(space.id()) {
                 report.told += 1;
                 self.source.host.lost(&space, range, cause);

@@ -54,15 +54,16 @@ pub(crate) enum Found {
 }
 
 impl Found {
-    pub(crate) fn at(pmem: &dyn Pmem, block: u64) -> Self {
+    pub(crate) fn at(pmem: &dyn Pmem, block: u64) -> Result<Self, FsError> {
         let mut bytes = [0; BLOCK_SIZE as usize];
-        match pmem.read(block * BLOCK_SIZE, &mut bytes) {
+        Ok(match pmem.read(block * BLOCK_SIZE, &mut bytes) {
+            Err(FsError::DeviceGone) => return Err(FsError::DeviceGone),
             Err(FsError::Media(_)) => Self::Nothing,
             Ok(()) if bytes.iter().all(|&byte| byte == 0) => Self::Nothing,
             Ok(()) if is_sealed(&bytes[..size_of::<RawSuper>()], SUPER_MAGIC, 0) => Self::Other,
             Ok(()) if bytes.starts_with(&SUPER_MAGIC.to_le_bytes()) => Self::Damaged,
             _ => Self::Other,
-        }
+        })
     }
 }
 
@@ -99,10 +100,17 @@ fn write(pmem: &dyn Pmem, layout: &Layout, block: u64) -> Result<(), FsError> {
 }
 
 /// Writes the superblock that is not at block `found` anew from that one, where it is lost.
-pub(crate) fn renew(pmem: &dyn Pmem, layout: &Layout, found: u64) -> Option<Renewed> {
+///
+/// # Errors
+/// [`FsError::DeviceGone`]: nothing is known of it then.
+pub(crate) fn renew(pmem: &dyn Pmem, layout: &Layout, found: u64) -> Result<Option<Renewed>, FsError> {
     let block = other(layout, found);
-    let lost = !is_good(pmem, layout, block) && Found::at(pmem, block) == Found::Nothing;
-    lost.then(|| Renewed { block, from: found, result: write(pmem, layout, block) })
+    let lost = !is_good(pmem, layout, block) && Found::at(pmem, block)? == Found::Nothing;
+    let result = if lost { write(pmem, layout, block) } else { return Ok(None) };
+    if result == Err(FsError::DeviceGone) {
+        return Err(FsError::DeviceGone);
+    }
+    Ok(Some(Renewed { block, from: found, result }))
 }
 
 /// The same on request, of a file system that is not mounted; a superblock that is damaged is written anew, too. `None`:
@@ -120,7 +128,7 @@ pub fn repair(pmem: &dyn Pmem) -> Result<Option<Renewed>, FsError> {
     if is_good(pmem, &layout, block) {
         return Ok(None);
     }
-    match Found::at(pmem, block) {
+    match Found::at(pmem, block)? {
         Found::Nothing | Found::Damaged => {
             check_there(pmem, &layout)?;
             Ok(Some(Renewed { block, from: found, result: write(pmem, &layout, block) }))

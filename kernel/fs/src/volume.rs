@@ -230,6 +230,7 @@ impl Volume {
             Ok(node) => {
                 self.nodes.insert(TABLE_INO, node);
             }
+            Err(FsError::DeviceGone) => self.broken = Some(ShutdownReason::DeviceGone),
             Err(_) => self.broken = Some(ShutdownReason::Corrupt),
         }
     }
@@ -242,9 +243,12 @@ impl Volume {
         }
         // From here on the medium is written: an error leaves it to the next mount to find out what it holds.
         let written = self.write_out(tx, &changes);
-        if written.is_err() {
-            self.broken = Some(ShutdownReason::MetadataIo);
-            return written;
+        if let Err(error) = written {
+            self.broken = Some(match error {
+                FsError::DeviceGone => ShutdownReason::DeviceGone,
+                _ => ShutdownReason::MetadataIo,
+            });
+            return Err(error);
         }
         let freed: u64 = tx.freed.iter().map(|freed| freed.nr).sum();
         self.free_blocks = (self.free_blocks + freed).saturating_sub(tx.taken);

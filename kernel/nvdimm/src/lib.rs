@@ -7,6 +7,7 @@
 //! | [`claim`] | says who uses which frames | `kernel/resource.c` |
 //! | [`pmem`] | attaches a range as a device: block path, page map, DAX device | `drivers/nvdimm/pmem.c` |
 //! | [`virtio_pmem`] | the same for memory that a hypervisor lends | `drivers/nvdimm/virtio_pmem.c` |
+//! | [`hotplug`] | the same for memory modules that come and go | `drivers/acpi/acpi_memhotplug.c` |
 //!
 //! The first two are functions over bytes that firmware supplies, and those may be wrong: each fault gives one
 //! line (a [`nfit::Notice`], say) and costs nothing but what it describes.
@@ -26,6 +27,8 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod claim;
+pub mod hotplug;
+pub mod mutant;
 pub mod nfit;
 pub mod pmem;
 pub mod virtio_pmem;

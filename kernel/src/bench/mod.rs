@@ -1,6 +1,7 @@
 //! Benchmarks: what the verbs of memory management cost. How a figure is had is said in `figures.rs`.
 //! May import: cpu, console, mem, task, io, pmem, ktest.
 
+mod dma;
 mod extents;
 mod figures;
 mod flush;
@@ -24,7 +25,7 @@ use crate::mem::{memory, paging};
 use crate::pmem::devices;
 
 /// The groups of figures, as the boot option `bench=` names them, in the order in which they are measured.
-const GROUPS: [&str; 7] = ["gup", "zap", "page", "idle", "extents", "mapped", "perframe"];
+const GROUPS: [&str; 8] = ["gup", "zap", "page", "dma", "idle", "extents", "mapped", "perframe"];
 /// Sweeps for plots, which `all` does not have in it.
 const SWEEP: Selection = Selection(1 << GROUPS.len());
 
@@ -110,7 +111,7 @@ fn measure(figures: &mut Figures, selection: Selection) -> Result<(), String> {
     let mut begun = false;
     Device::with_leaf(&mut Ctx::default(), GIB, PageSize::Size1G, |_, device| {
         begun = true;
-        let parts: [(&str, Part); 3] = [("gup", gup::run), ("zap", zap::run), ("page", page::run)];
+        let parts: [(&str, Part); 4] = [("gup", gup::run), ("zap", zap::run), ("page", page::run), ("dma", dma::run)];
         parts.into_iter().filter(|(group, _)| selection.has(group)).try_for_each(|(_, part)| part(figures, device))
     })?;
     if !begun {
@@ -125,6 +126,9 @@ type Part = fn(&mut Figures, &Device) -> Result<(), String>;
 /// The groups that attach and remove devices by themselves.
 fn removals(figures: &mut Figures, selection: Selection) -> Result<(), String> {
     let (small, large) = (0, removal::largest());
+    if selection.has("dma") {
+        dma::removals(figures, large)?;
+    }
     if selection.has("idle") {
         (0..devices::slots().len()).try_for_each(|slot| removal::idle(figures, slot))?;
         removal::spaces(figures, small)?;

@@ -15,10 +15,14 @@ pub const VECTOR_RESCHEDULE: u8 = 0xf0;
 pub const VECTOR_MEMORY_ERROR: u8 = 0xf2;
 /// A test: the handler counts.
 pub const VECTOR_TEST: u8 = 0xf3;
+/// The IOMMU has recorded a fault.
+pub const VECTOR_IOMMU: u8 = 0xd0;
 /// The local timer.
 pub const VECTOR_TIMER: u8 = 0xe0;
 /// The local APIC reports an error.
 pub const VECTOR_APIC_ERROR: u8 = 0xe1;
+/// The machine tells of its hardware: memory that was plugged in, say.
+pub const VECTOR_EVENTS: u8 = 0xe2;
 /// Spurious interrupt; the low four bits are ones, as old APICs want it.
 pub const VECTOR_SPURIOUS: u8 = 0xff;
 

@@ -74,9 +74,18 @@ impl ConfigurationAccess for Ports {
 
 /// Every function with this vendor and device number, in the order of their addresses.
 pub fn find(vendor: u16, device: u16) -> Vec<DeviceFunction> {
+    find_by(|info| (info.vendor_id, info.device_id) == (vendor, device))
+}
+
+/// Every function of this class: class, subclass, programming interface.
+pub fn find_class(class: (u8, u8, u8)) -> Vec<DeviceFunction> {
+    find_by(|info| (info.class, info.subclass, info.prog_if) == class)
+}
+
+fn find_by(is_meant: impl Fn(&DeviceFunctionInfo) -> bool) -> Vec<DeviceFunction> {
     let mut found = Vec::new();
     for_each(|function, info| {
-        if (info.vendor_id, info.device_id) == (vendor, device) {
+        if is_meant(info) {
             found.push(function);
         }
     });
@@ -109,6 +118,11 @@ pub fn windows() -> Vec<ByteRange> {
 pub fn enable(function: DeviceFunction) {
     let wanted = Command::MEMORY_SPACE | Command::BUS_MASTER | Command::INTERRUPT_DISABLE;
     PciRoot::new(Ports).set_command(function, wanted);
+}
+
+/// Lets `function` answer at its BARs alone: it does no DMA, and its interrupt line stays silent.
+pub fn enable_registers(function: DeviceFunction) {
+    PciRoot::new(Ports).set_command(function, Command::MEMORY_SPACE | Command::INTERRUPT_DISABLE);
 }
 
 /// Takes from `function` the right to do DMA: its transfers end at the host bridge.
@@ -212,6 +226,15 @@ impl Registers {
         // SAFETY: as above.
         unsafe { self.at::<u64>(offset).write_volatile(value) }
     }
+}
+
+/// The buses behind a bridge, first and last; `None` for what is no bridge.
+pub fn behind(source: iommu::source::SourceId) -> Option<(u8, u8)> {
+    let iommu::source::SourceId { bus, device, function } = source;
+    let function = DeviceFunction { bus, device, function };
+    let kind = Ports.read_word(function, HEADER) >> 16 & 0x7f;
+    let buses = Ports.read_word(function, BUSES);
+    (kind == 1).then_some(((buses >> 8) as u8, (buses >> 16) as u8))
 }
 
 /// What a bridge hands on to the functions behind it: without and with prefetching (PCI-to-PCI Bridge Architecture

@@ -6,6 +6,10 @@ pub mod dax;
 pub mod dax_pages;
 pub mod dax_race;
 pub mod dax_tells;
+pub mod depart;
+pub mod dma;
+pub mod dma_edu;
+pub mod dma_nvme;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
@@ -14,6 +18,7 @@ pub mod fs_removal;
 pub mod fs_sync;
 pub mod heap;
 pub mod idle;
+pub mod iommu;
 pub mod mm_gup;
 pub mod mm_map;
 pub mod mm_tlb;
@@ -47,6 +52,7 @@ static AREAS: &[&[test::Test]] = &[
     dax_race::TESTS,
     read_only::TESTS,
     pins::TESTS,
+    iommu::TESTS,
     fail::TESTS,
     fs::TESTS,
     fs_ends::TESTS,
@@ -55,4 +61,7 @@ static AREAS: &[&[test::Test]] = &[
     contents::TESTS,
     stress::TESTS,
     virtio::TESTS,
+    dma_edu::TESTS,
+    dma_nvme::TESTS,
+    depart::TESTS,
 ];

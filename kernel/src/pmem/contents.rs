@@ -16,7 +16,8 @@ use nvdimm::pmem::area::AREA_BYTES;
 use nvdimm::pmem::block::SECTOR_BYTES;
 
 use crate::bringup::options;
-use crate::pmem::devices::{self, Slot};
+use crate::pmem::devices;
+use crate::pmem::slots::{Slot, slots};
 
 /// How much is written over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +50,8 @@ pub fn look<R>(at: usize, work: impl FnOnce(&dyn Medium) -> R) -> Result<R, Stri
     match devices::block(at) {
         Ok(block) => block.look(work).map_err(|error| format!("{error}")),
         Err(_) => {
-            let (devices, slot) = devices::devices_and_slot(at).map_err(|error| format!("{error}"))?;
-            slot.driver(devices).look(&slot.name, slot.frames, work).map_err(|error| format!("{error}"))
+            let slot = devices::slot(at).map_err(|error| format!("{error}"))?;
+            slot.driver().look(&slot.name, slot.frames, work).map_err(|error| format!("{error}"))
         }
     }
 }
@@ -68,7 +69,7 @@ fn named(slot: &Slot) -> Option<What> {
 /// It cannot be looked at.
 pub fn found(at: usize) -> Result<Findings, String> {
     let mut findings = Findings::default();
-    let slot = devices::slots().get(at);
+    let slot = slots().get(at);
     if let Some(what) = slot.and_then(named).filter(|what| *what != What::Namespace(Mode::FsDax)) {
         findings.add(what, 0);
     }
@@ -86,7 +87,7 @@ pub fn found(at: usize) -> Result<Findings, String> {
 /// One line with what was found; or the memory takes no writes, or is a namespace that is left alone, `force` or not.
 pub fn ask(at: usize, over: Over, force: bool) -> Result<(), String> {
     devices::check_writable(at)?;
-    if let Some((slot, why)) = devices::slots().get(at).and_then(|slot| Some((slot, slot.left_alone()?))) {
+    if let Some((slot, why)) = slots().get(at).and_then(|slot| Some((slot, slot.left_alone()?))) {
         return Err(format!("{}: {why}", slot.name));
     }
     if force || options::get().force {
@@ -107,7 +108,7 @@ pub fn ask(at: usize, over: Over, force: bool) -> Result<(), String> {
 }
 
 fn refusal(at: usize, findings: &Findings) -> String {
-    let name = devices::slots().get(at).map_or("", |slot| &slot.name);
+    let name = slots().get(at).map_or("", |slot| &slot.name);
     format!("{name} holds {findings}: nothing was written (force writes over it)")
 }
 
@@ -117,11 +118,11 @@ fn refusal(at: usize, findings: &Findings) -> String {
 /// # Errors
 /// One line with what was found, or with why a device cannot be looked at.
 pub fn ask_for_all(force: bool) -> Result<(), String> {
-    let slots = || devices::slots().iter().enumerate();
+    let all = || slots().iter().enumerate();
     let theirs = |at| LEFT_BEHIND.load(Ordering::Relaxed) & bit(at) != 0;
     if !force && !options::get().force {
         // Nothing is written to what takes no writes.
-        for (at, slot) in slots().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none()) {
+        for (at, slot) in all().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none()) {
             let mut findings = Findings::default();
             named(slot).into_iter().for_each(|what| findings.add(what, 0));
             let found = found(at).map_err(|error| format!("{} cannot be looked at: {error}", slot.name))?;
@@ -132,7 +133,7 @@ pub fn ask_for_all(force: bool) -> Result<(), String> {
         }
     }
     // A device that is attached is not theirs: they find that out by themselves.
-    let free = slots().filter(|&(at, _)| devices::block(at).is_err()).fold(0, |bits, (at, _)| bits | bit(at));
+    let free = all().filter(|&(at, _)| devices::block(at).is_err()).fold(0, |bits, (at, _)| bits | bit(at));
     LEFT_BEHIND.fetch_or(free, Ordering::Relaxed);
     Ok(())
 }
@@ -140,7 +141,7 @@ pub fn ask_for_all(force: bool) -> Result<(), String> {
 /// Says what lies on a device that was attached just now.
 pub fn report(at: usize) {
     let Ok(findings) = found(at) else { return };
-    let name = devices::slots().get(at).map_or("", |slot| &slot.name);
+    let name = slots().get(at).map_or("", |slot| &slot.name);
     for found in findings.iter() {
         crate::console::report!("media device={name} found={} at={:#x}", found.what.name(), found.at);
     }

@@ -1,25 +1,22 @@
-//! The kernel's persistent memory: ranges found at boot, the pmem device attached to each, and its device-dax file.
-//!
-//! A slot is a range of the NFIT or the memory of a virtio-pmem device; its device comes and goes.
+//! The kernel's persistent memory: what is found at boot, the pmem device attached to each [slot](crate::pmem::slots), and its
+//! device-dax file.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
-use dax::removal::{Method, RemovalReport, Waiting};
-use dax::slot::{DeviceSlot, SlotError};
-use media::namespace::{Mode, Namespace};
-use mm::addr::{PageSize, PfnRange};
+use dax::removal::{Cause, Method, RemovalReport, Waiting};
+use dax::slot::SlotError;
+use mm::addr::PageSize;
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
-use nvdimm::nfit::{DeviceFlags, Limits, Owner};
+use nvdimm::acpi::AcpiInfo;
+use nvdimm::nfit::{Limits, Owner, Taken};
 use nvdimm::pmem::{self, AttachError, Config, PmemDevice, PmemDriver, Refused, Step};
 use nvdimm::virtio_pmem;
 use spin::Once;
@@ -30,122 +27,54 @@ use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
 use crate::pmem::host::Host;
-use crate::pmem::{namespaces, nvdimms, removal_log, virtio};
+use crate::pmem::last_removal::{keep, settle};
+use crate::pmem::slots::{Attached, Provider};
+pub use crate::pmem::slots::{Slot, slot_named, slots};
+use crate::pmem::{dimms, labels, namespaces, nvdimms, removal_log, slots, virtio};
 use crate::task::services;
 
 /// The steps of an attach: those of the driver, and the device-dax file.
 pub const ATTACH_STEPS: usize = Step::ALL.len() + 1;
 
-/// A range of persistent memory, and the place of its device.
-pub struct Slot {
-    /// The device's name: `pmem0`, `pmem1`, … for what the NFIT reports, then `vpmem0`, … for virtio-pmem.
-    pub name: String,
-    /// The frames that the provider reports; of a namespace, those of its data.
-    pub frames: PfnRange,
-    /// Why the memory takes no writes; `None` where it takes them.
-    pub read_only: Option<DeviceFlags>,
-    /// The number of its region, which is that of its range among the NFIT's; `None` for virtio-pmem.
-    pub region: Option<usize>,
-    /// The namespace that it is; `None` for a range without labels.
-    pub namespace: Option<Namespace>,
-    provider: Provider,
-    occupancy: DeviceSlot<Attached>,
-    /// The report of the last removal. At most one of all has parts in the reserve: see [`settle`].
-    last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
+/// What is known of physical addresses since boot, for what arrives later.
+struct Known {
+    phys_bits: u8,
+    taken: Vec<Taken>,
 }
 
-/// Where a slot's memory comes from.
-enum Provider {
-    /// The NFIT.
-    Nvdimm,
-    /// A virtio-pmem device, with the driver that it has for itself.
-    Virtio(PmemDriver<KernelMachine>),
+static KNOWN: Once<Known> = Once::new();
+
+/// What ranges are held against.
+pub(super) fn limits() -> Limits<'static> {
+    KNOWN
+        .get()
+        .map_or(Limits { phys_bits: 0, taken: &[] }, |known| Limits { phys_bits: known.phys_bits, taken: &known.taken })
 }
 
-impl Slot {
-    /// Where its memory comes from, in a word.
-    pub fn provider(&self) -> &'static str {
-        match self.provider {
-            Provider::Nvdimm => "nvdimm",
-            Provider::Virtio(_) => "virtio-pmem",
-        }
-    }
-
-    pub(super) fn driver<'d>(&'d self, devices: &'d Devices) -> &'d PmemDriver<KernelMachine> {
-        match &self.provider {
-            Provider::Nvdimm => &devices.driver,
-            Provider::Virtio(own) => own,
-        }
-    }
-
-    /// What its memory is used for, where nobody says anything else. Lent memory lasts only by flushes, which a file
-    /// system does and a program that maps the device may forget.
-    pub fn kind(&self) -> MemoryKind {
-        match self.provider {
-            Provider::Nvdimm if self.mode() == Some(Mode::FsDax) => MemoryKind::FsDax,
-            Provider::Nvdimm => MemoryKind::DevDax,
-            Provider::Virtio(_) => MemoryKind::FsDax,
-        }
-    }
-}
-
-/// An attached device.
-struct Attached {
-    device: PmemDevice<KernelMachine>,
-    /// Its device-dax file; `None` where it is for file systems.
-    file: Option<Arc<DevDax<KernelMachine>>>,
-}
-
-pub(super) struct Devices {
-    driver: PmemDriver<KernelMachine>,
-    slots: Box<[Slot]>,
-}
-
-static DEVICES: Once<Devices> = Once::new();
-
-/// Finds the NVDIMMs and the virtio-pmem devices, and makes a slot for each that can be used. `cache` is what the drivers
-/// are told of the CPU's data cache. Called once; nothing is attached yet.
-pub fn find(tables: &[&[u8]], phys_bits: u8, cache: DataCache) {
+/// Finds the NVDIMMs, the virtio-pmem devices and the memory modules, and makes a slot for each that can be used. `cache` is
+/// what the drivers are told of the CPU's data cache. Called once; nothing is attached yet.
+pub fn find(tables: Option<&AcpiInfo<'_>>, phys_bits: u8, cache: DataCache) {
     let mut map = acpi::memory_map(memory::regions());
     pci::windows().into_iter().for_each(|window| map.add(window, Owner::Pci));
-    let limits = Limits { phys_bits, taken: &map.taken() };
-    let nfit = nvdimms::find(tables, limits);
+    KNOWN.call_once(|| Known { phys_bits, taken: map.taken() });
+    if let Some(info) = tables {
+        labels::find(&info.programs);
+        dimms::find(info);
+    }
+    let nfit = nvdimms::find(tables.map_or(&[], |info| &info.nfits), limits());
     if cache == DataCache::Aliasing {
         log::warn!(target: "dax", "the data cache counts as one that aliases (dax.aliasing=1)");
     }
-    init(namespaces::ranges(nfit), virtio::find(limits), cache);
-}
-
-/// Makes a slot for each range.
-fn init(
-    nvdimms: Vec<namespaces::Range>,
-    lent: impl IntoIterator<Item = (PfnRange, Arc<virtio::Queue>)>,
-    cache: DataCache,
-) {
-    DEVICES.call_once(|| {
-        let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
-        let slot = |given: namespaces::Given, provider| Slot {
-            name: given.name,
-            frames: given.frames,
-            read_only: given.read_only,
-            region: given.region,
-            namespace: given.namespace,
-            provider,
-            occupancy: DeviceSlot::new(),
-            last: mm::sync::Mutex::default(),
-        };
-        let nvdimms = namespaces::split(&driver, nvdimms).into_iter();
-        let lent = lent.into_iter().enumerate();
-        let slots = nvdimms
-            .map(|given| slot(given, Provider::Nvdimm))
-            .chain(lent.map(|(at, (frames, queue))| {
-                let own = virtio_pmem::driver(&driver, Arc::new(Host), queue);
-                let name = format!("vpmem{at}");
-                let given = namespaces::Given { name, frames, read_only: None, region: None, namespace: None };
-                slot(given, Provider::Virtio(own))
-            }))
-            .collect();
-        Devices { driver, slots }
+    let driver = PmemDriver::new(mm(), Arc::new(Host), cache);
+    slots::init(driver, |driver| {
+        let nvdimms = namespaces::split(driver, 0, namespaces::ranges(&nfit)).into_iter();
+        let mut slots: Vec<_> = nvdimms.map(|given| Slot::new(given, Provider::Nvdimm)).collect();
+        for (at, (frames, queue)) in virtio::find(limits()).into_iter().enumerate() {
+            let own = virtio_pmem::driver(driver, Arc::new(Host), queue);
+            slots.push(Slot::new(namespaces::Given::whole(format!("vpmem{at}"), frames), Provider::Virtio(own)));
+        }
+        dimms::add_found(driver, &mut slots);
+        slots
     });
 }
 
@@ -170,16 +99,6 @@ fn announce(news: News) {
     if let Some(listener) = LISTENER.get() {
         listener(news);
     }
-}
-
-/// The slots, NVDIMMs first; empty where there is no persistent memory.
-pub fn slots() -> &'static [Slot] {
-    DEVICES.get().map_or(&[], |devices| &devices.slots)
-}
-
-/// The slot of the device of this name.
-pub fn slot_named(name: &str) -> Option<usize> {
-    slots().iter().position(|slot| slot.name == name)
 }
 
 /// Why something could not be done with a device: one clear line.
@@ -224,9 +143,8 @@ impl From<SlotError> for DeviceError {
     }
 }
 
-pub(super) fn devices_and_slot(at: usize) -> Result<(&'static Devices, &'static Slot), DeviceError> {
-    let devices = DEVICES.get().ok_or(DeviceError::NoSlot(at))?;
-    Ok((devices, devices.slots.get(at).ok_or(DeviceError::NoSlot(at))?))
+pub(super) fn slot(at: usize) -> Result<&'static Slot, DeviceError> {
+    slots().get(at).ok_or(DeviceError::NoSlot(at))
 }
 
 /// Attaches the device of slot `at` as device-dax.
@@ -242,7 +160,7 @@ pub fn attach(at: usize) -> Result<(), DeviceError> {
 /// # Errors
 /// As for [`attach`].
 pub fn attach_as(at: usize, kind: MemoryKind) -> Result<(), DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     let (size, has_dax) = attach_quietly(at, kind, &mut |step: Step| {
         crate::console::report!(
             "attach device={} step={step} n={} of={}",
@@ -282,7 +200,7 @@ pub fn attach_supervised(at: usize, supervisor: pmem::Supervisor<'_>) -> Result<
 
 /// Attaches; answers the device's size in bytes, and whether it has DAX.
 fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>) -> Result<(u64, bool), DeviceError> {
-    let (devices, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     if let Some(why) = slot.left_alone() {
         return Err(DeviceError::LeftAlone(why));
     }
@@ -299,10 +217,13 @@ fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>)
         supervisor(step)
     };
     let device =
-        slot.driver(devices).attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
+        slot.driver().attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
     let file = new_file(&device, &section)?;
     let (size, has_dax) = (device.size_bytes(), device.dax().is_some());
     slot.occupancy.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    if let Some(dimm) = slot.dimm() {
+        dimm.watch(true);
+    }
     Ok((size, has_dax))
 }
 
@@ -324,7 +245,7 @@ fn new_file(
 /// # Errors
 /// One clear line.
 pub fn check_writable(at: usize) -> Result<(), String> {
-    let (_, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
+    let slot = slot(at).map_err(|error| format!("{error}"))?;
     match slot.read_only {
         None => Ok(()),
         Some(why) => Err(format!("{} takes no writes: a memory device behind it {why}", slot.name)),
@@ -337,13 +258,13 @@ pub fn check_writable(at: usize) -> Result<(), String> {
 /// One clear line.
 pub fn set_area(at: usize, wanted: bool) -> Result<(), String> {
     check_writable(at)?;
-    let (devices, slot) = devices_and_slot(at).map_err(|error| format!("{error}"))?;
+    let slot = slot(at).map_err(|error| format!("{error}"))?;
     not_attached(at)?;
     let change = if wanted { PmemDriver::create_area } else { PmemDriver::destroy_area };
     if let Some(why) = slot.left_alone() {
         return Err(why);
     }
-    change(slot.driver(devices), &slot.name, slot.frames).map_err(|error| format!("{error}"))
+    change(slot.driver(), &slot.name, slot.frames).map_err(|error| format!("{error}"))
 }
 
 /// Device `at` must not be attached, for what does that by itself.
@@ -372,7 +293,15 @@ pub fn remove_watched(
     method: Method,
     waits: &mut dyn FnMut(&Waiting),
 ) -> Result<Arc<RemovalReport>, DeviceError> {
-    remove_with(at, method, waits, false)
+    remove_with(at, method, Cause::Asked, waits, false)
+}
+
+/// As [`remove`], for another cause.
+///
+/// # Errors
+/// As for [`remove`].
+pub fn remove_because(at: usize, cause: Cause) -> Result<Arc<RemovalReport>, DeviceError> {
+    remove_with(at, Method::Ranged, cause, &mut |_| (), false)
 }
 
 /// As [`remove`], without a word on the console.
@@ -380,29 +309,38 @@ pub fn remove_watched(
 /// # Errors
 /// As for [`remove`].
 pub fn remove_quietly(at: usize, method: Method) -> Result<Arc<RemovalReport>, DeviceError> {
-    remove_with(at, method, &mut |_| (), true)
+    remove_with(at, method, Cause::Asked, &mut |_| (), true)
 }
 
 fn remove_with(
     at: usize,
     method: Method,
+    cause: Cause,
     waits: &mut dyn FnMut(&Waiting),
     quiet: bool,
 ) -> Result<Arc<RemovalReport>, DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     let (Attached { device, file }, _removing) = slot.occupancy.begin_removal()?;
+    if let Some(dimm) = slot.dimm() {
+        dimm.watch(false);
+    }
     settle();
     let section = services::enter_section();
     if !quiet {
-        log::info!("{}: going away, {}", slot.name, removal_log::method_in_words(method));
+        let how = if cause == Cause::Gone { "has gone" } else { "going away" };
+        log::info!("{}: {how}, {}", slot.name, removal_log::method_in_words(method));
     }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
     drop(file);
     let told = &mut || announce(News::HoldersTold(at));
-    let mut watch = removal_log::Watch { name: &slot.name, frames: slot.frames, told, waits, quiet };
+    let shot_down = &slot.shot_down_ns;
+    let mut watch = removal_log::Watch { name: &slot.name, frames: slot.frames, cause, told, waits, shot_down, quiet };
     let report = device.remove(mappings, method, &mut watch);
     announce(News::Gone(at));
+    if let Some(dimm) = slot.dimm() {
+        dimm.removed();
+    }
     let report = Arc::new(report);
     let shortages = section.shortages();
     drop(section);
@@ -412,58 +350,13 @@ fn remove_with(
     Ok(keep(at, slot, report, shortages > 0))
 }
 
-/// Keeps the report of a removal, which is the last one of its slot from now on. Where memory ran short, parts of it are
-/// in the reserve, which the next removal needs; by now the device's tables and metadata have gone, and there is mostly
-/// memory for a copy. Where there is none it stays there, until [`settle`]. Answers what is kept.
-fn keep(at: usize, slot: &Slot, report: Arc<RemovalReport>, was_short: bool) -> Arc<RemovalReport> {
-    let copy = if was_short { removal_log::out_of_reserve(&report) } else { Some(Arc::clone(&report)) };
-    let stays = copy.is_none();
-    let kept = copy.unwrap_or(report);
-    let before = slot.last.lock().replace(Arc::clone(&kept));
-    drop(before);
-    if stays {
-        log::info!("{}: memory is short still: the report is kept in the reserve", slot.name);
-        settle_one(IN_RESERVE.swap(at + 1, Ordering::AcqRel), Some(at));
-    }
-    kept
-}
-
-/// Number of the slot, plus one, whose report has parts in the reserve; 0 where none has.
-static IN_RESERVE: AtomicUsize = AtomicUsize::new(0);
-
-/// An attach or a removal is about to begin, and may need all of the reserve: a report that lies there is copied out of
-/// it or, where memory is short even now, forgotten.
-fn settle() {
-    settle_one(IN_RESERVE.swap(0, Ordering::AcqRel), None);
-}
-
-/// The same for the report of one slot, by its number plus one; not for that of slot `but`, which is a newer one.
-fn settle_one(number: usize, but: Option<usize>) {
-    let Some(at) = number.checked_sub(1).filter(|&at| Some(at) != but) else { return };
-    let slot = &slots()[at];
-    let Some(report) = slot.last.lock().clone() else { return };
-    let copy = removal_log::out_of_reserve(&report);
-    if copy.is_none() {
-        log::warn!("{}: memory is short still: the report of its removal is kept no longer", slot.name);
-    }
-    let mut last = slot.last.lock();
-    // Unless a removal has put a newer one there.
-    let before = if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &report)) {
-        core::mem::replace(&mut *last, copy)
-    } else {
-        None
-    };
-    drop(last);
-    drop(before);
-}
-
 /// The report of the last removal from slot `at`; `None` where there was none, or where memory was so short that it
 /// could not be kept when the next attach or removal began.
 ///
 /// # Errors
 /// [`DeviceError::NoSlot`].
 pub fn last_removal(at: usize) -> Result<Option<Arc<RemovalReport>>, DeviceError> {
-    Ok(devices_and_slot(at)?.1.last.lock().clone())
+    Ok(slot(at)?.last.lock().clone())
 }
 
 /// The device-dax file of slot `at`.
@@ -472,7 +365,7 @@ pub fn last_removal(at: usize) -> Result<Option<Arc<RemovalReport>>, DeviceError
 /// As for [`remove`]; [`DeviceError::ForFileSystem`] where the device is for a file system, and
 /// [`DaxError::NotSupported`] where it came up without DAX.
 pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
-    let (_, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     slot.occupancy.with(|attached| match (&attached.file, attached.device.dax()) {
         (Some(file), _) => Ok(Arc::clone(file)),
         (None, Some(_)) => Err(DeviceError::ForFileSystem),
@@ -485,10 +378,10 @@ pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
 /// # Errors
 /// As for [`remove`]; [`DaxError::NotSupported`] where it came up without DAX.
 pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
-    let (devices, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     slot.occupancy.with(|_| ())?;
-    let block = slot.driver(devices).find_block(&slot.name);
-    match slot.driver(devices).find_dax(&slot.name) {
+    let block = slot.driver().find_block(&slot.name);
+    match slot.driver().find_dax(&slot.name) {
         Some(dax) => Ok(dax),
         // Its places go in the first step of a removal, and those of the DAX device and of the block device together.
         None if block.is_none() => Err(DeviceError::DeviceSlot(SlotError::Removing)),
@@ -508,12 +401,20 @@ pub fn has_dax(at: usize) -> Result<bool, DeviceError> {
     }
 }
 
+/// What the device of slot `at` is attached for.
+///
+/// # Errors
+/// As for [`remove`].
+pub fn kind_in_use(at: usize) -> Result<MemoryKind, DeviceError> {
+    Ok(slot(at)?.occupancy.with(|attached| attached.device.pagemap().kind())?)
+}
+
 /// The block path of slot `at`, found by its name.
 ///
 /// # Errors
 /// As for [`remove`].
 pub fn block(at: usize) -> Result<Arc<nvdimm::pmem::block::BlockDevice<KernelMachine>>, DeviceError> {
-    let (devices, slot) = devices_and_slot(at)?;
+    let slot = slot(at)?;
     slot.occupancy.with(|_| ())?;
-    slot.driver(devices).find_block(&slot.name).ok_or(DeviceError::DeviceSlot(SlotError::Removing))
+    slot.driver().find_block(&slot.name).ok_or(DeviceError::DeviceSlot(SlotError::Removing))
 }

@@ -11,11 +11,13 @@ use dax::device::{DaxDevice, LiveGuard};
 use fs::error::FsError;
 use fs::mounted::{FIRST_COMPLAINT_NS, FREEZE_TIMEOUT_NS, Host, Mounted, Source};
 use fs::pmem::{Pmem, check_bounds};
+use fs::presence::{Leaving, Presence};
 use mm::addr::{PAGE_SIZE, Pfn, VirtRange};
 use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use mm::space::SigBusCause;
 use nvdimm::pmem::block::{BlockDevice, BlockError, SECTOR_BYTES};
+use nvdimm::pmem::memory::FlushError;
 
 use crate::mem::layout;
 use crate::mem::machine::{KernelMachine, Space, mm};
@@ -57,7 +59,9 @@ impl DeviceMemory {
             return Err(FsError::Media(offset));
         }
         self.block.write(offset / SECTOR_BYTES, bytes).map_err(|error| match error {
-            BlockError::NoSuchDevice => FsError::DeviceGone,
+            BlockError::NoSuchDevice | BlockError::Gone | BlockError::NotDurable(FlushError::Gone) => {
+                FsError::DeviceGone
+            }
             BlockError::NotDurable(_) => FsError::NotDurable,
             _ => FsError::Media(offset),
         })
@@ -149,7 +153,19 @@ impl Pmem for DeviceMemory {
 
     fn fence(&self) -> Result<(), FsError> {
         let _live = self.live()?;
-        self.block.flush_for_holder().map_err(|_| FsError::NotDurable)
+        self.block.flush_for_holder().map_err(|error| match error {
+            BlockError::NotDurable(FlushError::Gone) => FsError::DeviceGone,
+            _ => FsError::NotDurable,
+        })
+    }
+}
+
+/// Of memory that may leave without a word, whether it was there all the time: its block path knows.
+struct There(Arc<BlockDevice<KernelMachine>>);
+
+impl Presence for There {
+    fn is_there(&self) -> bool {
+        self.0.is_there()
     }
 }
 
@@ -201,7 +217,10 @@ fn for_file_system(at: usize) -> Result<Arc<DaxDevice>, String> {
 pub fn memory(at: usize) -> Result<Arc<dyn Pmem>, String> {
     let device = for_file_system(at)?;
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
-    Ok(Arc::new(DeviceMemory { device, block }))
+    let memory = Arc::new(DeviceMemory { device, block: Arc::clone(&block) });
+    // Others cannot leave by themselves, and nobody asks.
+    let may_leave = devices::slots().get(at).is_some_and(|slot| slot.dimm().is_some());
+    Ok(if may_leave { Leaving::new(memory, Arc::new(There(block))) } else { memory })
 }
 
 /// Mounts the file system on device `at`, which is attached for one. By way of [`mounts`](crate::pmem::mounts), so that it

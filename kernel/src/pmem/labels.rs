@@ -1,23 +1,35 @@
-//! The label areas of QEMU's NVDIMMs.
+//! What QEMU's NVDIMMs are asked for: their label areas, and an NFIT that has changed since boot.
 //!
-//! Firmware offers them by a method of ACPI (`_DSM`, ACPI 6.5 §9.20.6). QEMU's method writes its arguments into a page and
+//! Firmware offers both by a method of ACPI (`_DSM`, ACPI 6.5 §9.20.6). QEMU's method writes its arguments into a page and
 //! the page's address to a port, and finds the answer in the page when the write is done (QEMU `docs/specs/acpi_nvdimm.rst`);
-//! so it can be asked without an interpreter of that method. On a machine that is not QEMU nobody is asked.
+//! so it can be asked without an interpreter of that method. Which port that is stands in the firmware's programs. On a machine
+//! that is not QEMU nobody is asked.
 
+use alloc::vec::Vec;
 use core::ptr;
 use core::sync::atomic::{Ordering, fence};
 
 use media::{Medium, Unreadable, end_of};
 use mm::addr::{PAGE_SIZE, Pfn};
+use nvdimm::acpi::aml;
+use spin::Once;
 
 use crate::bringup::fwcfg;
 use crate::mem::{layout, memory};
 
-/// Where the page's address is written.
-const PORT: u16 = 0xa18;
+/// Where the page's address is written; not set where no program of the firmware names the port.
+static PORT: Once<u16> = Once::new();
 const REVISION: u32 = 1;
 const LABEL_SIZE: u32 = 4;
 const GET_LABELS: u32 = 5;
+/// Who answers for all NVDIMMs, and its function that gives the NFIT from an offset.
+const ROOT: u32 = 0x1_0000;
+const READ_NFIT: u32 = 1;
+/// The status of a table that has changed while it was read.
+const CHANGED: u32 = 0x100;
+/// The largest table that is read, in bytes; and how often it is begun anew.
+const LARGEST_NFIT: usize = 1 << 20;
+const ATTEMPTS: usize = 16;
 /// Words before the arguments: handle, revision, function.
 const HEAD_WORDS: usize = 3;
 /// Before the data of an answer: its length, and a status.
@@ -52,8 +64,11 @@ impl Page {
             unsafe { ptr::write_volatile(self.word(at), word.to_le()) };
         }
         fence(Ordering::SeqCst);
-        // SAFETY: the port is QEMU's, or nobody's; what QEMU then reads and writes is this page, which no Rust object is in.
-        unsafe { arch::port::write_u32(PORT, self.0.addr().as_u64() as u32) };
+        if let Some(&port) = PORT.get() {
+            // SAFETY: the port is QEMU's, as the firmware says; what QEMU then reads and writes is this page, which no Rust
+            // object is in.
+            unsafe { arch::port::write_u32(port, self.0.addr().as_u64() as u32) };
+        }
         fence(Ordering::SeqCst);
         // SAFETY: as above.
         let [len, status] = [0, 1].map(|at| u32::from_le(unsafe { ptr::read_volatile(self.word(at)) }));
@@ -73,6 +88,49 @@ impl Drop for Page {
     }
 }
 
+/// Finds the port in the firmware's programs. Called once.
+pub fn find(programs: &[&[u8]]) {
+    match aml::nvdimm_port(programs) {
+        Ok(port) => port.into_iter().for_each(|port| {
+            PORT.call_once(|| port);
+        }),
+        Err(fault) => log::warn!(target: "nfit", "{fault}"),
+    }
+}
+
+/// Is there somebody who can be asked?
+pub fn can_ask() -> bool {
+    PORT.get().is_some() && fwcfg::is_present()
+}
+
+/// The NFIT as it is now, but for its header; `None` where there is nobody to ask.
+///
+/// # Errors
+/// Why it cannot be read.
+pub fn read_nfit() -> Result<Option<Vec<u8>>, &'static str> {
+    if !can_ask() {
+        return Ok(None);
+    }
+    let page = Page::new().ok_or("there is no memory through which it could be asked for")?;
+    let mut body = Vec::new();
+    for _ in 0..ATTEMPTS {
+        body.clear();
+        loop {
+            let (len, status) = page.ask(ROOT, READ_NFIT, &[body.len() as u32]);
+            let part = (len as usize).checked_sub(ANSWER_HEAD).filter(|part| *part <= PAGE_SIZE as usize - ANSWER_HEAD);
+            match (status, part) {
+                (0, Some(0)) => return Ok(Some(body)),
+                (0, Some(part)) if body.len() + part <= LARGEST_NFIT => {
+                    body.extend((0..part).map(|at| page.byte(ANSWER_HEAD + at)));
+                }
+                (CHANGED, _) => break,
+                _ => return Err("the answer is not understood"),
+            }
+        }
+    }
+    Err("it changes all the time")
+}
+
 /// The label area of one NVDIMM.
 pub struct Labels {
     page: Page,
@@ -86,7 +144,7 @@ impl Labels {
     /// # Errors
     /// There may be one, and it cannot be read, for this reason.
     pub fn of(handle: u32) -> Result<Option<Self>, &'static str> {
-        if !fwcfg::is_present() {
+        if !can_ask() {
             return Ok(None);
         }
         let page = Page::new().ok_or("there is no memory through which its label area could be asked for")?;

@@ -1,16 +1,20 @@
-//! Persistent memory: slots and their devices, virtio-pmem, mounts, what the console says of a removal.
-//! May import: cpu, console, mem, task, bringup, io.
+//! Persistent memory: slots and their devices, modules that come and go, virtio-pmem, mounts, what the console says.
+//! May import: cpu, console, mem, task, trap, bringup, io.
 
 pub mod bytes;
 pub mod contents;
+pub mod departure;
 pub mod devices;
+pub mod dimms;
 pub mod fs_device;
 pub mod host;
 pub mod labels;
+mod last_removal;
 pub mod lost;
 pub mod mounts;
 pub mod namespaces;
 pub mod nvdimms;
 pub mod registrations;
 pub mod removal_log;
+pub mod slots;
 pub mod virtio;

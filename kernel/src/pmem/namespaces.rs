@@ -10,13 +10,13 @@ use media::namespace::{Mode, Namespace, Region, Why, list_read};
 use media::set::SetCookies;
 use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::pagemap::MemoryKind;
-use nvdimm::nfit::{DeviceFlags, Nfit};
+use nvdimm::nfit::{DeviceFlags, Nfit, PersistentRange};
 use nvdimm::pmem::{self, PmemDriver};
 
 use crate::bringup::options;
 use crate::mem::machine::KernelMachine;
-use crate::pmem::devices::Slot;
 use crate::pmem::labels::Labels;
+use crate::pmem::slots::Slot;
 
 /// A range of the NFIT.
 pub struct Range {
@@ -31,7 +31,12 @@ pub struct Range {
 
 /// The ranges of the table that can be used.
 pub fn ranges(nfit: &Nfit) -> Vec<Range> {
-    let range = |range| {
+    ranges_if(nfit, &|_| true)
+}
+
+/// Those of them that `wanted` takes.
+pub fn ranges_if(nfit: &Nfit, wanted: &dyn Fn(&PersistentRange) -> bool) -> Vec<Range> {
+    let range = |range: &PersistentRange| {
         let mut devices = nfit.devices_of(range);
         let (first, more) = (devices.next(), devices.next());
         let handle = first.filter(|_| more.is_none()).map(|device| device.handle.0);
@@ -42,7 +47,7 @@ pub fn ranges(nfit: &Nfit) -> Vec<Range> {
             set: nfit.interleave_set(range),
         })
     };
-    nfit.ranges.iter().filter_map(range).collect()
+    nfit.ranges.iter().filter(|range| wanted(range)).filter_map(range).collect()
 }
 
 /// What becomes a slot.
@@ -59,10 +64,18 @@ pub struct Given {
     pub namespace: Option<Namespace>,
 }
 
-/// Divides the ranges by their labels. What the labels say and cannot be is left alone, with a line.
-pub fn split(driver: &PmemDriver<KernelMachine>, ranges: Vec<Range>) -> Vec<Given> {
+impl Given {
+    /// All of what a provider has that knows no labels.
+    pub fn whole(name: String, frames: PfnRange) -> Self {
+        Self { name, frames, read_only: None, region: None, namespace: None }
+    }
+}
+
+/// Divides the ranges by their labels; regions are numbered from `first` on. What the labels say and cannot be is left alone,
+/// with a line.
+pub fn split(driver: &PmemDriver<KernelMachine>, first: usize, ranges: Vec<Range>) -> Vec<Given> {
     let mut all = Vec::new();
-    for (region, range) in ranges.into_iter().enumerate() {
+    for (region, range) in (first..).zip(ranges) {
         let name = format!("pmem{region}");
         let namespaces = if options::get().force { Vec::new() } else { labelled(driver, &name, &range) };
         if namespaces.is_empty() {

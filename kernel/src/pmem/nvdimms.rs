@@ -2,19 +2,38 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 
 use mm::addr::PfnRange;
 use nvdimm::nfit::{self, ByteRange, DeviceFlags, Level, Limits, MemoryDevice, Nfit, PersistentRange};
 use nvdimm::pmem;
-use spin::Once;
+use spin::Mutex;
 
 use crate::console;
 
-static NFIT: Once<Nfit> = Once::new();
+/// The newest.
+static NFIT: Mutex<Option<Arc<Nfit>>> = Mutex::new(None);
 
-/// Reads the NFITs, and says what they hold and what is wrong with them. Called once.
-pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
-    let nfit = NFIT.call_once(|| nfit::parse(tables.iter().copied(), limits));
+/// Reads the NFITs, and says what they hold and what is wrong with them. Called once, at boot.
+pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> Arc<Nfit> {
+    let nfit = Arc::new(nfit::parse(tables.iter().copied(), limits));
+    say(&nfit, 0, &|_| true);
+    *NFIT.lock() = Some(Arc::clone(&nfit));
+    nfit
+}
+
+/// The same for a table that takes the place of those, of which only the ranges that are new are told.
+pub fn find_again(table: &[u8], limits: Limits<'_>, is_new: &dyn Fn(&PersistentRange) -> bool) -> Arc<Nfit> {
+    let nfit = Arc::new(nfit::parse([table], limits));
+    let known = nfit.ranges.iter().filter(|range| !is_new(range)).count();
+    say(&nfit, known, is_new);
+    let before = NFIT.lock().replace(Arc::clone(&nfit));
+    drop(before);
+    nfit
+}
+
+/// Tells what is wrong with a table, and of these of its ranges, which are numbered from `first` on.
+fn say(nfit: &Nfit, first: usize, wanted: &dyn Fn(&PersistentRange) -> bool) {
     for notice in &nfit.notices {
         match notice.level() {
             Level::Normal => log::info!(target: "nfit", "{notice}"),
@@ -26,7 +45,7 @@ pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
         (more, 0) => log::warn!(target: "nfit", "{more} more faults"),
         (more, serious) => log::warn!(target: "nfit", "{more} more faults, {serious} of them serious"),
     }
-    for (id, range) in nfit.ranges.iter().enumerate() {
+    for (id, range) in (first..).zip(nfit.ranges.iter().filter(|range| wanted(range))) {
         log::info!(target: "nfit", "NVDIMM {id}: {} MiB from {:#x}, range {} of the table", range.len_bytes >> 20, range.base, range.range_index);
         console::report!(
             "nvdimm id={id} base={:#x} size={} devices={} range_index={} read_only={}",
@@ -43,21 +62,20 @@ pub fn find(tables: &[&[u8]], limits: Limits<'_>) -> &'static Nfit {
     if nfit.ranges.is_empty() {
         log::info!(target: "nfit", "no NVDIMM found");
     }
-    nfit
 }
 
 /// Prints all that the table says of the NVDIMM that has these frames, and what the platform does for persistence; or that
-/// it says nothing, of a virtio-pmem device.
+/// it says nothing, of a virtio-pmem device or a module.
 ///
 /// # Errors
 /// There is no table.
 pub fn describe(frames: PfnRange) -> Result<(), String> {
-    let nfit = NFIT.get().ok_or("no table was read")?;
+    let nfit = NFIT.lock().clone().ok_or("no table was read")?;
     // A namespace is a part of one.
     let has = |range: &PersistentRange| pmem::frames_of(range).is_some_and(|all| all.contains(frames.start()));
     let range = nfit.ranges.iter().find(|range| has(range));
     let Some(range) = range else {
-        // A virtio-pmem device.
+        // A virtio-pmem device, or a module.
         console::line(format_args!("the NFIT says nothing of it"));
         return Ok(());
     };

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use mm::pins::Word;
+use mm::region::device::CutOff;
 use mm::region::{RegionInfo, Revoked, TakeBack};
 
 use crate::console::report;
@@ -30,10 +31,17 @@ pub fn say_taking_back(device: &str, told: &TakeBack<'_>) {
         TakeBack::Waits(region) => {
             log::warn!(target: "devices", "{device}: waits for {} uses in flight of {region}", region.uses);
         }
-        TakeBack::Revoked(Revoked { region, uses, after_ns }) => {
+        TakeBack::Revoked(Revoked { region, uses, cut_off, after_ns }) => {
             let (us, fields) = (after_ns / 1000, Fields(region));
             log::info!(target: "devices", "{device}: {region} is revoked after {us} us, and {uses} uses in flight");
-            report!("registration {fields} state=revoked device={device} uses={uses} after_ns={after_ns}");
+            if let Some(CutOff { ranges, commands, ns, .. }) = cut_off {
+                let us = ns / 1000;
+                log::info!(target: "devices", "{device}: its device is cut off: {ranges} range, {commands} invalidation commands, {us} us");
+            }
+            let ranges = cut_off.map_or(0, |cut_off| cut_off.ranges);
+            report!(
+                "registration {fields} state=revoked device={device} uses={uses} after_ns={after_ns} cut_off={ranges}"
+            );
         }
     }
 }

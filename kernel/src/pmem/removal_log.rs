@@ -4,10 +4,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use dax::inject::Place;
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Method, Problem, RemovalReport, RemovalWatch, Step, StepRecord, Waiting};
+use dax::removal::{Cause, Method, Problem, RemovalReport, RemovalWatch, Step, StepRecord, Waiting};
 use mm::addr::PfnRange;
 use mm::machine::Machine;
 use mm::region::{RegionInfo, TakeBack};
@@ -25,6 +26,10 @@ pub struct Watch<'a> {
     pub name: &'a str,
     /// Its frames.
     pub frames: PfnRange,
+    /// Why it is removed.
+    pub cause: Cause,
+    /// Where the time goes at which no CPU has a translation of it any more, in nanoseconds since the first line.
+    pub shot_down: &'a AtomicU64,
     /// Called when the device's holders have been told, once that step has been said, unless `quiet`.
     pub told: &'a mut dyn FnMut(),
     /// Called whenever the removal says for which pages it waits.
@@ -34,6 +39,9 @@ pub struct Watch<'a> {
 }
 
 impl RemovalWatch<KernelMachine> for Watch<'_> {
+    fn cause(&mut self) -> Cause {
+        self.cause
+    }
     fn begin(&mut self, step: Step) -> Result<(), Problem> {
         match FAULTS.goes_off(Place::Remove, step.number() as u64) {
             true => Err("the first attempt was made to fail".into()),
@@ -69,6 +77,9 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         (self.waits)(waiting);
     }
     fn observe(&mut self, record: &StepRecord) {
+        if record.step == Step::Shootdown {
+            self.shot_down.store(time::since_first_line_ns(), Ordering::Relaxed);
+        }
         if self.quiet {
             return;
         }

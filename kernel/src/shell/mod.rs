@@ -2,10 +2,12 @@
 //! May import: cpu, console, mem, task, trap, io, pmem.
 
 mod devices;
+mod dma;
 mod fail;
 mod fs;
 mod fsload;
 mod fuzz;
+mod hotplug;
 mod namespaces;
 mod pins;
 mod removal;
@@ -39,11 +41,13 @@ static GROUPS: &[&[Command]] = &[
     devices::COMMANDS,
     namespaces::COMMANDS,
     pins::COMMANDS,
+    dma::COMMANDS,
     fail::COMMANDS,
     removal::COMMANDS,
     fs::COMMANDS,
     fsload::COMMANDS,
     fuzz::COMMANDS,
+    hotplug::COMMANDS,
 ];
 
 const GROUND: &[Command] = &[

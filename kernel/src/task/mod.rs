@@ -8,3 +8,4 @@ pub mod services;
 pub mod tcb;
 pub mod user;
 pub mod wait;
+pub mod watch;

@@ -21,11 +21,14 @@ use crate::cpu::ipi::{self, VECTOR_TIMER};
 use crate::cpu::{percpu, time};
 use crate::mem::kstack::Stack;
 use crate::mem::machine::{self, Space};
-use crate::task::runner;
 use crate::task::tcb::{Exit, State, Task};
+use crate::task::{runner, watch};
 
 /// How long a task runs while another waits for its CPU, in nanoseconds.
 pub const SLICE_NS: u64 = 1_000_000;
+
+/// How a timer ticks: does another task wait for the CPU, and is something watched?
+type Rhythm = (bool, bool);
 
 /// The tasks of one CPU.
 #[derive(Debug)]
@@ -34,8 +37,9 @@ pub struct RunQueue {
     tasks: queue::RunQueue<Task>,
     /// The timer is armed for this time; 0 when it is not.
     armed_for: u64,
-    /// The timer ticks, which it does in deterministic mode: in the rhythm of a shared CPU, or of one that is not.
-    rhythm: Option<bool>,
+    /// The timer ticks, which it does in deterministic mode: in the rhythm of a shared CPU, or of one that is not, and of one
+    /// that [watches](watch) or not.
+    rhythm: Option<Rhythm>,
     /// When the current task began its turn.
     slice_start: u64,
 }
@@ -60,12 +64,16 @@ impl RunQueue {
         self.tasks.has_ready() && !self.is_idle()
     }
 
+    fn rhythm_now(&self) -> Rhythm {
+        (self.is_shared(), watch::is_on())
+    }
+
     /// Arms the timer for the next thing to do, or stops it. Only on the queue's own CPU.
     fn arm(&mut self) {
         if time::is_deterministic() && !self.is_idle() {
             match self.rhythm {
                 // A tick that finds nothing to do stops it.
-                Some(shared) if shared == self.is_shared() => {}
+                Some(rhythm) if rhythm == self.rhythm_now() => {}
                 Some(_) => self.tick_from(time::since_first_line_ns()),
                 None => {
                     apic::timer_mode(VECTOR_TIMER, true);
@@ -78,7 +86,8 @@ impl RunQueue {
             return;
         }
         let turn = self.is_shared().then_some(self.slice_start + slice_ns(self.slice_start));
-        let next = turn.into_iter().chain(self.tasks.next_wake()).min().unwrap_or(0);
+        let look = (watch::is_on() && area::cpu() == 0).then(|| self.look_by());
+        let next = turn.into_iter().chain(self.tasks.next_wake()).chain(look).min().unwrap_or(0);
         if next == self.armed_for {
             return;
         }
@@ -89,12 +98,20 @@ impl RunQueue {
         }
     }
 
+    /// When the watch looks next at the latest: a timer that is armed for it already stays so.
+    fn look_by(&self) -> u64 {
+        let latest = time::since_first_line_ns() + watch::PERIOD_NS;
+        if self.armed_for == 0 { latest } else { self.armed_for.min(latest) }
+    }
+
     /// Lets the timer tick, in a rhythm that depends on `now`: see [`passes_turn`].
     fn tick_from(&mut self, now: u64) {
-        let shared = self.is_shared();
-        self.rhythm = Some(shared);
-        let factor = (arch::percpu::cpu() as u64 + 1) * if shared { 1 } else { LONE_SLICES };
-        apic::timer_arm(time::timer_ticks(slice_ns(now) * factor));
+        let (shared, watched) = self.rhythm_now();
+        self.rhythm = Some((shared, watched));
+        // All CPUs' ticks become shorter together: none of them would have a turn besides a CPU 0 that ticks alone.
+        let slice = if watched { slice_ns(now) * watch::PERIOD_NS / (2 * SLICE_NS) } else { slice_ns(now) };
+        let factor = (arch::percpu::cpu() as u64 + 1) * if shared || watched { 1 } else { LONE_SLICES };
+        apic::timer_arm(time::timer_ticks(slice * factor));
     }
 
     /// A tick has come: stops the timer if nobody needs it, and changes its rhythm now and then.
@@ -102,7 +119,7 @@ impl RunQueue {
         if self.is_idle() {
             apic::timer_mode(VECTOR_TIMER, false);
             self.rhythm = None;
-        } else if self.rhythm != Some(self.is_shared()) || slice_ns(now).is_multiple_of(TICKS_PER_RHYTHM) {
+        } else if self.rhythm != Some(self.rhythm_now()) || slice_ns(now).is_multiple_of(TICKS_PER_RHYTHM) {
             self.tick_from(now);
         }
     }
@@ -264,6 +281,9 @@ fn make_ready(task: &Arc<Task>, from: State) {
 pub fn on_timer() {
     let this = runner::this();
     this.ticks.fetch_add(1, Ordering::Relaxed);
+    if area::cpu() == 0 {
+        watch::look();
+    }
     let now = time::since_first_line_ns();
     let mut queue = this.queue.lock();
     let queue = &mut *queue;
@@ -305,8 +325,19 @@ pub fn on_reschedule() {
     let mut queue = this.queue.lock();
     if queue.is_idle() {
         this.need_resched.store(true, Ordering::Relaxed);
-    } else {
+    }
+    if !queue.is_idle() || watch::is_on() {
         queue.arm();
+    }
+}
+
+/// Lets CPU 0's timer follow a change of what is [watched](watch::set).
+pub fn rearm() {
+    let _irq = IrqSave::new();
+    if area::cpu() == 0 {
+        runner::this().queue.lock().arm();
+    } else {
+        ipi::send(0, ipi::VECTOR_RESCHEDULE);
     }
 }
 

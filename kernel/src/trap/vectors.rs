@@ -6,18 +6,28 @@ use arch::trap::{TrapFrame, exception_name, vector};
 use arch::{apic, cpu, mce, probe};
 use mm::addr::VirtAddr;
 use mm::machine::IrqOff;
+use spin::Once;
 
 use crate::console::ring::{self, Note};
 use crate::cpu::ipi::{
-    VECTOR_APIC_ERROR, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN, VECTOR_SPURIOUS, VECTOR_TEST,
-    VECTOR_TIMER,
+    VECTOR_APIC_ERROR, VECTOR_EVENTS, VECTOR_IOMMU, VECTOR_MEMORY_ERROR, VECTOR_RESCHEDULE, VECTOR_SHOOTDOWN,
+    VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER,
 };
 use crate::cpu::percpu::{self, InInterrupt};
 use crate::mem::{kstack, machine};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
+use crate::trap::events;
 use crate::trap::memory_error::{self, RaisedBy};
 use crate::trap::panic::{self, Cause};
+
+/// Who takes the records of the IOMMU.
+static IOMMU_FAULTS: Once<fn()> = Once::new();
+
+/// From now on `handler` is called, with interrupts off, when the IOMMU has recorded a fault. Called once.
+pub fn handle_iommu_faults(handler: fn()) {
+    IOMMU_FAULTS.call_once(|| handler);
+}
 
 /// Every exception and interrupt arrives here, with interrupts off.
 #[unsafe(no_mangle)]
@@ -57,8 +67,14 @@ fn interrupt(vector: u8) {
         VECTOR_TIMER => sched::on_timer(),
         VECTOR_RESCHEDULE => sched::on_reschedule(),
         VECTOR_MEMORY_ERROR => memory_error::on_interrupt(),
+        VECTOR_EVENTS => events::on_interrupt(),
         VECTOR_TEST => {
             percpu::this().test_ipis.fetch_add(1, Ordering::Release);
+        }
+        VECTOR_IOMMU => {
+            if let Some(handler) = IOMMU_FAULTS.get() {
+                handler();
+            }
         }
         VECTOR_APIC_ERROR => ring::note(Note::ApicError, u64::from(apic::take_errors())),
         VECTOR_SPURIOUS => {

@@ -3,6 +3,8 @@
 //! | module | feature | what it is |
 //! |---|---|---|
 //! | `emu` | `emu` | a machine whose CPUs keep stale translations until they are flushed |
+//! | `iommu` | `iommu` | an IOMMU that keeps stale translations until they are invalidated, and devices behind it |
+//! | `hotplug` | `nfit` | slots for memory modules, which leave without a word and come back |
 //! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
 //! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
 //! | `media` | `media` | label areas and info blocks of namespaces, and what must hold whatever they say |
@@ -17,6 +19,10 @@ pub mod damage;
 // A checker's atomics would make its threads the checker's: the models have a small machine of their own.
 #[cfg(all(feature = "emu", not(any(loom, shuttle))))]
 pub mod emu;
+#[cfg(feature = "nfit")]
+pub mod hotplug;
+#[cfg(all(feature = "iommu", not(any(loom, shuttle))))]
+pub mod iommu;
 #[cfg(feature = "media")]
 pub mod media;
 #[cfg(feature = "nfit")]

@@ -13,9 +13,12 @@
 //! which makes the check at the fence the stricter one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fs::error::FsError;
 use fs::pmem::{LINE, Pmem, check_bounds};
+use fs::presence::Presence;
 use mm::sync::Mutex;
 
 /// What was done to the memory.
@@ -152,6 +155,70 @@ impl Pmem for SimPmem {
             log.push(Event::Fence);
         }
         Ok(())
+    }
+}
+
+/// Memory that leaves without a word: from some access on, loads give 0, and stores and fences do nothing. An access is one
+/// of these, or the question whether it is there.
+pub struct Leaves {
+    sim: Arc<SimPmem>,
+    /// How many accesses it is there for still.
+    stays: AtomicU64,
+    missed: AtomicBool,
+}
+
+impl Leaves {
+    /// Leaves just before access `access`, counted from 0.
+    pub fn before(sim: &Arc<SimPmem>, access: u64) -> Arc<Self> {
+        Arc::new(Self { sim: Arc::clone(sim), stays: AtomicU64::new(access), missed: AtomicBool::new(false) })
+    }
+    /// Leaves just before access `access`, counted from now on.
+    pub fn leave_before(&self, access: u64) {
+        self.stays.store(access, Ordering::SeqCst);
+    }
+    /// Was it there for every access so far, but for starting to write back?
+    pub fn was_here(&self) -> bool {
+        !self.missed.load(Ordering::SeqCst)
+    }
+    /// One access; says whether the memory is there for it.
+    fn access(&self) -> bool {
+        let step = |left: u64| left.checked_sub(1);
+        let is_there = self.stays.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step).is_ok();
+        self.missed.fetch_or(!is_there, Ordering::SeqCst);
+        is_there
+    }
+}
+
+impl Presence for Leaves {
+    fn is_there(&self) -> bool {
+        self.access()
+    }
+}
+
+impl Pmem for Leaves {
+    fn len_bytes(&self) -> u64 {
+        self.sim.len_bytes()
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+        if self.access() {
+            return self.sim.read(offset, buf);
+        }
+        buf.fill(0);
+        Ok(())
+    }
+    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+        if self.access() { self.sim.store(offset, bytes) } else { Ok(()) }
+    }
+    fn write_back(&self, offset: u64, len: u64) {
+        // It has no answer that could be believed: missing it alone is no reason to say anything.
+        let missed = self.missed.load(Ordering::SeqCst);
+        if self.access() {
+            self.sim.write_back(offset, len);
+        }
+        self.missed.store(missed, Ordering::SeqCst);
+    }
+    fn fence(&self) -> Result<(), FsError> {
+        if self.access() { self.sim.fence() } else { Ok(()) }
     }
 }
 

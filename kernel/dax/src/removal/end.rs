@@ -1,4 +1,4 @@
-//! That a removal ends: what is checked at the end of step 4, and the wait for pins in step 5.
+//! That a removal ends: what is checked at the end of step 4, registrations, and the wait for pins in step 5.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -8,9 +8,11 @@ use mm::machine::{Machine, has_room};
 use mm::meta::LiveFolio;
 use mm::pagemap::MapState;
 use mm::reach::find_leaf;
+use mm::region::device::CutOff;
+use mm::region::{RegionInfo, TakeBack};
 
 use super::report::{PinFound, Waiting};
-use super::{Removal, RemovalEnv, RemovalWatch};
+use super::{Cause, Facts, Removal, RemovalEnv, RemovalWatch};
 use crate::device::State;
 use crate::mutant::Mutant;
 
@@ -97,5 +99,47 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
             self.mm.meta.for_each_live_in(range, &mut add);
         }
         waiting
+    }
+
+    /// Asks the owners of registrations for them, or calls them in; answers how many those were.
+    pub(super) fn ask(&mut self, facts: &mut Facts) -> u64 {
+        let Self { mm, env, report, map, .. } = self;
+        let is_gone = report.cause == Cause::Gone && !Mutant::GraceForGone.is_on();
+        let mut asked = |region: &RegionInfo<'_>| {
+            report.note_registration(&mm.machine, region);
+            env.watch().asked(region);
+        };
+        // Of memory that is not there nothing can be put in order: its owners have no time for that, and hear of it at
+        // their next use.
+        let found = match is_gone {
+            true => mm.regions.call_in(map, map.ranges(), &mut asked),
+            false => mm.regions.ask(map, map.ranges(), &mut asked),
+        };
+        facts.note("registrations_asked", found.asked);
+        facts.note("registrations_looked_at", found.looked_at);
+        found.asked
+    }
+
+    /// Revokes what has not been given back, once its owner has had its time.
+    pub(super) fn take_back(&mut self, facts: &mut Facts) {
+        let Self { mm, env, report, map, .. } = self;
+        let (mut nr, mut uses, mut cut_off) = (0, 0, CutOff::default());
+        let began = mm.machine.now_ns();
+        if !Mutant::PinsNotTakenBack.is_on() {
+            mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {
+                if let TakeBack::Revoked(revoked) = told {
+                    nr += 1;
+                    uses += revoked.uses;
+                    cut_off.add(revoked.cut_off.unwrap_or_default());
+                    report.note_revoked(revoked);
+                }
+                env.watch().taking_back(told);
+            });
+        }
+        facts.note("registrations_revoked", nr);
+        facts.note("uses_waited_for", uses);
+        facts.note("device_ranges_revoked", cut_off.ranges);
+        facts.note("invalidation_commands", cut_off.commands);
+        facts.note("grace_ns", mm.machine.now_ns() - began);
     }
 }

@@ -46,14 +46,14 @@ use mm::gather::{Gather, ZapStats};
 use mm::machine::{Machine, has_room};
 use mm::mapping::{unmap_each, unmap_leftovers};
 use mm::pagemap::DevPagemap;
-use mm::region::device::CutOff;
 use mm::region::{RegionInfo, TakeBack};
 use mm::space::{AddressSpace, Mapping};
 
-pub use self::report::{Cost, Drained, Method, PinFound, Registration, RemovalReport, TaskFound, User, Waiting};
+pub use self::report::{Cause, Cost, Drained, Method, PinFound, Registration, RemovalReport, TaskFound, User, Waiting};
 pub use self::step::{Facts, Fields, Problem, Step, StepRecord};
 use crate::device::{Dead, Live, is_idle};
-use crate::kill::{KillReport, Phase, kill_dax};
+use crate::holder::NotifyFlags;
+use crate::kill::{KillReport, Phase, kill_dax_as};
 use crate::mutant::Mutant;
 
 /// What is removed.
@@ -104,6 +104,10 @@ pub trait RemovalWatch<M: Machine> {
     fn begin(&mut self, step: Step) -> Result<(), Problem> {
         let _ = step;
         Ok(())
+    }
+    /// Why the device is removed. Asked once, before the first step.
+    fn cause(&mut self) -> Cause {
+        Cause::Asked
     }
     /// The kill of the DAX device has come so far. At [`Phase::Told`] the device is still alive, and what the holders
     /// answered is in `kill`.
@@ -197,7 +201,8 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     method: Method,
     env: &mut E,
 ) -> RemovalReport {
-    let report = RemovalReport { device: target.name, method, ..RemovalReport::default() };
+    let cause = env.watch().cause();
+    let report = RemovalReport { device: target.name, method, cause, ..RemovalReport::default() };
     let mut removal =
         Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
     let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), spaces: Vec::new() };
@@ -300,14 +305,18 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
     fn kill_dax(&mut self, going: &mut Going<M>, facts: &mut Facts) -> Result<(), Problem> {
         facts.note("dax_devices", u64::from(going.live.is_some()));
         if let Some(live) = going.live.take() {
-            let Self { mm, env, aside, .. } = self;
+            let Self { mm, env, aside, report, .. } = self;
+            let flags = match report.cause {
+                Cause::Gone if !Mutant::GoneToldAsLeaving.is_on() => NotifyFlags::GONE,
+                _ => NotifyFlags::PRE_REMOVE,
+            };
             let mut observe = |phase, kill: &KillReport| {
                 let (ns, instructions) = (mm.machine.now_ns(), env.watch().instructions());
                 env.watch().phase(phase, kill);
                 aside.0 += mm.machine.now_ns() - ns;
                 aside.1 += env.watch().instructions() - instructions;
             };
-            let (dead, kill) = kill_dax(live, &mut || mm.machine.relax(), &mut observe);
+            let (dead, kill) = kill_dax_as(live, flags, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);
             facts.note("holders_failed", kill.answers.iter().filter(|answer| answer.result.is_err()).count() as u64);
             facts.note("readers_waited_for", kill.readers.readers_found);
@@ -444,41 +453,6 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         facts.note("pins_waited_for", found.pins);
         facts.note("wait_ns", *ns);
         Ok(())
-    }
-
-    /// Asks the owners of registrations for them; answers how many those were.
-    fn ask(&mut self, facts: &mut Facts) -> u64 {
-        let Self { mm, env, report, map, .. } = self;
-        let found = mm.regions.ask(map, map.ranges(), &mut |region| {
-            report.note_registration(&mm.machine, region);
-            env.watch().asked(region);
-        });
-        facts.note("registrations_asked", found.asked);
-        facts.note("registrations_looked_at", found.looked_at);
-        found.asked
-    }
-
-    /// Revokes what has not been given back, once its owner has had its time.
-    fn take_back(&mut self, facts: &mut Facts) {
-        let Self { mm, env, report, map, .. } = self;
-        let (mut nr, mut uses, mut cut_off) = (0, 0, CutOff::default());
-        let began = mm.machine.now_ns();
-        if !Mutant::PinsNotTakenBack.is_on() {
-            mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {
-                if let TakeBack::Revoked(revoked) = told {
-                    nr += 1;
-                    uses += revoked.uses;
-                    cut_off.add(revoked.cut_off.unwrap_or_default());
-                    report.note_revoked(revoked);
-                }
-                env.watch().taking_back(told);
-            });
-        }
-        facts.note("registrations_revoked", nr);
-        facts.note("uses_waited_for", uses);
-        facts.note("device_ranges_revoked", cut_off.ranges);
-        facts.note("invalidation_commands", cut_off.commands);
-        facts.note("grace_ns", mm.machine.now_ns() - began);
     }
 
     fn free_metadata(&mut self, facts: &mut Facts) -> Result<(), Problem> {

@@ -30,6 +30,35 @@ pub enum Method {
     PerFrame(PfnRange),
 }
 
+/// Why a device is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Cause {
+    /// Somebody wants it removed, and it works until then.
+    #[default]
+    Asked,
+    /// The host has said that it wants it back, and it works until then.
+    Announced,
+    /// It has left without a word: nothing of it can be read or written any more.
+    Gone,
+}
+
+impl Cause {
+    /// The word for machine-readable lines.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Announced => "announced",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// One VMA that mapped the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
@@ -231,6 +260,8 @@ pub struct RemovalReport {
     pub device: String,
     /// How mappings were invalidated.
     pub method: Method,
+    /// Why it was removed.
+    pub cause: Cause,
     /// Nobody used the device: there was nothing to invalidate.
     pub idle: bool,
     /// The steps, all of them, in order.
@@ -328,6 +359,7 @@ impl RemovalReport {
         Some(Self {
             device: text(&self.device)?,
             method: self.method,
+            cause: self.cause,
             idle: self.idle,
             steps: copy_list(machine, &self.steps, |record| record.try_clone(machine))?,
             kill,
@@ -358,7 +390,12 @@ impl RemovalReport {
 /// Several lines of plain words: the steps, each with its time, then who and what was found.
 impl fmt::Display for RemovalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "removal of {}{}", self.device, if self.idle { " (idle)" } else { "" })?;
+        let cause = match self.cause {
+            Cause::Asked => "",
+            Cause::Announced => ", which the host wants back",
+            Cause::Gone => ", which has gone",
+        };
+        writeln!(f, "removal of {}{cause}{}", self.device, if self.idle { " (idle)" } else { "" })?;
         for record in &self.steps {
             writeln!(f, "  {record}; {} us", record.ns / 1000)?;
         }

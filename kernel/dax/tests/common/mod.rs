@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dax::devdax::{DevDax, OpenOptions};
 use dax::device::{DataCache, DaxError, Live, alloc_dax};
 use dax::kill::{KillReport, Phase};
-use dax::removal::{Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
+use dax::removal::{Cause, Problem, RemovalEnv, RemovalWatch, StepRecord, Target, Waiting};
 use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange, VirtAddr, VirtRange};
 use mm::context::MmContext;
 use mm::entry::Prot;
@@ -191,6 +191,8 @@ pub struct Env<'a> {
     pub fail: Vec<&'static str>,
     pub on_wait: Option<OnWait<'a>>,
     pub on_step: Option<OnStep<'a>>,
+    /// Why the device is removed.
+    pub cause: Cause,
 }
 
 impl Env<'_> {
@@ -217,6 +219,9 @@ impl RemovalEnv<EmuMachine> for Env<'_> {
 }
 
 impl RemovalWatch<EmuMachine> for Env<'_> {
+    fn cause(&mut self) -> Cause {
+        self.cause
+    }
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
         self.phases.push((phase, kill.answers.iter().map(ToString::to_string).collect()));
     }

@@ -31,6 +31,7 @@
 //! The lists have a lock. If 2 comes before b, the registration is asked for. Otherwise a comes before 3, which sees it.
 //! So no registration stays that was not asked for.
 
+mod ask;
 pub mod device;
 pub mod gate;
 mod info;
@@ -147,24 +148,6 @@ impl<M: Machine> Region<M> {
         self.gate.set_released();
         Some((uses, cut_off))
     }
-
-    /// Begins the owner's grace period, unless it has begun. Says whether this was the first to ask.
-    fn ask(&self, asked: &mut dyn FnMut(&RegionInfo<'_>)) -> bool {
-        let (owner, now_ns) = (self.owner.upgrade(), self.mm.machine.now_ns());
-        // An owner that has ended and left its registration behind has nothing to do with a grace period.
-        let grace_ns = if owner.is_some() && !Mutant::NoGrace.is_on() { self.grace_ns } else { 0 };
-        let deadline_ns = now_ns.saturating_add(grace_ns).min(NOT_ASKED - 1);
-        // Relaxed: times. What orders anything is the list's lock and the gate.
-        if self.deadline_ns.compare_exchange(NOT_ASKED, deadline_ns, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-            return false;
-        }
-        self.asked_ns.store(now_ns, Ordering::Relaxed);
-        asked(&self.info());
-        if let Some(owner) = owner {
-            owner.asked(&Notice { key: self.key, deadline_ns });
-        }
-        true
-    }
 }
 
 /// The registrations of one machine.
@@ -188,18 +171,6 @@ impl<M: Machine> Regions<M> {
     /// Calls `each` with every registration, those of a device together and oldest first, under the lists' lock.
     pub fn for_each(&self, each: &mut dyn FnMut(&RegionInfo<'_>)) {
         self.lists.lock().iter().for_each(|region| each(&region.info()));
-    }
-
-    /// Asks the owner of each registration that holds a frame of `ranges`, which are `map`'s, to give it back, unless
-    /// somebody has; `asked` hears of each before its owner does. Work is proportional to the registrations of `map`,
-    /// and their runs. Called with no lock held.
-    pub fn ask(&self, map: &DevPagemap, ranges: &[PfnRange], asked: &mut dyn FnMut(&RegionInfo<'_>)) -> Asked {
-        let (mut after, mut found) = (0, Asked::default());
-        while let Some(region) = self.first_after(after, map, ranges, &mut found.looked_at) {
-            after = region.key;
-            found.asked += u64::from(region.ask(asked));
-        }
-        found
     }
 
     /// Calls `each` with every registration that holds `pfn`, which is `map`'s, and the address at which its owner has

@@ -1,7 +1,7 @@
 //! The Multiple APIC Description Table: which CPUs there are (ACPI 6.5 §5.2.12).
 
 use arrayvec::ArrayVec;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::sdt::Header;
@@ -19,6 +19,29 @@ pub struct Cpu {
     pub acpi_uid: u32,
 }
 
+/// An I/O APIC: what turns the lines of devices into interrupts of CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApic {
+    /// Physical address of its registers.
+    pub base: u64,
+    /// The number of its first line, as the machine counts them.
+    pub first_line: u32,
+}
+
+/// How many are kept; the kernel uses one line of one.
+pub const MAX_IO_APICS: usize = 8;
+
+/// Where a line of the old interrupt controllers arrives, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The line's old number.
+    pub irq: u8,
+    /// Its number now.
+    pub line: u32,
+    /// Polarity and trigger mode, as the table has them.
+    pub flags: u16,
+}
+
 /// The interrupt controllers.
 #[derive(Clone, Debug, Default)]
 pub struct Madt {
@@ -28,7 +51,27 @@ pub struct Madt {
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,
     /// How many CPUs are listed that cannot be started.
     pub nr_disabled: u32,
+    /// The I/O APICs.
+    pub io_apics: ArrayVec<IoApic, MAX_IO_APICS>,
+    /// Lines that arrive elsewhere than at their old number.
+    pub overrides: ArrayVec<Override, 16>,
 }
+
+impl Madt {
+    /// Where a line of the old controllers arrives: the I/O APIC, its line there, and whether it is active low. Of a line
+    /// that no entry names, at the same number; the interrupt of ACPI's own events is active low then (ACPI 6.5 §5.2.9,
+    /// `SCI_INT`).
+    pub fn route(&self, irq: u16) -> Option<(IoApic, u32, bool)> {
+        let moved = self.overrides.iter().find(|moved| u16::from(moved.irq) == irq);
+        let (line, flags) = moved.map_or((u32::from(irq), 0), |moved| (moved.line, moved.flags));
+        let of = self.io_apics.iter().filter(|io| io.first_line <= line).max_by_key(|io| io.first_line)?;
+        Some((*of, line - of.first_line, flags & POLARITY != ACTIVE_HIGH))
+    }
+}
+
+/// Of an override's flags: polarity, and the one of the three that is not active low for this interrupt.
+const POLARITY: u16 = 0b11;
+const ACTIVE_HIGH: u16 = 0b01;
 
 #[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -53,6 +96,28 @@ struct LocalApic {
     acpi_uid: u8,
     apic_id: u8,
     flags: U32,
+}
+
+/// Type 1: an I/O APIC.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct IoApicEntry {
+    header: EntryHeader,
+    id: u8,
+    reserved: u8,
+    base: U32,
+    first_line: U32,
+}
+
+/// Type 2: a line that arrives elsewhere.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct OverrideEntry {
+    header: EntryHeader,
+    bus: u8,
+    irq: u8,
+    line: U32,
+    flags: U16,
 }
 
 /// Type 5: a local APIC address of 64 bits, which replaces that of the table's fixed part.
@@ -107,6 +172,18 @@ fn read_entry(madt: &mut Madt, offset: usize, kind: u8, entry: &[u8]) -> Result<
             let cpu: &LocalApic = view(offset, kind, entry)?;
             add_cpu(madt, cpu.apic_id.into(), cpu.acpi_uid.into(), cpu.flags.get())
         }
+        1 => {
+            let io: &IoApicEntry = view(offset, kind, entry)?;
+            // One more than there is room for goes without a word: one line of one of them is used.
+            let _ = madt.io_apics.try_push(IoApic { base: io.base.get().into(), first_line: io.first_line.get() });
+            Ok(())
+        }
+        2 => {
+            let moved: &OverrideEntry = view(offset, kind, entry)?;
+            let _ =
+                madt.overrides.try_push(Override { irq: moved.irq, line: moved.line.get(), flags: moved.flags.get() });
+            Ok(())
+        }
         5 => {
             let address: &LocalApicAddress = view(offset, kind, entry)?;
             madt.local_apic_base = address.base.get();
@@ -116,7 +193,7 @@ fn read_entry(madt: &mut Madt, offset: usize, kind: u8, entry: &[u8]) -> Result<
             let cpu: &LocalX2Apic = view(offset, kind, entry)?;
             add_cpu(madt, cpu.apic_id.get(), cpu.acpi_uid.get(), cpu.flags.get())
         }
-        // I/O APICs, overrides and NMI lines: no device of ours interrupts through them.
+        // NMI lines and what else no device of ours interrupts through.
         _ => Ok(()),
     }
 }

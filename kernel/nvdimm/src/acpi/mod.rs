@@ -16,22 +16,29 @@
 //! a length that may be less, and an entry of length zero in the MADT makes its iterator go round for ever), which
 //! suits firmware that is what it should be. A kernel that promises one line for each bad table needs the bounds.
 
+pub mod aml;
 mod fadt;
 mod madt;
 mod notice;
 mod root;
 pub mod sdt;
+mod srat;
 #[cfg(test)]
 mod tests;
 
-pub use fadt::PmTimer;
-pub use madt::{Cpu, MAX_CPUS, Madt};
+pub use fadt::{Events, PmTimer};
+pub use madt::{Cpu, IoApic, MAX_CPUS, Madt, Override};
 pub use notice::{AcpiNotice, RootError};
+pub use srat::MAX_HOT_RANGES;
 
 use arrayvec::ArrayVec;
 
+use crate::nfit::ByteRange;
+
 /// How many NFITs are kept. There should be one; a second may have been added by hand.
 pub const MAX_NFITS: usize = 4;
+/// How many of the firmware's own programs are kept: the DSDT, and SSDTs.
+pub const MAX_PROGRAMS: usize = 16;
 /// How many notices are kept; later ones are only counted.
 pub const MAX_NOTICES: usize = 16;
 /// No table that we read is longer than this many bytes: a longer one has a wrong length.
@@ -54,6 +61,12 @@ pub struct AcpiInfo<'m> {
     pub madt: Option<Madt>,
     /// The power management timer, which counts at 3.579545 MHz.
     pub pm_timer: Option<PmTimer>,
+    /// Where events are told, such as memory that is plugged in.
+    pub events: Option<Events>,
+    /// The firmware's own programs, for [`aml`] to look for constants in.
+    pub programs: ArrayVec<&'m [u8], MAX_PROGRAMS>,
+    /// Where memory may be plugged in.
+    pub hot_ranges: ArrayVec<ByteRange, MAX_HOT_RANGES>,
     /// How many tables the root table lists.
     pub nr_tables: u32,
     /// What was found wrong, in the order in which it was found.
@@ -101,10 +114,29 @@ fn read_table<'m, M: PhysMemory>(memory: &'m M, base: u64, info: &mut AcpiInfo<'
             info.dmar = Some(bytes);
             Ok(())
         }
-        b"FACP" if info.pm_timer.is_none() => fadt::read(bytes).map(|timer| info.pm_timer = timer),
+        b"FACP" if info.pm_timer.is_none() => fadt::read(bytes).and_then(|fadt| {
+            (info.pm_timer, info.events) = (fadt.pm_timer, fadt.events);
+            // The one program that no root table lists.
+            add_dsdt(memory, fadt.dsdt, info)
+        }),
+        b"SSDT" => root::check(bytes, b"SSDT", sdt::HEADER_BYTES).and_then(|(_, program)| add(program, info)),
+        b"SRAT" => srat::read(bytes, info),
         _ => Ok(()),
     };
     if let Err(notice) = result {
         info.note(notice);
     }
+}
+
+fn add_dsdt<'m, M: PhysMemory>(memory: &'m M, base: u64, info: &mut AcpiInfo<'m>) -> Result<(), AcpiNotice> {
+    if base == 0 {
+        return Ok(());
+    }
+    let (_, bytes) = root::table_at(memory, base).ok_or(AcpiNotice::Unreadable { base })?;
+    let (_, program) = root::check(bytes, b"DSDT", sdt::HEADER_BYTES)?;
+    add(program, info)
+}
+
+fn add<'m>(program: &'m [u8], info: &mut AcpiInfo<'m>) -> Result<(), AcpiNotice> {
+    info.programs.try_push(program).map_err(|_| AcpiNotice::TooMany { signature: *b"SSDT" })
 }

@@ -89,6 +89,36 @@ pub enum AcpiNotice {
         /// How long it is, in bytes.
         claimed_bytes: u8,
     },
+    /// An entry of the SRAT has no length, or goes beyond the table's end: the walk ends.
+    SratEntry {
+        /// Where it begins, in bytes from the table's beginning.
+        offset: usize,
+        /// How long it claims to be, in bytes.
+        claimed_bytes: u8,
+        /// How many bytes of the table are left.
+        left_bytes: usize,
+    },
+    /// An entry of the SRAT is too short for a range of memory: it is skipped.
+    SratEntryShort {
+        /// Where it begins, in bytes from the table's beginning.
+        offset: usize,
+        /// How long it is, in bytes.
+        claimed_bytes: u8,
+    },
+    /// A range of the SRAT is empty or wraps: it is skipped.
+    SratRange {
+        /// Where its entry begins, in bytes from the table's beginning.
+        offset: usize,
+        /// Its first byte.
+        base: u64,
+        /// Its length in bytes.
+        len_bytes: u64,
+    },
+    /// More ranges for memory that is plugged in than we can hold.
+    TooManyHotRanges {
+        /// The first byte of the one that is left out.
+        base: u64,
+    },
     /// More CPUs than we can hold.
     TooManyCpus {
         /// Local APIC identifier of the one that is left out.
@@ -123,6 +153,19 @@ impl fmt::Display for AcpiNotice {
             ),
             Self::MadtEntryShort { offset, kind, claimed_bytes } => {
                 write!(f, "MADT: entry at {offset:#x} (type {kind}) has {claimed_bytes} bytes, too few; skipped")
+            }
+            Self::SratEntry { offset, claimed_bytes, left_bytes } => write!(
+                f,
+                "SRAT: entry at {offset:#x} claims {claimed_bytes} bytes where {left_bytes} are left; rest not read"
+            ),
+            Self::SratEntryShort { offset, claimed_bytes } => {
+                write!(f, "SRAT: entry at {offset:#x} (memory) has {claimed_bytes} bytes, too few; skipped")
+            }
+            Self::SratRange { offset, base, len_bytes } => {
+                write!(f, "SRAT: entry at {offset:#x}: {len_bytes:#x} bytes at {base:#x} are no range; skipped")
+            }
+            Self::TooManyHotRanges { base } => {
+                write!(f, "SRAT: the range at {base:#x} is left out: there is room for {}", super::MAX_HOT_RANGES)
             }
             Self::TooManyCpus { apic_id } => {
                 write!(f, "MADT: the CPU with APIC {apic_id} is left out: there is room for {MAX_CPUS}")

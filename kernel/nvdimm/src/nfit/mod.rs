@@ -35,6 +35,8 @@ pub use types::{
     RangeKind,
 };
 
+use alloc::vec::Vec;
+
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::acpi::sdt;
@@ -42,6 +44,19 @@ use raw::kind;
 
 /// The table's signature.
 pub const SIGNATURE: [u8; 4] = *b"NFIT";
+
+/// A whole table around the structures of one, as who gives them out without a header leaves it to us.
+#[must_use]
+pub fn table_of(structures: &[u8]) -> Vec<u8> {
+    let mut table = alloc::vec![0; raw::FIRST_STRUCTURE];
+    table.extend_from_slice(structures);
+    let len = u32::try_from(table.len()).unwrap_or(u32::MAX);
+    table[..4].copy_from_slice(&SIGNATURE);
+    table[4..8].copy_from_slice(&len.to_le_bytes());
+    table[8] = 1;
+    table[9] = 0_u8.wrapping_sub(sdt::byte_sum(&table));
+    table
+}
 
 /// Reads any number of tables. There should be one; what later ones say is held against what earlier ones said.
 ///

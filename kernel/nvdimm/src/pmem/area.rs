@@ -100,7 +100,10 @@ impl fmt::Display for AreaError {
             ),
             Self::Exists => f.write_str("the device has its area already"),
             Self::Missing => f.write_str("the device has no area of its own"),
-            Self::Media(error) => write!(f, "the medium fails at byte {:#x} of the range", error.offset_bytes),
+            Self::Media(MediaError::Lost { offset_bytes }) => {
+                write!(f, "the medium fails at byte {offset_bytes:#x} of the range")
+            }
+            Self::Media(MediaError::Gone) => f.write_str("the memory is not there any more"),
             Self::NotDurable(error) => write!(f, "what was written may not last: {error}"),
             Self::OutOfMemory => f.write_str("no memory for the list"),
         }

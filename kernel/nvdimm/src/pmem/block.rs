@@ -61,6 +61,8 @@ pub enum BlockError {
     },
     /// A write, and the memory takes none: this is the state of the devices behind it.
     ReadOnly(DeviceFlags),
+    /// The memory has left without a word: what was read is worth nothing, and what was written may be lost.
+    Gone,
     /// What was written can be read back, but nobody has confirmed that it lasts.
     NotDurable(FlushError),
 }
@@ -75,6 +77,7 @@ impl fmt::Display for BlockError {
             Self::OutOfRange { nr_sectors } => write!(f, "out of range: the device has {nr_sectors} sectors"),
             Self::Io { sector } => write!(f, "I/O error at sector {sector}: its contents are lost"),
             Self::ReadOnly(why) => write!(f, "the device takes no writes: a memory device behind it {why}"),
+            Self::Gone => f.write_str("I/O error: the memory is not there any more"),
             Self::NotDurable(error) => write!(f, "I/O error: what was written may not last: {error}"),
         }
     }
@@ -320,6 +323,11 @@ impl<M: Machine> BlockDevice<M> {
         self.segments.iter().any(|segment| segment.frames.contains(pfn))
     }
 
+    /// Was the memory there all the time until now? What was copied before the answer yes came from it.
+    pub fn is_there(&self) -> bool {
+        self.segments.iter().all(|segment| segment.memory.is_there())
+    }
+
     /// Whether the device takes requests.
     pub fn is_open(&self) -> bool {
         self.state.load(Ordering::Acquire) == OPEN
@@ -340,7 +348,7 @@ impl<M: Machine> BlockDevice<M> {
 
     /// Copies bytes out, wherever they begin and end, without asking whether they are lost. The caller has entered.
     pub(super) fn peek(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError> {
-        let lost = MediaError { offset_bytes: offset };
+        let lost = MediaError::Lost { offset_bytes: offset };
         let (mut at, mut rest) = (offset, into);
         while !rest.is_empty() {
             let begin = |segment: &Segment| segment.first_sector * SECTOR_BYTES;
@@ -446,7 +454,8 @@ impl<M: Machine> BlockDevice<M> {
     /// Remembers that the medium has lost a sector. Whoever has its page mapped keeps it until it fails by a machine check:
     /// a request may come from under locks, and waits for no shootdown.
     fn lost(&self, part: &Part<'_>, error: MediaError) -> BlockError {
-        let inside = error.offset_bytes / SECTOR_BYTES;
+        let MediaError::Lost { offset_bytes } = error else { return BlockError::Gone };
+        let inside = offset_bytes / SECTOR_BYTES;
         let physical = part.segment.physical().map(|all| all.first().saturating_add(inside));
         if let Some(sector) = physical.and_then(|sector| Run::with_len(sector, 1)) {
             self.map.lose(sector);

@@ -7,9 +7,14 @@ use mm::sync::Arc;
 
 /// The medium did not give back what was stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MediaError {
-    /// Offset of the first byte that was lost, from the beginning of the mapped range.
-    pub offset_bytes: u64,
+pub enum MediaError {
+    /// It has lost it.
+    Lost {
+        /// Offset of the first byte that was lost, from the beginning of the mapped range.
+        offset_bytes: u64,
+    },
+    /// It is not there any more, or was not all the while: what was read came from nowhere, what was written went there.
+    Gone,
 }
 
 /// What was written may not last: whoever keeps the memory did not confirm it.
@@ -54,7 +59,7 @@ pub trait PmemMemory: Send + Sync {
     /// Copies bytes out.
     ///
     /// # Errors
-    /// [`MediaError`] where the CPU reports that a byte is lost; `into` is then worth nothing.
+    /// [`MediaError`] where the CPU reports that a byte is lost, or the memory has gone; `into` is then worth nothing.
     fn read(&self, offset_bytes: u64, into: &mut [u8]) -> Result<(), MediaError>;
 
     /// Copies bytes in and writes back each cache line that it touched. Durable after the next
@@ -70,6 +75,11 @@ pub trait PmemMemory: Send + Sync {
     /// # Errors
     /// [`FlushError`] where he does not. What was written before may then be lost with the next power cut.
     fn fence(&self) -> Result<(), FlushError>;
+
+    /// Was the memory there all the time until now? Memory that cannot leave by itself always was.
+    fn is_there(&self) -> bool {
+        true
+    }
 }
 
 /// Why the kernel could not map a range.
@@ -79,6 +89,8 @@ pub enum MapFailed {
     OutOfMemory,
     /// The kernel's part of the address space has no room for the range.
     NoRoom,
+    /// The memory is not there.
+    Gone,
     /// The memory needs its device for stores to last, and that does not work.
     NoFlush(FlushError),
 }
@@ -88,6 +100,7 @@ impl fmt::Display for MapFailed {
         match self {
             Self::OutOfMemory => f.write_str("no memory for the page tables of the direct map"),
             Self::NoRoom => f.write_str("the kernel's address space has no room for the range"),
+            Self::Gone => f.write_str("the memory is not there"),
             Self::NoFlush(error) => error.fmt(f),
         }
     }

@@ -147,6 +147,8 @@ pub enum AttachError {
     Dax(DaxError),
     /// A fault was injected.
     Injected(Step),
+    /// The memory has left meanwhile: what the steps before have found came from nowhere.
+    Gone,
     /// Memory ran out during the step.
     OutOfMemory,
     /// The area for the device's own records cannot be made.
@@ -165,6 +167,7 @@ impl fmt::Display for AttachError {
             Self::BadBlock(error) => write!(f, "list of bad blocks: {error}"),
             Self::Dax(error) => error.fmt(f),
             Self::Injected(_) => f.write_str("it was made to fail"),
+            Self::Gone => f.write_str("the memory has left"),
             Self::OutOfMemory => f.write_str("memory ran out"),
             Self::Area(error) => error.fmt(f),
         }
@@ -323,6 +326,10 @@ impl<M: Machine> PmemDriver<M> {
         begin(Step::BadBlocks)?;
         queue.device().load_bad_blocks(config.bad_blocks)?;
         begin(Step::Announce)?;
+        // What was found in it so far, a list of bad blocks or none, counts from here on.
+        if !queue.device().is_there() {
+            return Err(AttachError::Gone);
+        }
         let announced = self.names.take(config.name).ok_or(AttachError::NameTaken)?;
         let parts = Parts { announced, disk, host, queue, dax, pagemap: registered, mappings, claims };
         Ok(PmemDevice { parts })

@@ -5,7 +5,8 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use iommu::domain::{Domain, Mapping, Rights};
+use iommu::domain::{Domain, Mapping, Revocation};
+use iommu::entry::Rights;
 use iommu::fault::SourceId;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use spin::Once;
@@ -13,7 +14,7 @@ use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 use super::faults::{FaultLog, Watch};
 use crate::io::pci;
-use crate::io::vtd::{self, Unit};
+use crate::io::vtd::{self, NoDomain, Unit, UnitHardware};
 use crate::mem::{layout, memory};
 
 /// More devices than this do no DMA.
@@ -33,21 +34,18 @@ pub fn devices() -> impl Iterator<Item = &'static Arc<DmaDevice>> {
 pub enum NoDma {
     /// There is no IOMMU that translates for it.
     NoUnit,
-    /// No memory for the tables, or no number for its domain.
-    NoDomain,
+    /// It has no domain.
+    NoDomain(NoDomain),
     /// There are [`MAX_DEVICES`] already.
     TooMany,
-    /// The unit does not answer.
-    Stuck,
 }
 
 impl fmt::Display for NoDma {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoUnit => f.write_str("no IOMMU translates for it, and without one no device reaches memory"),
-            Self::NoDomain => f.write_str("there is no memory or no number for its translation domain"),
+            Self::NoDomain(why) => why.fmt(f),
             Self::TooMany => write!(f, "{MAX_DEVICES} devices do DMA already, which is the most"),
-            Self::Stuck => f.write_str("the IOMMU does not answer"),
         }
     }
 }
@@ -56,8 +54,8 @@ impl fmt::Display for NoDma {
 pub struct DmaDevice {
     name: String,
     function: DeviceFunction,
-    pub(super) unit: Arc<Unit>,
-    pub(super) domain: Arc<Domain<Unit>>,
+    unit: Arc<Unit>,
+    pub(super) domain: Arc<Domain<UnitHardware>>,
     pub(super) faults: FaultLog,
     /// Its domain could not be invalidated: it does no DMA any more.
     stopped: AtomicBool,
@@ -70,10 +68,9 @@ impl DmaDevice {
     /// [`NoDma`].
     pub fn attach(name: &str, function: DeviceFunction) -> Result<Arc<Self>, NoDma> {
         let unit = vtd::unit_of(function).ok_or(NoDma::NoUnit)?;
-        let domain = unit.new_domain().ok_or(NoDma::NoDomain)?;
         let place = NR_DEVICES.fetch_add(1, Ordering::Relaxed);
         let place = DEVICES.get(place).ok_or(NoDma::TooMany)?;
-        unit.set_context(source_of(function), &domain).map_err(|()| NoDma::Stuck)?;
+        let domain = unit.new_domain(vtd::source_of(function)).map_err(NoDma::NoDomain)?;
         let device = Self {
             name: name.into(),
             function,
@@ -93,19 +90,19 @@ impl DmaDevice {
     }
     /// How the IOMMU knows it.
     pub fn source(&self) -> SourceId {
-        source_of(self.function)
+        vtd::source_of(self.function)
     }
     /// Its domain.
-    pub fn domain(&self) -> &Arc<Domain<Unit>> {
+    pub fn domain(&self) -> &Arc<Domain<UnitHardware>> {
         &self.domain
     }
-    /// Faults of it that were recorded, and may have been lost.
-    pub fn nr_faults(&self) -> (u64, u64) {
-        (self.faults.count(), super::overflows())
+    /// Faults of it that were recorded.
+    pub fn nr_faults(&self) -> u64 {
+        self.faults.count()
     }
-    /// Calls `each` with its last faults, oldest first.
-    pub fn for_each_fault(&self, each: &mut dyn FnMut(&super::FaultRecord)) {
-        self.faults.for_each(each);
+    /// Does its unit have to hear of each new mapping, too?
+    pub fn is_told_of_mappings(&self) -> bool {
+        self.unit.capabilities().caching_mode || self.unit.capabilities().write_buffer
     }
     /// Was it cut off as a whole?
     pub fn is_stopped(&self) -> bool {
@@ -121,7 +118,7 @@ impl DmaDevice {
         let len_bytes = PAGE_SIZE << order;
         // SAFETY: RAM, ours, in the direct map.
         unsafe { base.write_bytes(0, len_bytes as usize) };
-        match self.domain.map(&[frames], Rights::ReadWrite, OWN) {
+        match self.domain.map(&[frames], Rights::READ | Rights::WRITE, OWN) {
             Ok(mapping) => Some(OwnMemory { device: Arc::clone(self), first, order, mapping }),
             Err(_) => {
                 memory::free(first, order);
@@ -137,7 +134,7 @@ impl DmaDevice {
 
     /// Takes a range away from the device. When this returns it reaches none of it: where the IOMMU does not do as it is
     /// told, the device loses the right to do DMA at all.
-    pub(super) fn revoke(&self, mapping: &Mapping) -> iommu::domain::Revocation {
+    pub(super) fn revoke(&self, mapping: &Mapping) -> Revocation {
         let revocation = self.domain.revoke(mapping);
         if let Some(error) = revocation.failed
             && !self.stopped.swap(true, Ordering::Relaxed)
@@ -154,12 +151,6 @@ pub const OWN: u64 = 0;
 /// The tag of what is pinned for one transfer.
 pub const TRANSIENT: u64 = u64::MAX;
 
-/// The identifier that a function's requests carry.
-pub fn source_of(function: DeviceFunction) -> SourceId {
-    let DeviceFunction { bus, device, function } = function;
-    SourceId::new(bus, device, function)
-}
-
 /// Memory of a driver's own, mapped for its device as long as this lives.
 pub struct OwnMemory {
     device: Arc<DmaDevice>,
@@ -171,7 +162,7 @@ pub struct OwnMemory {
 impl OwnMemory {
     /// Where the device finds it.
     pub fn iova(&self) -> u64 {
-        self.mapping.iova()
+        self.mapping.address()
     }
     /// How long it is.
     pub fn len_bytes(&self) -> u64 {

@@ -7,7 +7,7 @@
 //! | what | whose | until |
 //! |---|---|---|
 //! | [`OwnMemory`] | the driver's: rings, lists | dropped |
-//! | [`DmaPins`] | a task's, for one transfer | dropped; a removal waits for it, so a transfer has a bound ([`TRANSFER_BOUND_NS`]) |
+//! | [`DmaPins`] | a task's, for one transfer | dropped; a removal waits for it, so each driver says after how long it gives a transfer up |
 //! | [`DmaRegion`] | a task's, registered | given back or revoked, whatever is in flight |
 //!
 //! # A completion is not believed
@@ -26,15 +26,38 @@ use core::fmt;
 use mm::gup::GupError;
 use mm::region::{RegionError, UseError};
 
-pub use self::devices::{DmaDevice, NoDma, OwnMemory, devices};
-pub use self::faults::{FaultRecord, Watch, overflows, start as start_faults, strays};
+pub use self::devices::{DmaDevice, OwnMemory, devices};
+use self::devices::{OWN, TRANSIENT};
+pub use self::faults::{FaultRecord, Watch, on_interrupt, overflows, speak, start, strays};
 pub use self::region::{DmaPins, DmaRegion};
 
-/// A driver gives a transfer up after this long, in nanoseconds: a removal waits no longer for transient pins of devices.
-pub const TRANSFER_BOUND_NS: u64 = 2_000_000_000;
+/// Whose a mapping is, by its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whose(pub u64);
+
+impl Whose {
+    /// In a word: `driver`, `transient`, or the number of the registration.
+    pub fn word(self) -> impl fmt::Display {
+        fmt::from_fn(move |f| match self.0 {
+            OWN => f.write_str("driver"),
+            TRANSIENT => f.write_str("transient"),
+            key => write!(f, "{key}"),
+        })
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            OWN => f.write_str("the driver's own"),
+            TRANSIENT => f.write_str("pinned for a transfer"),
+            key => write!(f, "registration {key}"),
+        }
+    }
+}
 
 /// What a driver is handed for a transfer: a range of I/O virtual addresses, nothing else.
-pub trait DmaTarget {
+pub trait DmaTarget: Send + Sync {
     /// Where it begins.
     fn iova(&self) -> u64;
     /// How long it is.

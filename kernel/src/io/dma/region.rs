@@ -3,7 +3,8 @@
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 
-use iommu::domain::{Mapping, Rights};
+use iommu::domain::Mapping;
+use iommu::entry::Rights;
 use mm::addr::VirtAddr;
 use mm::machine::Machine;
 use mm::pins::{PinnedPages, Word};
@@ -22,7 +23,6 @@ pub struct DmaRegion {
     region: MemoryRegion<KernelMachine>,
     reference: RegionRef<KernelMachine>,
     mapping: Arc<Mapping>,
-    writable: bool,
 }
 
 /// What the registration has of the device.
@@ -39,7 +39,7 @@ impl DeviceAccess for Translations {
         let ns = mm().machine.now_ns().saturating_sub(began);
         if faults::speaks() {
             let (device, key, iova, bytes) =
-                (self.device.name(), self.key, self.mapping.iova(), self.mapping.len_bytes());
+                (self.device.name(), self.key, self.mapping.address(), self.mapping.bytes());
             report!(
                 "dma_revoked device={} key={key} iova={iova:#x} bytes={bytes} leaves={} tables={} commands={} ns={ns}",
                 Word(device),
@@ -70,7 +70,7 @@ impl DmaDevice {
         let region = MemoryRegion::register(space, start, nr_pages, terms, owner)?;
         let (key, mut mapped) = (region.key(), None);
         region.admit(|frames, writable| {
-            let rights = if writable { Rights::ReadWrite } else { Rights::Read };
+            let rights = if writable { Rights::READ | Rights::WRITE } else { Rights::READ };
             let mapping = Arc::new(self.domain.map(frames, rights, key).map_err(DmaError::Map)?);
             mapped = Some((Arc::clone(&mapping), writable));
             Ok::<Box<dyn DeviceAccess>, DmaError>(Box::new(Translations { device: Arc::clone(self), mapping, key }))
@@ -81,20 +81,20 @@ impl DmaDevice {
                 "dma_mapped device={} key={key} owner={} iova={:#x} bytes={} rights={}",
                 Word(self.name()),
                 Word(space.name()),
-                mapping.iova(),
-                mapping.len_bytes(),
+                mapping.address(),
+                mapping.bytes(),
                 if writable { "rw" } else { "r" },
             );
         }
-        Ok(DmaRegion { reference: region.reference(), region, mapping, writable })
+        Ok(DmaRegion { reference: region.reference(), region, mapping })
     }
 
-    /// Maps pinned pages for one transfer, which `write`s to them or reads from them.
+    /// Maps pinned pages for one transfer. The device may `write` to them, or only read.
     ///
     /// # Errors
     /// [`DmaError::Map`]; the pins are given back then.
     pub fn map_pins(self: &Arc<Self>, pins: PinnedPages<KernelMachine>, write: bool) -> Result<DmaPins, DmaError> {
-        let rights = if write { Rights::Write } else { Rights::Read };
+        let rights = if write { Rights::READ | Rights::WRITE } else { Rights::READ };
         let mapping = self.domain.map(pins.frames(), rights, TRANSIENT).map_err(DmaError::Map)?;
         Ok(DmaPins { device: Arc::clone(self), mapping, _pins: pins })
     }
@@ -105,10 +105,6 @@ impl DmaRegion {
     pub fn key(&self) -> u64 {
         self.region.key()
     }
-    /// May the device write to it?
-    pub fn is_writable(&self) -> bool {
-        self.writable
-    }
     /// For what works on the owner's behalf without a device.
     pub fn reference(&self) -> RegionRef<KernelMachine> {
         self.region.reference()
@@ -117,10 +113,10 @@ impl DmaRegion {
 
 impl DmaTarget for DmaRegion {
     fn iova(&self) -> u64 {
-        self.mapping.iova()
+        self.mapping.address()
     }
     fn len_bytes(&self) -> u64 {
-        self.mapping.len_bytes()
+        self.mapping.bytes()
     }
     fn check(&self) -> Result<(), DmaError> {
         Ok(self.reference.check(Access::Read)?)
@@ -138,10 +134,10 @@ pub struct DmaPins {
 
 impl DmaTarget for DmaPins {
     fn iova(&self) -> u64 {
-        self.mapping.iova()
+        self.mapping.address()
     }
     fn len_bytes(&self) -> u64 {
-        self.mapping.len_bytes()
+        self.mapping.bytes()
     }
     fn check(&self) -> Result<(), DmaError> {
         // Nobody takes them away before the transfer's end.

@@ -66,10 +66,6 @@ impl UnitRegisters {
     pub fn capabilities(&self) -> (u32, u64, u64) {
         (self.0.read_u32(VERSION), self.0.read_u64(CAPABILITY), self.0.read_u64(EXTENDED_CAPABILITY))
     }
-    /// Does the unit translate?
-    pub fn translates(&self) -> bool {
-        self.0.read_u32(GLOBAL_STATUS) & Command::Translate as u32 != 0
-    }
     /// Switches one thing on; `false` where the unit does not acknowledge it.
     #[must_use]
     pub fn command(&self, command: Command) -> bool {
@@ -107,13 +103,13 @@ impl UnitRegisters {
         self.0.write_u64(QUEUE_TAIL, 0);
         self.0.write_u64(QUEUE_ADDRESS, page.addr().as_u64());
     }
-    /// The index of the descriptor that is taken next.
+    /// Where the descriptor is that is taken next, in bytes.
     pub fn queue_head(&self) -> u64 {
-        self.0.read_u64(QUEUE_HEAD) >> 4
+        self.0.read_u64(QUEUE_HEAD)
     }
-    /// Descriptors up to this index are there.
-    pub fn set_queue_tail(&self, index: u64) {
-        self.0.write_u64(QUEUE_TAIL, index << 4);
+    /// Descriptors up to this one are there, in bytes.
+    pub fn set_queue_tail(&self, tail: u64) {
+        self.0.write_u64(QUEUE_TAIL, tail);
     }
     /// The fault status.
     pub fn fault_status(&self) -> u32 {

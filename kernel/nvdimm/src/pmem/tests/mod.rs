@@ -47,7 +47,7 @@ impl Memory {
     }
     fn check_lost(&self, offset: u64, len: usize) -> Result<(), MediaError> {
         match *self.lost.lock() {
-            Some(lost) if (offset..offset + len as u64).contains(&lost) => Err(MediaError { offset_bytes: lost }),
+            Some(lost) if (offset..offset + len as u64).contains(&lost) => Err(MediaError::Lost { offset_bytes: lost }),
             _ => Ok(()),
         }
     }

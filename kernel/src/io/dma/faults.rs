@@ -1,0 +1,275 @@
+//! Faults: what the IOMMU has blocked, whose it was, and that it is told.
+//!
+//! A unit records a blocked request and interrupts (or is asked, by [`collect`]). The record goes to the log of the device
+//! whose request it was; a task says it on the console with the registration that it belongs to. Records are few: QEMU's
+//! unit has one, and one that finds none free is lost, which the unit says (D6). It is counted then, and counts against
+//! every transfer that was under way.
+//!
+//! A storm of them must not starve the CPU: the interrupt is masked by [`Throttle`], and the task asks instead, at
+//! intervals, until the storm is over. The task's lines are bounded, too; what is not told one by one is told as a number.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use iommu::domain::Owner;
+use iommu::fault::Fault;
+use iommu::throttle::{POLL_NS, Throttle};
+use mm::machine::Machine;
+use mm::pins::Word;
+use spin::Once;
+
+use super::devices::{DmaDevice, OWN, TRANSIENT, devices};
+use super::{DmaError, DmaTarget};
+use crate::console::report;
+use crate::cpu::lock::IrqLock;
+use crate::io::vtd;
+use crate::mem::machine::mm;
+use crate::task::sched;
+use crate::task::tcb::{Exit, Task};
+
+/// As many faults of a device are remembered; of earlier ones there is a number.
+const REMEMBERED: usize = 16;
+/// As many are said one by one in one go.
+const SAID_AT_ONCE: u64 = 8;
+
+/// Faults that no record was free for: at least so many, for a unit says that there were some, not how many.
+static OVERFLOWS: AtomicU64 = AtomicU64::new(0);
+/// Faults of functions that no driver has.
+static STRAYS: AtomicU64 = AtomicU64::new(0);
+static THROTTLE: IrqLock<Throttle> = IrqLock::new(Throttle::new());
+static TASK: Once<Arc<Task>> = Once::new();
+/// What happens to mappings and faults is said on the console.
+static SPEAKS: AtomicBool = AtomicBool::new(true);
+
+/// Is what happens said on the console?
+pub fn speaks() -> bool {
+    SPEAKS.load(Ordering::Relaxed)
+}
+
+/// Says it from now on, or does not: for measurements.
+pub fn speak(speaks: bool) {
+    SPEAKS.store(speaks, Ordering::Relaxed);
+}
+
+/// How often a unit has said that it had no record free.
+pub fn overflows() -> u64 {
+    OVERFLOWS.load(Ordering::Relaxed)
+}
+
+/// Faults of functions that no driver has.
+pub fn strays() -> u64 {
+    STRAYS.load(Ordering::Relaxed)
+}
+
+/// A fault of a device, and what it touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultRecord {
+    /// As it was recorded.
+    pub fault: Fault,
+    /// When it was read, in nanoseconds since boot.
+    pub at_ns: u64,
+    /// The mapping that has, or had until lately, its address.
+    pub owner: Option<Owner>,
+}
+
+impl fmt::Display for FaultRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.fault)?;
+        match self.owner {
+            None => f.write_str(", where nothing was mapped lately"),
+            Some(Owner { tag: OWN, .. }) => f.write_str(", in the driver's own memory"),
+            Some(Owner { tag: TRANSIENT, revoked, .. }) => {
+                write!(f, ", in pages that {} pinned for a transfer", if revoked { "were" } else { "are" })
+            }
+            Some(Owner { tag, revoked: true, .. }) => write!(f, ", in registration {tag}, which was revoked"),
+            Some(Owner { tag, revoked: false, .. }) => write!(f, ", in registration {tag}"),
+        }
+    }
+}
+
+/// The faults of one device. Written by interrupt handlers.
+pub(super) struct FaultLog(IrqLock<Log>);
+
+struct Log {
+    count: u64,
+    /// How many were said on the console.
+    said: u64,
+    last: ArrayVec<(Fault, u64), REMEMBERED>,
+}
+
+impl FaultLog {
+    pub(super) fn new() -> Self {
+        Self(IrqLock::new(Log { count: 0, said: 0, last: ArrayVec::new_const() }))
+    }
+    pub(super) fn count(&self) -> u64 {
+        self.0.lock().count
+    }
+    fn add(&self, fault: Fault, at_ns: u64) {
+        let mut log = self.0.lock();
+        log.count += 1;
+        if log.last.is_full() {
+            log.last.remove(0);
+        }
+        log.last.push((fault, at_ns));
+    }
+    fn last(&self) -> Option<(Fault, u64)> {
+        self.0.lock().last.last().copied()
+    }
+    /// Those that were not said yet, at most the last few, and how many more there were.
+    fn take_unsaid(&self) -> (ArrayVec<(Fault, u64), REMEMBERED>, u64) {
+        let log = &mut *self.0.lock();
+        let unsaid = log.count - core::mem::replace(&mut log.said, log.count);
+        let shown = unsaid.min(SAID_AT_ONCE).min(log.last.len() as u64);
+        let from = log.last.len() - shown as usize;
+        (log.last[from..].iter().copied().collect(), unsaid - shown)
+    }
+}
+
+impl DmaDevice {
+    fn attribute(&self, (fault, at_ns): (Fault, u64)) -> FaultRecord {
+        FaultRecord { fault, at_ns, owner: self.domain.owner_of(fault.address) }
+    }
+
+    /// Calls `each` with its last faults, oldest first.
+    pub fn for_each_fault(&self, each: &mut dyn FnMut(&FaultRecord)) {
+        let last = self.faults.0.lock().last.clone();
+        last.into_iter().for_each(|fault| each(&self.attribute(fault)));
+    }
+}
+
+/// Reads what the units have recorded since this was last done; answers whether there was anything.
+pub fn collect() -> bool {
+    let (mut any, now) = (false, mm().machine.now_ns());
+    for unit in vtd::units() {
+        let overflowed = unit.take_faults(&mut |fault| {
+            any = true;
+            match devices().find(|device| device.source() == fault.source) {
+                Some(device) => device.faults.add(fault, now),
+                None => _ = STRAYS.fetch_add(1, Ordering::Relaxed),
+            }
+        });
+        if overflowed {
+            any = true;
+            OVERFLOWS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    any
+}
+
+/// A unit has interrupted.
+pub fn on_interrupt() {
+    collect();
+    let masks = THROTTLE.lock().on_interrupt(mm().machine.now_ns());
+    if masks {
+        vtd::units().for_each(|unit| unit.mask_faults(true));
+    }
+    if let Some(task) = TASK.get() {
+        sched::unpark(task);
+    }
+}
+
+/// Starts the task that says faults on the console. Called once, when tasks run and before a device is attached.
+pub fn start() {
+    TASK.call_once(|| sched::spawn("dma-faults", 0, None, work));
+    vtd::units().for_each(|unit| unit.mask_faults(false));
+}
+
+fn work() -> Exit {
+    loop {
+        say_all();
+        let masked = THROTTLE.lock().is_masked();
+        if !masked {
+            sched::park();
+            continue;
+        }
+        sched::sleep_ns(POLL_NS);
+        let found = collect();
+        if THROTTLE.lock().on_poll(found) {
+            vtd::units().for_each(|unit| unit.mask_faults(false));
+        }
+    }
+}
+
+fn say_all() {
+    static STRAYS_SAID: AtomicU64 = AtomicU64::new(0);
+    static OVERFLOWS_SAID: AtomicU64 = AtomicU64::new(0);
+    for device in devices() {
+        let (shown, more) = device.faults.take_unsaid();
+        for fault in shown {
+            say(device, &device.attribute(fault));
+        }
+        if more > 0 && speaks() {
+            log::warn!(target: "dma", "{}: {more} more faults", device.name());
+            report!("dma_faults device={} more={more}", Word(device.name()));
+        }
+    }
+    let news = |total: u64, said: &AtomicU64| total - said.swap(total, Ordering::Relaxed);
+    let (strays, lost) = (news(strays(), &STRAYS_SAID), news(overflows(), &OVERFLOWS_SAID));
+    if strays > 0 {
+        log::warn!(target: "dma", "{strays} faults of functions that no driver has");
+    }
+    if lost > 0 {
+        log::warn!(target: "dma", "the IOMMU had no record free {lost} times: faults are lost, and count against every transfer under way");
+        report!("dma_faults_lost times={lost}");
+    }
+}
+
+fn say(device: &DmaDevice, record: &FaultRecord) {
+    if !speaks() {
+        return;
+    }
+    log::warn!(target: "dma", "{}: {record}", device.name());
+    let FaultRecord { fault, at_ns, owner } = record;
+    let (key, state) = match owner {
+        None => (0, "none"),
+        Some(Owner { tag: OWN, .. }) => (0, "driver"),
+        Some(Owner { tag: TRANSIENT, .. }) => (0, "transient"),
+        Some(Owner { tag, revoked, .. }) => (*tag, if *revoked { "revoked" } else { "mapped" }),
+    };
+    report!(
+        "dma_fault device={} source={} iova={:#x} access={} reason={} key={key} target={state} at_ns={at_ns}",
+        Word(device.name()),
+        fault.source,
+        fault.address,
+        fault.kind,
+        fault.reason.number(),
+    );
+}
+
+/// A transfer under way, and what may speak against it.
+#[must_use = "a completion is not believed by itself"]
+pub struct Watch {
+    device: Arc<DmaDevice>,
+    faults: u64,
+    overflows: u64,
+}
+
+impl Watch {
+    pub(super) fn begin(device: &Arc<DmaDevice>) -> Self {
+        // Earlier ones are no business of this transfer.
+        collect();
+        Self { device: Arc::clone(device), faults: device.faults.count(), overflows: overflows() }
+    }
+
+    /// The device says that its transfer from or to `target` has ended well. Did it?
+    ///
+    /// # Errors
+    /// A fault of the device since the watch began, whatever its address; or faults that were lost; or the target was
+    /// revoked.
+    pub fn end(self, target: &dyn DmaTarget) -> Result<(), DmaError> {
+        collect();
+        target.check()?;
+        let Self { device, faults, overflows: before } = self;
+        if device.faults.count() != faults
+            && let Some(last) = device.faults.last()
+        {
+            return Err(DmaError::Fault(device.attribute(last)));
+        }
+        if overflows() != before {
+            return Err(DmaError::FaultsLost);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Tests of memory that leaves without a word. The kernel itself does what the host does otherwise: two stores to the slots'
+//! registers. Only the host can put a module back, so each test takes one that is there still.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use dax::devdax::OpenOptions;
+use dax::removal::{Cause, Method, RemovalReport, Step};
+use fs::error::FsError;
+use fs::layout::Label;
+use mm::account::PinAccount;
+use mm::addr::{PAGE_SIZE, PageSize};
+use mm::entry::Prot;
+use mm::gup::GupFlags;
+use mm::pagemap::MemoryKind;
+use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
+use mm::space::VmOps;
+use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
+
+use crate::cpu::time;
+use crate::ktest::fixtures::{BASE, Books, at, new_space, no_problems, others, spawn_in, wait_until};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::mem::machine::{KernelMachine, mm};
+use crate::pmem::dimms::{self, Dimm};
+use crate::pmem::{bytes, contents, devices, mounts};
+use crate::task::tcb::Signal;
+use crate::task::{sched, user};
+
+/// The tests of this file.
+pub const TESTS: &[Test] = &[
+    Test { name: "depart.slots.answer_as_what_was_found", covers: "", run: slots_answer },
+    Test { name: "depart.dimm.attaches_leaves_and_attaches_again", covers: "A6 A7", run: attaches_and_leaves },
+    Test { name: "depart.gone.is_noticed_in_time_and_taken_apart", covers: "S1", run: noticed_and_taken_apart },
+    Test { name: "depart.gone.nothing_is_a_success_afterwards", covers: "S2", run: no_success },
+];
+
+/// Pages that are mapped.
+const PAGES: u64 = 16;
+/// A departure is noticed within this, in nanoseconds of virtual time.
+const NOTICED_WITHIN_NS: u64 = 1_000_000;
+
+fn said(what: &'static str) -> impl Fn(devices::DeviceError) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// A module that is there and not in use, and its device; skips the test where there is none.
+fn module(ctx: &mut Ctx) -> Option<(usize, &'static Dimm)> {
+    let mut there = devices::slots().iter().enumerate().filter_map(|(at, slot)| Some((at, slot.dimm()?)));
+    let free = there.find(|(at, dimm)| dimm.place.status().enabled && devices::not_attached(*at).is_ok());
+    if free.is_none() {
+        ctx.skip("there is no memory module (start with --dimm 64M)");
+    }
+    free
+}
+
+fn slots_answer(ctx: &mut Ctx) -> Result<(), String> {
+    if dimms::all().is_empty() {
+        ctx.skip("the machine has no slots for memory modules");
+        return Ok(());
+    }
+    for dimm in dimms::all() {
+        let (status, slot) = (dimm.place.status(), dimm.place.slot());
+        let known = devices::slots().iter().find(|slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)));
+        let module = dimm.place.hotplug().module(slot);
+        check_eq!(module.is_some(), status.enabled, "slot {slot}");
+        if let (Some(known), Some((module, _))) = (known, module) {
+            check_eq!(module.range.base, known.frames.start().addr().as_u64(), "the base of {}", known.name);
+            check!(!status.inserted, "slot {slot}: nobody has taken notice of {}", known.name);
+        }
+    }
+    Ok(())
+}
+
+/// An orderly removal is that of every other device; what was written is there when it is attached again.
+fn attaches_and_leaves(ctx: &mut Ctx) -> Result<(), String> {
+    let Some((at, _)) = module(ctx) else { return Ok(()) };
+    // Once, so that the tables that stay below the kernel's root exist.
+    devices::attach(at).map_err(said("attach"))?;
+    bytes::write(at, 4090, b"across two pages")?;
+    devices::remove(at, Method::Ranged).map_err(said("remove"))?;
+    let before = Books::now();
+    for kind in [MemoryKind::FsDax, MemoryKind::DevDax] {
+        devices::attach_as(at, kind).map_err(said("attach"))?;
+        check_eq!(bytes::read(at, 4090, 16)?, b"across two pages", "what was written");
+        let report = devices::remove(at, Method::Ranged).map_err(said("remove"))?;
+        check_eq!(report.cause, Cause::Asked, "the cause");
+        no_problems(&report)?;
+    }
+    before.compare()
+}
+
+/// Pulls the module out; answers when that was.
+fn pull(dimm: &Dimm) -> Result<u64, String> {
+    let slot = dimm.place.slot();
+    let gone = dimm.place.hotplug().eject(slot);
+    let now = time::since_first_line_ns();
+    check!(gone, "slot {slot} does not let its module go");
+    Ok(now)
+}
+
+/// Waits until the departure of device `at` is over: the report of its removal.
+fn departed(at: usize, dimm: &Dimm) -> Result<Arc<RemovalReport>, String> {
+    wait_until(|| dimm.place.current().is_none());
+    let report = devices::last_removal(at).map_err(said("the report"))?.ok_or("no report is kept")?;
+    check_eq!(report.cause, Cause::Gone, "the cause");
+    no_problems(&report)?;
+    Ok(report)
+}
+
+fn noticed_and_taken_apart(ctx: &mut Ctx) -> Result<(), String> {
+    let Some((at, dimm)) = module(ctx) else { return Ok(()) };
+    let before = Books::now();
+    devices::attach(at).map_err(said("attach"))?;
+    let users = Users::start(at)?;
+    let pulled_ns = pull(dimm)?;
+    let report = departed(at, dimm)?;
+    let noticed_ns = dimm.last_notice_ns().saturating_sub(pulled_ns);
+    ctx.note(format_args!("noticed after {noticed_ns} ns"));
+    // Elsewhere the host may not run CPU 0 for longer than that.
+    if time::is_deterministic() {
+        check!(noticed_ns <= NOTICED_WITHIN_NS, "noticed after {noticed_ns} ns, not within {NOTICED_WITHIN_NS}");
+    }
+    let fact = |step, name| report.step(step).and_then(|record| record.facts.get(name));
+    check_eq!(fact(Step::Drain, "registrations_revoked"), Some(1), "registrations that were revoked");
+    users.end()?;
+    check_eq!(devices::attach(at).is_err(), true, "what is not there is attached");
+    before.compare()
+}
+
+/// Tasks that map a device on every other CPU, and an owner of a registration that gives nothing back.
+struct Users {
+    tasks: vec::Vec<Arc<crate::task::tcb::Task>>,
+    region: MemoryRegion<KernelMachine>,
+    owner: Arc<dyn RegionOwner>,
+    asked: Arc<AtomicU64>,
+    account: Arc<PinAccount>,
+}
+
+impl Users {
+    fn start(slot: usize) -> Result<Self, String> {
+        let file = devices::file(slot).map_err(said("the file"))?;
+        let options = OpenOptions { max_leaf: PageSize::Size4K, ..OpenOptions::default() };
+        let file: Arc<dyn VmOps<KernelMachine>> = file.open(options).map_err(|error| format!("open: {error}"))?;
+        let space = new_space("user")?;
+        let map = space.map(BASE, PAGES * PAGE_SIZE, Prot::USER_WRITE, &file, 0);
+        map.map_err(|error| format!("map: {error}"))?;
+        let account = mm().pins.open_account("owner", PAGES);
+        let asked = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&asked);
+        let owner: Arc<dyn RegionOwner> = Arc::new(move |_: &Notice| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let terms = Terms { flags: GupFlags::WRITE, grace_ns: mm::region::MAX_GRACE_NS, account: &account };
+        let region = MemoryRegion::register(&space, BASE, PAGES, &terms, Arc::downgrade(&owner));
+        let region = region.map_err(|error| format!("register: {error}"))?;
+        // CPU 0 may be the only one there is; then its timer comes in between.
+        let cpus = if others().iter().next().is_some() { others() } else { crate::cpu::percpu::online() };
+        let started = Arc::new(AtomicU64::new(0));
+        let user = |cpu| {
+            let started = Arc::clone(&started);
+            spawn_in(cpu, &space, move || {
+                for nr in 0.. {
+                    user::write_u64(at(nr % PAGES * PAGE_SIZE), nr)?;
+                    if nr == PAGES {
+                        started.fetch_add(1, Ordering::Release);
+                    }
+                    arch::cpu::pause();
+                }
+                Ok(())
+            })
+        };
+        let tasks: vec::Vec<_> = cpus.iter().map(user).collect();
+        wait_until(|| started.load(Ordering::Acquire) == tasks.len() as u64);
+        Ok(Self { tasks, region, owner, asked, account })
+    }
+
+    /// All of them were ended by SIGBUS, and nobody was asked for anything.
+    fn end(self) -> Result<(), String> {
+        for task in &self.tasks {
+            let exit = sched::join(task);
+            check!(matches!(exit, Err(Signal::SigBus { .. })), "a task that stored there ended by {exit:?}");
+        }
+        check_eq!(self.asked.load(Ordering::Relaxed), 0, "owners that were asked");
+        drop((self.region, self.owner));
+        check_eq!(self.account.used_pages(), 0, "pages on the owner's account");
+        Ok(())
+    }
+}
+
+fn no_success(ctx: &mut Ctx) -> Result<(), String> {
+    let Some((at, dimm)) = module(ctx) else { return Ok(()) };
+    devices::attach_as(at, MemoryKind::FsDax).map_err(said("attach"))?;
+    mounts::mkfs(at, Label::default())?;
+    let fs = mounts::mount(at)?;
+    let context = fs::lock_order::Context::new();
+    let file = fs.create(&context, "a", true).map_err(|error| format!("create: {error}"))?;
+    fs.write_all(&context, &file, 0, &[7; 8192]).map_err(|error| format!("write: {error}"))?;
+    let block = devices::block(at).map_err(said("block"))?;
+    let mut sector = [0; SECTOR_BYTES as usize];
+    // The moments before it is noticed are those in which a success could slip through.
+    pull(dimm)?;
+    let mut read = vec![0; 8192];
+    let gone = |error: FsError| matches!(error, FsError::DeviceGone | FsError::ShutDown(_));
+    let reads = fs.read(&context, &file, 0, &mut read);
+    check!(reads.is_err_and(gone), "a file is read: {reads:?}");
+    let wrote = fs.write(&context, &file, 0, b"x");
+    check!(wrote.is_err_and(gone), "a file is written: {wrote:?}");
+    let raw = block.read(0, &mut sector);
+    check!(matches!(raw, Err(BlockError::Gone | BlockError::NoSuchDevice)), "a sector is read: {raw:?}");
+    let raw = block.write(0, &sector);
+    check!(matches!(raw, Err(BlockError::Gone | BlockError::NoSuchDevice)), "a sector is written: {raw:?}");
+    check!(block.flush().is_err(), "a flush is a success");
+    departed(at, dimm)?;
+    check!(fs.fsync(&context, &file).is_err(), "an fsync is a success");
+    check!(fs.shutdown_reason().is_some(), "the file system goes on");
+    drop(file);
+    check!(mounts::mount(at).is_err() && mounts::fsck(at).is_err(), "it is mounted, or found sound");
+    check!(contents::found(at).is_err(), "it is looked at");
+    Ok(())
+}
