@@ -149,6 +149,11 @@ impl Machine {
             dimms.push(Dimm::kept(&std::path::absolute(file)?, first, DEFAULT_DIMM_BYTES)?);
         }
         dimms.extend(modules.into_iter().map(Dimm::temporary));
+        // What falls off the desk in the demonstration, unless something else was asked for; in whole GiB, so that what
+        // comes after them is aligned as without them.
+        if dimms.is_empty() && options.mode == Mode::Demo && !options.pmem.contains(&0) {
+            dimms.extend([DEFAULT_DIMM_BYTES; 2].map(Dimm::temporary));
+        }
         if options.unarmed {
             let first = pmem.first_mut().context("--unarmed is about the first NVDIMM, and there is none")?;
             first.unarmed = true;
