@@ -1,5 +1,5 @@
 //! Persistent memory: slots and their devices, modules that come and go, virtio-pmem and PCI, mounts, what the console says.
-//! May import: cpu, console, mem, task, bringup.
+//! May import: cpu, console, mem, task, trap, bringup.
 
 pub mod bytes;
 pub mod contents;
