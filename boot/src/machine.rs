@@ -465,7 +465,7 @@ mod tests {
         }
         let spare = Spare { slots: 2, bytes: 4 * GIB, nvdimms: true };
         let room = line(&Machine { pmem: vec![], spare, ..Machine::default() });
-        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=4608M"), "{room}");
+        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=5120M"), "{room}");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("kept");
         let kept = asked(&["--dimm", "32M", "--dimm-file", file.to_str().expect("UTF-8")]);
