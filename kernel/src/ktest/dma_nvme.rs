@@ -11,6 +11,7 @@ use nvme::completion::{Completion, Status};
 
 use crate::io::dma::DmaRegion;
 use crate::io::nvme::{self as driver, Blocks, Direction, Disk, Failure, IoError, Limits};
+use crate::io::vtd;
 use crate::ktest::dma::{Owner, clear, compare, compare_words, fill, is_clear};
 use crate::ktest::fixtures::{Device, no_problems, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
@@ -39,7 +40,7 @@ pub const TESTS: &[Test] = &[
 /// A disk and an NVDIMM, or the reason why not.
 pub fn with(ctx: &mut Ctx, work: fn(&Disk, &Device) -> Result<(), String>) -> Result<(), String> {
     let Some(disk) = driver::disks().first() else {
-        ctx.skip("there is no NVMe disk behind an IOMMU");
+        ctx.skip(vtd::why_none().unwrap_or("there is no NVMe disk behind an IOMMU"));
         return Ok(());
     };
     Device::with(ctx, MIB2, |_, device| work(disk, device))
