@@ -132,6 +132,26 @@ fn force_writes_into_the_namespace_and_nowhere_else() {
     assert_eq!(listed(&image), listing);
 }
 
+/// The same image behind another NVDIMM than the one that its labels were made for: they give nothing out.
+/// covers: M2
+#[test]
+fn labels_that_were_made_for_another_nvdimm_leave_the_range_alone() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = unpack("fsdax", directory.path());
+    let before = std::fs::read(&image).expect("read");
+    let second = Nvdimm::kept(&image, None, 0).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut guest = start_shell(&Machine { smp: 2, pmem: vec![Nvdimm::temporary(64 << 20), second], ..shell() });
+    let why = "it names the interleave set 0x2468ac00123456, and this is 0x2468ae00123457; it is left alone";
+    has(&refused(&mut guest, "attach 1"), &[why]);
+    has(&refused(&mut guest, "badblocks init 1 force"), &["left alone"]);
+    ask(&mut guest, "attach 0");
+    let outcome = exit(guest);
+    assert_good(&outcome);
+    let told = outcome.console.iter().filter(|line| line.contains(why)).count();
+    assert_eq!(told, 3, "at boot, and each time that it was asked for");
+    assert!(std::fs::read(&image).expect("read") == before, "it was changed");
+}
+
 /// Labels are not looked at where the boot option says so: the range is one device, as without them.
 #[test]
 fn force_among_the_boot_options_takes_the_whole_range() {

@@ -5,6 +5,7 @@
 //! | [`probe`] | says what others have made there: file systems, partition tables, info blocks, data | libblkid |
 //! | [`label`] | reads an NVDIMM's label area: index blocks and labels | `drivers/nvdimm/label.c` |
 //! | [`info`] | reads the info block of a namespace: PFN, DAX, BTT | `drivers/nvdimm/pfn_devs.c`, `btt.c` |
+//! | [`set`] | knows which NVDIMMs a label was made for | `drivers/acpi/nfit/core.c` |
 //! | [`namespace`] | puts labels and info blocks together | `drivers/nvdimm/namespace_devs.c` |
 //!
 //! The kernel and the host's commands use the same functions; what differs is the [`Medium`] below. The formats, with
@@ -23,6 +24,7 @@ pub mod info;
 pub mod label;
 pub mod namespace;
 pub mod probe;
+pub mod set;
 
 use core::fmt;
 

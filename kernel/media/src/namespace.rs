@@ -10,6 +10,7 @@ use core::fmt;
 
 use crate::info::{self, Info, Parent};
 use crate::label::{self, ABSTRACTION_BTT, Label};
+use crate::set::SetCookies;
 use crate::{Medium, Part, Uuid};
 
 const PAGE: u64 = 4096;
@@ -73,6 +74,13 @@ pub enum Why {
     Info(info::Fault),
     /// Its label, for this reason.
     Label(&'static str),
+    /// Its label was made for other NVDIMMs than those behind the range, or for another order of them.
+    Set {
+        /// The cookie that it names.
+        found: u64,
+        /// That of the set behind the range.
+        expected: u64,
+    },
 }
 
 impl fmt::Display for Why {
@@ -80,6 +88,10 @@ impl fmt::Display for Why {
         match self {
             Self::Info(fault) => fault.fmt(f),
             Self::Label(why) => f.write_str(why),
+            Self::Set { found, expected } => write!(
+                f,
+                "its label is that of other NVDIMMs, or of another slot: it names the interleave set {found:#x}, and this is {expected:#x}"
+            ),
         }
     }
 }
@@ -87,8 +99,8 @@ impl fmt::Display for Why {
 impl Namespace {
     /// A whole range of so many bytes that is left alone, because of its labels.
     #[must_use]
-    pub const fn left_alone(len_bytes: u64, why: &'static str) -> Self {
-        Self { id: 0, start: 0, len_bytes, label: None, info: None, fault: Some(Why::Label(why)) }
+    pub const fn left_alone(len_bytes: u64, why: Why) -> Self {
+        Self { id: 0, start: 0, len_bytes, label: None, info: None, fault: Some(why) }
     }
 
     /// How it is used. One that is left alone counts as raw, which is what Linux makes of it.
@@ -213,7 +225,7 @@ pub enum Notice {
     /// With the label area.
     Area(label::Fault),
     /// With a label, by its slot.
-    Slot(u32, &'static str),
+    Slot(u32, Why),
     /// With a namespace, by its number.
     Namespace(usize, Why),
 }
@@ -228,16 +240,25 @@ impl fmt::Display for Notice {
     }
 }
 
+/// What is known of a range as the region that labels divide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// The NVDIMM's own address of the range's first byte.
+    pub dpa: u64,
+    /// The interleave set behind it; `None` where that is not known, and every label is taken for one of it.
+    pub set: Option<SetCookies>,
+}
+
 /// Lists the namespaces of a range. `labels` is the label area of the NVDIMM behind it, if it has one, and `dpa` the
-/// NVDIMM's own address of the range's first byte.
+/// NVDIMM's own address of the range's first byte. For whom the labels were made is not known.
 #[must_use]
 pub fn list(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> Listing {
-    list_read(range, labels.and_then(label::read), dpa)
+    list_read(range, labels.and_then(label::read), Region { dpa, set: None })
 }
 
 /// As [`list`], with a label area that was read already; `None` where there is none.
 #[must_use]
-pub fn list_read(range: &dyn Medium, area: Option<label::Area>, dpa: u64) -> Listing {
+pub fn list_read(range: &dyn Medium, area: Option<label::Area>, region: Region) -> Listing {
     let mut listing = Listing::default();
     let Some(area) = area else {
         whole(range, &mut listing, None);
@@ -245,14 +266,20 @@ pub fn list_read(range: &dyn Medium, area: Option<label::Area>, dpa: u64) -> Lis
     };
     listing.is_labelled = true;
     listing.notices.extend(area.faults.iter().copied().map(Notice::Area));
-    if area.index.is_none() {
-        whole(range, &mut listing, Some("the labels cannot be trusted"));
+    let Some(index) = area.index else {
+        whole(range, &mut listing, Some(Why::Label("the labels cannot be trusted")));
+        return listing;
+    };
+    let (labels, strange) = of_the_set(area.labels, index.version, region.set);
+    if let (true, Some((_, why))) = (labels.is_empty(), strange.first()) {
+        whole(range, &mut listing, Some(*why));
         return listing;
     }
-    let all = placed(range, area.labels, dpa, &mut listing.notices);
+    listing.notices.extend(strange.into_iter().map(|(slot, why)| Notice::Slot(slot, why)));
+    let all = placed(range, labels, region.dpa, &mut listing.notices);
     // Something was there, and what it was is not known. Labels of which none is in use leave nothing to list.
     if all.is_empty() && !listing.notices.is_empty() {
-        whole(range, &mut listing, Some("none of its labels can be believed"));
+        whole(range, &mut listing, Some(Why::Label("none of its labels can be believed")));
         return listing;
     }
     for (id, (start, label)) in all.into_iter().enumerate() {
@@ -268,6 +295,15 @@ pub fn list_read(range: &dyn Medium, area: Option<label::Area>, dpa: u64) -> Lis
         listing.namespaces.push(namespace);
     }
     listing
+}
+
+/// The labels that were made for the set behind the range, and the slots of the others.
+fn of_the_set(labels: Vec<Label>, version: (u16, u16), set: Option<SetCookies>) -> (Vec<Label>, Vec<(u32, Why)>) {
+    let Some(set) = set else { return (labels, Vec::new()) };
+    let (ours, strange): (Vec<_>, Vec<_>) =
+        labels.into_iter().partition(|label| set.is_named_by(version, label.set_cookie));
+    let why = |label: &Label| Why::Set { found: label.set_cookie, expected: set.expected(version) };
+    (ours, strange.iter().map(|label| (label.slot, why(label))).collect())
 }
 
 /// The labels that can be namespaces, rising by their places in the range.
@@ -287,7 +323,7 @@ fn placed(range: &dyn Medium, labels: Vec<Label>, dpa: u64, notices: &mut Vec<No
     for label in labels {
         match place(&label) {
             Ok(start) => all.push((start, label)),
-            Err(why) => notices.push(Notice::Slot(label.slot, why)),
+            Err(why) => notices.push(Notice::Slot(label.slot, Why::Label(why))),
         }
     }
     all.sort_by_key(|&(start, _)| start);
@@ -295,7 +331,8 @@ fn placed(range: &dyn Medium, labels: Vec<Label>, dpa: u64, notices: &mut Vec<No
     all.retain(|(_, label)| {
         let conflict = conflicts.next().unwrap_or(false);
         if conflict {
-            notices.push(Notice::Slot(label.slot, "another label has some of its bytes, or its UUID"));
+            let why = "another label has some of its bytes, or its UUID";
+            notices.push(Notice::Slot(label.slot, Why::Label(why)));
         }
         !conflict
     });
@@ -326,10 +363,10 @@ fn conflicts(all: &[(u64, Label)]) -> Vec<bool> {
 }
 
 /// The one namespace of a range without labels, or whose labels cannot be trusted, for this reason.
-fn whole(range: &dyn Medium, listing: &mut Listing, fault: Option<&'static str>) {
+fn whole(range: &dyn Medium, listing: &mut Listing, fault: Option<Why>) {
     let len_bytes = range.len_bytes();
     let namespace = if let Some(why) = fault {
-        listing.notices.push(Notice::Namespace(0, Why::Label(why)));
+        listing.notices.push(Notice::Namespace(0, why));
         Namespace::left_alone(len_bytes, why)
     } else {
         let mut namespace = Namespace { id: 0, start: 0, len_bytes, label: None, info: None, fault: None };

@@ -2,8 +2,9 @@
 
 use media::info::{DAX, Map};
 use media::label::ABSTRACTION_BTT;
-use media::namespace::{Listing, Mode, Notice, list};
-use media::{Medium, Uuid};
+use media::namespace::{Listing, Mode, Notice, Region, Why, list, list_read};
+use media::set::{Member, SetCookies};
+use media::{Medium, Uuid, label};
 use testkit::media::{LabelArea, LabelOf, PagesOf, Sparse, arena};
 
 const MIB: u64 = 1 << 20;
@@ -172,7 +173,7 @@ fn labels_that_cannot_be_are_left_alone() {
     for (label, why) in odd {
         let label = LabelOf { uuid: uuid(51), ..label };
         let listing = listed(&range, &area(1, &[label, good.clone()]));
-        assert_eq!(listing.notices, [Notice::Slot(0, why)]);
+        assert_eq!(listing.notices, [Notice::Slot(0, Why::Label(why))]);
         assert_eq!(listing.namespaces.iter().map(|of| of.start).collect::<Vec<_>>(), [64 * MIB]);
     }
     // Two with the same bytes, or the same name, and one that has nothing to do with them.
@@ -193,6 +194,34 @@ fn a_label_counts_from_the_beginning_of_its_nvdimm() {
     assert_eq!(list(&range, Some(&&one.bytes[..]), 1 << 30).namespaces[0].start, 0);
     let before = list(&range, Some(&&one.bytes[..]), 2 << 30);
     assert!(lines(&before)[0].contains("it lies before the range") && before.namespaces[0].data().is_none());
+}
+
+/// A label moves with its NVDIMM. One that names other NVDIMMs gives out bytes that lie elsewhere.
+// covers: M2
+#[test]
+fn labels_of_another_interleave_set_are_left_alone() {
+    let range = Sparse::new(128 * MIB);
+    let set = SetCookies::of(&[Member { serial_number: 7, vendor_id: 0x8086, ..Member::default() }]);
+    let read = |area: &LabelArea, set| list_read(&range, label::read(&&area.bytes[..]), Region { dpa: 0, set });
+    for minor in [1, 2] {
+        let set_cookie = set.unwrap().expected((1, minor));
+        let ours = LabelOf { set_cookie, ..LabelOf::default() };
+        let strange = LabelOf { uuid: uuid(2), set_cookie: 0x1234, dpa: 64 * MIB, ..LabelOf::default() };
+        // All of the set, some, none.
+        let listing = read(&area(minor, std::slice::from_ref(&ours)), set);
+        assert_eq!((listing.namespaces.len(), listing.notices.len()), (1, 0), "{listing:?}");
+        assert_eq!(listing.namespaces[0].data(), Some((0, 16 * MIB)));
+        let listing = read(&area(minor, &[ours, strange.clone()]), set);
+        let why = Why::Set { found: 0x1234, expected: set_cookie };
+        assert_eq!((listing.namespaces.len(), &listing.notices[..]), (1, &[Notice::Slot(1, why)][..]));
+        let listing = read(&area(minor, &[strange.clone(), LabelOf { uuid: uuid(3), dpa: 0, ..strange.clone() }]), set);
+        let says = format!("it names the interleave set 0x1234, and this is {set_cookie:#x}; it is left alone");
+        assert!(matches!(&lines(&listing)[..], [line] if line.ends_with(&says)), "{listing:?}");
+        let [whole] = &listing.namespaces[..] else { panic!("{listing:?}") };
+        assert_eq!((whole.len_bytes, whole.data()), (128 * MIB, None));
+        // Nobody knows what is behind a file.
+        assert_eq!(read(&area(minor, &[strange]), None).notices, []);
+    }
 }
 
 /// Where somebody has made labels and none of them can be used, the range is not free.

@@ -6,7 +6,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use media::label;
-use media::namespace::{Mode, Namespace, list_read};
+use media::namespace::{Mode, Namespace, Region, Why, list_read};
+use media::set::SetCookies;
 use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::pagemap::MemoryKind;
 use nvdimm::nfit::{DeviceFlags, Nfit, PersistentRange};
@@ -24,6 +25,8 @@ pub struct Range {
     read_only: Option<DeviceFlags>,
     /// Of the one NVDIMM behind it; `None` where there are several, or none is named.
     handle: Option<u32>,
+    /// What its labels are to name; `None` where the table does not say enough of the NVDIMMs behind it.
+    set: Option<SetCookies>,
 }
 
 /// The ranges of the table that can be used.
@@ -37,7 +40,12 @@ pub fn ranges_if(nfit: &Nfit, wanted: &dyn Fn(&PersistentRange) -> bool) -> Vec<
         let mut devices = nfit.devices_of(range);
         let (first, more) = (devices.next(), devices.next());
         let handle = first.filter(|_| more.is_none()).map(|device| device.handle.0);
-        Some(Range { frames: pmem::frames_of(range)?, read_only: range.read_only(), handle })
+        Some(Range {
+            frames: pmem::frames_of(range)?,
+            read_only: range.read_only(),
+            handle,
+            set: nfit.interleave_set(range),
+        })
     };
     nfit.ranges.iter().filter(|range| wanted(range)).filter_map(range).collect()
 }
@@ -82,7 +90,7 @@ pub fn split(driver: &PmemDriver<KernelMachine>, first: usize, ranges: Vec<Range
 /// What the labels of a range say; nothing where there are none in use. Where that cannot be found out, the range is one
 /// namespace that is left alone.
 fn labelled(driver: &PmemDriver<KernelMachine>, name: &str, range: &Range) -> Vec<Namespace> {
-    let left_alone = |why| vec![Namespace::left_alone(range.frames.nr_pages() * PAGE_SIZE, why)];
+    let left_alone = |why| vec![Namespace::left_alone(range.frames.nr_pages() * PAGE_SIZE, Why::Label(why))];
     let area = match range.handle.map_or(Ok(None), Labels::of) {
         Ok(labels) => labels.and_then(|labels| label::read(&labels)),
         Err(why) => {
@@ -91,7 +99,8 @@ fn labelled(driver: &PmemDriver<KernelMachine>, name: &str, range: &Range) -> Ve
         }
     };
     let Some(area) = area else { return Vec::new() };
-    match driver.look(name, range.frames, |medium| list_read(medium, Some(area), 0)) {
+    let region = Region { dpa: 0, set: range.set };
+    match driver.look(name, range.frames, |medium| list_read(medium, Some(area), region)) {
         Ok(listing) => {
             listing.notices.iter().for_each(|notice| log::warn!(target: "media", "{name}: {notice}"));
             listing.namespaces

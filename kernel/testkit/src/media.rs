@@ -88,6 +88,8 @@ pub struct LabelOf {
     pub nr_labels: u16,
     /// Which of them this is.
     pub position: u16,
+    /// The cookie of the interleave set.
+    pub set_cookie: u64,
     /// Bytes of a sector.
     pub sector_bytes: u64,
     /// Where it begins.
@@ -108,6 +110,7 @@ impl Default for LabelOf {
             flags: 0,
             nr_labels: 1,
             position: 0,
+            set_cookie: 0,
             sector_bytes: 512,
             dpa: 0,
             len_bytes: 16 << 20,
@@ -188,7 +191,8 @@ impl LabelArea {
         bytes[80..84].copy_from_slice(&label.flags.to_le_bytes());
         bytes[84..86].copy_from_slice(&label.nr_labels.to_le_bytes());
         bytes[86..88].copy_from_slice(&label.position.to_le_bytes());
-        for (at, number) in [(96, label.sector_bytes), (104, label.dpa), (112, label.len_bytes)] {
+        let numbers = [(88, label.set_cookie), (96, label.sector_bytes), (104, label.dpa), (112, label.len_bytes)];
+        for (at, number) in numbers {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
         bytes[120..124].copy_from_slice(&label.says_slot.unwrap_or(slot).to_le_bytes());

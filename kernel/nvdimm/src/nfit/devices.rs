@@ -1,5 +1,7 @@
 //! The memory devices behind the ranges: their states, and whether what is said of them can be.
 
+use media::set::Member;
+
 use super::types::{DeviceFlags, DeviceHandle, MAX_DEVICES, MemoryDevice, PersistentRange};
 use super::{ByteRange, Notice, Parser, raw};
 
@@ -17,6 +19,7 @@ impl Parser<'_> {
             interleave_ways: map.interleave_ways.get(),
             flags,
             serial_number: None,
+            member: None,
             control_index: map.control_index.get(),
             table,
         };
@@ -44,12 +47,19 @@ impl Parser<'_> {
         }
     }
 
-    /// Gives the devices that a control region describes their serial number.
+    /// Gives the devices that a control region describes their serial number, and what labels name them by.
     pub(super) fn read_control(&mut self, table: u8, control: &raw::ControlRegion) {
         let control_index = control.control_index.get();
         for device in &mut self.nfit.devices {
             if control_index != 0 && (device.table, device.control_index) == (table, control_index) {
                 device.serial_number = Some(control.serial_number.get());
+                device.member = Some(Member {
+                    region_offset_bytes: device.region_offset_bytes,
+                    serial_number: control.serial_number.get(),
+                    vendor_id: control.vendor_id.get(),
+                    manufacturing_date: control.manufacturing_date.get(),
+                    manufacturing_location: control.manufacturing_location,
+                });
             }
         }
     }

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use bitflags::{Bits, Flags, bitflags};
+use media::set::{Member, SetCookies};
 
 use super::memory_map::Taken;
 use super::notice::Notice;
@@ -378,6 +379,8 @@ pub struct MemoryDevice {
     pub flags: DeviceFlags,
     /// Serial number, where a control region gives one.
     pub serial_number: Option<u32>,
+    /// What the labels of the range are to name it by, where a control region says it.
+    pub(super) member: Option<Member>,
     /// The control region that describes the device; zero for none.
     pub(super) control_index: u16,
     /// Which of the tables it came from.
@@ -443,5 +446,16 @@ impl Nfit {
     /// The memory devices behind a range.
     pub fn devices_of<'a>(&'a self, range: &'a PersistentRange) -> impl Iterator<Item = &'a MemoryDevice> {
         self.devices.iter().filter(|device| device.is_behind(range))
+    }
+
+    /// What the labels of a range are to name: the interleave set behind it. `None` where no device is behind it, or one of
+    /// them is not listed or has no control region.
+    #[must_use]
+    pub fn interleave_set(&self, range: &PersistentRange) -> Option<SetCookies> {
+        let members: Vec<Member> = self.devices_of(range).map(|device| device.member).collect::<Option<_>>()?;
+        if members.len() as u64 != u64::from(range.nr_devices) {
+            return None;
+        }
+        SetCookies::of(&members)
     }
 }

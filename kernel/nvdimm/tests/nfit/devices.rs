@@ -1,5 +1,7 @@
 //! What the table says of the devices behind the ranges.
 
+use media::set::{Member, SetCookies};
+
 use super::*;
 
 fn device(handle: u32, range_index: u16, flags: DeviceFlags) -> DeviceRow {
@@ -167,6 +169,35 @@ fn a_handle_is_told_by_its_parts() {
     assert_eq!(place, "node 291, socket 4, controller 5, channel 6, slot 7");
 }
 
+/// What labels name needs all that is behind the range: where it begins, and who it is.
+// covers: M2
+#[test]
+fn an_interleave_set_is_known_where_all_of_its_devices_are() {
+    let row = |handle, control_index, offset_bytes| DeviceRow {
+        control_index,
+        offset_bytes,
+        len_bytes: GIB / 2,
+        ..device(handle, 2, DeviceFlags::empty())
+    };
+    let set = |nfit: &Nfit| nfit.interleave_set(&nfit.ranges[1]);
+    let member = |serial_number, region_offset_bytes| Member {
+        serial_number,
+        region_offset_bytes,
+        vendor_id: 0x8086,
+        ..Member::default()
+    };
+    let two = |table: NfitBuilder| table.device_row(row(7, 1, GIB / 2)).device_row(row(8, 2, 0));
+    let nfit = read(&around(|table| two(table).control(1, 11).control(2, 12)));
+    assert_eq!(set(&nfit), SetCookies::of(&[member(12, 0), member(11, GIB / 2)]));
+    assert_ne!(set(&nfit), SetCookies::of(&[member(11, 0), member(12, GIB / 2)]));
+    // Nothing behind it; one without a control region; one that is not listed.
+    assert_eq!(nfit.interleave_set(&nfit.ranges[0]), None);
+    assert_eq!(set(&read(&around(|table| two(table).control(1, 11)))), None);
+    let many =
+        |table: NfitBuilder| (0..=MAX_DEVICES as u32).fold(table, |table, handle| table.device_row(row(handle, 1, 0)));
+    assert_eq!(set(&read(&around(|table| many(table).control(1, 11)))), None);
+}
+
 #[test]
 fn attributes_and_capabilities_are_told_by_their_names() {
     let attributes =
@@ -175,6 +206,15 @@ fn attributes_and_capabilities_are_told_by_their_names() {
     assert_eq!(PlatformCapabilities::MEMORY_FLUSH.to_string(), "memory flush");
     assert_eq!(PlatformCapabilities::from_bits_retain(8).to_string(), "0x8");
     assert_eq!(PlatformCapabilities::empty().to_string(), "none");
+}
+
+/// Every range and every device can have a line, with as much room again at most for whatever else is strange.
+#[test]
+fn there_is_room_for_a_line_about_each_range_and_each_device() {
+    const LINES: usize = MAX_RANGES + MAX_DEVICES;
+    assert!((LINES + 1..2 * LINES).contains(&MAX_NOTICES));
+    let all = (0..2 * MAX_NOTICES).fold(NfitBuilder::new(), |table, _| table.raw(99, 4, &[]));
+    assert_eq!(read(&all.finish()).notices.len(), MAX_NOTICES);
 }
 
 // covers: X1

@@ -21,6 +21,9 @@ fn the_table_of_a_real_machine_is_read_without_a_word() {
     assert_eq!(found.next(), Some((5 * GIB, 64 * MIB, 4, 2, Some(0x123457))));
     assert_eq!(found.next(), None);
     assert_eq!(nfit.others, OtherStructures { control_regions: 2, ..OtherStructures::default() });
+    // What Linux writes into the labels of the first one.
+    let names = |at: usize| nfit.interleave_set(&nfit.ranges[at]).unwrap().expected((1, 1));
+    assert_eq!((names(0), names(1)), (0x0024_68ac_0012_3456, 0x0024_68ae_0012_3457));
 }
 
 #[test]

@@ -150,6 +150,18 @@ pub(crate) mod tests {
         LEFT.set(left);
     }
 
+    #[test]
+    fn every_place_of_a_block_is_taken_before_there_is_another() {
+        let mut pool = super::Pool::default();
+        limit_allocations(Some(1));
+        let pages: std::vec::Vec<_> = core::iter::from_fn(|| pool.take()).collect();
+        limit_allocations(None);
+        assert_eq!(pages.len(), super::PLACES);
+        // SAFETY: they are from this pool, none has a holder, and nobody looks at one.
+        pages.into_iter().for_each(|page| unsafe { pool.put(page) });
+        assert!(pool.first.is_null(), "nothing is in use, and a block is left");
+    }
+
     pub(super) fn may_allocate() -> bool {
         match LEFT.get() {
             None => true,
