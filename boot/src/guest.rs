@@ -83,6 +83,11 @@ pub(crate) fn ends_with_us(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
+/// Makes each device's backing ready, by its number among those of its kind.
+fn each<T>(devices: &[T], prepare: impl Fn(&T, usize) -> Result<Ready>) -> Result<Vec<Ready>> {
+    devices.iter().enumerate().map(|(index, device)| prepare(device, index)).collect()
+}
+
 /// A line that the kernel prints by itself, after the prompt and before the command, pushes the command's echo from the
 /// prompt's line to one of its own.
 fn without_echo(command: &str, mut lines: Vec<String>) -> Vec<String> {
@@ -113,28 +118,13 @@ impl Guest {
         std::fs::copy(&installed.vars, &vars).with_context(|| installed.vars.display().to_string())?;
         let firmware = Firmware { code: installed.code, vars };
         let qmp_socket = scratch.path().join("qmp");
-        let backings = machine
-            .pmem
-            .iter()
-            .enumerate()
-            .map(|(index, nvdimm)| nvdimm.prepare(scratch.path(), index))
-            .collect::<Result<Vec<_>>>()?;
-        let virtio_backings = machine
-            .virtio_pmem
-            .iter()
-            .enumerate()
-            .map(|(index, lent)| lent.prepare(scratch.path(), index))
-            .collect::<Result<Vec<_>>>()?;
+        let backings = each(&machine.pmem, |nvdimm, index| nvdimm.prepare(scratch.path(), index))?;
+        let virtio_backings = each(&machine.virtio_pmem, |lent, index| lent.prepare(scratch.path(), index))?;
+        let dimm_backings = each(&machine.dimms, |dimm, index| dimm.prepare(scratch.path(), index))?;
         let nvme = match machine.nvme_bytes() {
             0 => None,
             bytes => Some(backing::nvme_file(scratch.path(), bytes)?),
         };
-        let dimm_backings = machine
-            .dimms
-            .iter()
-            .enumerate()
-            .map(|(index, dimm)| dimm.prepare(scratch.path(), index))
-            .collect::<Result<Vec<_>>>()?;
         let files = Files {
             image: &image,
             firmware: &firmware,

@@ -18,6 +18,9 @@ pub const DEFAULT_DIMM_BYTES: u64 = GIB;
 /// The default NVMe disk's size, in bytes.
 pub const DEFAULT_NVME_BYTES: u64 = 64 * MIB;
 
+/// Bits of the addresses that the IOMMU translates, unless a test wants others.
+const IOMMU_BITS: u8 = 48;
+
 /// A machine, and what its kernel is to do.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -31,6 +34,8 @@ pub struct Machine {
     pub virtio_pmem: Vec<VirtioPmem>,
     /// An IOMMU (VT-d) stands before all devices; the virtio ones go round it.
     pub iommu: bool,
+    /// Bits of the addresses that it translates: 39 or 48.
+    pub iommu_bits: u8,
     /// QEMU's `edu`, a device with a DMA engine, is there.
     pub edu: bool,
     /// Bytes of an NVMe disk, whose contents go with the run; 0 for none. `None` is the default: see
@@ -84,6 +89,7 @@ impl Default for Machine {
             virtio_pmem: Vec::new(),
             dimms: Vec::new(),
             iommu: true,
+            iommu_bits: IOMMU_BITS,
             edu: true,
             nvme: None,
             spare: Spare::default(),
@@ -149,6 +155,11 @@ impl Machine {
             dimms.push(Dimm::kept(&std::path::absolute(file)?, first, DEFAULT_DIMM_BYTES)?);
         }
         dimms.extend(modules.into_iter().map(Dimm::temporary));
+        // What falls off the desk in the demonstration, unless something else was asked for; in whole GiB, so that what
+        // comes after them is aligned as without them.
+        if dimms.is_empty() && options.mode == Mode::Demo && !options.pmem.contains(&0) {
+            dimms.extend([DEFAULT_DIMM_BYTES; 2].map(Dimm::temporary));
+        }
         if options.unarmed {
             let first = pmem.first_mut().context("--unarmed is about the first NVDIMM, and there is none")?;
             first.unarmed = true;
@@ -166,6 +177,7 @@ impl Machine {
             pmem,
             virtio_pmem: options.virtio_pmem.iter().copied().map(VirtioPmem::new).collect(),
             iommu: options.iommu == Switch::On,
+            iommu_bits: IOMMU_BITS,
             edu: options.edu == Switch::On,
             nvme: options.nvme,
             dimms,
@@ -285,7 +297,7 @@ impl Machine {
         args.pair("-display", "none");
         if self.iommu {
             // Before every device that it is to stand before. Its 39 bits by default do not reach an NVDIMM at 1 TiB.
-            args.pair("-device", "intel-iommu,aw-bits=48");
+            args.pair("-device", format!("intel-iommu,aw-bits={}", self.iommu_bits));
         }
         args.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04");
         args.pair("-chardev", "stdio,id=console,signal=off");
@@ -460,7 +472,7 @@ mod tests {
         }
         let spare = Spare { slots: 2, bytes: 4 * GIB, nvdimms: true };
         let room = line(&Machine { pmem: vec![], spare, ..Machine::default() });
-        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=4608M"), "{room}");
+        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=5120M"), "{room}");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("kept");
         let kept = asked(&["--dimm", "32M", "--dimm-file", file.to_str().expect("UTF-8")]);

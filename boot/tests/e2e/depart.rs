@@ -8,6 +8,7 @@ use boot::machine::{Machine, Spare};
 use boot::records::Record;
 use boot::size::{GIB, MIB};
 use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
 use testkit::sim::Random;
 
 /// The first line of this topic that nobody has waited for, and that has these words.
@@ -32,7 +33,7 @@ fn shell_with(dimms: Vec<Dimm>) -> Machine {
 fn a_module_that_is_pulled_out_is_noticed_and_is_back_as_it_was_when_it_is_put_back() {
     let mut guest = start_shell(&shell_with(vec![Dimm::temporary(64 * MIB), Dimm::temporary(32 * MIB)]));
     has(&ask(&mut guest, "nvdimm"), &["0: dimm0 (dimm)", "1: dimm1 (dimm)"]);
-    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 0 synced", "touch 0 /a", "fsync 0 /a"] {
+    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 64 synced", "touch 0 /a", "fsync 0 /a"] {
         ask(&mut guest, line);
     }
     ask(&mut guest, "attach dimm1");
@@ -50,7 +51,7 @@ fn a_module_that_is_pulled_out_is_noticed_and_is_back_as_it_was_when_it_is_put_b
         has(&ask(&mut guest, "pmem read dimm1 4096 5"), &["other"]);
         guest.hand().put(0).expect("put back");
         record(&mut guest, "arrived", &["device=dimm0", "provider=dimm", "kind=fsdax", "mounted=1"]);
-        has(&ask(&mut guest, "cat 0 /a"), &["synced"]);
+        has(&ask(&mut guest, "cat 0 /a 64 6"), &["synced"]);
         ask(&mut guest, &format!("write 0 /round{round} 0 more"));
     }
     has(&ask(&mut guest, "ls 0 /"), &["round0", "round1"]);
@@ -72,6 +73,8 @@ fn a_module_that_is_pulled_out_is_noticed_and_is_back_as_it_was_when_it_is_put_b
     has(&ask(&mut guest, "ledger"), &["@ledger kind=claims count=0", "@ledger kind=dax_devices count=0"]);
     assert_good(&exit(guest));
 }
+
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How many pulls, and their seed.
 fn plan() -> (u64, u64) {
@@ -98,25 +101,32 @@ fn whatever_was_acknowledged_is_there_when_the_module_is_put_back() {
     let mut victim = Victim { image, seed, known: Default::default() };
     let mut random = Random::new(seed);
     for pull in 0..pulls {
-        guest.allow(std::time::Duration::from_secs(300));
-        let from = guest.console().lines().len();
+        guest.allow(PATIENCE);
+        let (console, from) = (guest.console(), guest.console().lines().len());
+        // A line of the load's may come before the prompt or behind it, so nobody waits for them in one order.
+        let heard = |from, head: &str| {
+            let found = console.wait_line(from, Some(Instant::now() + PATIENCE), |line| line.starts_with(head));
+            found.unwrap_or_else(|gone| panic!("{gone:?} before {head:?}: {:?}", console.tail(20)))
+        };
         guest.send(&format!("fsload 0 {} {TASKS} 0", victim.seed)).unwrap_or_else(|error| panic!("{error:#}"));
         // Now and then in the mount and its recovery, or soon after it.
+        let mut at = from;
         for _ in 0..if pull % 5 == 3 { 0 } else { 1 + random.below(60) } {
-            record(&mut guest, "fsload", &["acked="]);
+            at = heard(at, "@fsload task=") + 1;
         }
         spin(random.below(5_000));
         guest.hand().pull(0).expect("pulled");
-        record(&mut guest, "departed", &["device=dimm0", "cause=gone"]);
         // The load ends by itself: every task by an error.
         prompt(&mut guest);
-        let lines = guest.console().lines();
-        let acked = Victim::acked(&lines[from..]);
+        let departed = heard(from, "@departed device=dimm0 slot=0 cause=gone");
+        let acked = Victim::acked(&console.lines()[from..]);
         let left = victim.judge(std::fs::read(&victim.image).expect("the file"), acked);
         println!("pull {pull}: acknowledged {acked:?}, found {:?}", victim.known.each_ref().map(|known| known.nr));
         guest.hand().put(0).expect("put back");
-        let arrived = record(&mut guest, "arrived", &["device=dimm0", "kind=fsdax"]);
-        if arrived.number("mounted") == Some(1) {
+        let at = heard(departed, "@arrived device=dimm0 ");
+        let arrived = &console.lines()[at];
+        assert!(arrived.contains("kind=fsdax"), "{arrived}");
+        if arrived.ends_with("mounted=1") {
             ask(&mut guest, "umount 0");
         }
         has(&ask(&mut guest, "fsck 0"), &["problems=0"]);
@@ -133,7 +143,7 @@ fn whatever_was_acknowledged_is_there_when_the_module_is_put_back() {
 #[test]
 fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not() {
     let mut guest = start_shell(&shell_with(vec![Dimm::temporary(64 * MIB)]));
-    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 0 kept", "touch 0 /a"] {
+    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 64 kept", "touch 0 /a"] {
         ask(&mut guest, line);
     }
     ask(&mut guest, "policy dimm0 keep");
@@ -147,7 +157,7 @@ fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not()
     }
     record(&mut guest, "departure", &["device=dimm0", "answer=refused"]);
     assert!(hand.has(0).expect("an answer"), "it has gone all the same");
-    has(&ask(&mut guest, "cat 0 /a"), &["kept"]);
+    has(&ask(&mut guest, "cat 0 /a 64 4"), &["kept"]);
     ask(&mut guest, "policy dimm0 yield");
     {
         let mut qmp = hand.monitor().expect("a monitor");

@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod demo;
 mod depart;
+mod dma;
 mod faults;
 mod fs;
 mod fuzz;

@@ -242,6 +242,15 @@ impl<const N: usize> Pair<N> {
         outcome
     }
 
+    /// What the device has answered to a command whose outcome nobody has asked for yet. It stays to be asked for.
+    pub fn answer(&self, ticket: &Ticket) -> Option<Completion> {
+        let slot = self.slots.get(ticket.slot())?;
+        match slot.state {
+            State::Done(completion) if u16::from(slot.generation) == ticket.id >> SLOT_BITS => Some(completion),
+            _ => None,
+        }
+    }
+
     /// Nobody waits for the command any more. Its slot stays taken until the device has answered: it may still use the
     /// slot's memory.
     pub fn abandon(&mut self, ticket: &Ticket) {

@@ -62,8 +62,10 @@ struct Counters {
     pins: AtomicU64,
     /// Rounds of the bystanders.
     bystanders: AtomicU64,
-    /// Words that were not what had been stored. Must stay 0.
+    /// Words that were not what had been stored, nor 0. Must stay 0.
     wrong: AtomicU64,
+    /// Words that were 0: what a load gives of memory that is not there. Must stay 0 where nothing leaves without a word.
+    nothing: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -74,7 +76,8 @@ impl Counters {
     }
 
     fn expect(&self, found: u64, stored: u64) {
-        self.wrong.fetch_add(u64::from(found != stored), Ordering::Relaxed);
+        let count = if found == 0 { &self.nothing } else { &self.wrong };
+        count.fetch_add(u64::from(found != stored), Ordering::Relaxed);
     }
 }
 
@@ -114,8 +117,10 @@ pub struct FilesAct {
     pub calls: u64,
     /// Pages pinned.
     pub pins: u64,
-    /// Words that were not what had been stored, while the file system was mounted.
+    /// Words that were neither what had been stored nor 0, while the file system was mounted.
     pub wrong: u64,
+    /// Words that were 0 instead of what had been stored.
+    pub nothing: u64,
     /// Faults that the checker finds once the device is back.
     pub problems: usize,
     /// Records that were synced and are not there once it is back.
@@ -184,14 +189,15 @@ fn database_work(worker: &Worker) -> Exit {
             Err(signal) => return Err(signal),
         }
         if worker.fs.fsync(&Context::new(), &worker.file).is_err() {
-            break;
+            // It says less than a signal, which comes at the latest when the mapping is lost.
+            give_way();
+            continue;
         }
         // Release; pairs with the Acquire in `records_lost`.
         worker.synced.store(record, Ordering::Release);
         worker.counters.syncs.fetch_add(1, Ordering::Relaxed);
         worker.counters.turn(record)?;
     }
-    // A sync that is refused says less than a signal, which has come by then.
     user::check_signal()?;
     let sum = (1..=1000_u64).try_fold(0, |sum, n| user::check_signal().map(|()| sum + n))?;
     worker.counters.expect(sum, 500_500);
@@ -243,7 +249,7 @@ fn call_around(fs: &Arc<Fs>, cpu: CpuId, counters: &Counters, turn: u64) -> Resu
     fs.write_all(&context, &file, 0, &pattern)?;
     let mut found = vec![0; pattern.len()];
     fs.read(&context, &file, 0, &mut found)?;
-    counters.expect(u64::from(found == pattern), 1);
+    counters.expect(1 + u64::from(found == pattern), 2);
     fs.rename(&context, &path, &renamed)?;
     fs.truncate(&context, &file, PAGE_SIZE)?;
     drop(file);
@@ -267,7 +273,7 @@ fn bystander_work(counters: &Counters) -> Exit {
 
 /// The tasks, by kind, and what they count.
 #[derive(Default)]
-struct Load {
+pub struct Load {
     counters: Arc<Counters>,
     programs: Vec<Arc<Task>>,
     databases: Vec<Arc<Task>>,
@@ -319,11 +325,11 @@ fn make(fs: &Arc<Fs>, path: &str, bytes: &[u8]) -> Result<(), String> {
     fs.write_all(&context, &file, 0, bytes).map_err(said("write"))
 }
 
-/// Makes a file system with the files that the tasks use on device 0, and mounts it.
-fn prepare() -> Result<Arc<Fs>, String> {
-    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
-    let layout = mounts::mkfs(0, Label::default())?;
-    let fs = mounts::mount(0)?;
+/// Makes a file system with the files that the tasks use on device `at`, and mounts it.
+fn prepare(at: usize) -> Result<Arc<Fs>, String> {
+    devices::attach_as(at, MemoryKind::FsDax).map_err(said("attach"))?;
+    let layout = mounts::mkfs(at, Label::default())?;
+    let fs = mounts::mount(at)?;
     let mut pages = vec![0; (SHARED_PAGES * PAGE_SIZE) as usize];
     for (page, bytes) in (0..).zip(pages.chunks_mut(PAGE_SIZE as usize)) {
         bytes[..8].copy_from_slice(&stamp(page).to_le_bytes());
@@ -337,19 +343,19 @@ fn prepare() -> Result<Arc<Fs>, String> {
     Ok(fs)
 }
 
-/// The device has come back: looks for damage, mounts, and looks for what was synced. Answers the faults that the
-/// checker finds, and the records that are lost.
-fn come_back(load: &Load) -> Result<(usize, u64), String> {
-    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
-    let problems = mounts::fsck(0)?.problems.len();
-    let fs = mounts::mount(0)?;
+/// Device `at` has come back: looks for damage, mounts, and looks for what was synced. Answers the faults that the
+/// checker finds, and the records that are lost. The device is removed afterwards.
+pub fn come_back(at: usize, load: &Load) -> Result<(usize, u64), String> {
+    devices::attach_as(at, MemoryKind::FsDax).map_err(said("attach"))?;
+    let problems = mounts::fsck(at)?.problems.len();
+    let fs = mounts::mount(at)?;
     let lost = load.synced.iter().try_fold(0, |lost, (cpu, synced)| {
         records_lost(&fs, *cpu, synced.load(Ordering::Acquire)).map(|more| lost + more)
     });
     fs.reap(&Context::new());
     drop(fs);
-    mounts::unmount(0)?;
-    devices::remove_quietly(0, Method::Ranged).map_err(said("removal"))?;
+    mounts::unmount(at)?;
+    devices::remove_quietly(at, Method::Ranged).map_err(said("removal"))?;
     Ok((problems, lost.map_err(said("what was synced"))?))
 }
 
@@ -367,7 +373,17 @@ fn records_lost(fs: &Arc<Fs>, cpu: CpuId, synced: u64) -> Result<u64, FsError> {
 
 /// The act: attach, make, mount, load, remove under load, see who ended how, attach again, and look.
 pub fn run() -> Result<FilesAct, String> {
-    let fs = prepare()?;
+    let remove =
+        &mut || devices::remove(0, Method::Ranged).map_err(said("removal")).map(|report| Removed::from(&*report));
+    let (load, mut act) = use_and_lose(0, remove)?;
+    (act.problems, act.lost) = come_back(0, &load)?;
+    Ok(act)
+}
+
+/// Makes a file system on device `at`, has it used, and loses the device by `leave`; sees who ended how. What is damaged or
+/// lost is not known yet.
+pub fn use_and_lose(at: usize, leave: &mut dyn FnMut() -> Result<Removed, String>) -> Result<(Load, FilesAct), String> {
+    let fs = prepare(at)?;
     let mut load = Load::default();
     for cpu in percpu::online().iter() {
         load.start_on(&fs, cpu)?;
@@ -384,7 +400,7 @@ pub fn run() -> Result<FilesAct, String> {
         counted(&load.counters.calls),
         counted(&load.counters.pins),
     );
-    let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
+    let removed = leave()?;
     let programs = join(&load.programs, |end| matches!(end, Err(Signal::SigBus { .. })));
     let mut databases = join(&load.databases, |end| end == Ok(()));
     databases.rightly = databases.rightly.min(counted(&load.counters.caught) as usize);
@@ -392,10 +408,9 @@ pub fn run() -> Result<FilesAct, String> {
     let bystanders = load.stop();
     let notified = fs.last_notification().ok_or("files: the file system was not told")?;
     drop(fs);
-    let (problems, lost) = come_back(&load)?;
     let counters = &load.counters;
-    Ok(FilesAct {
-        removed: Removed::from(&*report),
+    let act = FilesAct {
+        removed,
         notified,
         programs,
         databases,
@@ -405,7 +420,9 @@ pub fn run() -> Result<FilesAct, String> {
         calls: counted(&counters.calls),
         pins: counted(&counters.pins),
         wrong: counted(&counters.wrong),
-        problems,
-        lost,
-    })
+        nothing: counted(&counters.nothing),
+        problems: 0,
+        lost: 0,
+    };
+    Ok((load, act))
 }

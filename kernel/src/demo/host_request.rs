@@ -1,4 +1,5 @@
-//! How the demonstration loses a page: by a machine check that its host raises.
+//! What the demonstration asks of its host: a machine check, by which it loses a page; and that memory modules are pulled out
+//! and put back.
 //!
 //! Where the boot option `host_requests=` promises that somebody reads the console and grants requests, the kernel says
 //! what it asks for, in a line for programs, and who reads it grants it, through QEMU's monitor. Elsewhere, and where the
@@ -42,6 +43,15 @@ pub fn lose(frame: Pfn, host_requests_s: u64) -> Option<Loss> {
     }
     // Its handler has run.
     wait_for(frame, u64::MAX)
+}
+
+/// Asks for something that is done to a slot for memory modules, `pull` or `put`, within so many seconds, if that is not 0.
+pub fn ask(what: &str, slot: u32, host_requests_s: u64) {
+    if host_requests_s != 0 {
+        let within_ns = host_requests_s * 1_000_000_000;
+        log::info!("the host is asked to {what} the memory module of slot {slot}");
+        report!("host_request what={what} slot={slot} within_ns={within_ns}");
+    }
 }
 
 /// Waits until a machine check for this frame is dealt with; `None` where none was.

@@ -1,9 +1,11 @@
 //! The demonstration: a device is used from every CPU, pulled out under that load by range, attached again, and pulled
 //! out frame by frame. What each cost is put side by side. Then it is used without a load: every step is made to fail
-//! once, sectors are written, a page is lost. At last it comes back with a file system, and is pulled out from under that.
+//! once, sectors are written, a page is lost. It comes back with a file system, and is pulled out from under that. At last
+//! memory modules leave without a word, with files on the one and devices that transfer to the other.
 //! May import: cpu, console, mem, task, trap, io, pmem, ktest.
 
 mod books;
+mod desk;
 mod files;
 mod gate;
 mod host_request;
@@ -51,7 +53,7 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
     devices::check_writable(0)?;
     let before = Books::now();
     // Further devices stay where they are, and the bystanders use them.
-    for (at, slot) in slots.iter().enumerate().skip(1) {
+    for (at, slot) in slots.iter().enumerate().skip(1).filter(|(_, slot)| slot.dimm().is_none()) {
         if let Err(error) = devices::attach(at) {
             log::warn!("{}: {error}; it is left out", slot.name);
         }
@@ -75,12 +77,15 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
     }
     act(5, "lent");
     let lent = page::lent()?;
-    Ok(Verdict::new(slot.frames, ranged, per_frame, &Acts { page, files, lent }, (&before, &Books::now())))
+    act(6, "desk");
+    let desk = desk::run(host_requests_s)?;
+    let acts = Acts { page, files, lent, desk };
+    Ok(Verdict::new(slot.frames, ranged, per_frame, &acts, (&before, &Books::now())))
 }
 
 /// Says which act begins, for whoever waits for the end.
 fn act(number: usize, name: &str) {
-    const ACTS: usize = 5;
+    const ACTS: usize = 6;
     report!("act n={number} of={ACTS} name={name}");
 }
 

@@ -8,6 +8,7 @@ use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
 use super::books::{Books, Removed};
+use super::desk::DeskAct;
 use super::files::FilesAct;
 use super::page::PageAct;
 use crate::console::{self, report};
@@ -22,6 +23,8 @@ pub struct Acts {
     pub files: FilesAct,
     /// Each device of lent memory held what was written to it.
     pub lent: bool,
+    /// The last one, where the machine has what it takes.
+    pub desk: Option<DeskAct>,
 }
 
 /// What came of one round.
@@ -67,7 +70,10 @@ impl Verdict {
         verdict.judge_round("ranged", &ranged);
         verdict.judge_round("per-frame", &per_frame);
         verdict.judge_page(&acts.page);
-        verdict.judge_files(&acts.files);
+        verdict.judge_files("files", &acts.files);
+        if let Some(act) = &acts.desk {
+            verdict.judge_desk(act);
+        }
         verdict.expect(acts.lent, "lent memory did not hold what was written to it");
         verdict.expect(ranged.removed.cost.zap.rounds == 1, "the ranged removal took more than one shootdown");
         verdict
@@ -161,10 +167,49 @@ impl Verdict {
         self.expect(!act.removed.has_problem, "a step of a removal met a problem");
     }
 
-    fn judge_files(&mut self, act: &FilesAct) {
+    fn judge_desk(&mut self, act: &DeskAct) {
+        self.judge_files("desk", &act.files);
+        match &act.edu {
+            Ok(()) => log::info!("desk: the edu device's transfer counts as done"),
+            Err(error) => {
+                log::info!("desk: the edu device says that its transfer is done; it is not believed: {error}")
+            }
+        }
+        match &act.fault {
+            Ok(record) => log::info!("desk: one more transfer, that nobody was asked for: {record}"),
+            Err(why) => log::info!("desk: one more transfer, that nobody was asked for: {why}"),
+        }
+        match &act.read_error {
+            Some(error) => log::info!("desk: the disk did {} reads; the next one: {error}", act.reads),
+            None => log::info!("desk: no disk reads"),
+        }
+        log::info!(
+            "desk: {} transfers were blocked; the modules {}",
+            act.blocked,
+            if act.is_back { "were put back, and what was synced is there" } else { "stay away" }
+        );
+        report!(
+            "desk edu_refused={} edu_landed={} reads={} read_refused={} blocked={} back={} kept={}",
+            u8::from(act.edu.is_err()),
+            u8::from(act.edu_landed),
+            act.reads,
+            u8::from(act.read_error.is_some()),
+            act.blocked,
+            u8::from(act.is_back),
+            u8::from(act.kept)
+        );
+        self.expect(act.edu.is_err(), "a transfer to memory that has left counts as done");
+        let is_told = act.fault.as_ref().is_ok_and(|record| record.owner.is_some_and(|owner| owner.revoked));
+        self.expect(is_told && act.blocked > 0, "a transfer to an address that was revoked is not told as a fault");
+        self.expect(!act.edu_landed, "a transfer that was cut off has landed");
+        self.expect(act.kept, "what was on a module is not there once it is back");
+        self.expect(act.reads == 0 || act.read_error.is_some(), "a disk reads into memory that has left");
+    }
+
+    fn judge_files(&mut self, name: &str, act: &FilesAct) {
         let FilesAct { programs, databases, callers, bystanders, notified, .. } = act;
         log::info!(
-            "files: {} of {} programs ended by SIGBUS, {} of {} databases caught it, {} of {} callers were refused, {} of \
+            "{name}: {} of {} programs ended by SIGBUS, {} of {} databases caught it, {} of {} callers were refused, {} of \
              {} others went on; {} synced records lost, {} faults found by the checker",
             programs.rightly,
             programs.tasks,
@@ -178,8 +223,8 @@ impl Verdict {
             act.problems
         );
         report!(
-            "files programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
-             calls={} pins={} wrong={} damage={} lost={}",
+            "files act={name} programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
+             calls={} pins={} wrong={} nothing={} damage={} lost={}",
             programs.tasks,
             programs.rightly,
             databases.tasks,
@@ -192,6 +237,7 @@ impl Verdict {
             act.calls,
             act.pins,
             act.wrong,
+            act.nothing,
             act.problems,
             act.lost
         );
@@ -200,9 +246,13 @@ impl Verdict {
         self.expect(callers.all_did(), "a task that made calls did not end by a refusal");
         self.expect(bystanders.all_did(), "a task that did not use the file system did not go on");
         self.expect(act.wrong == 0, "a file held what nobody had stored");
+        // What a CPU loads through its own mapping before the departure is noticed cannot be looked at.
+        self.expect(act.nothing == 0 || name == "desk", "a file held nothing where something had been stored");
         self.expect(act.problems == 0, "the file system was damaged by the removal");
         self.expect(act.lost == 0, "what was synced was not there afterwards");
-        self.expect(notified.pre_remove && notified.frozen, "the file system was not told before the removal");
+        // Of memory that is not there nothing is written out.
+        let told_before = notified.pre_remove && notified.frozen;
+        self.expect(told_before || name == "desk", "the file system was not told before the removal");
         self.expect(notified.told == notified.mappings, "a task that had mapped a file was not told");
         self.expect(notified.rounds == 1, "the file system took more than one shootdown");
         self.expect(notified.errors.is_empty(), "a step of the file system's notification met an error");

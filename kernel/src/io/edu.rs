@@ -38,7 +38,7 @@ const TO_MEMORY: u64 = 2;
 
 /// Where the engine has its buffer.
 const BUFFER: u64 = 0x40000;
-/// Bytes of the buffer. QEMU 7.2 ends itself where a transfer reaches its end, so the last byte stays unused.
+/// Bytes of the buffer. Transfers are kept below its size: the last byte stays unused.
 pub const BUFFER_BYTES: u64 = 4096;
 /// What a transfer takes, in nanoseconds of the device's time.
 pub const TRANSFER_NS: u64 = 100_000_000;
@@ -147,7 +147,6 @@ impl Edu {
         at: u64,
         bytes: u64,
     ) -> Result<Transfer<'t>, EduError> {
-        // QEMU wants the end below the buffer's.
         if bytes == 0 || at.checked_add(bytes).is_none_or(|end| end >= BUFFER_BYTES) {
             return Err(EduError::OutsideBuffer(at, bytes));
         }

@@ -11,7 +11,7 @@ use mm::gup::GupFlags;
 use mm::pins::PinnedPages;
 use mm::region::{Notice, RegionOwner, Terms};
 
-use crate::io::dma::{DmaDevice, DmaPins, DmaRegion};
+use crate::io::dma::{DmaDevice, DmaError, DmaPins, DmaRegion, DmaTarget};
 use crate::ktest::fixtures::{BASE, Device, at, new_space, page, stamp};
 use crate::mem::layout;
 use crate::mem::machine::{Space, mm};
@@ -51,6 +51,31 @@ impl Owner {
         let pins = PinnedPages::pin(&self.space, at(page(first)), nr_pages, GupFlags::WRITE);
         let pins = pins.map_err(|error| format!("pin: {error}"))?;
         dma.map_pins(pins, true).map_err(|error| format!("map: {error}"))
+    }
+}
+
+/// Where a registration is or was, for a driver that goes on using it whatever has become of it.
+pub struct Stale {
+    iova: u64,
+    len_bytes: u64,
+}
+
+impl Stale {
+    /// Where `region` is.
+    pub fn of(region: &DmaRegion) -> Self {
+        Self { iova: region.iova(), len_bytes: region.len_bytes() }
+    }
+}
+
+impl DmaTarget for Stale {
+    fn iova(&self) -> u64 {
+        self.iova
+    }
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+    fn check(&self) -> Result<(), DmaError> {
+        Ok(())
     }
 }
 
@@ -105,6 +130,18 @@ pub fn compare_words(
 /// Fails unless pages from `first` on are filled as [`fill`] does it.
 pub fn compare(device: &Device, first: u64, nr_pages: u64, mark: u64) -> Result<(), String> {
     (0..nr_pages).try_for_each(|nth| compare_words(device, first + nth, 0..WORDS, (mark + nth, 0)))
+}
+
+/// Fails unless each word of pages from `first` on is as with one of two marks.
+pub fn compare_either(device: &Device, first: u64, nr_pages: u64, marks: [u64; 2]) -> Result<(), String> {
+    for (nth, index) in (0..nr_pages).flat_map(|nth| (0..WORDS).map(move |index| (nth, index))) {
+        // SAFETY: as in `fill`.
+        let found = unsafe { word(device.pfn(first + nth), index).read_volatile() };
+        if !marks.iter().any(|mark| expected(mark + nth, index) == found) {
+            return Err(format!("page {}, word {index}: {found:#x} is neither old nor new", first + nth));
+        }
+    }
+    Ok(())
 }
 
 /// Fails unless words `words` of page `at` are zero.

@@ -7,6 +7,7 @@ use dax::removal::Method;
 use mm::addr::PageSize;
 
 use crate::io::edu::{self, BUFFER_BYTES, Direction, Edu, EduError, TRANSFER_NS};
+use crate::io::vtd;
 use crate::ktest::dma::{Owner, clear, compare, compare_words, fill, is_clear};
 use crate::ktest::fixtures::{Device, at, here, no_problems, others, page, run_in};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
@@ -34,7 +35,7 @@ pub const TESTS: &[Test] = &[
 /// The device and an NVDIMM, or the reason why not.
 fn with(ctx: &mut Ctx, work: fn(&Edu, &Device) -> Result<(), String>) -> Result<(), String> {
     let Some(edu) = edu::device() else {
-        ctx.skip("there is no edu device behind an IOMMU");
+        ctx.skip(vtd::why_none().unwrap_or("there is no edu device behind an IOMMU"));
         return Ok(());
     };
     Device::with(ctx, MIB2, |_, device| work(edu, device))

@@ -11,6 +11,7 @@ use nvme::completion::{Completion, Status};
 
 use crate::io::dma::DmaRegion;
 use crate::io::nvme::{self as driver, Blocks, Direction, Disk, Failure, IoError, Limits};
+use crate::io::vtd;
 use crate::ktest::dma::{Owner, clear, compare, compare_words, fill, is_clear};
 use crate::ktest::fixtures::{Device, no_problems, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
@@ -20,7 +21,7 @@ const MIB2: u64 = PageSize::Size2M.bytes();
 /// Pages that are registered.
 const PAGES: u64 = 160;
 /// How many commands are in flight at most.
-const AT_ONCE: u64 = 16;
+pub const AT_ONCE: u64 = 16;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -37,20 +38,21 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A disk and an NVDIMM, or the reason why not.
-fn with(ctx: &mut Ctx, work: fn(&Disk, &Device) -> Result<(), String>) -> Result<(), String> {
+pub fn with(ctx: &mut Ctx, work: fn(&Disk, &Device) -> Result<(), String>) -> Result<(), String> {
     let Some(disk) = driver::disks().first() else {
-        ctx.skip("there is no NVMe disk behind an IOMMU");
+        ctx.skip(vtd::why_none().unwrap_or("there is no NVMe disk behind an IOMMU"));
         return Ok(());
     };
     Device::with(ctx, MIB2, |_, device| work(disk, device))
 }
 
-fn in_words(error: IoError) -> String {
+/// An error as a line.
+pub fn in_words(error: IoError) -> String {
     format!("{error}")
 }
 
 /// Pages on the disk, and in the target.
-fn pages(disk: &Disk, on_disk: u64, nr_pages: u64, in_target: u64) -> Blocks {
+pub fn pages(disk: &Disk, on_disk: u64, nr_pages: u64, in_target: u64) -> Blocks {
     let block = disk.limits().block_bytes;
     Blocks { lba: page(on_disk) / block, count: page(nr_pages) / block, offset: page(in_target) }
 }

@@ -8,9 +8,10 @@ use alloc::vec::Vec;
 
 use dax::removal::{Method, RemovalReport, Step};
 use iommu::domain::Owner;
+use iommu::entry::Rights;
 use iommu::fault::Reason;
 use mm::account::PinAccount;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::pins::PinnedPages;
@@ -19,6 +20,7 @@ use mm::space::Access;
 
 use crate::io::dma::{DmaError, DmaRegion, DmaTarget, FaultRecord};
 use crate::io::edu::{self, Direction, Edu, EduError};
+use crate::io::vtd;
 use crate::ktest::fixtures::{
     BASE, Device, at, here, new_space, no_problems, page, read_frame, spawn_in, stamp, wait_until, write_frame,
 };
@@ -46,6 +48,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "dma.iommu.given_back_in_flight", covers: "D2 D3", run: |ctx| with_edu(ctx, given_back_in_flight) },
     Test { name: "dma.iommu.transient_pins_are_waited_for", covers: "D5", run: |ctx| with_edu(ctx, transient) },
     Test { name: "dma.iommu.many_registrations_by_range", covers: "D2 D7", run: |ctx| with_edu(ctx, many) },
+    Test { name: "dma.iommu.too_much_is_refused", covers: "", run: |ctx| with_edu(ctx, too_much) },
     Test { name: "dma.iommu.registered_against_a_removal", covers: "D5", run: |ctx| with_edu(ctx, against_a_removal) },
 ];
 
@@ -60,7 +63,7 @@ struct Rig<'d> {
 
 fn with_edu(ctx: &mut Ctx, work: impl FnOnce(&Rig<'_>) -> Result<(), String>) -> Result<(), String> {
     let Some(edu) = edu::device() else {
-        ctx.skip("there is no edu device that does DMA");
+        ctx.skip(vtd::why_none().unwrap_or("there is no edu device that does DMA"));
         return Ok(());
     };
     Device::with(ctx, MIB2, |_, device| {
@@ -201,6 +204,41 @@ fn rights(rig: &Rig<'_>) -> Result<(), String> {
     let done = rig.edu.transfer(Direction::ToMemory, (&for_writing, page(1)), PLACE, BYTES);
     done.map_err(|error| format!("by the other registration: {error}"))?;
     check_eq!(rig.words(1), stamp(0, 3), "the page that was written");
+    Ok(())
+}
+
+/// More than the owner may have, than its address space has, or than the device's has: one line, and nothing is registered.
+fn too_much(rig: &Rig<'_>) -> Result<(), String> {
+    let dma = rig.edu.dma();
+    let before = dma.domain().stats();
+    let refused = |first, nr_pages| {
+        let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &rig.account };
+        let region = dma.register(&rig.space, at(page(first)), nr_pages, &terms, Arc::downgrade(&rig.owner));
+        region.err().map(|error| format!("{error}"))
+    };
+    rig.account.set_limit_pages(3);
+    mm().pins.exempt_reserved(false);
+    let over = refused(0, 4);
+    let allowed = rig.register(0, 3, GupFlags::WRITE).map(drop);
+    mm().pins.exempt_reserved(true);
+    rig.account.set_limit_pages(1 << 20);
+    check_eq!(over.as_deref(), Some("over the owner's pin limit: 4 pages wanted, 0 of 3 used"), "over the limit");
+    allowed?;
+    check!(refused(PAGES - 1, 2).is_some(), "a page that is not mapped was registered");
+    let bits = dma.domain().levels().bits();
+    let all = PfnRange::new(Pfn::new(0), 1 << (u32::from(bits) - PAGE_SHIFT)).ok_or("frames")?;
+    let error = dma.domain().map(&[all], Rights::READ, 0).err().map(|error| format!("{error}"));
+    let line = format!("{} bytes are more than the I/O address space of {bits} bits", 1_u64 << bits);
+    check_eq!(error, Some(line), "all of the I/O address space");
+    let (now, used) = (dma.domain().stats(), rig.account.used_pages());
+    check_eq!(
+        (now.mappings, now.mapped, used),
+        (before.mappings, before.mapped + 1, 0),
+        "(mappings, mapped, pages used)"
+    );
+    let mut left = 0;
+    mm().regions.for_each(&mut |_| left += 1);
+    check_eq!(left, 0, "registrations");
     Ok(())
 }
 

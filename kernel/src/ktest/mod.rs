@@ -8,6 +8,7 @@ pub mod dax_race;
 pub mod dax_tells;
 pub mod depart;
 pub mod dma;
+pub mod dma_blocked;
 pub mod dma_edu;
 pub mod dma_nvme;
 pub mod fail;
@@ -63,5 +64,6 @@ static AREAS: &[&[test::Test]] = &[
     virtio::TESTS,
     dma_edu::TESTS,
     dma_nvme::TESTS,
+    dma_blocked::TESTS,
     depart::TESTS,
 ];

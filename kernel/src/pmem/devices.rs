@@ -219,10 +219,17 @@ fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>)
     let device =
         slot.driver().attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
     let file = new_file(&device, &section)?;
-    let (size, has_dax) = (device.size_bytes(), device.dax().is_some());
+    let (size, has_dax, block) = (device.size_bytes(), device.dax().is_some(), Arc::clone(device.block()));
     slot.occupancy.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    drop(section);
     if let Some(dimm) = slot.dimm() {
         dimm.watch(true);
+        // What leaves from here on is noticed. What has left and come back since the last step is another stay, of which this
+        // device knows nothing.
+        if !block.is_there() {
+            remove_with(at, Method::Ranged, Cause::Gone, &mut |_| (), true)?;
+            return Err(DeviceError::Attach(Step::Announce, AttachError::Gone));
+        }
     }
     Ok((size, has_dax))
 }

@@ -27,8 +27,8 @@ fn list(args: &[&str]) -> Result<(), String> {
     if !args.is_empty() {
         return Err("expected: dma".into());
     }
-    if vtd::units().next().is_none() {
-        return Err("there is no IOMMU: no device does DMA".into());
+    if let Some(why) = vtd::why_none() {
+        return Err(format!("{why}: no device does DMA"));
     }
     for device in dma::devices() {
         let (faults, stopped) = (device.nr_faults(), device.is_stopped());
@@ -60,13 +60,16 @@ fn list(args: &[&str]) -> Result<(), String> {
 
 fn iommu(args: &[&str]) -> Result<(), String> {
     let ["walk", name, address] = args else { return Err("expected: iommu walk DEVICE ADDRESS".into()) };
+    if let Some(why) = vtd::why_none() {
+        return Err(format!("{why}: no device does DMA"));
+    }
     let device = dma::devices()
         .find(|device| device.name() == *name)
         .ok_or_else(|| format!("there is no device \"{name}\" that does DMA (dma lists them)"))?;
-    let digits =
-        address.strip_prefix("0x").ok_or_else(|| format!("\"{address}\": expected 0x and hexadecimal digits"))?;
-    let address =
-        u64::from_str_radix(digits, 16).map_err(|_| format!("\"{address}\": expected 0x and hexadecimal digits"))?;
+    let wrong = || format!("\"{address}\": expected 0x and up to 16 hexadecimal digits");
+    // A sign would pass for a number.
+    let digits = address.strip_prefix("0x").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let address = u64::from_str_radix(digits.ok_or_else(wrong)?, 16).map_err(|_| wrong())?;
     let walk = device.domain().walk(address);
     format!("{walk}").lines().for_each(|line| console::line(format_args!("{line}")));
     Ok(())

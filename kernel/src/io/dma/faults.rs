@@ -6,7 +6,8 @@
 //! every transfer that was under way.
 //!
 //! A storm of them must not starve the CPU: the interrupt is masked by [`Throttle`], and the task asks instead, at
-//! intervals, until the storm is over. The task's lines are bounded, too; what is not told one by one is told as a number.
+//! intervals, until nobody has found a fault for one: drivers ask, too, so that the task itself finds none is not enough.
+//! The task's lines are bounded, too, by [`LINES_PER_SECOND`]: what is not told one by one is told as a number, later.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -33,11 +34,22 @@ use crate::task::tcb::{Exit, Task};
 const REMEMBERED: usize = 16;
 /// As many are said one by one in one go.
 const SAID_AT_ONCE: u64 = 8;
+/// As many lines are said in a second, about: a few more where the last ones belong together.
+pub const LINES_PER_SECOND: u64 = 64;
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// Faults that no record was free for: at least so many, for a unit says that there were some, not how many.
 static OVERFLOWS: AtomicU64 = AtomicU64::new(0);
 /// Faults of functions that no driver has.
 static STRAYS: AtomicU64 = AtomicU64::new(0);
+/// Faults that were read from a unit, and times that one said it had lost some.
+static FOUND: AtomicU64 = AtomicU64::new(0);
+/// Interrupts that were taken.
+static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
+/// Faults that were said one by one, those that were said as a number, and how many numbers.
+static SAID_SINGLY: AtomicU64 = AtomicU64::new(0);
+static SAID_AS_NUMBER: AtomicU64 = AtomicU64::new(0);
+static NUMBERS_SAID: AtomicU64 = AtomicU64::new(0);
 static THROTTLE: IrqLock<Throttle> = IrqLock::new(Throttle::new());
 static TASK: Once<Arc<Task>> = Once::new();
 /// What happens to mappings and faults is said on the console.
@@ -61,6 +73,35 @@ pub fn overflows() -> u64 {
 /// Faults of functions that no driver has.
 pub fn strays() -> u64 {
     STRAYS.load(Ordering::Relaxed)
+}
+
+/// What telling the faults has cost since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Interrupts that were taken.
+    pub interrupts: u64,
+    /// Faults that were said one by one: a line each.
+    pub singly: u64,
+    /// Faults that were said as a number only.
+    pub as_number: u64,
+    /// How often such a number was said.
+    pub numbers: u64,
+    /// Faults of devices of which nothing was said yet.
+    pub unsaid: u64,
+    /// The interrupt is masked: there is a storm.
+    pub masked: bool,
+}
+
+/// What telling the faults has cost since boot.
+pub fn told() -> Told {
+    Told {
+        interrupts: INTERRUPTS.load(Ordering::Relaxed),
+        singly: SAID_SINGLY.load(Ordering::Relaxed),
+        as_number: SAID_AS_NUMBER.load(Ordering::Relaxed),
+        numbers: NUMBERS_SAID.load(Ordering::Relaxed),
+        unsaid: devices().map(|device| device.faults.unsaid()).sum(),
+        masked: THROTTLE.lock().is_masked(),
+    }
 }
 
 /// A fault of a device, and what it touched.
@@ -106,6 +147,10 @@ impl FaultLog {
     pub(super) fn count(&self) -> u64 {
         self.0.lock().count
     }
+    fn unsaid(&self) -> u64 {
+        let log = self.0.lock();
+        log.count - log.said
+    }
     fn add(&self, fault: Fault, at_ns: u64) {
         let mut log = self.0.lock();
         log.count += 1;
@@ -145,6 +190,7 @@ pub fn collect() -> bool {
     for unit in vtd::units() {
         let overflowed = unit.take_faults(&mut |fault| {
             any = true;
+            FOUND.fetch_add(1, Ordering::Relaxed);
             match devices().find(|device| device.source() == fault.source) {
                 Some(device) => device.faults.add(fault, now),
                 None => _ = STRAYS.fetch_add(1, Ordering::Relaxed),
@@ -152,6 +198,7 @@ pub fn collect() -> bool {
         });
         if overflowed {
             any = true;
+            FOUND.fetch_add(1, Ordering::Relaxed);
             OVERFLOWS.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -160,6 +207,7 @@ pub fn collect() -> bool {
 
 /// A unit has interrupted.
 pub fn on_interrupt() {
+    INTERRUPTS.fetch_add(1, Ordering::Relaxed);
     collect();
     let masks = THROTTLE.lock().on_interrupt(mm().machine.now_ns());
     if masks {
@@ -176,27 +224,66 @@ pub fn start() {
     vtd::units().for_each(|unit| unit.mask_faults(false));
 }
 
-fn work() -> Exit {
-    loop {
-        say_all();
-        let masked = THROTTLE.lock().is_masked();
-        if !masked {
-            sched::park();
-            continue;
+/// How many lines may still be said in this second.
+struct Budget {
+    from_ns: u64,
+    left: u64,
+}
+
+impl Budget {
+    fn renew(&mut self) {
+        let now = mm().machine.now_ns();
+        if now - self.from_ns >= SECOND_NS {
+            *self = Self { from_ns: now, left: LINES_PER_SECOND };
         }
-        sched::sleep_ns(POLL_NS);
-        let found = collect();
-        if THROTTLE.lock().on_poll(found) {
-            vtd::units().for_each(|unit| unit.mask_faults(false));
+    }
+    fn spend(&mut self, lines: u64) {
+        self.left = self.left.saturating_sub(lines);
+    }
+}
+
+fn work() -> Exit {
+    let mut budget = Budget { from_ns: 0, left: LINES_PER_SECOND };
+    loop {
+        budget.renew();
+        if budget.left > 0 {
+            say_all(&mut budget);
+        }
+        let masked = THROTTLE.lock().is_masked();
+        if masked || budget.left == 0 {
+            sit_out_the_storm();
+        } else {
+            sched::park();
         }
     }
 }
 
-fn say_all() {
+/// Asks the units for a second. Where they do not interrupt, and nobody has found anything for [`POLL_NS`], they do so
+/// again, and it is over.
+fn sit_out_the_storm() {
+    let mut seen = FOUND.load(Ordering::Relaxed);
+    for _ in 0..SECOND_NS / POLL_NS {
+        sched::sleep_ns(POLL_NS);
+        collect();
+        let now = FOUND.load(Ordering::Relaxed);
+        let goes_on = core::mem::replace(&mut seen, now) != now;
+        if THROTTLE.lock().on_poll(goes_on) {
+            return vtd::units().for_each(|unit| unit.mask_faults(false));
+        }
+    }
+}
+
+fn say_all(budget: &mut Budget) {
     static STRAYS_SAID: AtomicU64 = AtomicU64::new(0);
     static OVERFLOWS_SAID: AtomicU64 = AtomicU64::new(0);
     for device in devices() {
         let (shown, more) = device.faults.take_unsaid();
+        if speaks() {
+            SAID_SINGLY.fetch_add(shown.len() as u64, Ordering::Relaxed);
+            SAID_AS_NUMBER.fetch_add(more, Ordering::Relaxed);
+            NUMBERS_SAID.fetch_add(u64::from(more > 0), Ordering::Relaxed);
+        }
+        budget.spend(shown.len() as u64 + u64::from(more > 0));
         for fault in shown {
             say(device, &device.attribute(fault));
         }
@@ -207,6 +294,7 @@ fn say_all() {
     }
     let news = |total: u64, said: &AtomicU64| total - said.swap(total, Ordering::Relaxed);
     let (strays, lost) = (news(strays(), &STRAYS_SAID), news(overflows(), &OVERFLOWS_SAID));
+    budget.spend(u64::from(strays > 0) + u64::from(lost > 0));
     if strays > 0 {
         log::warn!(target: "dma", "{strays} faults of functions that no driver has");
     }

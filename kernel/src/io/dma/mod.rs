@@ -28,7 +28,7 @@ use mm::region::{RegionError, UseError};
 
 pub use self::devices::{DmaDevice, OwnMemory, devices};
 use self::devices::{OWN, TRANSIENT};
-pub use self::faults::{FaultRecord, Watch, on_interrupt, overflows, speak, start, strays};
+pub use self::faults::{FaultRecord, LINES_PER_SECOND, Watch, on_interrupt, overflows, speak, start, strays, told};
 pub use self::region::{DmaPins, DmaRegion};
 
 /// Whose a mapping is, by its tag.

@@ -7,6 +7,8 @@
 mod queue;
 mod registers;
 
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -107,17 +109,24 @@ struct Units {
 }
 
 static UNITS: Once<Units> = Once::new();
+/// Why there is none that translates, in words.
+static WHY_NONE: Once<String> = Once::new();
 
 /// Reads the DMAR table, and switches every unit on that can reach `needed_bits` of physical addresses. Called once, at
 /// boot, before a device does DMA for us.
 pub fn start(table: Option<&[u8]>, needed_bits: u8) {
+    let none = |why: String| _ = WHY_NONE.call_once(|| why);
     let Some(table) = table else {
+        none("there is no IOMMU".into());
         log::info!(target: "iommu", "there is none: no device does DMA to persistent memory");
         return;
     };
     let dmar = match dmar::parse(table) {
         Ok(dmar) => dmar,
-        Err(error) => return log::warn!(target: "firmware", "DMAR: {error}; no device does DMA to persistent memory"),
+        Err(error) => {
+            none(format!("there is no IOMMU that can be used (DMAR: {error})"));
+            return log::warn!(target: "firmware", "DMAR: {error}; no device does DMA to persistent memory");
+        }
     };
     for notice in &dmar.notices {
         log::warn!(target: "firmware", "{notice}");
@@ -130,6 +139,8 @@ pub fn start(table: Option<&[u8]>, needed_bits: u8) {
             }
             Err(reason) => {
                 let registers = unit.registers;
+                // The first one's reason stands for all.
+                none(format!("there is no IOMMU that can be used ({reason})"));
                 log::warn!(target: "iommu", "unit {at} at {registers}: {reason}; it is not used, and no device behind it");
                 None
             }
@@ -142,6 +153,14 @@ pub fn start(table: Option<&[u8]>, needed_bits: u8) {
 /// The units that translate.
 pub fn units() -> impl Iterator<Item = &'static Arc<Unit>> {
     UNITS.get().into_iter().flat_map(|units| units.units.iter().flatten())
+}
+
+/// Why no unit translates, in words; `None` where one does.
+pub fn why_none() -> Option<&'static str> {
+    match units().next() {
+        Some(_) => None,
+        None => Some(WHY_NONE.get().map_or("there is no IOMMU", String::as_str)),
+    }
 }
 
 /// The unit that translates for `function`.
