@@ -140,6 +140,8 @@ pub(super) unsafe fn allocate_zeroed<T>() -> Option<Box<T>> {
 pub(crate) mod tests {
     use core::cell::Cell;
 
+    use crate::meta::raw::pool::{PLACES, Pool};
+
     std::thread_local! {
         /// So many more allocations of this thread succeed; `None` for all.
         static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
@@ -152,11 +154,11 @@ pub(crate) mod tests {
 
     #[test]
     fn every_place_of_a_block_is_taken_before_there_is_another() {
-        let mut pool = super::Pool::default();
+        let mut pool = Pool::default();
         limit_allocations(Some(1));
         let pages: std::vec::Vec<_> = core::iter::from_fn(|| pool.take()).collect();
         limit_allocations(None);
-        assert_eq!(pages.len(), super::PLACES);
+        assert_eq!(pages.len(), PLACES);
         // SAFETY: they are from this pool, none has a holder, and nobody looks at one.
         pages.into_iter().for_each(|page| unsafe { pool.put(page) });
         assert!(pool.first.is_null(), "nothing is in use, and a block is left");
