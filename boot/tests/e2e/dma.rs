@@ -88,7 +88,7 @@ fn the_commands_answer_good_words_and_refuse_others_with_one_line() {
     let nothing = ask(&mut guest, "iommu walk edu0 0x0");
     assert_ne!(nothing, "");
     for (line, answer) in [
-        ("dma now", "expected: dma"),
+        ("dma now", "expected: dma, with nothing behind it"),
         ("iommu", "expected: iommu walk DEVICE ADDRESS"),
         ("iommu walk", "expected: iommu walk DEVICE ADDRESS"),
         ("iommu walk nvme0", "expected: iommu walk DEVICE ADDRESS"),

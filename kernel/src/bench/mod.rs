@@ -25,7 +25,7 @@ use crate::mem::{memory, paging};
 use crate::pmem::devices;
 
 /// The groups of figures, as the boot option `bench=` names them, in the order in which they are measured.
-const GROUPS: [&str; 8] = ["gup", "zap", "page", "dma", "idle", "extents", "mapped", "perframe"];
+const GROUPS: [&str; 8] = ["gup", "zap", "dma", "page", "idle", "extents", "mapped", "perframe"];
 /// Sweeps for plots, which `all` does not have in it.
 const SWEEP: Selection = Selection(1 << GROUPS.len());
 
@@ -111,7 +111,7 @@ fn measure(figures: &mut Figures, selection: Selection) -> Result<(), String> {
     let mut begun = false;
     Device::with_leaf(&mut Ctx::default(), GIB, PageSize::Size1G, |_, device| {
         begun = true;
-        let parts: [(&str, Part); 4] = [("gup", gup::run), ("zap", zap::run), ("page", page::run), ("dma", dma::run)];
+        let parts: [(&str, Part); 4] = [("gup", gup::run), ("zap", zap::run), ("dma", dma::run), ("page", page::run)];
         parts.into_iter().filter(|(group, _)| selection.has(group)).try_for_each(|(_, part)| part(figures, device))
     })?;
     if !begun {

@@ -18,7 +18,7 @@ use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::pagemap::MemoryKind;
 use mm::region::{Notice, RegionOwner, Terms};
-use mm::space::VmOps;
+use mm::space::{Access, VmOps};
 
 use super::books::Removed;
 use super::files::{self, FilesAct};
@@ -159,7 +159,7 @@ impl DmaTarget for Untold {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
-    fn check(&self) -> Result<(), DmaError> {
+    fn check(&self, _: Access) -> Result<(), DmaError> {
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use mm::machine::Machine;
+use mm::space::Access;
 use spin::Once;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
@@ -154,7 +155,10 @@ impl Edu {
         if offset.checked_add(bytes).is_none_or(|end| end > len) {
             return Err(EduError::OutsideTarget(offset, bytes, len));
         }
-        target.check()?;
+        target.check(match direction {
+            Direction::ToMemory => Access::Write,
+            Direction::ToDevice => Access::Read,
+        })?;
         if self.taken.swap(true, Ordering::Acquire) {
             return Err(EduError::Busy);
         }

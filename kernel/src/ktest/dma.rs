@@ -10,6 +10,7 @@ use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::gup::GupFlags;
 use mm::pins::PinnedPages;
 use mm::region::{Notice, RegionOwner, Terms};
+use mm::space::Access;
 
 use crate::io::dma::{DmaDevice, DmaError, DmaPins, DmaRegion, DmaTarget};
 use crate::ktest::fixtures::{BASE, Device, at, new_space, page, stamp};
@@ -74,7 +75,7 @@ impl DmaTarget for Stale {
     fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
-    fn check(&self) -> Result<(), DmaError> {
+    fn check(&self, _: Access) -> Result<(), DmaError> {
         Ok(())
     }
 }

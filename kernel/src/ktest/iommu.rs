@@ -146,7 +146,7 @@ impl DmaTarget for Nowhere {
     fn len_bytes(&self) -> u64 {
         PAGE_SIZE
     }
-    fn check(&self) -> Result<(), DmaError> {
+    fn check(&self, _: Access) -> Result<(), DmaError> {
         Ok(())
     }
 }
@@ -192,7 +192,12 @@ fn rights(rig: &Rig<'_>) -> Result<(), String> {
     let for_writing = rig.register(0, 2, GupFlags::WRITE)?;
     check!(for_reading.iova() != for_writing.iova(), "two registrations have one range");
     rig.fill_buffer(&for_writing, page(1))?;
-    let refused = rig.edu.transfer(Direction::ToMemory, (&for_reading, 0), PLACE, BYTES);
+    // The driver does not let it come to that.
+    match rig.edu.transfer(Direction::ToMemory, (&for_reading, 0), PLACE, BYTES) {
+        Err(EduError::Dma(DmaError::Use(UseError::ReadOnly { key }))) => check_eq!(key, for_reading.key(), "whose"),
+        other => return Err(format!("a store to what is registered for reading was answered by {other:?}")),
+    }
+    let refused = rig.edu.transfer(Direction::ToMemory, (&Nowhere(for_reading.iova()), 0), PLACE, BYTES);
     let Err(EduError::Dma(DmaError::Fault(record))) = refused else {
         return Err(format!("a store to what is registered for reading was answered by {refused:?}"));
     };
@@ -309,8 +314,8 @@ impl DmaTarget for Gone {
     fn len_bytes(&self) -> u64 {
         PAGE_SIZE
     }
-    fn check(&self) -> Result<(), DmaError> {
-        Ok(self.0.check(Access::Read)?)
+    fn check(&self, access: Access) -> Result<(), DmaError> {
+        Ok(self.0.check(access)?)
     }
 }
 

@@ -19,6 +19,7 @@ use iommu::fault::Fault;
 use iommu::throttle::{POLL_NS, Throttle};
 use mm::machine::Machine;
 use mm::pins::Word;
+use mm::space::Access;
 use spin::Once;
 
 use super::devices::{DmaDevice, OWN, TRANSIENT, devices};
@@ -348,7 +349,7 @@ impl Watch {
     /// revoked.
     pub fn end(self, target: &dyn DmaTarget) -> Result<(), DmaError> {
         collect();
-        target.check()?;
+        target.check(Access::Read)?;
         let Self { device, faults, overflows: before } = self;
         if device.faults.count() != faults
             && let Some(last) = device.faults.last()

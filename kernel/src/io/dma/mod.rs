@@ -25,6 +25,7 @@ use core::fmt;
 
 use mm::gup::GupError;
 use mm::region::{RegionError, UseError};
+use mm::space::Access;
 
 pub use self::devices::{DmaDevice, OwnMemory, devices};
 use self::devices::{OWN, TRANSIENT};
@@ -62,11 +63,13 @@ pub trait DmaTarget: Send + Sync {
     fn iova(&self) -> u64;
     /// How long it is.
     fn len_bytes(&self) -> u64;
-    /// Does it still lead to the memory that it was made for?
+    /// Does it still lead to the memory that it was made for, and may a device do that there? Asked before a transfer: of a
+    /// store to what may only be read the IOMMU does not always tell (QEMU 7.2 records none where it has the translation in
+    /// its cache).
     ///
     /// # Errors
-    /// It was revoked or given back.
-    fn check(&self) -> Result<(), DmaError>;
+    /// It was revoked or given back, or may only be read.
+    fn check(&self, access: Access) -> Result<(), DmaError>;
 }
 
 /// Why there is no transfer, or why it counts as failed.
@@ -76,6 +79,8 @@ pub enum DmaError {
     Register(RegionError),
     /// The registration cannot be used: revoked, most likely.
     Use(UseError),
+    /// The pins are for reading only.
+    ReadOnly,
     /// The domain has no room, or there is no memory for its tables.
     Map(iommu::domain::MapError),
     /// The IOMMU has blocked something that the device did meanwhile.
@@ -89,6 +94,9 @@ impl fmt::Display for DmaError {
         match self {
             Self::Register(error) => error.fmt(f),
             Self::Use(error) => error.fmt(f),
+            Self::ReadOnly => {
+                f.write_str("the pages were pinned for a device that only reads; expected ones that it may write to")
+            }
             Self::Map(error) => error.fmt(f),
             Self::Fault(record) => write!(f, "the device says it is done, but {record}"),
             Self::FaultsLost => {

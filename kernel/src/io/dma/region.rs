@@ -118,8 +118,8 @@ impl DmaTarget for DmaRegion {
     fn len_bytes(&self) -> u64 {
         self.mapping.bytes()
     }
-    fn check(&self) -> Result<(), DmaError> {
-        Ok(self.reference.check(Access::Read)?)
+    fn check(&self, access: Access) -> Result<(), DmaError> {
+        Ok(self.reference.check(access)?)
     }
 }
 
@@ -139,8 +139,11 @@ impl DmaTarget for DmaPins {
     fn len_bytes(&self) -> u64 {
         self.mapping.bytes()
     }
-    fn check(&self) -> Result<(), DmaError> {
+    fn check(&self, access: Access) -> Result<(), DmaError> {
         // Nobody takes them away before the transfer's end.
+        if access == Access::Write && !self.mapping.rights().contains(Rights::WRITE) {
+            return Err(DmaError::ReadOnly);
+        }
         Ok(())
     }
 }

@@ -15,6 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use mm::pins::Word;
+use mm::space::Access;
 use nvme::command::Submission;
 use nvme::completion::{Completion, Status};
 use nvme::identify;
@@ -134,7 +135,10 @@ impl Disk {
     ) -> Result<Transfer<'t>, IoError> {
         let Blocks { lba, count, offset } = blocks;
         let (iova, bytes) = self.limits.check((lba, count), (target.iova(), target.len_bytes()), offset)?;
-        target.check()?;
+        target.check(match direction {
+            Direction::Read => Access::Write,
+            Direction::Write => Access::Read,
+        })?;
         // Before the device can touch anything.
         let watch = self.dma().watch();
         let ticket = self.controller.submit(|list| {
