@@ -107,7 +107,7 @@ fn a_guest_that_is_slow_is_not_called_hung() {
     // So much of it may have passed in silence that whatever the guest does it counts as being at work.
     guest.allow_until_now(Duration::from_secs(3600));
     let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
-    let stage = "act 1 of 5 of the demonstration (by_range), ";
+    let stage = "act 1 of 6 of the demonstration (by_range), ";
     assert!(matches!(&outcome.status, Status::Slow(at) if at.starts_with(stage)), "{}", outcome.status);
     assert_eq!(outcome.status.exit_code(), 124);
 }

@@ -169,7 +169,7 @@ fn the_device_is_removed_from_under_it() {
     }
     // What a user has frozen does not stop a removal, and is lifted by it.
     let removed = ask(&mut guest, "remove 0");
-    has(&removed, &["@notify fs=pmem0 pre_remove=1 frozen=1", "errors=0", "shut down: forced unmount"]);
+    has(&removed, &["@notify fs=pmem0 pre_remove=1 gone=0 frozen=1", "errors=0", "shut down: forced unmount"]);
     for line in ["cat 0 /a", "write 0 /a 0 late", "df 0", "umount 0", "thaw 0"] {
         has(&refused(&mut guest, line), &["nothing is mounted from device 0"]);
     }

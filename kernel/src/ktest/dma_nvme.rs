@@ -65,7 +65,7 @@ fn there_and_back(disk: &Disk, device: &Device) -> Result<(), String> {
     for (nth, nr_pages) in [1, 2, 3, 64].into_iter().enumerate() {
         let (mark, half) = (1000 * (nth as u64 + 1), PAGES / 2);
         fill(device, 0, nr_pages, mark);
-        clear(device, half, nr_pages);
+        clear(device, half, nr_pages + 1);
         let on_disk = 10 + 100 * nth as u64;
         disk.transfer(Direction::Write, &region, pages(disk, on_disk, nr_pages, 0)).map_err(in_words)?;
         disk.flush().map_err(in_words)?;
