@@ -1,7 +1,7 @@
 //! The demonstration: load on every CPU, the device pulled out under it, and nothing left behind.
 
 use crate::support::{assert_good, has_line, machine, records, run, tail};
-use boot::backing::{Nvdimm, VirtioPmem};
+use boot::backing::{Dimm, Nvdimm, VirtioPmem};
 use boot::machine::Machine;
 use boot::outcome::Outcome;
 use boot::size::{MIB, TIB};
@@ -114,7 +114,7 @@ fn assert_files(outcome: &Outcome, cpus: u64) {
         assert_eq!((number(kind), number(ended)), (cpus, cpus), "{kind}: {act}");
     }
     assert!(["syncs", "calls", "pins"].into_iter().all(|key| number(key) > 0), "{act}");
-    assert_eq!(["wrong", "damage", "lost"].map(number), [0; 3], "{act}");
+    assert_eq!(["wrong", "nothing", "damage", "lost"].map(number), [0; 4], "{act}");
     let [told] = &records(outcome, "notify")[..] else { panic!("not one notification\n{}", tail(outcome)) };
     let told = |key| told.number(key).unwrap_or_else(|| panic!("no {key} in {told}"));
     assert_eq!(["pre_remove", "frozen", "rounds", "poisoned", "errors"].map(told), [1, 1, 1, 0, 0]);
@@ -245,4 +245,68 @@ fn six_tebibytes_attached_and_removed() {
     assert_whole_story(&outcome, 4, "host");
     let nvdimms = records(&outcome, "nvdimm");
     assert_eq!(nvdimms.iter().filter_map(|nvdimm| nvdimm.number("size")).next(), Some(6 * TIB), "{}", tail(&outcome));
+}
+
+/// The last act, in which two modules leave without a word: whoever used them is told, and no transfer to them counts.
+fn fallen(machine: &Machine) -> Outcome {
+    let dimms = vec![Dimm::temporary(128 * MIB); 2];
+    let outcome = run(&Machine { dimms, ..machine.clone() });
+    assert_good(&outcome);
+    assert_lines_are_whole(&outcome);
+    let cpus = u64::from(machine.smp);
+    let files = records(&outcome, "files").into_iter().find(|act| act.get("act") == Some("desk"));
+    let files = files.unwrap_or_else(|| panic!("nothing has fallen\n{}", tail(&outcome)));
+    for (kind, ended) in
+        [("programs", "sigbus"), ("databases", "caught"), ("callers", "refused"), ("bystanders", "went_on")]
+    {
+        assert_eq!([kind, ended].map(|key| files.number(key)), [Some(cpus); 2], "{kind}: {files}");
+    }
+    assert_eq!(files.number("wrong"), Some(0), "{files}");
+    let gone = records(&outcome, "departed").into_iter().filter(|one| one.get("cause") == Some("gone"));
+    assert_eq!(gone.count(), 2, "{}", tail(&outcome));
+    // The registration of the transfer is told from its making to the fault after its end, with whose it is.
+    let of_edu = |topic| {
+        let lines = records(&outcome, topic).into_iter();
+        lines.filter(|line| line.get("device") == Some("edu0")).next_back().unwrap_or_else(|| panic!("no {topic}"))
+    };
+    let (mapped, revoked, fault) = (of_edu("dma_mapped"), of_edu("dma_revoked"), of_edu("dma_fault"));
+    for line in [&mapped, &revoked, &fault] {
+        assert_eq!((line.get("key"), line.get("owner")), (mapped.get("key"), Some("transfers")), "{line}");
+        assert!(
+            line.get("place").is_some_and(|place| place.contains("demo/")) && line.number("at_ns") > Some(0),
+            "{line}"
+        );
+    }
+    assert_eq!((revoked.get("cause"), revoked.number("commands")), (Some("revoked"), Some(1)), "{revoked}");
+    assert_eq!((fault.get("target"), fault.get("access")), (Some("revoked"), Some("write")), "{fault}");
+    let (from, bytes) = (mapped.number("iova").expect("a place"), mapped.number("bytes").expect("a length"));
+    let at = fault.number("iova").expect("a place");
+    assert!((from..from + bytes).contains(&at), "{fault} is outside of {mapped}");
+    outcome
+}
+
+/// covers: D3 D4 D5 S1 S2 S3 S5
+#[test]
+fn the_chassis_falls_off_the_desk_and_is_put_back() {
+    let outcome = fallen(&machine());
+    let [desk] = &records(&outcome, "desk")[..] else { panic!("not one line of the desk\n{}", tail(&outcome)) };
+    let number = |key| desk.number(key).unwrap_or_else(|| panic!("no {key} in {desk}"));
+    assert_eq!(["edu_refused", "read_refused", "back", "kept", "edu_landed"].map(number), [1, 1, 1, 1, 0], "{desk}");
+    assert!(number("reads") > 0 && number("blocked") > 0, "{desk}");
+    let files = records(&outcome, "files");
+    assert!(files.iter().all(|act| ["damage", "lost"].map(|key| act.number(key)) == [Some(0); 2]), "{files:?}");
+    assert_eq!(records(&outcome, "arrived").len(), 2, "{}", tail(&outcome));
+}
+
+/// Nobody puts the modules back, and nobody claims to know what is on them.
+/// covers: D3 D4 S1
+#[test]
+fn the_chassis_falls_off_the_desk_for_good() {
+    let outcome = fallen(&Machine { deterministic: true, smp: 2, ..machine() });
+    let [desk] = &records(&outcome, "desk")[..] else { panic!("not one line of the desk\n{}", tail(&outcome)) };
+    assert_eq!(["edu_landed", "kept"].map(|key| desk.get(key)), [Some("none"); 2], "{desk}");
+    assert_eq!(["edu_refused", "back", "reads"].map(|key| desk.number(key)), [Some(1), Some(0), Some(0)], "{desk}");
+    let files = records(&outcome, "files").into_iter().find(|act| act.get("act") == Some("desk"));
+    let files = files.expect("it was looked at before");
+    assert_eq!(["damage", "lost"].map(|key| files.get(key)), [Some("none"); 2], "{files}");
 }

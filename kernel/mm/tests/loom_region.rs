@@ -129,7 +129,7 @@ fn the_owner_against_the_kernel() {
 struct Translations(Arc<Registration>);
 
 impl DeviceAccess for Translations {
-    fn revoke(self: Box<Self>) -> CutOff {
+    fn revoke(self: Box<Self>, _: By) -> CutOff {
         self.0.mapped.store(0, Ordering::Relaxed);
         CutOff { ranges: 1, ..CutOff::default() }
     }
@@ -153,7 +153,7 @@ fn a_device_that_is_let_in_against_a_revocation() {
         // As `mm::region::Region::close`.
         assert!(registration.gate.close(By::Kernel).is_some());
         registration.gate.wait_for_uses(thread::yield_now);
-        let cut_off = place.cut_off();
+        let cut_off = place.cut_off(By::Kernel);
         // Relaxed: the uses that were waited for come before this.
         assert_eq!(registration.mapped.load(Ordering::Relaxed), 0, "given back while a device reaches the pages");
         registration.gate.set_released();

@@ -280,10 +280,12 @@ fn an_owner_that_died_and_left_its_registration_behind_is_not_waited_for() {
 struct Translations {
     mm: Arc<EmuContext>,
     pins_at_revoke: Arc<Mutex<Vec<u64>>>,
+    ended_by: Arc<Mutex<Vec<By>>>,
 }
 
 impl DeviceAccess for Translations {
-    fn revoke(self: Box<Self>) -> CutOff {
+    fn revoke(self: Box<Self>, by: By) -> CutOff {
+        self.ended_by.lock().unwrap().push(by);
         self.pins_at_revoke.lock().unwrap().push(self.mm.meta.totals().pins);
         CutOff { ranges: 1, leaves: 8, commands: 2, ns: 3 }
     }
@@ -294,10 +296,14 @@ impl DeviceAccess for Translations {
 fn a_device_is_cut_off_before_the_pages_are_given_back() {
     let rig = rig();
     rig.emu.on_cpu(0, || {
-        let pins_at_revoke = Arc::default();
+        let (pins_at_revoke, ended_by) = (Arc::default(), Arc::<Mutex<Vec<By>>>::default());
         let map = |frames: &[PfnRange], writable| -> Result<Box<dyn DeviceAccess>, UseError> {
             assert_eq!((frames.len(), frames[0].start(), writable), (1, rig.device.pfn(0), true));
-            Ok(Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) }))
+            Ok(Box::new(Translations {
+                mm: rig.mm.clone(),
+                pins_at_revoke: Arc::clone(&pins_at_revoke),
+                ended_by: Arc::clone(&ended_by),
+            }))
         };
         // By the kernel, which hears what it has cost.
         let region = rig.register(0, 8).unwrap();
@@ -317,6 +323,7 @@ fn a_device_is_cut_off_before_the_pages_are_given_back() {
         region.admit(map).unwrap();
         region.deregister();
         assert_eq!((rig.pins(), pins_at_revoke.lock().unwrap().drain(..).collect::<Vec<_>>()), (0, vec![4]));
+        assert_eq!(*ended_by.lock().unwrap(), [By::Kernel, By::Owner], "and hears who ends it");
     });
 }
 
@@ -326,9 +333,14 @@ fn a_registration_that_is_closed_lets_no_device_in() {
     let rig = rig();
     rig.emu.on_cpu(0, || {
         let (pins_at_revoke, maps) = (Arc::<Mutex<Vec<u64>>>::default(), AtomicU64::new(0));
+        let ended_by = Arc::<Mutex<Vec<By>>>::default();
         let map = |_: &[PfnRange], _| -> Result<Box<dyn DeviceAccess>, UseError> {
             maps.fetch_add(1, Ordering::Relaxed);
-            Ok(Box::new(Translations { mm: rig.mm.clone(), pins_at_revoke: Arc::clone(&pins_at_revoke) }))
+            Ok(Box::new(Translations {
+                mm: rig.mm.clone(),
+                pins_at_revoke: Arc::clone(&pins_at_revoke),
+                ended_by: Arc::clone(&ended_by),
+            }))
         };
         let region = rig.register(0, 8).unwrap();
         let key = region.key();

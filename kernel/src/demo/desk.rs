@@ -25,7 +25,7 @@ use super::files::{self, FilesAct};
 use super::gate::wait_until;
 use super::host_request;
 use crate::cpu::time;
-use crate::io::dma::{DmaError, DmaRegion, DmaTarget, FaultRecord};
+use crate::io::dma::{self, DmaError, DmaRegion, DmaTarget, FaultRecord};
 use crate::io::edu::{self, Direction, Edu, EduError};
 use crate::io::nvme;
 use crate::mem::machine::{KernelMachine, Space, mm};
@@ -53,14 +53,14 @@ const KEPT: &[u8] = b"what was there before the fall";
 
 /// What came of the act.
 pub struct DeskAct {
-    /// The files and those who use them; what was damaged or lost is known where `is_back`.
+    /// The files and those who use them.
     pub files: FilesAct,
     /// The modules were put back.
     pub is_back: bool,
     /// `edu` says that its transfer was done, and it counts as failed, for this reason.
     pub edu: Result<(), String>,
-    /// Something of it has landed; known where `is_back`.
-    pub edu_landed: bool,
+    /// Something of it has landed; `None` where the modules stay away.
+    pub edu_landed: Option<bool>,
     /// What the IOMMU has recorded of the transfer afterwards.
     pub fault: Result<FaultRecord, String>,
     /// Reads of the disk that were done before the fall.
@@ -69,8 +69,8 @@ pub struct DeskAct {
     pub read_error: Option<String>,
     /// Transfers that the IOMMU has blocked.
     pub blocked: u64,
-    /// What was written before is there; known where `is_back`.
-    pub kept: bool,
+    /// What was written before is there; `None` where the modules stay away.
+    pub kept: Option<bool>,
 }
 
 fn said<E: core::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
@@ -104,21 +104,21 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
     let mut act = DeskAct {
         is_back: false,
         edu: seen.edu,
-        edu_landed: false,
+        edu_landed: None,
         fault: seen.fault,
         reads: seen.reads,
         read_error: seen.read_error,
         blocked: seen.blocked,
-        kept: true,
+        kept: None,
         files,
     };
     if host_requests_s != 0 && put_back(&fallen, for_files.0, host_requests_s) {
         act.is_back = true;
         mounts::unmount(for_files.0)?;
         devices::remove_quietly(for_files.0, Method::Ranged).map_err(said("removal"))?;
-        (act.files.problems, act.files.lost) = files::come_back(for_files.0, &load)?;
-        act.edu_landed = bytes::read(for_devices.0, EDU_PAGE * PAGE_SIZE, 8)? != seen.edu_page;
-        act.kept = bytes::read(for_devices.0, KEPT_PAGE * PAGE_SIZE, KEPT.len())? == KEPT;
+        act.files.found = Some(files::come_back(for_files.0, &load)?);
+        act.edu_landed = Some(bytes::read(for_devices.0, EDU_PAGE * PAGE_SIZE, 8)? != seen.edu_page);
+        act.kept = Some(bytes::read(for_devices.0, KEPT_PAGE * PAGE_SIZE, KEPT.len())? == KEPT);
         devices::remove_quietly(for_devices.0, Method::Ranged).map_err(said("removal"))?;
     }
     Ok(Some(act))
@@ -210,7 +210,7 @@ impl Transfers {
         if let Some((task, reads)) = &self.reader {
             wait_until(|| reads.done.load(Ordering::Relaxed) >= WARM_READS || task.exit().is_some());
         }
-        let blocked = self.nr_blocked();
+        let blocked = dma::nr_blocked();
         let target = (&*self.region as &dyn DmaTarget, EDU_PAGE * PAGE_SIZE);
         let transfer = self.edu.start(Direction::ToMemory, target, EDU_PLACE, EDU_BYTES).map_err(said("edu"))?;
         let name = &devices::slots()[self.at].name;
@@ -229,7 +229,7 @@ impl Transfers {
             read_error = reads.error.lock().take();
         }
         self.space.unmap(BASE, 2 * PAGES * PAGE_SIZE).map_err(said("unmap"))?;
-        let (edu_page, blocked) = (self.edu_page.clone(), self.nr_blocked() - blocked);
+        let (edu_page, blocked) = (self.edu_page.clone(), dma::nr_blocked() - blocked);
         Ok(Seen { edu, fault, edu_page, reads: reads_done, read_error, blocked })
     }
 
@@ -241,12 +241,6 @@ impl Transfers {
             Ok(()) => Err("it was done".into()),
             Err(error) => Err(format!("{error}")),
         }
-    }
-
-    /// Faults of both devices.
-    fn nr_blocked(&self) -> u64 {
-        let disks = nvme::disks().iter().map(|disk| disk.dma().nr_faults()).sum::<u64>();
-        disks + self.edu.dma().nr_faults()
     }
 }
 

@@ -121,10 +121,9 @@ pub struct FilesAct {
     pub wrong: u64,
     /// Words that were 0 instead of what had been stored.
     pub nothing: u64,
-    /// Faults that the checker finds once the device is back.
-    pub problems: usize,
-    /// Records that were synced and are not there once it is back.
-    pub lost: u64,
+    /// Faults that the checker finds once the device is back, and records that were synced and are not there; `None` where
+    /// it has not come back.
+    pub found: Option<(usize, u64)>,
 }
 
 fn said<E: Display>(what: &'static str) -> impl Fn(E) -> String {
@@ -376,7 +375,7 @@ pub fn run() -> Result<FilesAct, String> {
     let remove =
         &mut || devices::remove(0, Method::Ranged).map_err(said("removal")).map(|report| Removed::from(&*report));
     let (load, mut act) = use_and_lose(0, remove)?;
-    (act.problems, act.lost) = come_back(0, &load)?;
+    act.found = Some(come_back(0, &load)?);
     Ok(act)
 }
 
@@ -421,8 +420,7 @@ pub fn use_and_lose(at: usize, leave: &mut dyn FnMut() -> Result<Removed, String
         pins: counted(&counters.pins),
         wrong: counted(&counters.wrong),
         nothing: counted(&counters.nothing),
-        problems: 0,
-        lost: 0,
+        found: None,
     };
     Ok((load, act))
 }

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use mm::addr::PfnRange;
 use mm::ledger::Kind;
@@ -43,6 +44,18 @@ pub struct Round {
     pub pins: u64,
     /// Wrong stamps.
     pub wrong_stamps: u64,
+}
+
+/// A figure, or `none` where nobody has looked.
+struct Known<T>(Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Known<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
 }
 
 /// Good, or why not.
@@ -186,23 +199,23 @@ impl Verdict {
         log::info!(
             "desk: {} transfers were blocked; the modules {}",
             act.blocked,
-            if act.is_back { "were put back, and what was synced is there" } else { "stay away" }
+            if act.is_back { "were put back, and looked at" } else { "stay away" }
         );
         report!(
             "desk edu_refused={} edu_landed={} reads={} read_refused={} blocked={} back={} kept={}",
             u8::from(act.edu.is_err()),
-            u8::from(act.edu_landed),
+            Known(act.edu_landed.map(u8::from)),
             act.reads,
             u8::from(act.read_error.is_some()),
             act.blocked,
             u8::from(act.is_back),
-            u8::from(act.kept)
+            Known(act.kept.map(u8::from))
         );
         self.expect(act.edu.is_err(), "a transfer to memory that has left counts as done");
         let is_told = act.fault.as_ref().is_ok_and(|record| record.owner.is_some_and(|owner| owner.revoked));
         self.expect(is_told && act.blocked > 0, "a transfer to an address that was revoked is not told as a fault");
-        self.expect(!act.edu_landed, "a transfer that was cut off has landed");
-        self.expect(act.kept, "what was on a module is not there once it is back");
+        self.expect(act.edu_landed != Some(true), "a transfer that was cut off has landed");
+        self.expect(act.kept != Some(false), "what was on a module is not there once it is back");
         self.expect(act.reads == 0 || act.read_error.is_some(), "a disk reads into memory that has left");
     }
 
@@ -219,8 +232,8 @@ impl Verdict {
             callers.tasks,
             bystanders.rightly,
             bystanders.tasks,
-            act.lost,
-            act.problems
+            Known(act.found.map(|(_, lost)| lost)),
+            Known(act.found.map(|(problems, _)| problems))
         );
         report!(
             "files act={name} programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
@@ -238,8 +251,8 @@ impl Verdict {
             act.pins,
             act.wrong,
             act.nothing,
-            act.problems,
-            act.lost
+            Known(act.found.map(|(problems, _)| problems)),
+            Known(act.found.map(|(_, lost)| lost))
         );
         self.expect(programs.all_did(), "a program that mapped a file did not end by SIGBUS");
         self.expect(databases.all_did(), "a database did not catch SIGBUS and go on");
@@ -248,8 +261,10 @@ impl Verdict {
         self.expect(act.wrong == 0, "a file held what nobody had stored");
         // What a CPU loads through its own mapping before the departure is noticed cannot be looked at.
         self.expect(act.nothing == 0 || name == "desk", "a file held nothing where something had been stored");
-        self.expect(act.problems == 0, "the file system was damaged by the removal");
-        self.expect(act.lost == 0, "what was synced was not there afterwards");
+        let is = |what: fn((usize, u64)) -> bool| act.found.is_none_or(what);
+        self.expect(is(|(problems, _)| problems == 0), "the file system was damaged by the removal");
+        self.expect(is(|(_, lost)| lost == 0), "what was synced was not there afterwards");
+        self.expect(act.found.is_some() || name == "desk", "the device was not looked at afterwards");
         // Of memory that is not there nothing is written out.
         let told_before = notified.pre_remove && notified.frozen;
         self.expect(told_before || name == "desk", "the file system was not told before the removal");

@@ -128,7 +128,6 @@ impl Edu {
             return Err(format!("its identification is {found:#010x}, expected one that ends in ed"));
         }
         let dma = DmaDevice::attach("edu0", function).map_err(|error| format!("{error}"))?;
-        pci::enable(function);
         Ok(Self { registers, dma, taken: AtomicBool::new(false) })
     }
 

@@ -58,8 +58,9 @@ fn no_success(disk: &Disk, device: &Device) -> Result<(), String> {
     let meant = MappingOwner { tag: key, start: range.start, bytes: page(PAGES), revoked: true };
     check_eq!(record.owner, Some(meant), "whose");
     let line = format!("{}", DmaError::Fault(record));
-    let whose = format!(", in registration {key}, which was revoked");
-    check!(line.starts_with("the device says it is done, but ") && line.ends_with(&whose), "the line: {line}");
+    let whose = format!(", in registration {key} of dma (made at kernel/src/ktest/dma");
+    let is_whole = line.starts_with("the device says it is done, but ") && line.ends_with(", which is over");
+    check!(is_whole && line.contains(&whose), "the line: {line}");
     // The same read where it is allowed.
     let region = owner.register(disk.dma())?;
     disk.transfer(Direction::Read, &region, pages(disk, ON_DISK, PAGES, 0)).map_err(in_words)?;

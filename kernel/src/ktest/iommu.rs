@@ -107,7 +107,7 @@ impl Rig<'_> {
 
     fn last_fault(&self) -> Option<FaultRecord> {
         let mut last = None;
-        self.edu.dma().for_each_fault(&mut |record| last = Some(*record));
+        self.edu.dma().for_each_fault(&mut |record| last = Some(record.clone()));
         last
     }
 }

@@ -15,6 +15,7 @@ use mm::region::{RegionInfo, TakeBack};
 
 use crate::console::report;
 use crate::cpu::time;
+use crate::io::dma;
 use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::reserve::FAULTS;
 use crate::pmem::registrations;
@@ -97,6 +98,9 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         if record.step == Step::KillDax {
             (self.told)();
         }
+    }
+    fn blocked_transfers(&mut self) -> u64 {
+        dma::nr_blocked()
     }
     fn instructions(&mut self) -> u64 {
         time::cost()

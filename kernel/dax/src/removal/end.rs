@@ -125,6 +125,9 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let Self { mm, env, report, map, .. } = self;
         let (mut nr, mut uses, mut cut_off) = (0, 0, CutOff::default());
         let began = mm.machine.now_ns();
+        // Only where there may be any: it is asked of the hardware.
+        let has_any = !report.registrations.is_empty();
+        let blocked = if has_any { env.watch().blocked_transfers() } else { 0 };
         if !Mutant::PinsNotTakenBack.is_on() {
             mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {
                 if let TakeBack::Revoked(revoked) = told {
@@ -140,6 +143,8 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         facts.note("uses_waited_for", uses);
         facts.note("device_ranges_revoked", cut_off.ranges);
         facts.note("invalidation_commands", cut_off.commands);
+        let now_blocked = if has_any { env.watch().blocked_transfers() } else { 0 };
+        facts.note("blocked_transfers", now_blocked.saturating_sub(blocked));
         facts.note("grace_ns", mm.machine.now_ns() - began);
     }
 }

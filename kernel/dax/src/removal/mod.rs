@@ -140,6 +140,10 @@ pub trait RemovalWatch<M: Machine> {
     fn observe(&mut self, record: &StepRecord) {
         let _ = record;
     }
+    /// Transfers of devices that were blocked since boot, where that is known.
+    fn blocked_transfers(&mut self) -> u64 {
+        0
+    }
     /// Instructions that this CPU has executed, where they are counted.
     fn instructions(&mut self) -> u64 {
         0

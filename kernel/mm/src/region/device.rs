@@ -31,8 +31,8 @@ use crate::sync::Mutex;
 /// The translations by which a device reaches the pages of a registration.
 pub trait DeviceAccess: Send {
     /// Takes them away: when this returns the device reaches none of the pages, whatever it has in flight. Bounded; needs
-    /// no memory. Called once, with interrupts on and no lock held.
-    fn revoke(self: Box<Self>) -> CutOff;
+    /// no memory. Called once, with interrupts on and no lock held; `by` is who ends the registration.
+    fn revoke(self: Box<Self>, by: By) -> CutOff;
 }
 
 /// What cutting a device off has cost.
@@ -102,16 +102,16 @@ impl DevicePlace {
             return Ok(());
         }
         drop(place);
-        access.revoke();
+        access.revoke(By::Owner);
         Err(NotAdmitted::Occupied)
     }
 
-    /// Cuts the device off, where there is one. The gate is closed, and no use is in flight.
-    pub fn cut_off(&self) -> Option<CutOff> {
+    /// Cuts the device off, where there is one. The gate is closed, by `by`, and no use is in flight.
+    pub fn cut_off(&self, by: By) -> Option<CutOff> {
         if Mutant::DeviceLeftIn.is_on() {
             return None;
         }
         let access = self.0.lock().take();
-        access.map(DeviceAccess::revoke)
+        access.map(|access| access.revoke(by))
     }
 }

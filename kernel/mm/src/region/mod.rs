@@ -141,7 +141,7 @@ impl<M: Machine> Region<M> {
             return None;
         };
         self.gate.wait_for_uses(relax);
-        let cut_off = self.device.cut_off();
+        let cut_off = self.device.cut_off(by);
         let pins = self.pins.lock().take();
         drop(pins);
         self.mm.regions.take_off(self);

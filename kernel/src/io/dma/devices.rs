@@ -3,16 +3,18 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use iommu::domain::{Domain, Mapping, Revocation};
 use iommu::entry::Rights;
 use iommu::fault::SourceId;
+use iommu::queue::QueueError;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use spin::Once;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 use super::faults::{FaultLog, Watch};
+use crate::cpu::lock::IrqLock;
 use crate::io::pci;
 use crate::io::vtd::{self, NoDomain, Unit, UnitHardware};
 use crate::mem::{layout, memory};
@@ -57,8 +59,8 @@ pub struct DmaDevice {
     unit: Arc<Unit>,
     pub(super) domain: Arc<Domain<UnitHardware>>,
     pub(super) faults: FaultLog,
-    /// Its domain could not be invalidated: it does no DMA any more.
-    stopped: AtomicBool,
+    /// Its domain could not be invalidated: it does no DMA any more. Held while its right to do so is changed.
+    stopped: IrqLock<bool>,
 }
 
 impl DmaDevice {
@@ -71,16 +73,10 @@ impl DmaDevice {
         let place = NR_DEVICES.fetch_add(1, Ordering::Relaxed);
         let place = DEVICES.get(place).ok_or(NoDma::TooMany)?;
         let domain = unit.new_domain(vtd::source_of(function)).map_err(NoDma::NoDomain)?;
-        let device = Self {
-            name: name.into(),
-            function,
-            unit,
-            domain,
-            faults: FaultLog::new(),
-            stopped: AtomicBool::new(false),
-        };
+        let device =
+            Self { name: name.into(), function, unit, domain, faults: FaultLog::new(), stopped: IrqLock::new(false) };
         let device = place.call_once(|| Arc::new(device));
-        pci::enable(function);
+        device.allow();
         Ok(Arc::clone(device))
     }
 
@@ -106,7 +102,20 @@ impl DmaDevice {
     }
     /// Was it cut off as a whole?
     pub fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
+        *self.stopped.lock()
+    }
+    /// Lets it do DMA, as far as its domain goes. `false`: it was cut off as a whole, for good.
+    pub fn allow(&self) -> bool {
+        let stopped = self.stopped.lock();
+        if !*stopped {
+            pci::enable(self.function);
+        }
+        !*stopped
+    }
+    /// Takes the right to do DMA from it, until it is [allowed](Self::allow) again.
+    pub fn forbid(&self) {
+        let _stopped = self.stopped.lock();
+        pci::stop_dma(self.function);
     }
 
     /// Memory of the driver's own, `2^order` frames of RAM, zeroed, which the device reads and writes. `None` where there
@@ -136,13 +145,21 @@ impl DmaDevice {
     /// told, the device loses the right to do DMA at all.
     pub(super) fn revoke(&self, mapping: &Mapping) -> Revocation {
         let revocation = self.domain.revoke(mapping);
-        if let Some(error) = revocation.failed
-            && !self.stopped.swap(true, Ordering::Relaxed)
-        {
-            pci::stop_dma(self.function);
-            log::error!(target: "dma", "{}: {error}; the device does no DMA any more", self.name);
+        if let Some(error) = revocation.failed {
+            self.stop(error);
         }
         revocation
+    }
+
+    /// Takes the right to do DMA from it for good. Whoever returns from here knows that it has none.
+    fn stop(&self, error: QueueError) {
+        let mut stopped = self.stopped.lock();
+        pci::stop_dma(self.function);
+        let is_news = !core::mem::replace(&mut *stopped, true);
+        drop(stopped);
+        if is_news {
+            log::error!(target: "dma", "{}: {error}; the device does no DMA any more", self.name);
+        }
     }
 }
 

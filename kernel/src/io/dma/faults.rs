@@ -23,6 +23,7 @@ use mm::space::Access;
 use spin::Once;
 
 use super::devices::{DmaDevice, OWN, TRANSIENT, devices};
+use super::past::{self, Registered};
 use super::{DmaError, DmaTarget};
 use crate::console::report;
 use crate::cpu::lock::IrqLock;
@@ -106,7 +107,7 @@ pub fn told() -> Told {
 }
 
 /// A fault of a device, and what it touched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultRecord {
     /// As it was recorded.
     pub fault: Fault,
@@ -114,20 +115,33 @@ pub struct FaultRecord {
     pub at_ns: u64,
     /// The mapping that has, or had until lately, its address.
     pub owner: Option<Owner>,
+    /// Who has registered that, if it is a registration of which that is still known.
+    pub registered: Option<Registered>,
 }
 
 impl fmt::Display for FaultRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.fault)?;
+        let whose = Of(self.registered.as_ref());
         match self.owner {
             None => f.write_str(", where nothing was mapped lately"),
             Some(Owner { tag: OWN, .. }) => f.write_str(", in the driver's own memory"),
             Some(Owner { tag: TRANSIENT, revoked, .. }) => {
                 write!(f, ", in pages that {} pinned for a transfer", if revoked { "were" } else { "are" })
             }
-            Some(Owner { tag, revoked: true, .. }) => write!(f, ", in registration {tag}, which was revoked"),
-            Some(Owner { tag, revoked: false, .. }) => write!(f, ", in registration {tag}"),
+            Some(Owner { tag, revoked: true, .. }) => write!(f, ", in registration {tag}{whose}, which is over"),
+            Some(Owner { tag, revoked: false, .. }) => write!(f, ", in registration {tag}{whose}"),
         }
+    }
+}
+
+/// ` of OWNER, made at PLACE`, where that is known.
+struct Of<'r>(Option<&'r Registered>);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(Registered { owner, place, .. }) = self.0 else { return Ok(()) };
+        write!(f, " of {owner} (made at {}:{})", place.file(), place.line())
     }
 }
 
@@ -175,7 +189,9 @@ impl FaultLog {
 
 impl DmaDevice {
     fn attribute(&self, (fault, at_ns): (Fault, u64)) -> FaultRecord {
-        FaultRecord { fault, at_ns, owner: self.domain.owner_of(fault.address) }
+        let owner = self.domain.owner_of(fault.address);
+        let key = owner.map(|owner| owner.tag).filter(|tag| ![OWN, TRANSIENT].contains(tag));
+        FaultRecord { fault, at_ns, owner, registered: key.and_then(past::find) }
     }
 
     /// Calls `each` with its last faults, oldest first.
@@ -204,6 +220,12 @@ pub fn collect() -> bool {
         }
     }
     any
+}
+
+/// Transfers of devices that were blocked since boot, up to now.
+pub fn nr_blocked() -> u64 {
+    collect();
+    devices().map(|device| device.nr_faults()).sum()
 }
 
 /// A unit has interrupted.
@@ -310,7 +332,7 @@ fn say(device: &DmaDevice, record: &FaultRecord) {
         return;
     }
     log::warn!(target: "dma", "{}: {record}", device.name());
-    let FaultRecord { fault, at_ns, owner } = record;
+    let FaultRecord { fault, at_ns, owner, registered } = record;
     let (key, state) = match owner {
         None => (0, "none"),
         Some(Owner { tag: OWN, .. }) => (0, "driver"),
@@ -318,12 +340,13 @@ fn say(device: &DmaDevice, record: &FaultRecord) {
         Some(Owner { tag, revoked, .. }) => (*tag, if *revoked { "revoked" } else { "mapped" }),
     };
     report!(
-        "dma_fault device={} source={} iova={:#x} access={} reason={} key={key} target={state} at_ns={at_ns}",
+        "dma_fault device={} source={} iova={:#x} access={} reason={} key={key} target={state}{} at_ns={at_ns}",
         Word(device.name()),
         fault.source,
         fault.address,
         fault.kind,
         fault.reason.number(),
+        past::Fields(registered.as_ref()),
     );
 }
 

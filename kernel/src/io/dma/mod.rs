@@ -19,6 +19,7 @@
 
 mod devices;
 mod faults;
+mod past;
 mod region;
 
 use core::fmt;
@@ -29,7 +30,9 @@ use mm::space::Access;
 
 pub use self::devices::{DmaDevice, OwnMemory, devices};
 use self::devices::{OWN, TRANSIENT};
-pub use self::faults::{FaultRecord, LINES_PER_SECOND, Watch, on_interrupt, overflows, speak, start, strays, told};
+pub use self::faults::{
+    FaultRecord, LINES_PER_SECOND, Watch, nr_blocked, on_interrupt, overflows, speak, start, strays, told,
+};
 pub use self::region::{DmaPins, DmaRegion};
 
 /// Whose a mapping is, by its tag.

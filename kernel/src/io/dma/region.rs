@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
+use core::panic::Location;
 
 use iommu::domain::Mapping;
 use iommu::entry::Rights;
@@ -9,10 +10,12 @@ use mm::addr::VirtAddr;
 use mm::machine::Machine;
 use mm::pins::{PinnedPages, Word};
 use mm::region::device::{CutOff, DeviceAccess};
+use mm::region::gate::By;
 use mm::region::{MemoryRegion, RegionOwner, RegionRef, Terms};
 use mm::space::{Access, AddressSpace};
 
 use super::devices::{DmaDevice, TRANSIENT};
+use super::past::{self, Registered};
 use super::{DmaError, DmaTarget, faults};
 use crate::console::report;
 use crate::mem::machine::{KernelMachine, mm};
@@ -29,25 +32,33 @@ pub struct DmaRegion {
 struct Translations {
     device: Arc<DmaDevice>,
     mapping: Arc<Mapping>,
-    key: u64,
+    registered: Registered,
 }
 
 impl DeviceAccess for Translations {
-    fn revoke(self: Box<Self>) -> CutOff {
+    fn revoke(self: Box<Self>, by: By) -> CutOff {
+        let Self { device, mapping, registered } = *self;
         let began = mm().machine.now_ns();
-        let done = self.device.revoke(&self.mapping);
-        let ns = mm().machine.now_ns().saturating_sub(began);
+        let done = device.revoke(&mapping);
+        let now = mm().machine.now_ns();
+        let ns = now.saturating_sub(began);
         if faults::speaks() {
-            let (device, key, iova, bytes) =
-                (self.device.name(), self.key, self.mapping.address(), self.mapping.bytes());
+            let (iova, bytes) = (mapping.address(), mapping.bytes());
+            let cause = match by {
+                By::Kernel => "revoked",
+                By::Owner => "given-back",
+            };
             report!(
-                "dma_revoked device={} key={key} iova={iova:#x} bytes={bytes} leaves={} tables={} commands={} ns={ns}",
-                Word(device),
+                "dma_revoked device={} key={}{} iova={iova:#x} bytes={bytes} cause={cause} leaves={} tables={} commands={} at_ns={now} ns={ns}",
+                Word(device.name()),
+                registered.key,
+                past::Fields(Some(&registered)),
                 done.leaves,
                 done.tables,
                 done.commands,
             );
         }
+        past::remember(registered);
         CutOff { ranges: done.ranges, leaves: done.leaves, commands: done.commands, ns }
     }
 }
@@ -69,21 +80,25 @@ impl DmaDevice {
     ) -> Result<DmaRegion, DmaError> {
         let region = MemoryRegion::register(space, start, nr_pages, terms, owner)?;
         let (key, mut mapped) = (region.key(), None);
+        let registered = Registered { key, owner: Arc::clone(space.shared_name()), place: Location::caller() };
+        let named = registered.clone();
         region.admit(|frames, writable| {
             let rights = if writable { Rights::READ | Rights::WRITE } else { Rights::READ };
             let mapping = Arc::new(self.domain.map(frames, rights, key).map_err(DmaError::Map)?);
             mapped = Some((Arc::clone(&mapping), writable));
-            Ok::<Box<dyn DeviceAccess>, DmaError>(Box::new(Translations { device: Arc::clone(self), mapping, key }))
+            let translations = Translations { device: Arc::clone(self), mapping, registered };
+            Ok::<Box<dyn DeviceAccess>, DmaError>(Box::new(translations))
         })?;
         let (mapping, writable) = mapped.expect("a device that was let in has its mapping");
         if faults::speaks() {
             report!(
-                "dma_mapped device={} key={key} owner={} iova={:#x} bytes={} rights={}",
+                "dma_mapped device={} key={key}{} iova={:#x} bytes={} rights={} at_ns={}",
                 Word(self.name()),
-                Word(space.name()),
+                past::Fields(Some(&named)),
                 mapping.address(),
                 mapping.bytes(),
                 if writable { "rw" } else { "r" },
+                mm().machine.now_ns(),
             );
         }
         Ok(DmaRegion { reference: region.reference(), region, mapping })

@@ -124,11 +124,6 @@ impl Controller {
         &self.dma
     }
 
-    /// Where it is.
-    pub fn function(&self) -> DeviceFunction {
-        self.function
-    }
-
     /// Which version it follows.
     pub fn version(&self) -> Version {
         Version(self.registers.read_u32(regs::VERSION))
@@ -149,7 +144,9 @@ impl Controller {
 
     /// From stopped to working, with empty rings.
     fn start(&self, admin: &mut Rings<1>) -> Result<(), Failure> {
-        pci::enable(self.function);
+        if !self.dma.allow() {
+            return Err(Failure::NoDma);
+        }
         admin.reset(&self.shared);
         let entries = u32::from(ENTRIES - 1);
         self.registers.write_u32(regs::MASK_INTERRUPTS, u32::MAX);
@@ -337,7 +334,7 @@ impl Controller {
         let stopped = stop(&self.registers, self.caps);
         if stopped.is_err() {
             // So that it writes nowhere once its commands have failed.
-            pci::stop_dma(self.function);
+            self.dma.forbid();
         }
         {
             let mut io = self.io.lock();
@@ -352,7 +349,7 @@ impl Controller {
 
     /// It is not used any more.
     fn give_up(&self, failure: Failure) {
-        pci::stop_dma(self.function);
+        self.dma.forbid();
         self.io.lock().state = State::Dead(failure);
     }
 }

@@ -23,6 +23,8 @@ pub enum Failure {
     Broken(Broken),
     /// It refused a command that it has to know.
     Refused(Status),
+    /// The IOMMU did not cut it off when it was told to: it may do no DMA any more.
+    NoDma,
 }
 
 impl fmt::Display for Failure {
@@ -33,6 +35,7 @@ impl fmt::Display for Failure {
             Self::Stuck(ns) => write!(f, "the controller did not start or stop within {} ms", ns / 1_000_000),
             Self::NoAnswer(ns) => write!(f, "a command had no answer within {} ms", ns / 1_000_000),
             Self::Broken(broken) => write!(f, "{broken}"),
+            Self::NoDma => f.write_str("the controller may do no DMA any more, since the IOMMU did not answer"),
             Self::Refused(status) => write!(f, "the controller refused to set up its queues: {status}"),
         }
     }

@@ -192,7 +192,7 @@ impl Disk {
 
     /// Takes DMA from the controller until its next reset, which it then asks for. For tests.
     pub fn break_dma(&self) {
-        pci::stop_dma(self.controller.function());
+        self.dma().forbid();
     }
 }
 
