@@ -240,6 +240,13 @@ pub(super) fn add_found(driver: &PmemDriver<KernelMachine>, slots: &mut Vec<Slot
     }
 }
 
+/// Is the memory there, as far as anybody can know? What is no module's always is.
+pub fn is_there(frames: PfnRange) -> bool {
+    let slots = devices::slots();
+    let mut modules = slots.iter().filter(|slot| slot.frames.overlaps(frames)).filter_map(Slot::dimm);
+    modules.all(|dimm| dimm.place.current().is_some_and(|stay| stay.goes_on()))
+}
+
 /// Where memory may arrive that no slot has yet: a page of it may be lost, too.
 pub fn free_windows() -> Vec<PfnRange> {
     let mut free = Vec::new();
