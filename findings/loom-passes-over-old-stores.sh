@@ -63,4 +63,4 @@ RUST
 cd -- "$work"
 cargo fetch --quiet 2>fetch.log || not_to_be_had 'the crate loom 0.7.2' fetch.log
 echo 'loom 0.7.2'
-CARGO_TARGET_DIR=$work/target cargo run --quiet --offline
+CARGO_TARGET_DIR=$work/target cargo run --release --quiet --offline
