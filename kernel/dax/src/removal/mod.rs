@@ -140,6 +140,11 @@ pub trait RemovalWatch<M: Machine> {
     fn observe(&mut self, record: &StepRecord) {
         let _ = record;
     }
+    /// The first four steps are done, which `so_far` has: no translation of the device is left. For what is better said when
+    /// nothing is urgent any more.
+    fn unreachable(&mut self, so_far: &RemovalReport) {
+        let _ = so_far;
+    }
     /// Transfers of devices that were blocked since boot, where that is known.
     fn blocked_transfers(&mut self) -> u64 {
         0
@@ -212,8 +217,11 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), spaces: Vec::new() };
     for step in Step::ALL {
         removal.step(step, &mut going);
-        if cfg!(debug_assertions) && step == Step::Shootdown {
-            removal.assert_unreachable();
+        if step == Step::Shootdown {
+            if cfg!(debug_assertions) {
+                removal.assert_unreachable();
+            }
+            removal.env.watch().unreachable(&removal.report);
         }
     }
     removal.report
