@@ -142,8 +142,12 @@ fn whatever_was_acknowledged_is_there_when_the_module_is_put_back() {
 // covers: S4
 #[test]
 fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not() {
-    let mut guest = start_shell(&shell_with(vec![Dimm::temporary(64 * MIB)]));
-    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 64 kept", "touch 0 /a"] {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = directory.path().join("module");
+    let dimm = Dimm::kept(&image, Some(64 * MIB), 0).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut guest = start_shell(&shell_with(vec![dimm]));
+    // A task stores the number of each page in it: 1 in front of what was written.
+    for line in ["attach dimm0 fsdax", "mkfs 0", "mount 0", "write 0 /a 4160 kept", "touch 0 /a"] {
         ask(&mut guest, line);
     }
     ask(&mut guest, "policy dimm0 keep");
@@ -157,7 +161,7 @@ fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not()
     }
     record(&mut guest, "departure", &["device=dimm0", "answer=refused"]);
     assert!(hand.has(0).expect("an answer"), "it has gone all the same");
-    has(&ask(&mut guest, "cat 0 /a 64 4"), &["kept"]);
+    has(&ask(&mut guest, "cat 0 /a 4160 4"), &["kept"]);
     ask(&mut guest, "policy dimm0 yield");
     {
         let mut qmp = hand.monitor().expect("a monitor");
@@ -171,9 +175,15 @@ fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not()
     let report = ask(&mut guest, "removal dimm0");
     has(&report, &["which the host wants back", "holder dimm0: done"]);
     assert!(!hand.has(0).expect("an answer"));
-    // What a task had stored and not synced was saved, for there was time.
+    // What a task had stored and not synced was saved, for there was time: the medium has it.
+    let medium = std::fs::read(&image).expect("the file");
+    let pages: Vec<_> = medium.chunks(4096).filter(|page| &page[64..68] == b"kept").collect();
+    assert!(!pages.is_empty(), "what was written is not on the medium");
+    let whole = |page: &&[u8]| page[..8] == 1_u64.to_le_bytes() && page[8..64] == [0; 56] && page[68..] == [0; 4028];
+    assert!(pages.iter().any(whole), "what the task has stored is not on the medium: {:?}", &pages[0][..80]);
     hand.put(0).expect("put back");
     record(&mut guest, "arrived", &["device=dimm0", "mounted=1"]);
+    has(&ask(&mut guest, "cat 0 /a 4160 4"), &["kept"]);
     ask(&mut guest, "umount 0");
     has(&ask(&mut guest, "fsck 0"), &["problems=0"]);
     assert_good(&exit(guest));

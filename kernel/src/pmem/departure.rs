@@ -162,7 +162,7 @@ fn left(dimm: &Dimm, at: usize, noticed_ns: u64, removed: bool) {
 /// Says that a device has departed: how long after the notice no CPU had a translation of it any more, and all was done.
 fn departed(at: usize, slot: u32, cause: Cause, noticed_ns: u64, removed: bool) {
     let (device, since) = (&slots()[at], |ns: u64| ns.saturating_sub(noticed_ns));
-    let unreachable_ns = if removed { since(device.shot_down_ns.load(Ordering::Relaxed)) } else { 0 };
+    let unreachable_ns = if removed { since(device.shot_down_ns()) } else { 0 };
     report!(
         "departed device={} slot={slot} cause={cause} noticed_ns={noticed_ns} unreachable_after_ns={unreachable_ns} \
          done_after_ns={}",

@@ -87,6 +87,11 @@ impl Slot {
         }
     }
 
+    /// When the shootdown of its last removal was done, in nanoseconds since the first line; 0 before the first.
+    pub fn shot_down_ns(&self) -> u64 {
+        self.shot_down_ns.load(Ordering::Relaxed)
+    }
+
     /// Where its memory comes from, in a word.
     pub fn provider(&self) -> &'static str {
         match self.provider {
