@@ -38,8 +38,8 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     all.push(("deterministic-disk", Machine { smp: 2, deterministic: true, nvme: disk, ..base.clone() }));
     let none = Machine { iommu: false, edu: false, nvme: Some(0), ..base.clone() };
     all.push(("no-dma", Machine { smp: 1, append: vec!["tests=dma.*".into()], ..none }));
-    // Three leave for good, without a word.
-    let dimms = vec![Dimm::temporary(64 * MIB); 4];
+    // Four leave for good, without a word.
+    let dimms = vec![Dimm::temporary(64 * MIB); 5];
     let leaving = Machine { smp: 2, dimms, append: vec!["tests=depart.*".into()], ..base.clone() };
     all.push(("dimm", leaving.clone()));
     all.push(("dimm-deterministic", Machine { deterministic: true, ..leaving }));

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::devdax::OpenOptions;
 use dax::removal::{Cause, Method, RemovalReport, Step};
@@ -16,6 +16,7 @@ use mm::addr::{PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::pagemap::MemoryKind;
+use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::VmOps;
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
@@ -36,6 +37,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "depart.gone.is_noticed_in_time_and_taken_apart", covers: "S1", run: noticed_and_taken_apart },
     Test { name: "depart.gone.nothing_is_a_success_afterwards", covers: "S2", run: no_success },
     Test { name: "depart.gone.costs_no_more_than_an_announced_one", covers: "S1", run: costs_no_more },
+    Test { name: "depart.gone.waits_for_a_removal_under_way", covers: "S1", run: waits },
 ];
 
 /// Pages that are mapped.
@@ -272,14 +274,58 @@ const NAP_NS: u64 = 2_000_000;
 /// What a removal cost until nobody could reach the device any more.
 #[derive(Debug)]
 struct Until {
-    /// Instructions of its steps.
-    instructions: u64,
-    /// All that was done since it was noticed, or asked for, as nanoseconds of virtual time.
-    ns: u64,
+    /// Instructions of its steps, without what was said in them.
+    steps: u64,
+    /// Instructions from the notice, or the call, to the first step, and between them.
+    beside: u64,
+}
+
+impl Until {
+    fn all(&self) -> u64 {
+        self.steps + self.beside
+    }
+}
+
+/// A module leaves while its device is being removed, by somebody who waits for a page: its stay goes on until that is over,
+/// so that nothing that comes into the slot is taken for it, or is used while it is still being taken apart.
+fn waits(ctx: &mut Ctx) -> Result<(), String> {
+    let Some((at, dimm)) = module(ctx) else { return Ok(()) };
+    let before = Books::now();
+    devices::attach(at).map_err(said("attach"))?;
+    let file = devices::file(at).map_err(said("the file"))?;
+    let options = OpenOptions { max_leaf: PageSize::Size4K, ..OpenOptions::default() };
+    let file: Arc<dyn VmOps<KernelMachine>> = file.open(options).map_err(|error| format!("open: {error}"))?;
+    let space = new_space("holder")?;
+    space.map(BASE, PAGE_SIZE, Prot::USER_WRITE, &file, 0).map_err(|error| format!("map: {error}"))?;
+    drop(file);
+    let pins = PinnedPages::pin(&space, BASE, 1, GupFlags::WRITE).map_err(|error| format!("pin: {error}"))?;
+    let waiting = Arc::new(AtomicBool::new(false));
+    let waits = Arc::clone(&waiting);
+    let remover = sched::spawn("remover", here(), None, move || {
+        let removed = devices::remove_watched(at, Method::Ranged, &mut |_| waits.store(true, Ordering::Release));
+        removed.map(drop).map_err(|_| Signal::Killed)
+    });
+    wait_until(|| waiting.load(Ordering::Acquire));
+    pull(dimm)?;
+    // It is looked at until the removal is over.
+    wait_until(|| dimm.noticed_ns() != 0);
+    for _ in 0..4 {
+        sched::sleep_ns(NAP_NS);
+        check!(dimm.place.current().is_some(), "its stay has ended, and its device is still being removed");
+        check!(remover.exit().is_none(), "the removal did not wait");
+    }
+    drop(pins);
+    check_eq!(sched::join(&remover), Ok(()), "the removal");
+    wait_until(|| dimm.place.current().is_none());
+    let report = devices::last_removal(at).map_err(said("the report"))?.ok_or("no report is kept")?;
+    check_eq!(report.cause, Cause::Asked, "the cause");
+    no_problems(&report)?;
+    drop((report, space));
+    before.compare()
 }
 
 /// Of memory that has gone nothing is read or written back, and nobody is asked: from the notice to the end of the last
-/// translation it costs no more than an orderly removal of the same. Nothing is said on the console in either.
+/// translation it costs no more than an orderly removal of the same. What the file system says is counted in neither.
 fn costs_no_more(ctx: &mut Ctx) -> Result<(), String> {
     let Some((at, dimm)) = module(ctx) else { return Ok(()) };
     if !time::is_deterministic() {
@@ -287,14 +333,13 @@ fn costs_no_more(ctx: &mut Ctx) -> Result<(), String> {
         return Ok(());
     }
     let slot = &devices::slots()[at];
-    let mut announced = Until { instructions: 0, ns: 0 };
+    let mut announced = Until { steps: 0, beside: 0 };
     // Once for what is made once, such as tables that stay.
     for _ in 0..2 {
         let used = Used::new(at)?;
         let began_ns = time::since_first_line_ns();
         let report = devices::remove_quietly_because(at, Cause::Announced).map_err(said("remove"))?;
-        let ns = slot.shot_down_ns().saturating_sub(began_ns);
-        announced = Until { instructions: used.end(&report)?, ns };
+        announced = used.end(&report, slot.shot_down_ns().saturating_sub(began_ns))?;
     }
     let used = Used::new(at)?;
     pull(dimm)?;
@@ -302,11 +347,10 @@ fn costs_no_more(ctx: &mut Ctx) -> Result<(), String> {
         sched::sleep_ns(NAP_NS);
     }
     let report = departed(at, dimm)?;
-    let ns = slot.shot_down_ns().saturating_sub(dimm.last_notice_ns());
-    let gone = Until { instructions: used.end(&report)?, ns };
+    let gone = used.end(&report, slot.shot_down_ns().saturating_sub(dimm.last_notice_ns()))?;
     ctx.note(format_args!("gone: {gone:?}; announced: {announced:?}"));
-    check!(gone.instructions <= announced.instructions, "instructions of the steps: {gone:?}, {announced:?}");
-    check!(gone.ns <= announced.ns, "from the notice on: {gone:?}, {announced:?}");
+    check!(gone.steps <= announced.steps, "the steps: {gone:?}, {announced:?}");
+    check!(gone.all() <= announced.all(), "from the notice on: {gone:?}, {announced:?}");
     Ok(())
 }
 
@@ -328,12 +372,17 @@ impl Used {
         Ok(Self { file, space })
     }
 
-    /// The device has been removed, with all that was mapped: what that cost until nobody could reach it.
-    fn end(self, report: &RemovalReport) -> Result<u64, String> {
+    /// The device has been removed, with all that was mapped, and nobody could reach it any more after `ns` of virtual time,
+    /// which goes on with the instructions: what that cost.
+    fn end(self, report: &RemovalReport, ns: u64) -> Result<Until, String> {
         no_problems(report)?;
         check_eq!(report.cost.zap.leaves, 0, "leaves that the file system has left");
         check!(self.space.translate(at(0)).is_none(), "it is mapped still");
         drop((self.space, self.file));
-        Ok(report.instructions_until_unreachable())
+        let steps = report.steps.iter().filter(|record| record.step <= Step::Shootdown);
+        let beside_ns = ns.saturating_sub(steps.map(|record| record.ns).sum());
+        // A tick is a nanosecond there.
+        let beside = beside_ns / time::TSC_PER_INSTRUCTION;
+        Ok(Until { steps: report.instructions_until_unreachable(), beside })
     }
 }

@@ -149,7 +149,8 @@ pub trait RemovalWatch<M: Machine> {
     fn blocked_transfers(&mut self) -> u64 {
         0
     }
-    /// Instructions that this CPU has executed, where they are counted.
+    /// Instructions that this CPU has executed, where they are counted, without those that went into what was said. It may go
+    /// back a little, where another CPU says something meanwhile.
     fn instructions(&mut self) -> u64 {
         0
     }
@@ -260,7 +261,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let record = StepRecord {
             step,
             ns: self.mm.machine.now_ns() - ns - self.aside.0,
-            instructions: self.env.watch().instructions() - instructions - self.aside.1,
+            instructions: self.env.watch().instructions().saturating_sub(instructions + self.aside.1),
             facts,
             problem,
         };
@@ -293,7 +294,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let (zap, result) = work(self.mm);
         let cost = Cost {
             zap,
-            instructions: self.env.watch().instructions() - instructions,
+            instructions: self.env.watch().instructions().saturating_sub(instructions),
             ns: self.mm.machine.now_ns() - ns,
             flushes: self.mm.shootdown.stats().since(flushes),
         };
@@ -326,7 +327,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
                 let (ns, instructions) = (mm.machine.now_ns(), env.watch().instructions());
                 env.watch().phase(phase, kill);
                 aside.0 += mm.machine.now_ns() - ns;
-                aside.1 += env.watch().instructions() - instructions;
+                aside.1 += env.watch().instructions().saturating_sub(instructions);
             };
             let (dead, kill) = kill_dax_as(live, flags, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);
