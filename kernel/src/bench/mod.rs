@@ -26,7 +26,7 @@ use crate::mem::{memory, paging};
 use crate::pmem::devices;
 
 /// The groups of figures, as the boot option `bench=` names them, in the order in which they are measured.
-const GROUPS: [&str; 9] = ["gup", "zap", "dma", "page", "idle", "gone", "extents", "mapped", "perframe"];
+const GROUPS: [&str; 9] = ["gup", "zap", "dma", "page", "idle", "extents", "mapped", "perframe", "gone"];
 /// Sweeps for plots, which `all` does not have in it.
 const SWEEP: Selection = Selection(1 << GROUPS.len());
 
@@ -137,9 +137,6 @@ fn removals(figures: &mut Figures, selection: Selection) -> Result<(), String> {
             removal::by_size(figures, small, large)?;
         }
     }
-    if selection.has("gone") {
-        gone::run(figures, small)?;
-    }
     if selection.has("extents") {
         extents::run(figures, large)?;
     }
@@ -148,6 +145,9 @@ fn removals(figures: &mut Figures, selection: Selection) -> Result<(), String> {
     }
     if selection.has("perframe") {
         removal::small_pages(figures, large)?;
+    }
+    if selection.has("gone") {
+        gone::run(figures, small)?;
     }
     Ok(())
 }
