@@ -10,11 +10,10 @@
 # One thread stores 1 to n to an atomic, and then "finished" to another, all relaxed; the other loads first "finished" and
 # then the value. What it may have loaded in executions that saw "finished" is printed.
 #
-# Needs cargo 1.73 or later and crates.io. Exit status 0: it is still so.
-set -euo pipefail
+# Needs cargo 1.73 or later and crates.io. Exit status: see common.sh.
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/common.sh"
+need cargo
 
-work=$(mktemp -d)
-trap 'rm -rf -- "$work"' EXIT
 mkdir -- "$work/src"
 cat >"$work/Cargo.toml" <<'TOML'
 [package]
@@ -62,5 +61,6 @@ fn main() {
 }
 RUST
 cd -- "$work"
+cargo fetch --quiet 2>fetch.log || not_to_be_had 'the crate loom 0.7.2' fetch.log
 echo 'loom 0.7.2'
-CARGO_TARGET_DIR=$work/target cargo run --quiet
+CARGO_TARGET_DIR=$work/target cargo run --release --quiet --offline

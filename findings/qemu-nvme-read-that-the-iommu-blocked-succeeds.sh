@@ -9,42 +9,20 @@
 # Over qtest, with a CPU that halts: an IOMMU domain in which the queues are mapped and the buffer is not, and one read;
 # then the buffer is mapped, and the same read is done again. A read beyond the disk shows that errors do arrive.
 #
-# Needs Debian 12's apt-get, dpkg-deb and python3. Exit status 0: it is still so.
-set -euo pipefail
-version=1:7.2+dfsg-7+deb12u18+b3
+# Needs Debian 12's apt-get, dpkg-deb and python3. Exit status: see common.sh.
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+source "$here/common.sh"
+qemu_of_debian_12
 
-work=$(mktemp -d)
-trap 'rm -rf -- "$work"' EXIT
-cd -- "$work"
-pinned=("qemu-system-x86=$version" "qemu-system-common=$version" "qemu-system-data=${version%+b3}")
-# Of the libraries that it needs, those that are not there.
-missing=$(apt-get install -s --no-install-recommends "${pinned[@]}" | sed -n 's/^Inst \([^ ]*\) [^(]*(\([^ ]*\).*/\1=\2/p')
-apt-get download -q "${pinned[@]}" $missing >apt.log 2>&1 || { cat apt.log >&2; exit 1; }
-for package in ./*.deb; do dpkg-deb -x "$package" root; done
-export QEMU=$work/qemu
-printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$work/root/usr/lib/x86_64-linux-gnu" \
-    "$work/root/usr/bin/qemu-system-x86_64" >"$QEMU"
-chmod +x "$QEMU"
-"$QEMU" --version | head -n 1
-
-python3 - <<'PYTHON'
-import os, struct, subprocess, sys, time
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$here python3 - <<'PYTHON'
+import struct
+from qtest import Machine, verdict, wait_for
 
 SECTOR = bytes(range(256)) * 2
 open('disk', 'wb').write(SECTOR * 2048)
-open('halt', 'wb').write(b'\xf4' * 65536)
-qemu = subprocess.Popen(
-    [os.environ['QEMU'], '-nodefaults', '-display', 'none', '-machine', 'q35', '-accel', 'tcg', '-m', '64M',
-     '-bios', 'halt', '-device', 'intel-iommu', '-drive', 'if=none,id=d,format=raw,file=disk',
-     '-device', 'nvme,serial=1,drive=d,addr=4', '-qtest', 'stdio', '-qtest-log', 'none'],
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open('qemu.log', 'w'), text=True)
-
-def ask(line):
-    qemu.stdin.write(line + '\n')
-    qemu.stdin.flush()
-    answer = qemu.stdout.readline().split()
-    assert answer and answer[0] == 'OK', answer
-    return int(answer[1], 16) if len(answer) > 1 else None
+machine = Machine('-m', '64M', '-device', 'intel-iommu', '-drive', 'if=none,id=d,format=raw,file=disk',
+                  '-device', 'nvme,serial=1,drive=d,addr=4')
+ask = machine.ask
 
 def config(register, value):
     ask(f'outl 0xcf8 {1 << 31 | 4 << 11 | register:#x}')
@@ -56,11 +34,6 @@ def read4(at): return ask(f'readl {at:#x}')
 def read8(at): return ask(f'readq {at:#x}')
 def put(at, data): ask(f'write {at:#x} {len(data):#x} 0x{data.hex()}')
 def get(at, n): return ask(f'read {at:#x} {n:#x}').to_bytes(n, 'big')
-
-def wait_for(condition):
-    until = time.time() + 120
-    while not condition():
-        assert time.time() < until, 'nothing happens'
 
 BAR, IOMMU = 0xc0000000, 0xfed90000
 ROOT, CONTEXT, LEVEL3, LEVEL2, LEVEL1 = range(0x100000, 0x105000, 0x1000)
@@ -123,9 +96,7 @@ write8(entry_of(BUFFER), BUFFER | 3)
 write8(IOMMU + 0x28, 1 << 63 | 1 << 61)
 mapped = read('buffer mapped')
 beyond = read('beyond the disk', 1 << 30)
-qemu.kill()
-same = (blocked == (0, 'what it held before', f'a fault at {BUFFER:#x}') and mapped == (0, 'the sector', 'no fault')
+machine.end()
+verdict(blocked == (0, 'what it held before', f'a fault at {BUFFER:#x}') and mapped == (0, 'the sector', 'no fault')
         and beyond[0] & 0xff == 0x80)
-print('as found' if same else 'it has CHANGED')
-sys.exit(not same)
 PYTHON

@@ -1,27 +1,68 @@
-//! What stands behind an NVDIMM on the host: a file, or memory that the host does not reserve.
+//! What stands behind an NVDIMM or a memory module on the host: a file, or memory that the host does not reserve.
 
 use crate::size::{self, GIB, KIB, MIB, PAGE_BYTES};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::{File, OpenOptions, TryLockError};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// Bytes that QEMU keeps at the end of the backing for the NVDIMM's labels (its smallest allowed size). They come on
 /// top of the size that was asked for, so that the guest sees exactly that size.
 pub const LABEL_BYTES: u64 = 128 * KIB;
 
-/// The largest NVDIMM for which a temporary sparse file is made, in bytes. File systems are slow to read through the
+/// The largest device for which a temporary sparse file is made, in bytes. File systems are slow to read through the
 /// holes of a much larger one, and some cannot make it.
 pub const LARGEST_FILE_BYTES: u64 = 64 * GIB;
 
+/// A kind of memory device whose contents are in a file of the host.
+pub trait Kind {
+    /// What one is called.
+    const WHAT: &'static str;
+    /// The option that names the file of the first one.
+    const OPTION: &'static str;
+    /// How the name of a temporary file begins.
+    const FILE: &'static str;
+    /// What its backing has beside what the guest sees, in bytes.
+    const MORE_BYTES: u64;
+}
+
+/// See [`Nvdimm`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NvdimmKind {}
+
+impl Kind for NvdimmKind {
+    const WHAT: &'static str = "an NVDIMM";
+    const OPTION: &'static str = "--pmem-file";
+    const FILE: &'static str = "pmem";
+    const MORE_BYTES: u64 = LABEL_BYTES;
+}
+
+/// See [`Dimm`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum DimmKind {}
+
+impl Kind for DimmKind {
+    const WHAT: &'static str = "a module";
+    const OPTION: &'static str = "--dimm-file";
+    const FILE: &'static str = "dimm";
+    const MORE_BYTES: u64 = 0;
+}
+
 /// One NVDIMM of the machine.
+pub type Nvdimm = OverFile<NvdimmKind>;
+/// One memory module of the machine: it can leave while the guest runs, and come back with its contents.
+pub type Dimm = OverFile<DimmKind>;
+
+/// A memory device whose contents are in a file of the host.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Nvdimm {
-    /// What the guest sees, in bytes: without the labels.
+pub struct OverFile<K> {
+    /// What the guest sees, in bytes: of an NVDIMM without the labels.
     pub size_bytes: u64,
     /// The file to keep its contents in; `None` for contents that go with the run.
     pub file: Option<PathBuf>,
-    /// It says of itself that it is not armed: what is written would not survive a power loss.
+    /// An NVDIMM says of itself that it is not armed: what is written would not survive a power loss.
     pub unarmed: bool,
+    kind: PhantomData<K>,
 }
 
 /// The memory of a device whose backing is ready for QEMU. The file stays locked while this lives.
@@ -32,64 +73,73 @@ pub struct Ready {
     _lock: Option<File>,
 }
 
-impl Nvdimm {
-    /// An NVDIMM whose contents go with the run.
+impl<K: Kind> OverFile<K> {
+    /// A device whose contents go with the run.
     #[must_use]
     pub fn temporary(size_bytes: u64) -> Self {
-        Self { size_bytes, file: None, unarmed: false }
+        Self { size_bytes, file: None, unarmed: false, kind: PhantomData }
     }
 
-    /// An NVDIMM that is kept in `file`. With no size, an existing file says it, and a new one gets `default_bytes`.
+    /// A device that is kept in `file`, which is not made yet. With no size, an existing file says it, and a new one will get
+    /// `default_bytes`.
     ///
     /// # Errors
-    /// One line that names the file: it cannot be opened for writing, its directory is missing, its size is not that of
-    /// an NVDIMM, or is not the one asked for.
+    /// One line that names the file: it cannot be opened for writing, its size is none that such a device has, or is not
+    /// the one asked for.
     pub fn kept(file: &Path, size_bytes: Option<u64>, default_bytes: u64) -> Result<Self> {
-        let name = file.display();
+        let (option, name) = (K::OPTION, file.display());
         let existing = match OpenOptions::new().read(true).write(true).open(file) {
             Ok(opened) => {
                 let meta = opened.metadata()?;
-                ensure!(meta.is_file(), "--pmem-file {name}: not a regular file");
-                Some(meta.len())
+                ensure!(meta.is_file(), "{option} {name}: not a regular file");
+                Some(meta.len()).filter(|len| *len != 0)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => bail!("--pmem-file {name}: cannot be opened for reading and writing: {error}"),
+            Err(error) => bail!("{option} {name}: cannot be opened for reading and writing: {error}"),
         };
         let wanted = size_bytes.unwrap_or(default_bytes);
-        let size_bytes = match existing {
-            None | Some(0) => wanted,
-            Some(len) => {
-                ensure!(
-                    len > LABEL_BYTES && len.is_multiple_of(PAGE_BYTES),
-                    "--pmem-file {name}: {len} bytes are not pages of {PAGE_BYTES} bytes and 128K of labels after them"
-                );
-                let holds = len - LABEL_BYTES;
-                ensure!(
-                    size_bytes.is_none_or(|asked| asked == holds),
-                    "--pmem-file {name}: holds an NVDIMM of {}, not of {}",
-                    size::show(holds),
-                    size::show(wanted)
-                );
-                holds
-            }
-        };
-        if existing.is_none_or(|len| len == 0) {
-            make_sparse(file, size_bytes + LABEL_BYTES).with_context(|| format!("--pmem-file {name}"))?;
-        }
-        Ok(Self { size_bytes, file: Some(file.to_path_buf()), unarmed: false })
+        let size_bytes = existing.map_or(Ok(wanted), |len| {
+            let holds = len.checked_sub(K::MORE_BYTES).filter(|holds| *holds != 0 && len.is_multiple_of(PAGE_BYTES));
+            let holds = holds.with_context(|| {
+                let labels = size::show(K::MORE_BYTES);
+                let after =
+                    if K::MORE_BYTES == 0 { String::new() } else { format!(" and {labels} of labels after them") };
+                format!("{option} {name}: {len} bytes are not pages of {PAGE_BYTES} bytes{after}")
+            })?;
+            let (has, asked) = (size::show(holds), size::show(wanted));
+            ensure!(
+                size_bytes.is_none_or(|asked| asked == holds),
+                "{option} {name}: holds {} of {has}, not of {asked}",
+                K::WHAT
+            );
+            Ok(holds)
+        })?;
+        Ok(Self { file: Some(file.to_path_buf()), ..Self::temporary(size_bytes) })
     }
 
-    /// The same, not armed.
-    #[must_use]
-    pub fn not_armed(self) -> Self {
-        Self { unarmed: true, ..self }
+    /// Makes the file that its contents are to be kept in, if it is not there.
+    ///
+    /// # Errors
+    /// One line that names it: its directory is missing, or it cannot have that size.
+    pub fn make(&self) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        // One that is there has its size.
+        if file.metadata().is_ok_and(|meta| meta.len() != 0) {
+            return Ok(());
+        }
+        let made = make_sparse(file, self.backing_bytes());
+        made.with_context(|| format!("{} {}", K::OPTION, file.display()))
     }
 
     /// The alignment of its base in the guest, in bytes: the largest leaf that divides its size, so that a range that
-    /// could be mapped by large leaves is not kept from it by the NVDIMM that was plugged in before it.
+    /// could be mapped by large leaves is not kept from it by the device that was plugged in before it.
     #[must_use]
     pub fn align_bytes(&self) -> u64 {
-        align_of(self.size_bytes)
+        [GIB, 2 * MIB].into_iter().find(|leaf| self.size_bytes.is_multiple_of(*leaf)).unwrap_or(PAGE_BYTES)
+    }
+
+    fn backing_bytes(&self) -> u64 {
+        self.size_bytes + K::MORE_BYTES
     }
 
     /// Makes the backing ready; a temporary file goes into `directory`, which the caller removes.
@@ -97,23 +147,32 @@ impl Nvdimm {
     /// # Errors
     /// When a file cannot be made or is in use by another run.
     pub fn prepare(&self, directory: &Path, index: usize) -> Result<Ready> {
-        let total = self.size_bytes + LABEL_BYTES;
+        let size = self.backing_bytes();
         if self.file.is_none() && self.size_bytes > LARGEST_FILE_BYTES {
-            return Ok(Ready { object: format!("memory-backend-ram,reserve=off,size={total}"), _lock: None });
+            return Ok(Ready { object: format!("memory-backend-ram,reserve=off,size={size}"), _lock: None });
         }
         let path = match &self.file {
             Some(path) => path.clone(),
             None => {
-                let path = directory.join(format!("pmem{index}"));
-                make_sparse(&path, total).with_context(|| format!("a file for the NVDIMM, {}", path.display()))?;
+                let path = directory.join(format!("{}{index}", K::FILE));
+                make_sparse(&path, size).with_context(|| format!("a file for {}, {}", K::WHAT, path.display()))?;
                 path
             }
         };
+        self.make()?;
         let held = File::open(&path).with_context(|| path.display().to_string())?;
         lock(&held, &path)?;
         let (align, path) = (self.align_bytes(), qemu_value(&path)?);
-        let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={total}");
+        let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={size}");
         Ok(Ready { object, _lock: Some(held) })
+    }
+}
+
+impl Nvdimm {
+    /// The same, not armed.
+    #[must_use]
+    pub fn not_armed(self) -> Self {
+        Self { unarmed: true, ..self }
     }
 }
 
@@ -127,84 +186,6 @@ pub(crate) fn lock(file: &File, path: &Path) -> Result<()> {
         // A file system without locks is no reason not to go on.
         Err(TryLockError::Error(_)) | Ok(()) => Ok(()),
     }
-}
-
-/// One memory module of the machine: it can leave while the guest runs, and come back with its contents.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Dimm {
-    /// Its size in bytes.
-    pub size_bytes: u64,
-    /// The file to keep its contents in; `None` for contents that go with the run.
-    pub file: Option<PathBuf>,
-}
-
-impl Dimm {
-    /// A module whose contents go with the run.
-    #[must_use]
-    pub fn temporary(size_bytes: u64) -> Self {
-        Self { size_bytes, file: None }
-    }
-
-    /// A module that is kept in `file`. With no size, an existing file says it, and a new one gets `default_bytes`.
-    ///
-    /// # Errors
-    /// One line that names the file.
-    pub fn kept(file: &Path, size_bytes: Option<u64>, default_bytes: u64) -> Result<Self> {
-        let name = file.display();
-        let existing = match OpenOptions::new().read(true).write(true).open(file) {
-            Ok(opened) => {
-                let meta = opened.metadata()?;
-                ensure!(meta.is_file(), "--dimm-file {name}: not a regular file");
-                Some(meta.len()).filter(|len| *len != 0)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => bail!("--dimm-file {name}: cannot be opened for reading and writing: {error}"),
-        };
-        let wanted = size_bytes.or(existing).unwrap_or(default_bytes);
-        let holds = existing.unwrap_or(wanted);
-        let (has, asked) = (size::show(holds), size::show(wanted));
-        ensure!(holds == wanted, "--dimm-file {name}: holds a module of {has}, not of {asked}");
-        ensure!(
-            wanted.is_multiple_of(PAGE_BYTES),
-            "--dimm-file {name}: {wanted} bytes are not pages of {PAGE_BYTES} bytes"
-        );
-        if existing.is_none() {
-            make_sparse(file, wanted).with_context(|| format!("--dimm-file {name}"))?;
-        }
-        Ok(Self { size_bytes: wanted, file: Some(file.to_path_buf()) })
-    }
-
-    /// The alignment of its base, as [`Nvdimm::align_bytes`].
-    #[must_use]
-    pub fn align_bytes(&self) -> u64 {
-        align_of(self.size_bytes)
-    }
-
-    /// Makes the backing ready; a temporary file goes into `directory`, which the caller removes.
-    ///
-    /// # Errors
-    /// When a file cannot be made or is in use by another run.
-    pub fn prepare(&self, directory: &Path, index: usize) -> Result<Ready> {
-        let path = match &self.file {
-            Some(path) => path.clone(),
-            None => {
-                let path = directory.join(format!("dimm{index}"));
-                make_sparse(&path, self.size_bytes)
-                    .with_context(|| format!("a file for the memory module, {}", path.display()))?;
-                path
-            }
-        };
-        let held = File::open(&path).with_context(|| path.display().to_string())?;
-        lock(&held, &path)?;
-        let (align, size, path) = (self.align_bytes(), self.size_bytes, qemu_value(&path)?);
-        let object = format!("memory-backend-file,mem-path={path},share=on,align={align},size={size}");
-        Ok(Ready { object, _lock: Some(held) })
-    }
-}
-
-/// The largest leaf that divides a size, in bytes.
-fn align_of(size_bytes: u64) -> u64 {
-    [GIB, 2 * MIB].into_iter().find(|leaf| size_bytes.is_multiple_of(*leaf)).unwrap_or(PAGE_BYTES)
 }
 
 /// One virtio-pmem device of the machine. Its contents go with the run.
@@ -266,31 +247,49 @@ fn make_sparse(path: &Path, bytes: u64) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Debug;
 
     fn scratch() -> tempfile::TempDir {
         tempfile::tempdir().expect("a temporary directory")
     }
 
-    #[test]
-    fn a_new_file_gets_the_size_and_an_old_one_keeps_it() {
+    fn a_new_file_gets_the_size_and_an_old_one_keeps_it_of<K: Kind + Debug + PartialEq>(what: &str) {
         let dir = scratch();
-        let file = dir.path().join("pmem");
-        let made = Nvdimm::kept(&file, Some(2 * MIB), GIB).expect("made");
-        assert_eq!(file.metadata().expect("there").len(), 2 * MIB + LABEL_BYTES);
-        assert_eq!(Nvdimm::kept(&file, None, GIB).expect("opened"), made);
-        let error = Nvdimm::kept(&file, Some(4 * MIB), GIB).expect_err("another size").to_string();
-        assert!(error.contains("holds an NVDIMM of 2M, not of 4M"), "{error}");
+        let file = dir.path().join("kept");
+        let asked = OverFile::<K>::kept(&file, Some(2 * MIB), GIB).expect("taken");
+        assert!(!file.exists(), "made before it was known whether the machine is");
+        asked.make().expect("made");
+        assert_eq!(file.metadata().expect("there").len(), 2 * MIB + K::MORE_BYTES);
+        assert_eq!(OverFile::kept(&file, None, GIB).expect("opened"), asked);
+        let error = OverFile::<K>::kept(&file, Some(4 * MIB), GIB).expect_err("another size").to_string();
+        assert!(error.ends_with(&format!("holds {what} of 2M, not of 4M")), "{error}");
+        std::fs::write(&file, "kept").expect("written");
+        asked.make().expect("there");
+        assert_eq!(std::fs::read(&file).expect("there"), b"kept");
     }
 
     #[test]
-    fn a_file_that_cannot_be_had_is_one_line_with_its_name() {
+    fn a_new_file_gets_the_size_and_an_old_one_keeps_it() {
+        a_new_file_gets_the_size_and_an_old_one_keeps_it_of::<NvdimmKind>("an NVDIMM");
+        a_new_file_gets_the_size_and_an_old_one_keeps_it_of::<DimmKind>("a module");
+    }
+
+    fn a_file_that_cannot_be_had_is_one_line_of<K: Kind + Debug>() {
         let dir = scratch();
         let odd = dir.path().join("odd");
         std::fs::write(&odd, vec![0; 5000]).expect("written");
         for file in [dir.path().join("no/such/dir"), dir.path().to_path_buf(), odd] {
-            let error = format!("{:#}", Nvdimm::kept(&file, None, GIB).expect_err("refused"));
-            assert!(error.contains(file.to_str().expect("UTF-8")) && !error.contains('\n'), "{error}");
+            let refused = OverFile::<K>::kept(&file, None, GIB).and_then(|device| device.make());
+            let error = format!("{:#}", refused.expect_err("refused"));
+            let named = format!("{} {}", K::OPTION, file.display());
+            assert!(error.starts_with(&named) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_had_is_one_line_with_its_name() {
+        a_file_that_cannot_be_had_is_one_line_of::<NvdimmKind>();
+        a_file_that_cannot_be_had_is_one_line_of::<DimmKind>();
     }
 
     #[test]

@@ -78,8 +78,8 @@ pub struct Options {
     /// An NVMe disk's size, in bytes; 0 for none.
     #[arg(long, global = true, value_parser = parse_nvme)]
     pub nvme: Option<u64>,
-    /// Sizes of memory modules, in bytes.
-    #[arg(long, global = true, value_parser = parse_dimm)]
+    /// Sizes of memory modules, in bytes; 0 for none.
+    #[arg(long, global = true, value_parser = parse_pmem)]
     pub dimm: Vec<u64>,
     /// The first module's backing file.
     #[arg(long, global = true)]
@@ -187,8 +187,8 @@ impl Cli {
     fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, Refusal> {
         let matches = Self::command().try_get_matches_from(args)?;
         let cli = Self::from_arg_matches(&matches)?;
-        cli.check()?;
         cli.check_use(&matches)?;
+        cli.check()?;
         Ok(cli)
     }
 
@@ -201,26 +201,24 @@ impl Cli {
     /// What clap cannot say about single options: which of them make no sense together.
     fn check(&self) -> Result<(), Refusal> {
         let options = &self.options;
-        let none = options.pmem.contains(&0);
         let bad = |line: &str| Err(Refusal::Bad(line.into()));
-        if none && options.pmem.len() > 1 {
-            return bad("--pmem none cannot stand beside another --pmem");
+        for (option, sizes, file) in
+            [("pmem", &options.pmem, &options.pmem_file), ("dimm", &options.dimm, &options.dimm_file)]
+        {
+            if sizes.contains(&0) && sizes.len() > 1 {
+                return bad(&format!("--{option} none cannot stand beside another --{option}"));
+            }
+            if sizes.contains(&0) && file.is_some() {
+                return bad(&format!("--{option} none and --{option}-file contradict each other"));
+            }
         }
-        if none && options.pmem_file.is_some() {
-            return bad("--pmem none and --pmem-file contradict each other");
+        if options.pmem_file.is_some() && options.pmem_file == options.dimm_file {
+            return bad("--pmem-file and --dimm-file name the same file");
         }
-        if options.force && options.pmem_file.is_none() {
-            return bad("--force is about what a --pmem-file holds, and there is none");
+        if options.force && options.pmem_file.is_none() && options.dimm_file.is_none() {
+            return bad("--force is about what a --pmem-file or --dimm-file holds, and there is none");
         }
-        if options.pull_every.is_some() && options.dimm.is_empty() && options.dimm_file.is_none() {
-            return bad("--pull-every is about the first --dimm, and there is none");
-        }
-        if options.seed.is_some() && options.pull_every.is_none() {
-            return bad("--seed is about the moments of --pull-every, and there is none");
-        }
-        if options.pull_every.is_some() && options.deterministic {
-            return bad("--pull-every comes at another instruction each time, which --deterministic does not have");
-        }
+        self.check_pulls()?;
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
         }
@@ -229,6 +227,30 @@ impl Cli {
         }
         if options.accel == Accel::Kvm && options.deterministic {
             return bad("--deterministic counts emulated instructions, which --accel kvm does not have");
+        }
+        Ok(())
+    }
+
+    /// The same of what the host pulls out.
+    fn check_pulls(&self) -> Result<(), Refusal> {
+        let options = &self.options;
+        let bad = |line: &str| Err(Refusal::Bad(line.into()));
+        if options.pull_every.is_none() {
+            return if options.seed.is_none() {
+                Ok(())
+            } else {
+                bad("--seed is about the moments of --pull-every, and there is none")
+            };
+        }
+        // The others either have their modules pulled at moments of their own, or need them to stay.
+        if options.mode != Mode::Shell {
+            return bad(&format!("--pull-every is for --mode shell, and this is {}", options.mode.word()));
+        }
+        if !options.dimm.iter().any(|size| *size != 0) && options.dimm_file.is_none() {
+            return bad("--pull-every is about the first --dimm, and there is none");
+        }
+        if options.deterministic {
+            return bad("--pull-every comes at another instruction each time, which --deterministic does not have");
         }
         Ok(())
     }
@@ -242,7 +264,11 @@ impl Cli {
                 |option| matches!(option, "full" | "baseline" | "save" | "linux"),
                 "--full is for test, --baseline, --save and --linux for bench",
             ),
-            Command::Bench => ("bench", |option| matches!(option, "full" | "mode"), "the kernel's mode is bench"),
+            Command::Bench => (
+                "bench",
+                |option| matches!(option, "full" | "mode" | "pull_every" | "seed"),
+                "the kernel's mode is bench, which measures what nobody pulls out",
+            ),
             Command::Test => {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
             }
@@ -339,13 +365,6 @@ fn parse_nvme(text: &str) -> Result<u64, String> {
     }
 }
 
-fn parse_dimm(text: &str) -> Result<u64, String> {
-    match parse_pmem(text)? {
-        0 => Err("a memory module has at least one page".into()),
-        bytes => Ok(bytes),
-    }
-}
-
 fn parse_pull(text: &str) -> Result<u64, String> {
     let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
     seconds.ok_or_else(|| "the module is pulled once in so many seconds, from 1 to 3600".into())
@@ -360,137 +379,4 @@ fn parse_append(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    fn read(args: &[&str]) -> Result<Cli, Refusal> {
-        Cli::read(std::iter::once(&"run-qemu.sh").chain(args))
-    }
-
-    fn refused(args: &[&str]) -> String {
-        match read(args) {
-            Ok(cli) => panic!("{args:?} was taken: {cli:?}"),
-            Err(Refusal::Show(error)) => panic!("{args:?}: {error}"),
-            Err(Refusal::Bad(line)) => line,
-        }
-    }
-
-    fn taken(args: &[&str]) -> Cli {
-        read(args).unwrap_or_else(|_| panic!("{args:?} was refused"))
-    }
-
-    #[test]
-    fn nothing_asked_for_is_a_demonstration_on_four_cpus() {
-        let cli = taken(&[]);
-        assert_eq!(cli.job(), Command::Run);
-        assert_eq!((cli.options.smp, cli.options.mem, cli.options.mode), (4, 512 * MIB, Mode::Demo));
-    }
-
-    #[test]
-    fn options_stand_before_or_after_the_job() {
-        for args in [&["--smp", "8", "bench"], &["bench", "--smp", "8"]] {
-            let cli = taken(args);
-            assert_eq!((cli.job(), cli.options.smp), (Command::Bench, 8));
-        }
-    }
-
-    #[test]
-    fn several_nvdimms_none_and_very_large_ones() {
-        assert_eq!(taken(&["--pmem", "1G", "--pmem", "6T"]).options.pmem, [GIB, 6 << 40]);
-        assert_eq!(taken(&["--pmem", "none"]).options.pmem, [0]);
-        assert_eq!(taken(&["--pmem", "0"]).options.pmem, [0]);
-    }
-
-    #[test]
-    fn devices_that_do_dma_are_there_unless_they_are_left_out() {
-        let devices = |args: &[&str]| {
-            let options = taken(args).options;
-            (options.iommu, options.edu, options.nvme)
-        };
-        assert_eq!(devices(&[]), (Switch::On, Switch::On, None));
-        assert_eq!(devices(&["--iommu", "--edu", "--nvme", "1G"]), (Switch::On, Switch::On, Some(GIB)));
-        assert_eq!(devices(&["--iommu=off", "--edu=off", "--nvme", "none"]), (Switch::Off, Switch::Off, Some(0)));
-        assert_eq!(devices(&["--iommu", "bench", "--edu=on"]), (Switch::On, Switch::On, None));
-    }
-
-    #[test]
-    fn bad_input_is_one_line_that_names_it() {
-        for (args, word) in [
-            (&["--smp", "0"][..], "--smp"),
-            (&["--smp", "many"], "many"),
-            (&["--smp", "256"], "256"),
-            (&["--mem", "1X"], "1X"),
-            (&["--mem", "4096"], "4096"),
-            (&["--pmem", "4097"], "4097"),
-            (&["--pmem", "-1"], "-1"),
-            (&["--pmem", "none", "--pmem", "1G"], "none"),
-            (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
-            (&["--force"], "--pmem-file"),
-            (&["media"], "<FILE>"),
-            (&["media", "x", "--smp", "2"], "--smp has no use in media"),
-            (&["--virtio-pmem", "4097"], "4097"),
-            (&["--virtio-pmem", "0"], "at least one page"),
-            (&["--virtio-pmem", "none"], "at least one page"),
-            (&["--nvme", "4097"], "4097"),
-            (&["--nvme", "64K"], "between 1M and 1T"),
-            (&["--nvme", "2T"], "between 1M and 1T"),
-            (&["--iommu=maybe"], "maybe"),
-            (&["--edu=1"], "--edu"),
-            (&["test", "--iommu"], "--iommu has no use in test"),
-            (&["--dimm", "4097"], "4097"),
-            (&["--dimm", "none"], "at least one page"),
-            (&["--pull-every", "5"], "--dimm"),
-            (&["--dimm", "64M", "--pull-every", "0"], "from 1 to 3600"),
-            (&["--dimm", "64M", "--pull-every", "5", "--deterministic"], "--deterministic"),
-            (&["--dimm", "64M", "--seed", "5"], "--pull-every"),
-            (&["--accel", "xen"], "xen"),
-            (&["--accel", "kvm", "--deterministic"], "--deterministic"),
-            (&["--smp", "x"], "between 1 and 64"),
-            (&["--mem", "95M"], "between 96M and 512G"),
-            (&["--timeout", "soon"], "soon"),
-            (&["--timeout", "-1"], "whole number of seconds"),
-            (&["--mode", "party"], "party"),
-            (&["--append", "a=1,b=2"], "comma"),
-            (&["--colour"], "--colour"),
-            (&["--full"], "--full"),
-            (&["test", "--release"], "--release has no use in test"),
-            (&["test", "--smp", "8"], "--smp has no use in test"),
-            (&["--smp", "8", "test"], "--smp has no use in test"),
-            (&["bench", "--mode", "shell"], "--mode has no use in bench"),
-            (&["mutants", "--quiet"], "--quiet has no use in mutants"),
-            (&["run", "--full"], "--full is for test"),
-            (&["--baseline", "x"], "--baseline has no use in run"),
-            (&["test", "--save", "x"], "--save has no use in test"),
-            (&["bench", "--save"], "--save"),
-            (&["run", "--linux"], "--linux for bench"),
-            (&["bench", "--linux=5.10"], "6.1 and 6.12"),
-            (&["bench", "--linux", "6.1"], "6.1"),
-            (&["bench", "--linux", "--accel", "kvm"], "--linux counts emulated instructions"),
-            (&["bench", "--linux", "--save", "x"], "--baseline and --save go without it"),
-            (&["bench", "--linux=6.1", "--baseline", "x"], "--baseline and --save go without it"),
-            (&["dance"], "dance"),
-        ] {
-            let line = refused(args);
-            assert!(line.contains(word) && !line.contains('\n'), "{args:?}: {line:?}");
-        }
-    }
-
-    #[test]
-    fn the_help_text_names_every_option_and_no_other() {
-        let mut command = Cli::command();
-        command.build();
-        let known: BTreeSet<_> =
-            command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
-        let heads = include_str!("../help.txt").lines().filter(|line| line.trim_start().starts_with('-'));
-        let described: BTreeSet<_> = heads
-            .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',', '[']))
-            .filter(|word| word.starts_with("--"))
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(known, described);
-        for job in command.get_subcommands() {
-            assert!(include_str!("../help.txt").contains(&format!("\n  {} ", job.get_name())), "{}", job.get_name());
-        }
-    }
-}
+mod tests;

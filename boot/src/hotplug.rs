@@ -162,8 +162,10 @@ impl Moments {
     }
 }
 
-/// Pulls module 0 out once in every `every`, at a random moment, and puts it back, from the kernel's first prompt or act on and
-/// until the guest ends. Says which seed the moments follow from.
+/// Starts a thread that pulls module 0 out and puts it back, once in each period of length `every`: it leaves at a random moment
+/// of the period's first half, and is away for at most the other. The first period begins when the kernel says for the first
+/// time that a device is attached or has arrived; the last one is the one in which the guest ends, or in which the module cannot
+/// be pulled or put back, because somebody else has done it. Says which seed the moments follow from.
 pub(crate) fn pull_at_random(hand: Arc<Hotplug>, console: Arc<Console>, every: Duration, seed: Option<u64>) {
     let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000);
     eprintln!("run-qemu: the first module is pulled once in every {every:?}, --seed {seed}");
@@ -176,7 +178,6 @@ pub(crate) fn pull_at_random(hand: Arc<Hotplug>, console: Arc<Console>, every: D
         loop {
             let (before, away) = (moments.next(every / 2), moments.next(every / 2));
             thread::sleep(before);
-            // Where it fails the guest has ended, or has let it go itself.
             if let Err(error) = hand.pull(0) {
                 return eprintln!("run-qemu: the first module is not pulled: {error:#}");
             }

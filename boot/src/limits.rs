@@ -3,7 +3,7 @@
 use crate::backing::LABEL_BYTES;
 use crate::cli::Mode;
 use crate::machine::Machine;
-use crate::size::{self, GIB, MIB, TIB};
+use crate::size::{self, GIB, KIB, MIB, TIB};
 use anyhow::{Result, ensure};
 
 /// The physical addresses that the kernel's direct map has room for, in bytes (`kernel/src/mem/layout.rs`).
@@ -21,6 +21,11 @@ const MOST_DIMMS: usize = 16;
 /// (`kernel/src/demo/load.rs`).
 const DEMO_SHARED_BYTES: u64 = 4 * MIB;
 const DEMO_CPU_BYTES: u64 = 4 * MIB;
+
+/// What its last act uses of each of the two modules that fall, in bytes, likewise: a file that all CPUs map, and what each CPU's
+/// tasks write beside the file system's own (`kernel/src/demo/files.rs`; the registrations of `desk.rs` are smaller).
+const DESK_SHARED_BYTES: u64 = 3 * MIB;
+const DESK_CPU_BYTES: u64 = 256 * KIB;
 
 /// Where RAM and devices go that do not fit below 4 GiB.
 const ABOVE: u64 = 4 * GIB;
@@ -41,10 +46,21 @@ impl Machine {
             Mode::Bench => ("bench", GIB),
             Mode::Test | Mode::Shell => return Ok(()),
         };
+        let with = if self.smp == 1 { "1 CPU".into() } else { format!("{} CPUs", self.smp) };
+        // What the last act does without, it does not look at.
+        let falls = self.mode == Mode::Demo && self.iommu && self.edu && self.dimms.len() > 1;
+        let each = DESK_SHARED_BYTES + u64::from(self.smp) * DESK_CPU_BYTES;
+        for (dimm, which) in self.dimms.iter().zip(["first", "second"]).filter(|_| falls) {
+            ensure!(
+                dimm.size_bytes >= each,
+                "the demonstration needs memory modules of {} with {with}, and the {which} one has {}",
+                size::show(each),
+                size::show(dimm.size_bytes)
+            );
+        }
         let lent = self.virtio_pmem.first().map(|lent| lent.size_bytes);
         let lent = lent.or(self.dimms.first().map(|dimm| dimm.size_bytes));
         let Some(has) = self.pmem.first().map(|nvdimm| nvdimm.size_bytes).or(lent) else { return Ok(()) };
-        let with = if self.smp == 1 { "1 CPU".into() } else { format!("{} CPUs", self.smp) };
         ensure!(
             has >= needed,
             "{what} needs a device of {} with {with}, and the first one has {}",
@@ -118,7 +134,9 @@ mod tests {
     use super::*;
     use crate::backing::Nvdimm;
     use crate::cli::Cli;
+    use crate::size::PAGE_BYTES;
     use clap::Parser;
+    use std::path::Path;
 
     /// Behind the window QEMU keeps 32 GiB for PCI, which have to be addressable too, or it does not start.
     #[test]
@@ -175,6 +193,59 @@ mod tests {
         assert!(bench.check_job().expect_err("too small").to_string().starts_with("bench needs a device of 1G"));
     }
 
+    // covers: X4
+    #[test]
+    fn a_module_that_is_too_small_for_the_last_act_is_refused() {
+        for (args, line) in [
+            (&["--dimm", "64M", "--dimm", "2M"][..], "of 4M with 4 CPUs, and the second one has 2M"),
+            (&["--dimm", "4K", "--dimm", "64M"], "of 4M with 4 CPUs, and the first one has 4K"),
+            (&["--dimm", "16M", "--dimm", "16M", "--smp", "64"], "of 19M with 64 CPUs, and the first one has 16M"),
+        ] {
+            let error = from_line(args).expect_err("too small").to_string();
+            assert_eq!(error, format!("the demonstration needs memory modules {line}"));
+            // Where that act is left out, and where somebody else says what is done, they are as good as others.
+            for more in [&["--edu=off"][..], &["--iommu=off"], &["--mode", "shell"], &["--mode", "test"]] {
+                assert!(from_line(&[args, more].concat()).is_ok(), "{more:?}");
+            }
+        }
+        for args in [&["--dimm", "4M", "--dimm", "4M", "--dimm", "4K"][..], &["--dimm", "4K"], &["--dimm", "none"]] {
+            assert!(from_line(args).is_ok(), "{args:?}");
+        }
+    }
+
+    /// What was asked for is looked at as a whole before a file is made for a part of it.
+    #[test]
+    fn a_machine_that_is_refused_leaves_no_file_behind() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let [pmem, dimm, foreign] = ["pmem", "dimm", "foreign"].map(|name| directory.path().join(name));
+        std::fs::write(&foreign, [1; 4096]).expect("written");
+        let [pmem, dimm, foreign] = [&pmem, &dimm, &foreign].map(|path| path.to_str().expect("UTF-8"));
+        let files = ["--pmem-file", pmem, "--dimm-file", dimm, "--mode", "shell"];
+        let many = ["--dimm", "64M"].repeat(MOST_DIMMS + 1);
+        for (args, word) in [
+            ([&files[..], &["--dimm", "64T"]].concat(), "above 64T"),
+            ([&files[..], &["--pmem", "64T"]].concat(), "above 64T"),
+            ([&files[..], &many].concat(), "--dimm: 17 modules, and there is room for 16"),
+            ([&files[..4], &["--dimm", "1M", "--dimm", "1M"]].concat(), "memory modules of 4M"),
+            ([&files[..4], &["--pmem", "1M"]].concat(), "a device of 20M"),
+            (
+                vec!["--mode", "shell", "--pmem-file", pmem, "--dimm-file", directory.path().to_str().unwrap()],
+                "directory",
+            ),
+            (vec!["--pmem-file", pmem, "--dimm-file", foreign], "holds data of an unknown kind"),
+            ([&files[..], &["--acpitable", "/no/such/table"]].concat(), "--acpitable"),
+        ] {
+            let cli = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(&args));
+            let error = format!("{:#}", crate::run::machine(&cli, &cli.options).expect_err("refused"));
+            assert!(error.contains(word), "{args:?}: {error}");
+            let made = std::fs::read_dir(directory.path()).expect("listed").count() - 1;
+            assert_eq!(made, 0, "{args:?}");
+        }
+        let cli = Cli::parse_from(std::iter::once("run-qemu.sh").chain(files));
+        crate::run::machine(&cli, &cli.options).expect("a machine");
+        assert!(Path::new(pmem).exists() && Path::new(dimm).exists());
+    }
+
     /// The kernel's constants, as its sources have them.
     #[test]
     fn what_is_said_of_the_kernel_is_so() {
@@ -184,6 +255,13 @@ mod tests {
         let load = source("kernel/src/demo/load.rs");
         assert!(load.contains("pub const SMALL_BYTES: u64 = 4 << 20;") && DEMO_SHARED_BYTES == 4 << 20);
         assert!(load.contains("\nconst LARGE_BYTES: u64 = 4 << 20;") && DEMO_CPU_BYTES == 4 << 20);
+        let files = source("kernel/src/demo/files.rs");
+        for line in ["SHARED_PAGES: u64 = 512;", "RECORDS: u64 = 16;", "SCRATCH_PAGES: u64 = 3;"] {
+            assert!(files.contains(&format!("\nconst {line}")), "{line}");
+        }
+        const { assert!(512 * PAGE_BYTES < DESK_SHARED_BYTES && 2 * (16 + 3) * PAGE_BYTES < DESK_CPU_BYTES) };
+        let desk = source("kernel/src/demo/desk.rs");
+        assert!(desk.contains("\nconst PAGES: u64 = 64;") && 2 * 64 * PAGE_BYTES < DESK_SHARED_BYTES);
         let layout = source("kernel/src/mem/layout.rs");
         assert!(layout.contains("1 << 46") && DIRECT_MAP_BYTES == 1 << 46);
     }
@@ -199,9 +277,5 @@ mod tests {
             let error = asked(sizes).expect_err("it cannot be mapped");
             assert!(error.to_string().contains("above 64T"), "{error}");
         }
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let file = directory.path().join("kept");
-        let args = ["run-qemu.sh", "--pmem", "64T", "--pmem-file", file.to_str().expect("UTF-8")];
-        assert!(Machine::from_options(&Cli::parse_from(args).options).is_err() && !file.exists());
     }
 }

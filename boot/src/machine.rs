@@ -1,6 +1,6 @@
 //! The machine that QEMU is asked for: a plain description, and its command line.
 
-use crate::backing::{Dimm, LABEL_BYTES, Nvdimm, Ready, VirtioPmem, qemu_value};
+use crate::backing::{Dimm, Kind, LABEL_BYTES, Nvdimm, OverFile, Ready, VirtioPmem, qemu_value};
 use crate::cli::{Accel, Mode, Options, Switch};
 use crate::host_request;
 use crate::hotplug;
@@ -127,37 +127,20 @@ pub struct Files<'a> {
 }
 
 impl Machine {
-    /// The machine that the command line describes.
+    /// The machine that the command line describes. No file is made for it: see [`make_files`](Self::make_files).
     ///
     /// # Errors
-    /// One line about a file that was named and cannot be used.
+    /// One line about a file that was named and cannot be used, or about what no machine has or the job cannot be done with.
     pub fn from_options(options: &Options) -> Result<Self> {
-        let mut sizes = options.pmem.clone();
-        // Before a file is made for them.
-        let asked = sizes.iter().copied().filter(|size| *size != 0).map(Nvdimm::temporary).collect();
-        let asked =
-            Self { pmem: asked, mem_bytes: options.mem, smp: options.smp, mode: options.mode, ..Self::default() };
-        asked.check_number()?;
-        asked.check_window()?;
-        asked.check_job()?;
-        let mut pmem = Vec::new();
-        if let Some(file) = &options.pmem_file {
-            let first = (!sizes.is_empty()).then(|| sizes.remove(0));
-            pmem.push(Nvdimm::kept(&std::path::absolute(file)?, first, DEFAULT_PMEM_BYTES)?);
-        } else if sizes.is_empty() {
-            sizes.push(DEFAULT_PMEM_BYTES);
+        let mut pmem = devices(&options.pmem, options.pmem_file.as_deref(), DEFAULT_PMEM_BYTES)?;
+        if options.pmem.is_empty() && options.pmem_file.is_none() {
+            pmem.push(Nvdimm::temporary(DEFAULT_PMEM_BYTES));
         }
-        pmem.extend(sizes.into_iter().filter(|size| *size != 0).map(Nvdimm::temporary));
-        let mut modules = options.dimm.clone();
-        let mut dimms = Vec::new();
-        if let Some(file) = &options.dimm_file {
-            let first = (!modules.is_empty()).then(|| modules.remove(0));
-            dimms.push(Dimm::kept(&std::path::absolute(file)?, first, DEFAULT_DIMM_BYTES)?);
-        }
-        dimms.extend(modules.into_iter().map(Dimm::temporary));
+        let mut dimms = devices(&options.dimm, options.dimm_file.as_deref(), DEFAULT_DIMM_BYTES)?;
         // What falls off the desk in the demonstration, unless something else was asked for; in whole GiB, so that what
         // comes after them is aligned as without them.
-        if dimms.is_empty() && options.mode == Mode::Demo && !options.pmem.contains(&0) {
+        let is_asked = !options.dimm.is_empty() || options.dimm_file.is_some();
+        if !is_asked && options.mode == Mode::Demo && !options.pmem.contains(&0) {
             dimms.extend([DEFAULT_DIMM_BYTES; 2].map(Dimm::temporary));
         }
         if options.unarmed {
@@ -197,6 +180,15 @@ impl Machine {
         machine.check_window()?;
         machine.check_job()?;
         Ok(machine)
+    }
+
+    /// Makes the files that contents are to be kept in, where they are not there yet.
+    ///
+    /// # Errors
+    /// One line that names the file.
+    pub fn make_files(&self) -> Result<()> {
+        self.pmem.iter().try_for_each(Nvdimm::make)?;
+        self.dimms.iter().try_for_each(Dimm::make)
     }
 
     /// Bytes of the NVMe disk that is there. In deterministic mode there is none unless it was asked for: a host thread
@@ -313,6 +305,14 @@ impl Machine {
     }
 }
 
+/// The devices of one kind, of these sizes (0 is none): the first one is kept in `file` if there is one, which says its size, or
+/// will get `default_bytes`, where no size is given.
+fn devices<K: Kind>(sizes: &[u64], file: Option<&Path>, default_bytes: u64) -> Result<Vec<OverFile<K>>> {
+    let mut sizes = sizes.iter().copied().filter(|size| *size != 0);
+    let kept = file.map(|file| OverFile::kept(&std::path::absolute(file)?, sizes.next(), default_bytes)).transpose()?;
+    Ok(kept.into_iter().chain(sizes.map(OverFile::temporary)).collect())
+}
+
 /// A command line under construction.
 #[derive(Default)]
 struct Arguments(Vec<String>);
@@ -325,167 +325,4 @@ impl Arguments {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::Cli;
-    use clap::Parser;
-
-    fn line(machine: &Machine) -> String {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let backings: Vec<_> = machine
-            .pmem
-            .iter()
-            .enumerate()
-            .map(|(index, nvdimm)| nvdimm.prepare(dir.path(), index).expect("ready"))
-            .collect();
-        let virtio_backings: Vec<_> = machine
-            .virtio_pmem
-            .iter()
-            .enumerate()
-            .map(|(index, lent)| lent.prepare(dir.path(), index).expect("ready"))
-            .collect();
-        let dimm_backings: Vec<_> = machine
-            .dimms
-            .iter()
-            .enumerate()
-            .map(|(index, dimm)| dimm.prepare(dir.path(), index).expect("ready"))
-            .collect();
-        let firmware = Firmware { code: "code".into(), vars: "vars".into() };
-        let files = Files {
-            image: Path::new("a,b"),
-            firmware: &firmware,
-            qmp_socket: Path::new("qmp"),
-            backings: &backings,
-            dimm_backings: &dimm_backings,
-            virtio_backings: &virtio_backings,
-            nvme: (machine.nvme_bytes() > 0).then_some(Path::new("disk,0")),
-        };
-        machine.arguments(&files).expect("arguments").join(" ")
-    }
-
-    #[test]
-    fn the_default_machine_has_one_nvdimm_in_a_file() {
-        let line = line(&Machine::default());
-        for part in [
-            "-machine q35,nvdimm=on",
-            "-accel tcg",
-            "-smp 4",
-            "-m size=512M,slots=1,maxmem=3072M",
-            "size=1073872896,id=pmem0",
-            "label-size=131072",
-            "string=mode=demo host_requests=60",
-            "file=a,,b",
-        ] {
-            assert!(line.contains(part), "{part:?} is not in {line}");
-        }
-        assert!(!line.contains("icount") && !line.contains("phys-bits") && !line.contains(" -S"));
-    }
-
-    #[test]
-    fn six_tebibytes_are_addressable_and_fit_below_maxmem() {
-        let machine = Machine { pmem: vec![Nvdimm::temporary(6 << 40)], ..Machine::default() };
-        assert_eq!(machine.phys_bits(), 43);
-        assert!(line(&machine).contains("memory-backend-ram,reserve=off"));
-        let larger = Machine { pmem: vec![Nvdimm::temporary(24 << 40)], ..Machine::default() };
-        assert_eq!(larger.phys_bits(), 45);
-    }
-
-    #[test]
-    fn devices_that_do_dma_stand_behind_the_iommu() {
-        let with = line(&Machine::default());
-        for part in
-            ["-device edu,dma_mask=0xffffffffffffffff ", "if=none,id=nvme0,format=raw,file=disk,,0 ", "drive=nvme0"]
-        {
-            assert!(with.contains(part), "{part:?} is not in {with}");
-        }
-        let first = with.find("-device ").expect("a device");
-        assert!(with[first..].starts_with("-device intel-iommu,aw-bits=48 "), "{with}");
-        let without = line(&Machine { iommu: false, edu: false, nvme: Some(0), ..Machine::default() });
-        assert!(!without.contains("iommu") && !without.contains("edu") && !without.contains("nvme"), "{without}");
-        let counted = Machine { deterministic: true, ..Machine::default() };
-        assert!(line(&counted).contains("edu") && !line(&counted).contains("nvme"));
-        assert!(line(&Machine { nvme: Some(GIB), ..counted }).contains("nvme"));
-    }
-
-    #[test]
-    fn many_cpus_have_more_time_before_they_count_as_hung() {
-        let timeout = |args: &[&str]| {
-            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
-            Machine::from_options(&options).expect("a good machine").timeout.map(|timeout| timeout.as_secs())
-        };
-        assert_eq!([timeout(&[]), timeout(&["--smp", "64"])], [Some(300), Some(960)]);
-        assert_eq!([timeout(&["--smp", "64", "--timeout", "5"]), timeout(&["--mode", "shell"])], [Some(5), None]);
-    }
-
-    #[test]
-    fn an_nvdimm_that_is_not_armed_says_so_and_no_other_does() {
-        let asked = |args: &[&str]| {
-            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
-            Machine::from_options(&options)
-        };
-        let line = line(&asked(&["--unarmed", "--pmem", "1G", "--pmem", "1G"]).expect("a good machine"));
-        assert!(
-            line.contains("id=nvdimm0,label-size=131072,unarmed=on ") && line.matches("unarmed").count() == 1,
-            "{line}"
-        );
-        assert!(asked(&["--unarmed", "--pmem", "none"]).is_err());
-    }
-
-    #[test]
-    fn no_nvdimm_leaves_the_nfit_to_the_user() {
-        let line = line(&Machine { pmem: vec![], acpitables: vec!["nfit.bin".into()], ..Machine::default() });
-        assert!(line.contains("nvdimm=off") && line.contains("-acpitable file=nfit.bin"), "{line}");
-        assert!(!line.contains("maxmem") && !line.contains("-object"), "{line}");
-    }
-
-    #[test]
-    fn a_virtio_pmem_device_has_room_beside_the_nvdimms_and_without_them() {
-        let lent = vec![VirtioPmem::new(64 * MIB), VirtioPmem { size_bytes: 4096, can_flush: false }];
-        let both = line(&Machine { virtio_pmem: lent.clone(), ..Machine::default() });
-        for part in [
-            "slots=3,maxmem=5120M",
-            "vpmem0,share=on,size=67108864,id=vpmem0",
-            "virtio-pmem-pci,memdev=vpmem0",
-            "memory-backend-ram,reserve=off,size=4096,id=vpmem1",
-        ] {
-            assert!(both.contains(part), "{part:?} is not in {both}");
-        }
-        let alone = line(&Machine { pmem: vec![], virtio_pmem: lent, ..Machine::default() });
-        assert!(alone.contains("nvdimm=off") && alone.contains("slots=2,maxmem="), "{alone}");
-    }
-
-    #[test]
-    fn modules_are_in_files_in_the_first_slots_and_there_is_room_for_more() {
-        let asked = |args: &[&str]| {
-            let options = Cli::parse_from(std::iter::once(&"run-qemu.sh").chain(args)).options;
-            Machine::from_options(&options).expect("a good machine")
-        };
-        let two = line(&asked(&["--dimm", "64M", "--dimm", "1G"]));
-        for part in [
-            "slots=3,maxmem=6144M",
-            "dimm0,share=on,align=2097152,size=67108864,id=module0",
-            "pc-dimm,memdev=module0,id=dimm0,slot=0",
-            "align=1073741824,size=1073741824,id=module1",
-            "pc-dimm,memdev=module1,id=dimm1,slot=1",
-        ] {
-            assert!(two.contains(part), "{part:?} is not in {two}");
-        }
-        let spare = Spare { slots: 2, bytes: 4 * GIB, nvdimms: true };
-        let room = line(&Machine { pmem: vec![], spare, ..Machine::default() });
-        assert!(room.contains("nvdimm=on") && room.contains("slots=2,maxmem=5120M"), "{room}");
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let file = directory.path().join("kept");
-        let kept = asked(&["--dimm", "32M", "--dimm-file", file.to_str().expect("UTF-8")]);
-        assert_eq!((kept.dimms.len(), file.metadata().expect("made").len()), (1, 32 * MIB));
-        assert_eq!(Dimm::kept(&file, None, GIB).expect("opened").size_bytes, 32 * MIB);
-        let other = Dimm::kept(&file, Some(MIB), GIB).expect_err("another size").to_string();
-        assert!(other.contains("holds a module of 32M, not of 1M"), "{other}");
-    }
-
-    #[test]
-    fn deterministic_counts_instructions_and_tells_the_kernel() {
-        let line = line(&Machine { deterministic: true, append: vec!["log=debug".into()], ..Machine::default() });
-        assert!(line.contains("-icount shift=6,sleep=off"), "{line}");
-        assert!(line.contains("string=mode=demo deterministic=1 log=debug"), "{line}");
-    }
-}
+mod tests;

@@ -31,8 +31,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         }
     }
     // Before anything is built: a wrong file name should not cost a minute.
-    let machine = Machine::from_options(&options).and_then(|machine| refuse_foreign(cli).map(|()| machine));
-    let mut machine = match machine {
+    let mut machine = match machine(cli, &options) {
         Ok(machine) => machine,
         Err(error) => {
             eprintln!("run-qemu: {error:#}");
@@ -63,14 +62,30 @@ fn hold(cli: &Cli, options: &Options, machine: &Machine) -> Result<Option<Held>>
     (cli.job() == Command::Bench).then(|| Held::from_options(options, machine)).transpose()
 }
 
+/// The machine that is asked for by `options`, those of the command line with what the job adds to them. The files for it are
+/// made last, so that whatever is refused leaves none behind.
+///
+/// # Errors
+/// One line.
+pub(crate) fn machine(cli: &Cli, options: &Options) -> Result<Machine> {
+    let machine = Machine::from_options(options)?;
+    refuse_foreign(cli)?;
+    machine.make_files()?;
+    Ok(machine)
+}
+
 /// Whatever writes over the whole of a backing file does not write over what somebody may still want. The shell writes
 /// nothing by itself, and asks before each command that does.
-pub(crate) fn refuse_foreign(cli: &Cli) -> Result<()> {
-    let writes = cli.job() == Command::Bench || cli.options.mode != Mode::Shell;
-    match &cli.options.pmem_file {
-        Some(file) if writes && !cli.options.force => medium::refuse(file),
-        _ => Ok(()),
+fn refuse_foreign(cli: &Cli) -> Result<()> {
+    let options = &cli.options;
+    let writes = cli.job() == Command::Bench || options.mode != Mode::Shell;
+    if !writes || options.force {
+        return Ok(());
     }
+    let files = [&options.pmem_file, &options.dimm_file].into_iter().flatten();
+    // One that is not there yet, or is empty, holds nothing.
+    let mut old = files.filter(|file| file.metadata().is_ok_and(|meta| meta.len() != 0));
+    old.try_for_each(|file| medium::refuse(file))
 }
 
 fn boot(machine: &Machine, options: &Options, held: Option<Held>) -> Result<u8> {

@@ -12,6 +12,7 @@ use boot::machine::{DEFAULT_NVME_BYTES, Machine};
 use boot::outcome::{Outcome, Status};
 use boot::size::{GIB, MIB, TIB};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -34,11 +35,11 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     ];
     all.push(("virtio-pmem", Machine { smp: 2, virtio_pmem: vec![VirtioPmem::new(64 * MIB)], ..base.clone() }));
     let disk = Some(DEFAULT_NVME_BYTES);
-    all.push(("deterministic", Machine { smp: 2, deterministic: true, nvme: disk, ..base.clone() }));
+    all.push(("deterministic-disk", Machine { smp: 2, deterministic: true, nvme: disk, ..base.clone() }));
     let none = Machine { iommu: false, edu: false, nvme: Some(0), ..base.clone() };
     all.push(("no-dma", Machine { smp: 1, append: vec!["tests=dma.*".into()], ..none }));
-    // Two leave for good, without a word.
-    let dimms = vec![Dimm::temporary(64 * MIB); 3];
+    // Four leave for good, without a word.
+    let dimms = vec![Dimm::temporary(64 * MIB); 5];
     let leaving = Machine { smp: 2, dimms, append: vec!["tests=depart.*".into()], ..base.clone() };
     all.push(("dimm", leaving.clone()));
     all.push(("dimm-deterministic", Machine { deterministic: true, ..leaving }));
@@ -70,8 +71,15 @@ fn long_stress(base: &Machine) -> impl Iterator<Item = (&'static str, Machine)> 
     sizes.into_iter().map(move |(name, smp, deterministic)| (name, Machine { smp, deterministic, ..base.clone() }))
 }
 
+/// A name says which machine a failed test ran on.
+fn have_names_of_their_own(all: &[(&'static str, Machine)]) -> bool {
+    let names: BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
+    names.len() == all.len()
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    assert!(have_names_of_their_own(&configurations()), "two configurations have one name");
     // The names of the tests are in the kernel, so it has to run before anything can be said, even for a list.
     let mut trials = Vec::new();
     for together in configurations().chunks(AT_ONCE) {

@@ -296,6 +296,7 @@ fn main_task() -> tcb::Exit {
         },
     );
     dma::start();
+    dma::ask_presence(dimms::is_there);
     edu::find();
     nvme::find();
     departure::start();

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::cli::{Cli, Mode};
-use crate::machine::Machine;
 use clap::Parser;
 use media::btt::Table;
 use media::info::Parent;
@@ -112,12 +111,15 @@ fn writers(image: &Path) -> Vec<(&'static str, Result<u8>)> {
     let path = image.to_str().unwrap();
     let run = |args: &[&str]| {
         let cli = Cli::parse_from(std::iter::once("run-qemu.sh").chain(args.iter().copied()));
-        Machine::from_options(&cli.options).and_then(|_| crate::run::refuse_foreign(&cli)).map(|()| 0)
+        crate::run::machine(&cli, &cli.options).map(|_| 0)
     };
     let mut all = vec![
         ("demo", run(&["--pmem-file", path])),
         ("test", run(&["--pmem-file", path, "--mode", "test"])),
         ("bench", run(&["bench", "--pmem-file", path])),
+        ("demo on a module", run(&["--dimm-file", path])),
+        ("test on a module", run(&["--dimm-file", path, "--mode", "test"])),
+        ("bench beside a module", run(&["bench", "--dimm-file", path])),
     ];
     if cfg!(feature = "fs") {
         let other = image.with_extension("other");
@@ -152,9 +154,11 @@ fn nothing_writes_to_an_image_unasked() {
             assert!(bytes_of(image) == before, "{what} has changed {}", image.display());
         }
         // The shell asks later, and looking changes nothing.
-        let cli = Cli::parse_from(["run-qemu.sh", "--mode", "shell", "--pmem-file", image.to_str().unwrap()]);
-        assert_eq!(cli.options.mode, Mode::Shell);
-        crate::run::refuse_foreign(&cli).unwrap();
+        for option in ["--pmem-file", "--dimm-file"] {
+            let cli = Cli::parse_from(["run-qemu.sh", "--mode", "shell", option, image.to_str().unwrap()]);
+            assert_eq!(cli.options.mode, Mode::Shell);
+            crate::run::machine(&cli, &cli.options).unwrap();
+        }
         listed(image);
         assert!(bytes_of(image) == before, "looking has changed {}", image.display());
     }
@@ -181,13 +185,16 @@ fn force_goes_on_and_a_file_that_was_made_here_needs_none() {
     let dir = tempfile::tempdir().unwrap();
     let image = unpack("devdax2m", dir.path());
     let path = image.to_str().unwrap();
-    let cli = |args: &[&str]| Cli::parse_from(["run-qemu.sh", "--pmem-file"].iter().chain(args).copied());
-    crate::run::refuse_foreign(&cli(&[path, "--force"])).unwrap();
-    assert!(Machine::from_options(&cli(&[path, "--force"]).options).unwrap().boot_options().contains("force=1"));
-    let new = dir.path().join("new");
-    let new = cli(&[new.to_str().unwrap(), "--pmem", "32M"]);
-    Machine::from_options(&new.options).unwrap();
-    crate::run::refuse_foreign(&new).unwrap();
+    let machine = |args: &[&str]| {
+        let cli = Cli::parse_from(["run-qemu.sh"].iter().chain(args).copied());
+        crate::run::machine(&cli, &cli.options).unwrap()
+    };
+    for (option, size) in [("--pmem-file", "--pmem"), ("--dimm-file", "--dimm")] {
+        assert!(machine(&[option, path, "--force"]).boot_options().contains("force=1"));
+        let new = dir.path().join(option);
+        // Made, and taken again.
+        (0..2).for_each(|_| drop(machine(&[option, new.to_str().unwrap(), size, "32M"])));
+    }
     if cfg!(feature = "fs") {
         let words = |words: &[&str]| crate::fsimage::job(words.iter().map(Into::into)).unwrap();
         // What cannot be made leaves all as it is, and makes no file.

@@ -90,7 +90,7 @@ const LARGE_GIB: u64 = 6 << 10;
 /// One line: what is missing, or what went wrong.
 pub fn job(cli: &Cli, chosen: Option<Series>) -> Result<u8> {
     let options = ours(&cli.options);
-    let machine = match Machine::from_options(&options).and_then(|machine| run::refuse_foreign(cli).map(|()| machine)) {
+    let machine = match run::machine(cli, &options) {
         // The same devices on both sides: what the peer's drivers would do with them is not measured.
         Ok(machine) => {
             Machine { cpu: CPU.map(String::from).into(), iommu: false, edu: false, nvme: Some(0), ..machine }

@@ -46,6 +46,11 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["bench", "--linux", "--pmem", "16M"], "bench needs a device of 1G");
     refused(&["--pmem", "64M"].repeat(33), "33 NVDIMMs, and the kernel keeps 32");
     refused(&["--pmem", "4097"], "not a multiple of the page size");
+    refused(&["--dimm", "64M"].repeat(17), "17 modules, and there is room for 16");
+    refused(&["--dimm", "2M", "--dimm", "64M"], "the demonstration needs memory modules of 4M with 4 CPUs");
+    refused(&["--dimm", "none", "--dimm-file", "x"], "--dimm none and --dimm-file contradict each other");
+    refused(&["--pull-every", "5"], "--pull-every is for --mode shell, and this is demo");
+    refused(&["bench", "--dimm", "64M", "--pull-every", "5"], "--pull-every has no use in bench");
     refused(&["--timeout", "-1"], "-1");
 }
 
@@ -68,6 +73,10 @@ fn a_file_that_cannot_be_used_is_one_line_and_status_2() {
     refused(&["bench", "--smp", "2", "--baseline", &kept], "with 2 CPUs");
     std::fs::write(path("odd"), [0; 5000]).expect("written");
     refused(&["--pmem-file", &path("odd")], "5000 bytes");
+    refused(&["--dimm-file", &path("odd")], "5000 bytes");
+    std::fs::write(path("foreign"), [1; 4096]).expect("written");
+    refused(&["--dimm-file", &path("foreign")], "holds data of an unknown kind");
+    refused(&["bench", "--dimm-file", &path("foreign")], "holds data of an unknown kind");
     std::fs::write(path("small"), vec![0; (1 << 20) + (128 << 10)]).expect("written");
     refused(&["--mode", "shell", "--pmem", "2M", "--pmem-file", &path("small")], "holds an NVDIMM of 1M, not of 2M");
 }

@@ -266,8 +266,8 @@ fn fallen(machine: &Machine) -> Outcome {
     assert_eq!(gone.count(), 2, "{}", tail(&outcome));
     // The registration of the transfer is told from its making to the fault after its end, with whose it is.
     let of_edu = |topic| {
-        let lines = records(&outcome, topic).into_iter();
-        lines.filter(|line| line.get("device") == Some("edu0")).next_back().unwrap_or_else(|| panic!("no {topic}"))
+        let mut lines = records(&outcome, topic).into_iter();
+        lines.rfind(|line| line.get("device") == Some("edu0")).unwrap_or_else(|| panic!("no {topic}"))
     };
     let (mapped, revoked, fault) = (of_edu("dma_mapped"), of_edu("dma_revoked"), of_edu("dma_fault"));
     for line in [&mapped, &revoked, &fault] {

@@ -35,6 +35,9 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 5] = [Self::Dying, Self::Told, Self::Dead, Self::ReadersGone, Self::HoldersCleared];
+
     /// The word for machine-readable lines.
     pub const fn name(self) -> &'static str {
         match self {

@@ -99,14 +99,23 @@ impl<T> DeviceSlot<T> {
     /// # Errors
     /// [`SlotError::Empty`] or [`SlotError::Removing`].
     pub fn begin_removal(&self) -> Result<(T, Removing<'_, T>), SlotError> {
+        self.begin_removal_if(|_| true)
+    }
+
+    /// As [`begin_removal`](Self::begin_removal), if it is the device that `is_meant` knows: for who has put one in and cannot
+    /// say whether another stands there by now. `is_meant` runs under a spin lock.
+    ///
+    /// # Errors
+    /// [`SlotError::Empty`], also where another device is there, or [`SlotError::Removing`].
+    pub fn begin_removal_if(&self, is_meant: impl FnOnce(&T) -> bool) -> Result<(T, Removing<'_, T>), SlotError> {
         let mut state = self.state.lock();
         match core::mem::replace(&mut *state, State::Removing) {
-            State::Attached(device) => Ok((device, Removing { slot: self })),
-            State::Empty => {
-                *state = State::Empty;
+            State::Attached(device) if is_meant(&device) => Ok((device, Removing { slot: self })),
+            State::Removing => Err(SlotError::Removing),
+            other => {
+                *state = other;
                 Err(SlotError::Empty)
             }
-            State::Removing => Err(SlotError::Removing),
         }
     }
 

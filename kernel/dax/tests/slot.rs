@@ -32,6 +32,20 @@ fn a_second_removal_is_refused_or_waits() {
 
 /// covers: R12
 #[test]
+fn a_removal_that_means_another_device_leaves_this_one_alone() {
+    let slot = DeviceSlot::new();
+    assert_eq!(slot.begin_removal_if(|_: &&str| panic!("there is none")).err(), Some(SlotError::Empty));
+    slot.attach("pmem1").unwrap();
+    assert_eq!(slot.begin_removal_if(|device| *device == "pmem0").err(), Some(SlotError::Empty));
+    assert_eq!(slot.with(|device| device.len()), Ok(5), "it was taken away");
+    let (device, removing) = slot.begin_removal_if(|device| *device == "pmem1").unwrap();
+    assert_eq!((device, slot.begin_removal_if(|_| true).err()), ("pmem1", Some(SlotError::Removing)));
+    drop(removing);
+    assert_eq!(slot.with(|_| ()), Err(SlotError::Empty));
+}
+
+/// covers: R12
+#[test]
 fn of_many_removals_at_once_one_runs() {
     let slot = DeviceSlot::new();
     for _ in 0..200 {

@@ -6,7 +6,7 @@ mod rig;
 
 use std::sync::Arc;
 
-use common::{Model, Op, apply, difference, new_fs, random_op, read_all};
+use common::{Model, Op, Thing, apply, difference, new_fs, random_op, read_all};
 use fs::check::check;
 use fs::error::{FsError, ShutdownReason};
 use fs::format::BLOCK_SIZE;
@@ -21,7 +21,7 @@ use mm::machine::Point;
 use mm::space::{Access, SigBusCause};
 use rig::{Device, START, Task, assert_no_leak, cx, page};
 use testkit::emu::Event;
-use testkit::sim::{Leaves, Random, SimPmem};
+use testkit::sim::{Leaves, Limits, Random, Recorder, SimPmem};
 
 const NEVER: u64 = u64::MAX;
 
@@ -49,6 +49,15 @@ fn used(seed: u64) -> (Vec<u8>, Model) {
 fn holds(bytes: Vec<u8>) -> Result<Model, FsError> {
     let sim: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes));
     read_all(&mut mount(&sim, &MountOptions::default())?)
+}
+
+/// What the file of this path is on a medium.
+fn file_of(medium: Vec<u8>, path: &[u8]) -> Vec<u8> {
+    let model = holds(medium).expect("it can be mounted");
+    match model.paths.get(path) {
+        Some(Thing::File(nr)) => model.files[nr].clone(),
+        other => panic!("{}: {other:?}", path.escape_ascii()),
+    }
 }
 
 /// Bytes that an operation overwrites in place are old or new; `None`: all as it should be.
@@ -177,6 +186,26 @@ fn mounted(device: &Device) -> (Arc<Leaves>, Arc<rig::Fs>) {
     (leaves, Mounted::mount(&device.mm, source).unwrap())
 }
 
+/// Of a file of ones with one store in its third page: whatever of the cache a departure leaves behind, the medium has every
+/// byte that was acknowledged, and of that store all or nothing, unless it was `synced`.
+fn durable(sim: &Arc<SimPmem>, mut recorder: Recorder, synced: bool) {
+    if synced {
+        sim.mark(1);
+    }
+    let (mut seen, at) = (0, 2 * PAGE_SIZE as usize);
+    let limits = Limits { per_point: 16, torn: 0, seed: 1 };
+    recorder.crash_images(sim, limits, &mut |image, mark| {
+        let got = file_of(image.to_vec(), b"a");
+        let stored = got[at..at + 8] == 7_u64.to_le_bytes();
+        assert!(stored || mark == 0 && got[at..at + 8] == [1; 8], "{:?}", &got[at..at + 8]);
+        assert_eq!(got.len() as u64, 4 * PAGE_SIZE);
+        assert!(got[..at].iter().chain(&got[at + 8..]).all(|byte| *byte == 1), "beside what was stored");
+        seen += mark;
+        true
+    });
+    assert_eq!(seen != 0, synced, "images after what was acknowledged");
+}
+
 // covers: S2 S3
 #[test]
 fn wherever_the_memory_leaves_an_fsync_answers_success_for_what_is_there() {
@@ -189,10 +218,15 @@ fn wherever_the_memory_leaves_an_fsync_answers_success_for_what_is_there() {
             let file = fs.create(&cx(), "a", true).unwrap();
             fs.write(&cx(), &file, 0, &vec![1; (4 * PAGE_SIZE) as usize]).unwrap();
             let task = Task::with(&mm, 1, &file, 4);
+            let recorder = device.sim.record();
             task.store(2, 7).unwrap();
+            // The emulated machine has its own bytes: the medium gets the store as it leaves the CPU, in its cache.
+            let pfn = task.space.translate(page(2)).expect("it is mapped").entry.pfn().as_u64();
+            device.sim.store((pfn - START) * PAGE_SIZE, &7_u64.to_le_bytes()).unwrap();
             leaves.leave_before(access);
             let synced = fs.fsync(&cx(), &file);
             assert_eq!(synced.is_ok(), leaves.was_here(), "access {access}: {synced:?}");
+            durable(&device.sim, recorder, synced.is_ok());
             assert!(synced.is_ok() || synced == Err(FsError::DeviceGone), "access {access}: {synced:?}");
             // The one after it does not find that there is nothing to do.
             if synced.is_err() {
@@ -254,8 +288,16 @@ fn a_device_that_has_gone_is_neither_read_nor_written_and_all_tasks_are_told() {
         drop((tasks, a, b));
         fs.reap(&cx());
         fs.unmount(&cx()).unwrap();
-        // Put back it is mounted, and all that was acknowledged is there: not what tasks have stored since, all of which
-        // may be.
+        // Put back it is mounted, and all that was acknowledged is there, byte for byte; what tasks have stored since
+        // may be, each store for itself.
+        for path in [&b"a"[..], b"b"] {
+            let got = file_of(sim.bytes(), path);
+            assert_eq!(got.len() as u64, 16 * PAGE_SIZE);
+            for (nr, page) in (0_u64..).zip(got.chunks(PAGE_SIZE as usize)) {
+                assert!(page[..8] == [1; 8] || page[..8] == nr.to_le_bytes(), "page {nr}: {:?}", &page[..8]);
+                assert!(page[8..].iter().all(|byte| *byte == 1), "page {nr} behind what was stored");
+            }
+        }
         let again = Device::attach(&mm, "dimm0", START, sim);
         let fs = again.mount().unwrap();
         let file = fs.open(&cx(), "b").unwrap();

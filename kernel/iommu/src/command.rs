@@ -124,41 +124,9 @@ pub enum Limit {
     Mask(u8),
 }
 
-/// The commands that cover a range of pages: as few naturally aligned blocks as its ends allow, or the whole domain at
-/// once where these would be more than `most`.
-///
-/// ```
-/// use iommu::command::{Limit, covering};
-///
-/// // Pages 3 to 16: 3, 4 to 7, 8 to 15, 16.
-/// assert_eq!(covering(1, 3, 14, Limit::Mask(18), 8).count(), 4);
-/// assert_eq!(covering(1, 3, 14, Limit::Mask(18), 3).count(), 1, "the whole domain");
-/// assert_eq!(covering(1, 1 << 18, 1 << 18, Limit::Mask(18), 8).count(), 1, "an aligned block is one command");
-/// ```
-pub fn covering(domain: u16, first: u64, nr_pages: u64, limit: Limit, most: usize) -> impl Iterator<Item = Command> {
-    let end = first.saturating_add(nr_pages);
-    let blocks = move || {
-        let mut page = first;
-        core::iter::from_fn(move || {
-            let Limit::Mask(max_mask) = limit else { return None };
-            let left = end.checked_sub(page).filter(|left| *left > 0)?;
-            let order = page.trailing_zeros().min(left.ilog2()).min(max_mask.into());
-            let block = Command::block(domain, page, order, limit);
-            page += 1 << order;
-            Some(block)
-        })
-    };
-    let by_range = limit != Limit::DomainOnly && blocks().take(most + 1).count() <= most;
-    let whole = (!by_range && nr_pages > 0).then_some(Command::Iotlb(Iotlb::Domain { domain }));
-    blocks().take(if by_range { usize::MAX } else { 0 }).chain(whole)
-}
-
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
-    extern crate std;
     use super::*;
-    use proptest::prelude::*;
-    use std::vec::Vec;
 
     #[test]
     fn descriptors_are_the_bits_of_the_specification() {
@@ -190,29 +158,5 @@ mod tests {
         assert_eq!(Command::block(7, 1 << 19, 19, Limit::Mask(18)), whole);
         assert_eq!(Command::block(7, 1, 0, Limit::DomainOnly), whole);
         assert_ne!(Command::block(7, 1 << 18, 18, Limit::Mask(18)), whole);
-    }
-
-    proptest! {
-        #[test]
-        fn a_range_is_covered_exactly_and_by_the_fewest_blocks(
-            first in 0u64..1 << 36, nr in 1u64..1 << 20, max_mask in 0u8..20,
-        ) {
-            let commands: Vec<Command> = covering(9, first, nr, Limit::Mask(max_mask), 64).collect();
-            prop_assert!(!commands.is_empty() && commands.len() <= 64);
-            if let [Command::Iotlb(Iotlb::Domain { domain: 9 })] = commands[..] {
-                prop_assert!(covering(9, first, nr, Limit::Mask(max_mask), usize::MAX - 1).take(65).count() > 64);
-                return Ok(());
-            }
-            let mut page = first;
-            for command in commands {
-                let Command::Iotlb(Iotlb::Pages { domain: 9, address, mask, leaf_only: false }) = command else {
-                    return Err(TestCaseError::fail("not a range"));
-                };
-                prop_assert_eq!(address, page << PAGE_SHIFT);
-                prop_assert!(mask <= max_mask && page % (1 << mask) == 0);
-                page += 1 << mask;
-            }
-            prop_assert_eq!(page, first + nr);
-        }
     }
 }

@@ -16,7 +16,7 @@
 //! with real tables and the real queue, the package `testkit` with an emulated unit whose stale translations persist until
 //! they are invalidated, the models with a checker's atomics. The protocol is told in `docs/dma.md`.
 //!
-//! Sections are those of the *Intel Virtualization Technology for Directed I/O* specification, revision 3.3 ("VT-d").
+//! Sections are those of the *Intel Virtualization Technology for Directed I/O* specification, revision 4.0 ("VT-d").
 #![no_std]
 #![forbid(unsafe_code)]
 

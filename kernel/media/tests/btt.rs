@@ -29,10 +29,10 @@ fn why(namespace: &dyn Medium) -> String {
 fn the_flags_of_a_map_entry_are_those_of_linux() {
     let mut writer = Writer::new(TableOf::default());
     let mut put = |sector: u32, entry: u32| writer.namespace.put(writer.map(sector), &entry.to_le_bytes());
-    [(1, 7), (2, 1 << 30 | 2), (3, 1 << 31 | 3), (4, 3 << 30 | 9), (5, 3 << 30 | 40 + 256), (39, 3 << 30 | 40 + 255)]
+    [(1, 7), (2, 1 << 30 | 2), (3, 1 << 31 | 3), (4, 3 << 30 | 9), (5, 3 << 30 | 296), (39, 3 << 30 | 295)]
         .into_iter()
         .for_each(|(sector, entry)| put(sector, entry));
-    for (block, byte) in [(1, 1), (2, 2), (3, 3), (9, 9), (40 + 255, 39)] {
+    for (block, byte) in [(1, 1), (2, 2), (3, 3), (9, 9), (295, 39)] {
         let place = writer.block(0, block);
         writer.namespace.put(place, &[byte; 4096]);
     }

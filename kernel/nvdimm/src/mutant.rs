@@ -14,4 +14,7 @@ mutants::mutants! {
     /// Notice of the next module is taken before the stay of the last one has ended. Caught by
     /// `hotplug::a_stay_ends_for_good_wherever_the_next_one_begins`.
     StayEndedLate = "stay_ended_late",
+    /// A stay counts as that of every range. Caught by
+    /// `hotplug::a_stay_is_that_of_one_range_and_nothing_else_is_there_by_it`.
+    RangeNotAsked = "range_not_asked",
 }

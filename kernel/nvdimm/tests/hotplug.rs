@@ -2,6 +2,7 @@
 //! or is taken notice of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::device::DataCache;
 use dax::removal::Method;
@@ -10,8 +11,8 @@ use mm::context::MmContext;
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
 use nvdimm::hotplug::stay::{self, Place};
-use nvdimm::hotplug::{Hotplug, Module, ModuleError, Registers, Status};
-use nvdimm::nfit::{ByteRange, Limits};
+use nvdimm::hotplug::{Ejected, Hotplug, Module, ModuleError, Registers, Status, free_windows};
+use nvdimm::nfit::{ByteRange, Limits, Owner, Taken};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 use nvdimm::pmem::memory::{FlushError, MapFailed, PmemHost, PmemMemory};
 use nvdimm::pmem::{AttachError, Config, PmemDriver, Step};
@@ -108,8 +109,127 @@ fn each_slot_says_what_is_in_it_and_what_is_to_become_of_it() {
     assert_eq!((hotplug.status(2).asked_for, bench.slots.reports()), (false, vec![(2, 3, 0x82)]));
     bench.slots.ask_for(2);
     hotplug.take_request(2);
-    assert!(!hotplug.status(2).asked_for && hotplug.eject(2) && hotplug.module(2).is_none());
+    assert_eq!((hotplug.status(2).asked_for, hotplug.eject_known(2)), (false, Ejected::Went));
+    assert!(hotplug.module(2).is_none());
     assert!(hotplug.status(1).enabled, "another slot's module has gone");
+}
+
+// covers: S4
+#[test]
+fn a_module_that_took_the_place_of_the_one_asked_for_is_not_ejected() {
+    let bench = bench();
+    let hotplug = bench.place.hotplug();
+    bench.slots.ask_for(1);
+    bench.slots.pull(1);
+    assert_eq!(hotplug.eject_known(1), Ejected::HadLeft, "nothing is there");
+    // The wish is about the module that has left.
+    hotplug.drop_request(1);
+    bench.slots.put(1, BASE, LEN);
+    assert_eq!((hotplug.status(1).asked_for, bench.slots.reports()), (false, vec![]));
+    assert_eq!(hotplug.eject_known(1), Ejected::HadLeft, "nobody has taken notice of this one");
+    assert!(bench.slots.has(1), "another module was thrown out");
+    bench.place.begin();
+    assert_eq!((hotplug.eject_known(1), bench.slots.has(1)), (Ejected::Went, false));
+    bench.slots.put(1, BASE, LEN);
+    assert!(hotplug.eject(1) && !bench.slots.has(1), "without asking whose it is");
+}
+
+// covers: S2
+#[test]
+fn a_stay_is_that_of_one_range_and_nothing_else_is_there_by_it() {
+    let bench = bench();
+    let stay = bench.place.current().unwrap();
+    let of = |base: u64, len: u64| PfnRange::new(Pfn::new(base / PAGE_SIZE), len / PAGE_SIZE).unwrap();
+    assert_eq!(stay.range(), ByteRange { base: BASE, len_bytes: LEN });
+    for (frames, is_of, covers) in [
+        (of(BASE, LEN), true, true),
+        (of(BASE, LEN - PAGE_SIZE), false, true),
+        (of(BASE + PAGE_SIZE, LEN - PAGE_SIZE), false, true),
+        (of(BASE, LEN + PAGE_SIZE), false, false),
+        (of(BASE - PAGE_SIZE, LEN), false, false),
+        (of(2 * BASE, LEN), false, false),
+    ] {
+        assert_eq!((stay.is_of(frames), stay.covers(frames)), (is_of, covers), "{frames:?}");
+    }
+    // In the same slot comes a module that is elsewhere, or of another size: what was there is not.
+    for (base, len) in [(2 * BASE, LEN), (BASE, 2 * LEN), (BASE, LEN / 2)] {
+        bench.slots.pull(1);
+        bench.slots.put(1, base, len);
+        bench.place.begin();
+        let now = bench.place.current().unwrap();
+        assert!(now.goes_on() && !stay.goes_on());
+        assert_eq!((now.range().base, now.range().len_bytes), (base, len));
+        assert_eq!(bench.attach().err(), Some(AttachError::Map(MapFailed::Gone)), "{base:#x} {len:#x}");
+        assert_eq!(bench.driver.look("dimm0", frames(), |_| ()), Err(AttachError::Map(MapFailed::Gone)));
+    }
+    bench.slots.pull(1);
+    bench.slots.put(1, BASE, LEN);
+    bench.place.begin();
+    drop(bench.attach().expect("it is back"));
+}
+
+/// A reader that is told of a stay while one module takes the place of the other never puts the range of one to the number
+/// of the other.
+#[test]
+fn whoever_looks_while_modules_change_sees_the_range_of_the_stay_that_it_is_told_of() {
+    let bench = bench();
+    let range = |nr: u64| ByteRange { base: BASE * (1 + nr % 2), len_bytes: LEN * (1 + nr % 2) };
+    let (seen, done) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                if let Some(stay) = bench.place.current() {
+                    let ByteRange { base, len_bytes } = stay.range();
+                    assert_eq!(base / BASE, len_bytes / LEN, "{base:#x} {len_bytes:#x}");
+                    seen.fetch_add(1, Ordering::Release);
+                }
+            }
+        });
+        let (mut changes, before) = (0, seen.load(Ordering::Acquire));
+        while changes < 5_000 || seen.load(Ordering::Acquire) < before + 1_000 {
+            let ByteRange { base, len_bytes } = range(changes);
+            bench.slots.pull(1);
+            bench.slots.put(1, base, len_bytes);
+            bench.place.begin();
+            changes += 1;
+        }
+        done.store(true, Ordering::Release);
+    });
+}
+
+#[test]
+fn memory_may_come_where_the_cpu_reaches_and_nobody_is() {
+    const MIB: u64 = 1 << 20;
+    let hot = |base, len_bytes| ByteRange { base, len_bytes };
+    let taken = |base, len_bytes| Taken { range: hot(base, len_bytes), by: Owner::Ram };
+    let frames = |base: u64, len: u64| PfnRange::new(Pfn::new(base / PAGE_SIZE), len / PAGE_SIZE).unwrap();
+    let free = |ranges: &[ByteRange], taken: &[Taken], used: &[PfnRange]| {
+        let windows = free_windows(ranges, Limits { phys_bits: 40, taken }, used);
+        windows.iter().map(|w| (w.start().addr().as_u64(), w.nr_pages() * PAGE_SIZE)).collect::<Vec<_>>()
+    };
+    let one = [hot(BASE, 64 * MIB)];
+    assert_eq!(free(&one, &[], &[]), [(BASE, 64 * MIB)]);
+    assert_eq!(free(&[], &[], &[]), []);
+    // In the middle, at an end, beyond both ends, in any order.
+    let used = [frames(BASE + 48 * MIB, MIB), frames(BASE, MIB), frames(BASE + 2 * MIB, 2 * MIB)];
+    let left = [(MIB, MIB), (4 * MIB, 44 * MIB), (49 * MIB, 15 * MIB)].map(|(at, len)| (BASE + at, len));
+    assert_eq!(free(&one, &[], &used), left);
+    assert_eq!(free(&one, &[taken(BASE + 63 * MIB, 4 * MIB)], &used[1..2]), [(BASE + MIB, 62 * MIB)]);
+    assert_eq!(free(&one, &[], &[frames(BASE - MIB, 66 * MIB)]), []);
+    // Ranges that overlap, contain each other or touch are one; each frame is in one window.
+    let many = [hot(BASE + 32 * MIB, 64 * MIB), hot(BASE, 64 * MIB), hot(BASE + MIB, MIB), hot(BASE + 96 * MIB, MIB)];
+    assert_eq!(free(&many, &[], &[]), [(BASE, 97 * MIB)]);
+    assert_eq!(free(&many, &[], &used[1..2]), [(BASE + MIB, 96 * MIB)]);
+    // What the CPU does not reach is none, up to the highest address that a table can hold.
+    let end = 1 << 40;
+    assert_eq!(free(&[hot(end - MIB, 2 * MIB), hot(end, MIB)], &[], &[]), [(end - MIB, MIB)]);
+    assert_eq!(free(&[hot(end - MIB, u64::MAX - end)], &[], &[]), [(end - MIB, MIB)]);
+    assert_eq!(free(&[hot(u64::MAX - MIB, MIB)], &[], &[]), []);
+    // Whole pages: those of a window lie in it, those of somebody else are his.
+    assert_eq!(free(&[hot(BASE + 1, 3 * PAGE_SIZE)], &[], &[]), [(BASE + PAGE_SIZE, 2 * PAGE_SIZE)]);
+    let byte = [taken(BASE + PAGE_SIZE, 1)];
+    assert_eq!(free(&[hot(BASE, 3 * PAGE_SIZE)], &byte, &[]), [(BASE, PAGE_SIZE), (BASE + 2 * PAGE_SIZE, PAGE_SIZE)]);
+    assert_eq!(free(&[hot(BASE + 1, 1)], &[], &[]), []);
 }
 
 #[test]
@@ -270,6 +390,7 @@ fn vanish(access: u64, replaced: bool) -> bool {
     let report = device.remove(Vec::new(), Method::Ranged, &mut ());
     assert_eq!(report.problems().count(), 0);
     assert_eq!(bench.mm.ledger.count(Kind::DirectMapLeaves), 0);
+    let vanished = left();
     bench.slots.forget();
     // Back again, it is attached like one that was never seen.
     if !bench.slots.has(1) {
@@ -280,7 +401,7 @@ fn vanish(access: u64, replaced: bool) -> bool {
     again.block().read(0, &mut buf).unwrap();
     assert_eq!(buf[0], 0x5a);
     drop((again, bench.kernel));
-    left_of(&bench.slots, access)
+    vanished
 }
 
 /// Accesses before anybody could set something up: those of `bench`.
@@ -288,19 +409,16 @@ fn start(_: &Bench) -> u64 {
     1
 }
 
-fn left_of(slots: &Slots, access: u64) -> bool {
-    slots.accesses() - 1 > access
-}
-
 // covers: S2
 #[test]
 fn whenever_it_leaves_nothing_answers_success_afterwards() {
     for replaced in [false, true] {
         let mut access = 0;
-        while access < 60 {
-            vanish(access, replaced);
+        // At every access that there is, until it stays for the whole of it.
+        while vanish(access, replaced) {
             access += 1;
         }
+        assert!((30..1000).contains(&access), "replaced {replaced}: it was over after {access} accesses");
     }
 }
 

@@ -5,6 +5,7 @@ mod dma;
 mod extents;
 mod figures;
 mod flush;
+mod gone;
 mod gup;
 mod page;
 mod removal;
@@ -25,7 +26,7 @@ use crate::mem::{memory, paging};
 use crate::pmem::devices;
 
 /// The groups of figures, as the boot option `bench=` names them, in the order in which they are measured.
-const GROUPS: [&str; 8] = ["gup", "zap", "dma", "page", "idle", "extents", "mapped", "perframe"];
+const GROUPS: [&str; 9] = ["gup", "zap", "dma", "page", "idle", "extents", "mapped", "perframe", "gone"];
 /// Sweeps for plots, which `all` does not have in it.
 const SWEEP: Selection = Selection(1 << GROUPS.len());
 
@@ -144,6 +145,9 @@ fn removals(figures: &mut Figures, selection: Selection) -> Result<(), String> {
     }
     if selection.has("perframe") {
         removal::small_pages(figures, large)?;
+    }
+    if selection.has("gone") {
+        gone::run(figures, small)?;
     }
     Ok(())
 }

@@ -6,4 +6,4 @@ pub mod ring;
 pub mod serial;
 
 pub(crate) use self::serial::report;
-pub use self::serial::{init, line, raw, seize, try_read, words};
+pub use self::serial::{cost, init, line, raw, seize, try_read, words};

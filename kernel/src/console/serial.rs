@@ -5,7 +5,7 @@
 //! under one lock. Nothing is printed from an interrupt handler: see [`crate::console::ring`].
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayString;
 use log::{Level, LevelFilter, Metadata, Record};
@@ -78,6 +78,16 @@ fn send(bytes: &[u8], is_line: bool) {
     }
 }
 
+/// What lines have cost so far, and whether a line is being counted: of those that several CPUs print at once one is, so that
+/// nothing counts twice.
+static COST: AtomicU64 = AtomicU64::new(0);
+static COUNTING: AtomicBool = AtomicBool::new(false);
+
+/// What lines have cost so far, as [`time::cost`] has it: for who says what something costs without what is said of it.
+pub fn cost() -> u64 {
+    COST.load(Ordering::Relaxed)
+}
+
 /// Prints one line. A newline is added.
 ///
 /// # Panics
@@ -88,11 +98,16 @@ pub fn line(args: fmt::Arguments<'_>) {
         !percpu::in_interrupt() || LAST_WORDS.load(Ordering::Relaxed),
         "something was printed from an interrupt handler"
     );
+    let began = (!COUNTING.swap(true, Ordering::Acquire)).then(time::cost);
     let mut line = Line { text: ArrayString::new(), cut: false };
     // `Line` never fails; an error can only come from a `Display` that gives up, and then its beginning is printed.
     let _ = line.write_fmt(args);
     line.text.push('\n');
     send(line.text.as_bytes(), true);
+    if let Some(began) = began {
+        COST.fetch_add(time::cost().saturating_sub(began), Ordering::Relaxed);
+        COUNTING.store(false, Ordering::Release);
+    }
 }
 
 /// Prints one line of words that are not the log's: a row of a table, say. Not where only warnings are wanted.

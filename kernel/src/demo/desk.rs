@@ -18,16 +18,16 @@ use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::pagemap::MemoryKind;
 use mm::region::{Notice, RegionOwner, Terms};
-use mm::space::{Access, VmOps};
+use mm::space::VmOps;
 
 use super::books::Removed;
 use super::files::{self, FilesAct};
 use super::gate::wait_until;
 use super::host_request;
 use crate::cpu::time;
-use crate::io::dma::{self, DmaError, DmaRegion, DmaTarget, FaultRecord};
+use crate::io::dma::{self, DmaError, DmaRegion, DmaTarget, FaultRecord, Unasked};
 use crate::io::edu::{self, Direction, Edu, EduError};
-use crate::io::nvme;
+use crate::io::nvme::{self, IoError};
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::pmem::dimms::Dimm;
 use crate::pmem::{bytes, devices, mounts};
@@ -46,7 +46,9 @@ const EDU_BYTES: u64 = 64;
 const EDU_PLACE: u64 = 256;
 const BOUND_NS: u64 = 10 * edu::TRANSFER_NS;
 /// Reads of the disk until it counts as being under way.
-const WARM_READS: u64 = 4;
+pub const WARM_READS: u64 = 4;
+/// What the page holds before that. What the device writes is something else: the first bytes of another page.
+const EDU_MARK: [u8; 8] = [0xa5; 8];
 /// A page that no device reads or writes.
 const KEPT_PAGE: u64 = PAGES;
 const KEPT: &[u8] = b"what was there before the fall";
@@ -59,14 +61,12 @@ pub struct DeskAct {
     pub is_back: bool,
     /// `edu` says that its transfer was done, and it counts as failed, for this reason.
     pub edu: Result<(), String>,
-    /// Something of it has landed; `None` where the modules stay away.
+    /// Something of it has landed; `None` where the module stays away, or was perhaps still there when the transfer ended.
     pub edu_landed: Option<bool>,
     /// What the IOMMU has recorded of the transfer afterwards.
     pub fault: Result<FaultRecord, String>,
-    /// Reads of the disk that were done before the fall.
-    pub reads: u64,
-    /// What ended them; `None` where there is no disk, or it was no failure.
-    pub read_error: Option<String>,
+    /// Reads of a disk that were done before the fall, and by what the next one was refused; `None` where there is no disk.
+    pub disk: Option<(u64, DmaError)>,
     /// Transfers that the IOMMU has blocked.
     pub blocked: u64,
     /// What was written before is there; `None` where the modules stay away.
@@ -106,8 +106,7 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
         edu: seen.edu,
         edu_landed: None,
         fault: seen.fault,
-        reads: seen.reads,
-        read_error: seen.read_error,
+        disk: seen.disk,
         blocked: seen.blocked,
         kept: None,
         files,
@@ -117,7 +116,8 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
         mounts::unmount(for_files.0)?;
         devices::remove_quietly(for_files.0, Method::Ranged).map_err(said("removal"))?;
         act.files.found = Some(files::come_back(for_files.0, &load)?);
-        act.edu_landed = Some(bytes::read(for_devices.0, EDU_PAGE * PAGE_SIZE, 8)? != seen.edu_page);
+        let found = bytes::read(for_devices.0, EDU_PAGE * PAGE_SIZE, 8)?;
+        act.edu_landed = seen.cut_off.then_some(found != EDU_MARK);
         act.kept = Some(bytes::read(for_devices.0, KEPT_PAGE * PAGE_SIZE, KEPT.len())? == KEPT);
         devices::remove_quietly(for_devices.0, Method::Ranged).map_err(said("removal"))?;
     }
@@ -140,44 +140,24 @@ struct Transfers {
     region: Arc<DmaRegion>,
     space: Arc<Space>,
     reader: Option<(Arc<Task>, Arc<Reads>)>,
-    /// The first bytes of the page that `edu` is to write.
-    edu_page: Vec<u8>,
     /// Asked, and does nothing.
     _owner: Arc<dyn RegionOwner>,
-}
-
-/// An address whose registration is over, in the hands of who does not ask.
-struct Untold {
-    iova: u64,
-    len_bytes: u64,
-}
-
-impl DmaTarget for Untold {
-    fn iova(&self) -> u64 {
-        self.iova
-    }
-    fn len_bytes(&self) -> u64 {
-        self.len_bytes
-    }
-    fn check(&self, _: Access) -> Result<(), DmaError> {
-        Ok(())
-    }
 }
 
 /// What the task that reads the disk has seen.
 #[derive(Default)]
 struct Reads {
     done: AtomicU64,
-    error: spin::Mutex<Option<String>>,
+    error: spin::Mutex<Option<IoError>>,
 }
 
 /// What the devices saw.
 struct Seen {
     edu: Result<(), String>,
     fault: Result<FaultRecord, String>,
-    edu_page: Vec<u8>,
-    reads: u64,
-    read_error: Option<String>,
+    /// The module had left before the transfer could end.
+    cut_off: bool,
+    disk: Option<(u64, DmaError)>,
     blocked: u64,
 }
 
@@ -185,9 +165,8 @@ impl Transfers {
     /// Registers pages of the module, and starts to read the disk into them.
     fn start(at: usize, edu: &'static Arc<Edu>) -> Result<Self, String> {
         devices::attach_as(at, MemoryKind::DevDax).map_err(said("attach"))?;
-        let edu_page = alloc::vec![0xa5; 8];
         bytes::write(at, KEPT_PAGE * PAGE_SIZE, KEPT)?;
-        bytes::write(at, EDU_PAGE * PAGE_SIZE, &edu_page)?;
+        bytes::write(at, EDU_PAGE * PAGE_SIZE, &EDU_MARK)?;
         let file = devices::file(at).map_err(said("no file"))?;
         let file = file.open(dax::devdax::OpenOptions::exactly(PageSize::Size4K)).map_err(said("open"))?;
         let ops: Arc<dyn VmOps<KernelMachine>> = file;
@@ -202,7 +181,7 @@ impl Transfers {
         let filled = edu.transfer(Direction::ToDevice, (&*region, 0), EDU_PLACE, EDU_BYTES);
         filled.map_err(said("to the device"))?;
         let reader = nvme::disks().first().map(|disk| read_disk(disk, &space, &terms, &owner)).transpose()?;
-        Ok(Self { at, edu, region, space, reader, edu_page, _owner: owner })
+        Ok(Self { at, edu, region, space, reader, _owner: owner })
     }
 
     /// A transfer is started, the modules fall, and everybody is asked what he has seen.
@@ -210,32 +189,37 @@ impl Transfers {
         if let Some((task, reads)) = &self.reader {
             wait_until(|| reads.done.load(Ordering::Relaxed) >= WARM_READS || task.exit().is_some());
         }
-        let blocked = dma::nr_blocked();
+        let (blocked, began_ns) = (dma::nr_blocked(), time::since_first_line_ns());
         let target = (&*self.region as &dyn DmaTarget, EDU_PAGE * PAGE_SIZE);
         let transfer = self.edu.start(Direction::ToMemory, target, EDU_PLACE, EDU_BYTES).map_err(said("edu"))?;
         let name = &devices::slots()[self.at].name;
         log::info!("the chassis falls off the desk, with a transfer to {name} in flight");
         pull(fallen, host_requests_s);
+        // It ends no earlier than that long after its start; the host may take its time.
+        let cut_off = fallen[0].1.last_notice_ns() < began_ns + edu::TRANSFER_NS;
         let edu = match transfer.wait(BOUND_NS) {
             Ok(()) => Ok(()),
-            Err(EduError::Dma(error @ (DmaError::Use(_) | DmaError::Fault(_)))) => Err(format!("{error}")),
+            Err(EduError::Dma(error @ (DmaError::Use(_) | DmaError::Fault(_) | DmaError::Gone))) => {
+                Err(format!("{error}"))
+            }
             Err(error) => return Err(said("edu")(error)),
         };
         let fault = self.transfer_unasked();
-        let (mut reads_done, mut read_error) = (0, None);
-        if let Some((task, reads)) = &self.reader {
+        let disk = self.reader.as_ref().map(|(task, reads)| {
             _ = sched::join(task);
-            reads_done = reads.done.load(Ordering::Relaxed);
-            read_error = reads.error.lock().take();
-        }
+            match reads.error.lock().take() {
+                Some(IoError::Dma(error)) => Ok((reads.done.load(Ordering::Relaxed), error)),
+                Some(error) => Err(said("the disk")(error)),
+                None => Err("desk: the disk: nothing has ended its reads".into()),
+            }
+        });
         self.space.unmap(BASE, 2 * PAGES * PAGE_SIZE).map_err(said("unmap"))?;
-        let (edu_page, blocked) = (self.edu_page.clone(), dma::nr_blocked() - blocked);
-        Ok(Seen { edu, fault, edu_page, reads: reads_done, read_error, blocked })
+        Ok(Seen { edu, fault, cut_off, disk: disk.transpose()?, blocked: dma::nr_blocked() - blocked })
     }
 
     /// The device goes on with an address that it does not have any more. What the IOMMU has recorded of it.
     fn transfer_unasked(&self) -> Result<FaultRecord, String> {
-        let target = Untold { iova: self.region.iova(), len_bytes: self.region.len_bytes() };
+        let target = Unasked::of(&*self.region);
         match self.edu.transfer(Direction::ToMemory, (&target, EDU_PAGE * PAGE_SIZE), EDU_PLACE, EDU_BYTES) {
             Err(EduError::Dma(DmaError::Fault(record))) => Ok(record),
             Ok(()) => Err("it was done".into()),
@@ -261,7 +245,7 @@ fn read_disk(
         loop {
             let blocks = nvme::Blocks { lba: 0, count, offset: 0 };
             if let Err(error) = disk.transfer(nvme::Direction::Read, &region, blocks) {
-                *counts.error.lock() = Some(format!("{error}"));
+                *counts.error.lock() = Some(error);
                 return Ok(());
             }
             counts.done.fetch_add(1, Ordering::Relaxed);

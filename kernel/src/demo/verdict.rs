@@ -9,11 +9,12 @@ use mm::addr::PfnRange;
 use mm::ledger::Kind;
 
 use super::books::{Books, Removed};
-use super::desk::DeskAct;
+use super::desk::{self, DeskAct};
 use super::files::FilesAct;
 use super::page::PageAct;
 use crate::console::{self, report};
 use crate::cpu::time;
+use crate::io::dma::DmaError;
 use crate::trap::memory_error::RaisedBy;
 
 /// What came of the acts after the two rounds.
@@ -192,9 +193,9 @@ impl Verdict {
             Ok(record) => log::info!("desk: one more transfer, that nobody was asked for: {record}"),
             Err(why) => log::info!("desk: one more transfer, that nobody was asked for: {why}"),
         }
-        match &act.read_error {
-            Some(error) => log::info!("desk: the disk did {} reads; the next one: {error}", act.reads),
-            None => log::info!("desk: no disk reads"),
+        match &act.disk {
+            Some((reads, error)) => log::info!("desk: the disk did {reads} reads; the next one: {error}"),
+            None => log::info!("desk: there is no disk"),
         }
         log::info!(
             "desk: {} transfers were blocked; the modules {}",
@@ -205,8 +206,13 @@ impl Verdict {
             "desk edu_refused={} edu_landed={} reads={} read_refused={} blocked={} back={} kept={}",
             u8::from(act.edu.is_err()),
             Known(act.edu_landed.map(u8::from)),
-            act.reads,
-            u8::from(act.read_error.is_some()),
+            Known(act.disk.as_ref().map(|(reads, _)| reads)),
+            Known(
+                act.disk.as_ref().map(|(_, error)| u8::from(matches!(
+                    error,
+                    DmaError::Use(_) | DmaError::Fault(_) | DmaError::Gone
+                )))
+            ),
             act.blocked,
             u8::from(act.is_back),
             Known(act.kept.map(u8::from))
@@ -216,7 +222,8 @@ impl Verdict {
         self.expect(is_told && act.blocked > 0, "a transfer to an address that was revoked is not told as a fault");
         self.expect(act.edu_landed != Some(true), "a transfer that was cut off has landed");
         self.expect(act.kept != Some(false), "what was on a module is not there once it is back");
-        self.expect(act.reads == 0 || act.read_error.is_some(), "a disk reads into memory that has left");
+        let is_refused = |(reads, _): &(u64, _)| *reads >= desk::WARM_READS;
+        self.expect(act.disk.as_ref().is_none_or(is_refused), "a disk has not read before the memory left");
     }
 
     fn judge_files(&mut self, name: &str, act: &FilesAct) {

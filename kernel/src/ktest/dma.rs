@@ -10,9 +10,8 @@ use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::gup::GupFlags;
 use mm::pins::PinnedPages;
 use mm::region::{Notice, RegionOwner, Terms};
-use mm::space::Access;
 
-use crate::io::dma::{DmaDevice, DmaError, DmaPins, DmaRegion, DmaTarget};
+use crate::io::dma::{DmaDevice, DmaPins, DmaRegion};
 use crate::ktest::fixtures::{BASE, Device, at, new_space, page, stamp};
 use crate::mem::layout;
 use crate::mem::machine::{Space, mm};
@@ -52,31 +51,6 @@ impl Owner {
         let pins = PinnedPages::pin(&self.space, at(page(first)), nr_pages, GupFlags::WRITE);
         let pins = pins.map_err(|error| format!("pin: {error}"))?;
         dma.map_pins(pins, true).map_err(|error| format!("map: {error}"))
-    }
-}
-
-/// Where a registration is or was, for a driver that goes on using it whatever has become of it.
-pub struct Stale {
-    iova: u64,
-    len_bytes: u64,
-}
-
-impl Stale {
-    /// Where `region` is.
-    pub fn of(region: &DmaRegion) -> Self {
-        Self { iova: region.iova(), len_bytes: region.len_bytes() }
-    }
-}
-
-impl DmaTarget for Stale {
-    fn iova(&self) -> u64 {
-        self.iova
-    }
-    fn len_bytes(&self) -> u64 {
-        self.len_bytes
-    }
-    fn check(&self, _: Access) -> Result<(), DmaError> {
-        Ok(())
     }
 }
 

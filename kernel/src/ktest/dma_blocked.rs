@@ -15,9 +15,9 @@ use mm::machine::Machine;
 use mm::region::UseError;
 use nvme::completion::Status;
 
-use crate::io::dma::{self, DmaError, DmaTarget};
+use crate::io::dma::{self, DmaError, DmaTarget, Unasked};
 use crate::io::nvme::{self as driver, Direction, Disk, IoError};
-use crate::ktest::dma::{Owner, Stale, compare, compare_either, fill};
+use crate::ktest::dma::{Owner, compare, compare_either, fill};
 use crate::ktest::dma_nvme::{AT_ONCE, in_words, pages, with};
 use crate::ktest::fixtures::{Device, here, no_problems, others, page, spawn_in, wait_until};
 use crate::ktest::test::{Test, check, check_eq};
@@ -41,7 +41,7 @@ fn no_success(disk: &Disk, device: &Device) -> Result<(), String> {
     fill(device, 0, PAGES, 10);
     disk.transfer(Direction::Write, &region, pages(disk, ON_DISK, PAGES, 0)).map_err(in_words)?;
     fill(device, 0, PAGES, 500);
-    let (key, stale) = (region.key(), Stale::of(&region));
+    let (key, stale) = (region.key(), Unasked::of(&region));
     drop(region);
     let transfer = disk.start(Direction::Read, &stale, pages(disk, ON_DISK, PAGES, 0)).map_err(in_words)?;
     wait_until(|| transfer.device_says().is_some());
@@ -78,7 +78,7 @@ struct Stubborn {
 
 impl Stubborn {
     /// Reads pages of the disk into the target's from `first` on, again and again.
-    fn work(&self, disk: &Disk, target: &Stale, (on_disk, nr_pages, first): (u64, u64, u64)) {
+    fn work(&self, disk: &Disk, target: &Unasked, (on_disk, nr_pages, first): (u64, u64, u64)) {
         while !self.stop.load(Ordering::Relaxed) {
             match disk.transfer(Direction::Read, target, pages(disk, on_disk, nr_pages, first)) {
                 Ok(()) => {
@@ -111,7 +111,7 @@ fn revoked_in_flight(disk: &Disk, device: &Device) -> Result<(), String> {
     fill(device, 0, PAGES, old);
     let (stop, came_back) = (AtomicBool::new(false), AtomicBool::new(false));
     let stubborn = Arc::new(Stubborn { stop, good: AtomicU64::new(0), failed: AtomicU64::new(0), came_back });
-    let (itself, target) = (Arc::clone(&stubborn), Stale::of(&region));
+    let (itself, target) = (Arc::clone(&stubborn), Unasked::of(&region));
     let task = spawn_in(others().iter().next().unwrap_or(here()), &owner.space, move || {
         let disk = driver::disks().first().expect("the disk of this test");
         itself.work(disk, &target, (ON_DISK + LAST, EACH, LAST));
@@ -149,7 +149,7 @@ fn storm(disk: &Disk, device: &Device) -> Result<(), String> {
     const READS: u64 = 10_000;
     let owner = Owner::new(device, 1)?;
     let region = owner.register(disk.dma())?;
-    let stale = Stale::of(&region);
+    let stale = Unasked::of(&region);
     drop(region);
     fill(device, 0, 1, 60);
     let faults = || disk.dma().nr_faults();
@@ -198,7 +198,7 @@ fn storm(disk: &Disk, device: &Device) -> Result<(), String> {
 }
 
 /// A read of one page that has to fail by a fault.
-fn read_blocked(disk: &Disk, stale: &Stale) -> Result<(), String> {
+fn read_blocked(disk: &Disk, stale: &Unasked) -> Result<(), String> {
     match disk.transfer(Direction::Read, stale, pages(disk, 9000, 1, 0)) {
         Err(IoError::Dma(DmaError::Fault(_) | DmaError::FaultsLost)) => Ok(()),
         other => Err(format!("a read that was blocked was answered by {other:?}")),

@@ -18,7 +18,7 @@ use mm::pins::PinnedPages;
 use mm::region::{Notice, RegionOwner, Terms, UseError};
 use mm::space::Access;
 
-use crate::io::dma::{DmaError, DmaRegion, DmaTarget, FaultRecord};
+use crate::io::dma::{DmaError, DmaRegion, DmaTarget, FaultRecord, Unasked};
 use crate::io::edu::{self, Direction, Edu, EduError};
 use crate::io::vtd;
 use crate::ktest::fixtures::{
@@ -136,21 +136,6 @@ fn reached(rig: &Rig<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// An address that nobody has mapped.
-struct Nowhere(u64);
-
-impl DmaTarget for Nowhere {
-    fn iova(&self) -> u64 {
-        self.0
-    }
-    fn len_bytes(&self) -> u64 {
-        PAGE_SIZE
-    }
-    fn check(&self, _: Access) -> Result<(), DmaError> {
-        Ok(())
-    }
-}
-
 /// The physical address of a page is no address for a device; nor is one behind a registration.
 fn blocked(rig: &Rig<'_>) -> Result<(), String> {
     write_frame(rig.device.pfn(0), stamp(0, 2));
@@ -160,7 +145,7 @@ fn blocked(rig: &Rig<'_>) -> Result<(), String> {
     let before = rig.edu.dma().nr_faults();
     let physical = rig.device.pfn(1).addr().as_u64();
     let behind = region.iova() + PAGE_SIZE;
-    for (nr, target) in [physical, behind].map(Nowhere).iter().enumerate() {
+    for (nr, target) in [physical, behind].map(|iova| Unasked { iova, len_bytes: PAGE_SIZE }).iter().enumerate() {
         let transfer = rig.edu.start(Direction::ToMemory, (target, 0), PLACE, BYTES);
         let transfer = transfer.map_err(|error| format!("start: {error}"))?;
         wait_until(|| transfer.is_over());
@@ -168,10 +153,10 @@ fn blocked(rig: &Rig<'_>) -> Result<(), String> {
         check_eq!(rig.words(1), stamp(1, 2), "a page that is not registered");
         let fault = match transfer.wait(BOUND_NS) {
             Err(EduError::Dma(DmaError::Fault(record))) => record,
-            other => return Err(format!("a transfer to {:#x} was answered by {other:?}", target.0)),
+            other => return Err(format!("a transfer to {:#x} was answered by {other:?}", target.iova)),
         };
         check_eq!(fault.fault.reason, Reason::NotWritable, "why");
-        check_eq!(fault.fault.address, target.0 & !(PAGE_SIZE - 1), "where");
+        check_eq!(fault.fault.address, target.iova & !(PAGE_SIZE - 1), "where");
         check_eq!(fault.owner, None, "whose");
         check_eq!(rig.edu.dma().nr_faults(), before + 1 + nr as u64, "faults of the device");
     }
@@ -197,7 +182,7 @@ fn rights(rig: &Rig<'_>) -> Result<(), String> {
         Err(EduError::Dma(DmaError::Use(UseError::ReadOnly { key }))) => check_eq!(key, for_reading.key(), "whose"),
         other => return Err(format!("a store to what is registered for reading was answered by {other:?}")),
     }
-    let refused = rig.edu.transfer(Direction::ToMemory, (&Nowhere(for_reading.iova()), 0), PLACE, BYTES);
+    let refused = rig.edu.transfer(Direction::ToMemory, (&Unasked::of(&for_reading), 0), PLACE, BYTES);
     let Err(EduError::Dma(DmaError::Fault(record))) = refused else {
         return Err(format!("a store to what is registered for reading was answered by {refused:?}"));
     };
@@ -317,6 +302,9 @@ impl DmaTarget for Gone {
     fn check(&self, access: Access) -> Result<(), DmaError> {
         Ok(self.0.check(access)?)
     }
+    fn frames(&self) -> &[PfnRange] {
+        &[]
+    }
 }
 
 /// What is pinned for one transfer is waited for: it lands before the device has gone.
@@ -371,7 +359,7 @@ fn many(rig: &Rig<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Registrations come and go on every CPU while the device is removed: none is left, in either list.
+/// Registrations come and go on another CPU while the device is removed: none is left, in either list.
 fn against_a_removal(rig: &Rig<'_>) -> Result<(), String> {
     const ROUNDS: u64 = 8;
     for round in 0..ROUNDS {

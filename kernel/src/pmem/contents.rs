@@ -130,8 +130,8 @@ pub fn ask_for_all(force: bool) -> Result<(), String> {
     let all = || slots().iter().enumerate();
     let theirs = |at| LEFT_BEHIND.load(Ordering::Relaxed) & bit(at) != 0;
     if !force && !options::get().force {
-        // Nothing is written to what takes no writes.
-        for (at, slot) in all().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none()) {
+        // Nothing is written to what takes no writes, nor to what is not there.
+        for (at, slot) in all().filter(|&(at, slot)| !theirs(at) && slot.read_only.is_none() && slot.is_in()) {
             let mut findings = Findings::default();
             named(slot).into_iter().for_each(|what| findings.add(what, 0));
             let found = found(at).map_err(|error| format!("{} cannot be looked at: {error}", slot.name))?;

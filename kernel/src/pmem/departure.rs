@@ -11,22 +11,23 @@
 //! The order in each, and why: `docs/departure.md`.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dax::removal::Cause;
+use dax::slot::SlotError;
 use media::probe::What;
 use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::pagemap::MemoryKind;
+use nvdimm::hotplug::{Ejected, Status};
 use nvdimm::nfit;
 use nvdimm::pmem::frames_of;
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::console::report;
 use crate::cpu::time;
-use crate::pmem::devices::{self, slots};
+use crate::pmem::devices::{self, DeviceError, slots};
 use crate::pmem::dimms::{self, Dimm};
-use crate::pmem::slots::{self as list, Provider, Slot};
+use crate::pmem::slots::{self as list, LeftAs, Provider, Slot};
 use crate::pmem::{contents, labels, mounts, namespaces, nvdimms};
 use crate::task::sched;
 use crate::task::tcb::{Exit, Task};
@@ -40,8 +41,6 @@ const NVDIMMS: u32 = 1 << 4;
 static WORKER: Once<Arc<Task>> = Once::new();
 /// Somebody wants everything to be looked at, event or not.
 static LOOK_AT_ALL: AtomicBool = AtomicBool::new(false);
-/// How each device was used when it left: what for, and whether it was mounted. By slot.
-static LEFT_AS: Mutex<Vec<(usize, MemoryKind, bool)>> = Mutex::new(Vec::new());
 
 /// Starts the task, where memory can come or go at all. Called once, when tasks run.
 pub fn start() {
@@ -86,40 +85,55 @@ fn work() -> Exit {
     }
 }
 
-/// Deals with what is to be seen of one slot.
+/// Deals with what is to be seen of one slot: all of it, for no other event may come.
 fn look(dimm: &'static Dimm) {
     if dimm.has_left() {
         gone(dimm);
     }
-    let status = dimm.place.status();
-    if dimm.place.current().is_none() {
-        if status.enabled {
-            arrived(dimm);
-        }
-    } else if status.asked_for {
-        asked_for(dimm);
+    if dimm.has_new(dimm.place.status()) {
+        arrived(dimm);
+    }
+    // What has just arrived may be asked for already.
+    match dimm.place.status() {
+        Status { asked_for: true, enabled: true, .. } => asked_for(dimm),
+        // It has left, and the next one is not meant.
+        Status { asked_for: true, enabled: false, .. } => dimm.place.hotplug().drop_request(dimm.place.slot()),
+        _ => {}
     }
 }
 
-/// The slot whose module this is, by its number; there may be several whose module was in there at some time.
+/// The slot of the module whose stay that is, by its number. Others may be of modules that were in there at some time.
 fn slot_of(dimm: &Dimm) -> Option<usize> {
-    let is_it = |slot: &Slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm));
-    let of_this = || slots().iter().enumerate().filter(|(_, slot)| is_it(slot));
-    let attached = of_this().find(|&(at, _)| devices::not_attached(at).is_err());
-    attached.or_else(|| of_this().last()).map(|(at, _)| at)
+    let stay = dimm.place.current()?;
+    let is_it = |slot: &Slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)) && stay.is_of(slot.frames);
+    slots().iter().position(is_it)
 }
 
 /// Remembers how the device is used, for when it comes back.
 fn remember(at: usize) {
     let Ok(kind) = devices::kind_in_use(at) else { return };
     let mounted = mounts::get(at).is_ok();
-    let mut left = LEFT_AS.lock();
-    left.retain(|&(other, ..)| other != at);
-    left.push((at, kind, mounted));
+    let mut left = slots()[at].left_as.lock();
+    // It may leave again before it was mounted again.
+    let not_yet = left.is_some_and(|left| left.kind == kind && left.mounted);
+    *left = Some(LeftAs { kind, mounted: mounted || not_yet });
 }
 
-fn forget(at: usize) {
-    LEFT_AS.lock().retain(|&(other, ..)| other != at);
+/// Removes the device of slot `at`; a removal of somebody else's that is under way is waited for. Says whether there was one.
+/// Nothing is attached there then, or it was attached since.
+fn take_away(at: usize, cause: Cause) -> bool {
+    let mut was_removed = false;
+    loop {
+        match devices::remove_because(at, cause) {
+            Ok(_) => return true,
+            // Its translations go meanwhile, and not before may the module.
+            Err(DeviceError::DeviceSlot(SlotError::Removing)) => {
+                was_removed = true;
+                devices::wait_for_removal(at);
+            }
+            Err(_) => return was_removed,
+        }
+    }
 }
 
 /// The module has left without a word.
@@ -128,22 +142,27 @@ fn gone(dimm: &'static Dimm) {
         dimm.end_stay();
         return;
     };
+    remember(at);
+    // First, and nothing is said before: until then there are translations of what is not there.
+    let removed = take_away(at, Cause::Gone);
+    // Only now, so that whoever has begun to attach it meanwhile has found that it is not there.
+    left(dimm, at, dimm.end_stay(), removed);
+}
+
+/// Says that a module has left without a word, and that its device is no more.
+fn left(dimm: &Dimm, at: usize, noticed_ns: u64, removed: bool) {
     let (slot, name) = (dimm.place.slot(), &slots()[at].name);
     log::warn!(target: "hotplug", "{name}: the module has left slot {slot} without a word");
-    remember(at);
-    let removed = devices::remove_because(at, Cause::Gone);
-    if let Err(error) = &removed {
-        log::info!(target: "hotplug", "{name}: {error}: nothing is to be removed");
+    if !removed {
+        log::info!(target: "hotplug", "{name}: no device was attached");
     }
-    // Only now, so that whoever has begun to attach it meanwhile has found that it is not there.
-    let noticed_ns = dimm.end_stay();
-    departed(at, slot, Cause::Gone, noticed_ns, removed.is_ok());
+    departed(at, slot, Cause::Gone, noticed_ns, removed);
 }
 
 /// Says that a device has departed: how long after the notice no CPU had a translation of it any more, and all was done.
 fn departed(at: usize, slot: u32, cause: Cause, noticed_ns: u64, removed: bool) {
     let (device, since) = (&slots()[at], |ns: u64| ns.saturating_sub(noticed_ns));
-    let unreachable_ns = if removed { since(device.shot_down_ns.load(Ordering::Relaxed)) } else { 0 };
+    let unreachable_ns = if removed { since(device.shot_down_ns()) } else { 0 };
     report!(
         "departed device={} slot={slot} cause={cause} noticed_ns={noticed_ns} unreachable_after_ns={unreachable_ns} \
          done_after_ns={}",
@@ -158,50 +177,70 @@ fn asked_for(dimm: &'static Dimm) {
     let (slot, hotplug) = (dimm.place.slot(), dimm.place.hotplug());
     let at = slot_of(dimm);
     let name = at.map_or("a module that is not used", |at| &slots()[at].name);
+    let device = at.map_or("none", |at| &slots()[at].name);
     if dimm.keep.load(Ordering::Relaxed) {
         log::info!(target: "hotplug", "{name}: the host asks for slot {slot}, and the policy is to keep it");
-        report!("departure device={} slot={slot} answer=refused", at.map_or("none", |at| &slots()[at].name));
+        report!("departure device={device} slot={slot} answer=refused");
         hotplug.refuse(slot);
         return;
     }
     log::info!(target: "hotplug", "{name}: the host asks for slot {slot}");
-    report!("departure device={} slot={slot} answer=accepted", at.map_or("none", |at| &slots()[at].name));
+    report!("departure device={device} slot={slot} answer=accepted");
     hotplug.take_request(slot);
-    let removed = at.is_some_and(|at| {
-        remember(at);
-        devices::remove_because(at, Cause::Announced).is_ok()
-    });
+    at.into_iter().for_each(remember);
+    let mut removed = at.is_some_and(|at| take_away(at, Cause::Announced));
+    // It was watched until then: it may have left without a word in the middle of an orderly removal.
+    let has_left = dimm.has_left();
     // Nobody is told from here on that it is there: it may go.
-    dimm.end_stay();
-    if !hotplug.eject(slot) {
-        log::error!(target: "hotplug", "{name}: slot {slot} does not let its module go");
-        dimm.place.begin();
-        return;
-    }
-    if let Some(at) = at {
-        departed(at, slot, Cause::Announced, noticed_ns, removed);
+    let ended_ns = dimm.end_stay();
+    // Nobody can attach it any more; who has done so before that must not keep a translation.
+    removed |= at.is_some_and(|at| take_away(at, Cause::Gone));
+    // What is there by now may be another one, which is not ours to let go.
+    let ejected = if has_left { Ejected::HadLeft } else { hotplug.eject_known(slot) };
+    match (ejected, at) {
+        (Ejected::Went, Some(at)) => departed(at, slot, Cause::Announced, noticed_ns, removed),
+        (Ejected::HadLeft, Some(at)) => left(dimm, at, ended_ns, removed),
+        (Ejected::Went | Ejected::HadLeft, None) => {}
+        (Ejected::Stays, _) => {
+            log::error!(target: "hotplug", "{name}: slot {slot} does not let its module go");
+            if at.is_some() {
+                dimm.begin_stay();
+            }
+        }
     }
 }
 
 /// A module was plugged in.
 fn arrived(dimm: &'static Dimm) {
-    let Some(module) = dimm.place.begin() else { return };
-    let Some(frames) = dimms::usable(dimm, &module) else { return };
-    let is_it = |slot: &Slot| slot.frames == frames && slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm));
-    let known = slots().iter().position(is_it);
-    let new = || dimms::slot_of(list::driver(), slots(), frames, dimm).and_then(list::add);
-    if let Some(at) = known.or_else(new) {
-        bring_up(at, known.is_some());
+    let Some(module) = dimm.begin_stay() else { return };
+    let Some((at, is_back)) = dimms::usable(dimm, &module).and_then(|frames| place_for(dimm, frames)) else {
+        return dimm.leave_unused();
+    };
+    if !is_back {
+        dimms::say(&slots()[at]);
     }
+    bring_up(at, is_back);
+}
+
+/// The slot for a module at these frames: that which it had, if it was there before, or a new one. Says which. `None`: somebody
+/// else has the frames, or there is no room for more.
+fn place_for(dimm: &'static Dimm, frames: PfnRange) -> Option<(usize, bool)> {
+    let known = slot_of(dimm);
+    let itself = known.map(|at| &slots()[at]);
+    let other = list::in_the_way(frames, itself);
+    if !dimms::is_free(other, dimm) {
+        return None;
+    }
+    let new = || list::add(dimms::slot_of(list::driver(), slots(), frames, dimm));
+    known.map(|at| (at, true)).or_else(|| new().map(|at| (at, false)))
 }
 
 /// Attaches a device that has arrived: one that was here before as it was used then, and mounted if it was.
 fn bring_up(at: usize, is_back: bool) {
     let slot = &slots()[at];
-    let left = LEFT_AS.lock().iter().find(|&&(other, ..)| other == at).copied();
-    forget(at);
+    let left = *slot.left_as.lock();
     let (kind, mount) = match left {
-        Some((_, kind, mounted)) => (kind, mounted),
+        Some(LeftAs { kind, mounted }) => (kind, mounted),
         // It was not attached when it left: nor is it now.
         None if is_back => return say_arrived(slot, None, false),
         None => (usual_kind(at), false),
@@ -211,13 +250,15 @@ fn bring_up(at: usize, is_back: bool) {
         return say_arrived(slot, None, false);
     }
     contents::report(at);
-    let mounted = mount && {
-        let mounted = mounts::mount(at);
-        if let Err(error) = &mounted {
-            log::error!(target: "hotplug", "{}: was mounted when it left, and is not: {error}", slot.name);
-        }
-        mounted.is_ok()
-    };
+    let mounted = mount.then(|| mounts::mount(at));
+    if let Some(Err(error)) = &mounted {
+        log::error!(target: "hotplug", "{}: was mounted when it left, and is not: {error}", slot.name);
+    }
+    // Only what has become as it was is forgotten: another time it may.
+    if !matches!(mounted, Some(Err(_))) {
+        list::forget_use(at);
+    }
+    let mounted = matches!(mounted, Some(Ok(_)));
     say_arrived(slot, Some(kind), mounted);
 }
 
@@ -249,8 +290,9 @@ fn new_nvdimms() {
         Err(why) => return log::error!(target: "nfit", "the new NFIT cannot be read: {why}"),
     };
     let table = nfit::table_of(&body);
-    let has = |frames: PfnRange| slots().iter().any(|slot| slot.frames.overlaps(frames));
-    let is_new = |range: &nfit::PersistentRange| frames_of(range).is_some_and(|frames| !has(frames));
+    // What has left has its addresses no more.
+    let is_free = |frames: PfnRange| list::in_the_way(frames, None).is_none();
+    let is_new = |range: &nfit::PersistentRange| frames_of(range).is_some_and(is_free);
     let nfit = nvdimms::find_again(&table, devices::limits(), &is_new);
     let ranges = namespaces::ranges_if(&nfit, &is_new);
     let first = slots().iter().filter_map(|slot| slot.region).max().map_or(0, |last| last + 1);

@@ -11,9 +11,10 @@ use dax::devdax::DevDax;
 use dax::device::{DataCache, DaxDevice, DaxError};
 use dax::inject::Place;
 use dax::removal::{Cause, Method, RemovalReport, Waiting};
-use dax::slot::SlotError;
+use dax::slot::{Removing, SlotError};
 use mm::addr::PageSize;
 use mm::ledger::Kind;
+use mm::machine::Machine;
 use mm::pagemap::MemoryKind;
 use nvdimm::acpi::AcpiInfo;
 use nvdimm::nfit::{Limits, Owner, Taken};
@@ -26,6 +27,7 @@ use crate::io::pci;
 use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::memory;
 use crate::mem::reserve::{FAULTS, Section};
+use crate::pmem::dimms::Watched;
 use crate::pmem::host::Host;
 use crate::pmem::last_removal::{keep, settle};
 use crate::pmem::slots::{Attached, Provider};
@@ -76,6 +78,7 @@ pub fn find(tables: Option<&AcpiInfo<'_>>, phys_bits: u8, cache: DataCache) {
         dimms::add_found(driver, &mut slots);
         slots
     });
+    slots().iter().for_each(dimms::say);
 }
 
 /// What becomes of the device of a slot, by its number.
@@ -220,18 +223,29 @@ fn attach_quietly(at: usize, kind: MemoryKind, supervisor: pmem::Supervisor<'_>)
         slot.driver().attach(&config, &mut watched).map_err(|(step, error)| DeviceError::Attach(step, error))?;
     let file = new_file(&device, &section)?;
     let (size, has_dax, block) = (device.size_bytes(), device.dax().is_some(), Arc::clone(device.block()));
-    slot.occupancy.attach(Attached { device, file }).map_err(|(error, _)| error)?;
+    // Before anybody finds it, so that there is no moment at which somebody uses it and nobody looks.
+    let watched = slot.dimm().map(Watched::begin);
+    slot.occupancy.attach(Attached { device, file, watched }).map_err(|(error, _)| error)?;
     drop(section);
-    if let Some(dimm) = slot.dimm() {
-        dimm.watch(true);
-        // What leaves from here on is noticed. What has left and come back since the last step is another stay, of which this
-        // device knows nothing.
-        if !block.is_there() {
-            remove_with(at, Method::Ranged, Cause::Gone, &mut |_| (), true)?;
-            return Err(DeviceError::Attach(Step::Announce, AttachError::Gone));
+    // What leaves from here on is noticed, and the device is found by whoever deals with that. What has left since the last
+    // step may have come back: that is another stay, of which this device knows nothing, and nobody but we would look.
+    if !block.is_there() {
+        let ours = |attached: &Attached| Arc::ptr_eq(attached.device.block(), &block);
+        let how = How { method: Method::Ranged, cause: Cause::Gone, quiet: true };
+        // Somebody may have been faster.
+        if slot.occupancy.begin_removal_if(ours).map(|begun| remove_begun(at, begun, how, &mut |_| ())).is_err() {
+            wait_for_removal(at);
         }
+        return Err(DeviceError::Attach(Step::Announce, AttachError::Gone));
     }
     Ok((size, has_dax))
+}
+
+/// Waits until no removal of the device of slot `at` is under way.
+pub(super) fn wait_for_removal(at: usize) {
+    if let Ok(slot) = slot(at) {
+        slot.occupancy.wait(|| mm().machine.relax());
+    }
 }
 
 /// The last step of attaching: the device-dax file. `None` where the device is for a file system.
@@ -300,7 +314,7 @@ pub fn remove_watched(
     method: Method,
     waits: &mut dyn FnMut(&Waiting),
 ) -> Result<Arc<RemovalReport>, DeviceError> {
-    remove_with(at, method, Cause::Asked, waits, false)
+    remove_with(at, How { method, cause: Cause::Asked, quiet: false }, waits)
 }
 
 /// As [`remove`], for another cause.
@@ -308,7 +322,7 @@ pub fn remove_watched(
 /// # Errors
 /// As for [`remove`].
 pub fn remove_because(at: usize, cause: Cause) -> Result<Arc<RemovalReport>, DeviceError> {
-    remove_with(at, Method::Ranged, cause, &mut |_| (), false)
+    remove_with(at, How { method: Method::Ranged, cause, quiet: false }, &mut |_| ())
 }
 
 /// As [`remove`], without a word on the console.
@@ -316,26 +330,49 @@ pub fn remove_because(at: usize, cause: Cause) -> Result<Arc<RemovalReport>, Dev
 /// # Errors
 /// As for [`remove`].
 pub fn remove_quietly(at: usize, method: Method) -> Result<Arc<RemovalReport>, DeviceError> {
-    remove_with(at, method, Cause::Asked, &mut |_| (), true)
+    remove_with(at, How { method, cause: Cause::Asked, quiet: true }, &mut |_| ())
 }
 
-fn remove_with(
-    at: usize,
+/// As [`remove_because`], without a word on the console.
+///
+/// # Errors
+/// As for [`remove`].
+pub fn remove_quietly_because(at: usize, cause: Cause) -> Result<Arc<RemovalReport>, DeviceError> {
+    remove_with(at, How { method: Method::Ranged, cause, quiet: true }, &mut |_| ())
+}
+
+/// How a device is removed.
+#[derive(Clone, Copy)]
+struct How {
     method: Method,
     cause: Cause,
-    waits: &mut dyn FnMut(&Waiting),
+    /// Without a word on the console.
     quiet: bool,
-) -> Result<Arc<RemovalReport>, DeviceError> {
-    let slot = slot(at)?;
-    let (Attached { device, file }, _removing) = slot.occupancy.begin_removal()?;
-    if let Some(dimm) = slot.dimm() {
-        dimm.watch(false);
+}
+
+fn remove_with(at: usize, how: How, waits: &mut dyn FnMut(&Waiting)) -> Result<Arc<RemovalReport>, DeviceError> {
+    let begun = slot(at)?.occupancy.begin_removal()?;
+    Ok(remove_begun(at, begun, how, waits))
+}
+
+/// Removes a device that was taken out of slot `at` for that.
+fn remove_begun(
+    at: usize,
+    begun: (Attached, Removing<'_, Attached>),
+    How { method, cause, quiet }: How,
+    waits: &mut dyn FnMut(&Waiting),
+) -> Arc<RemovalReport> {
+    let slot = &slots()[at];
+    let (Attached { device, file, watched }, _removing) = begun;
+    if cause == Cause::Asked {
+        // However it was used when it left: that is over.
+        *slot.left_as.lock() = None;
     }
     settle();
     let section = services::enter_section();
-    if !quiet {
-        let how = if cause == Cause::Gone { "has gone" } else { "going away" };
-        log::info!("{}: {how}, {}", slot.name, removal_log::method_in_words(method));
+    // Of what has gone that is said later.
+    if !quiet && cause != Cause::Gone {
+        log::info!("{}: going away, {}", slot.name, removal_log::method_in_words(method));
     }
     let mappings: Vec<_> = file.iter().map(|file| Arc::clone(file.mapping())).collect();
     // What keeps the file open from here on are the mappings alone.
@@ -345,6 +382,8 @@ fn remove_with(
     let mut watch = removal_log::Watch { name: &slot.name, frames: slot.frames, cause, told, waits, shot_down, quiet };
     let report = device.remove(mappings, method, &mut watch);
     announce(News::Gone(at));
+    // Until here, so that a departure during the removal is noticed.
+    drop(watched);
     if let Some(dimm) = slot.dimm() {
         dimm.removed();
     }
@@ -354,7 +393,7 @@ fn remove_with(
     if shortages > 0 && !quiet {
         log::warn!("{}: memory ran out {shortages} times; the reserve has served", slot.name);
     }
-    Ok(keep(at, slot, report, shortages > 0))
+    keep(at, slot, report, shortages > 0)
 }
 
 /// The report of the last removal from slot `at`; `None` where there was none, or where memory was so short that it

@@ -10,10 +10,10 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arch::port;
-use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use mm::addr::{PAGE_SIZE, PfnRange};
 use nvdimm::acpi::{AcpiInfo, aml};
 use nvdimm::hotplug::stay::{self, Place};
-use nvdimm::hotplug::{Hotplug, Io, Module, Registers};
+use nvdimm::hotplug::{self, Hotplug, Io, Module, Registers, Status};
 use nvdimm::nfit::ByteRange;
 use nvdimm::pmem::PmemDriver;
 use spin::Once;
@@ -66,14 +66,37 @@ impl Io for Block {
 pub struct Dimm {
     /// The slot, and the module's stay there.
     pub place: Arc<Place>,
-    /// A device on it is attached: whether it is still there is looked at again and again.
-    watched: AtomicBool,
+    /// So many [watch](Watched) whether it is still there: a device on it that is attached, and who attaches one.
+    watchers: AtomicUsize,
     /// When it was noticed that it has left without a word, in nanoseconds since the first line; 0: it was not.
     noticed_ns: AtomicU64,
     /// When that was the last time that a stay has ended.
     last_notice_ns: AtomicU64,
     /// The host may not have it back by asking for it.
     pub keep: AtomicBool,
+    /// Notice was taken of the module, and it is not used: there is no stay, and nothing to be done until another comes.
+    not_used: AtomicBool,
+}
+
+/// As long as this lives it is looked again and again whether the module is still there.
+pub(super) struct Watched(&'static Dimm);
+
+impl Watched {
+    /// From now on.
+    pub(super) fn begin(dimm: &'static Dimm) -> Self {
+        dimm.watchers.fetch_add(1, Ordering::SeqCst);
+        watch::begin();
+        sched::rearm();
+        Self(dimm)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.watchers.fetch_sub(1, Ordering::SeqCst);
+        watch::end();
+        sched::rearm();
+    }
 }
 
 struct Found {
@@ -82,8 +105,6 @@ struct Found {
 }
 
 static FOUND: Once<Found> = Once::new();
-/// How many modules are watched.
-static WATCHED: AtomicUsize = AtomicUsize::new(0);
 /// Wakes whoever deals with modules that come and go.
 static WAKE: Once<fn()> = Once::new();
 
@@ -109,17 +130,22 @@ fn wake() {
 }
 
 impl Dimm {
-    /// Begins or ends to look again and again whether the module is still there.
-    pub(super) fn watch(&'static self, on: bool) {
-        if self.watched.swap(on, Ordering::SeqCst) == on {
-            return;
-        }
-        let was_watched =
-            if on { WATCHED.fetch_add(1, Ordering::SeqCst) } else { WATCHED.fetch_sub(1, Ordering::SeqCst) };
-        if was_watched == usize::from(!on) {
-            watch::set(on);
-            sched::rearm();
-        }
+    /// Begins a stay of what is in the slot now; answers what that is. See [`Place::begin`].
+    pub(super) fn begin_stay(&self) -> Option<Module> {
+        self.not_used.store(false, Ordering::Relaxed);
+        self.place.begin()
+    }
+
+    /// The module is not used, and why was said: nobody is told that it is there, and it is not looked at again.
+    pub(super) fn leave_unused(&self) {
+        self.place.end();
+        self.not_used.store(true, Ordering::Relaxed);
+    }
+
+    /// Is there a module of which notice is to be taken? Not while the stay of another one goes on: that ends first.
+    pub(super) fn has_new(&self, status: Status) -> bool {
+        let is_known = self.not_used.load(Ordering::Relaxed) && !status.inserted;
+        status.enabled && !is_known && self.place.current().is_none()
     }
 
     /// Has the module left without a word? Notes when that was first seen.
@@ -154,7 +180,8 @@ impl Dimm {
         self.last_notice_ns.load(Ordering::Relaxed)
     }
 
-    /// A removal of its device is over, in which nobody has looked: if the module has left meanwhile, that is dealt with.
+    /// A removal of its device is over, and nobody looks any more: if the module has left in its last moments, that is dealt
+    /// with.
     pub(super) fn removed(&self) {
         if self.has_left() {
             wake();
@@ -165,7 +192,7 @@ impl Dimm {
 /// Looks at every module that is watched: in the timer's handler.
 fn look() {
     let mut any = false;
-    for dimm in all().iter().filter(|dimm| dimm.watched.load(Ordering::Relaxed)) {
+    for dimm in all().iter().filter(|dimm| dimm.watchers.load(Ordering::Relaxed) != 0) {
         any |= dimm.noticed_ns() == 0 && dimm.has_left();
     }
     if any {
@@ -185,10 +212,11 @@ pub(super) fn find(info: &AcpiInfo<'_>) {
     let hotplug = Arc::new(Hotplug::new(ports, nr_slots));
     let dimm = |slot| Dimm {
         place: Place::new(&hotplug, slot),
-        watched: AtomicBool::new(false),
+        watchers: AtomicUsize::new(0),
         noticed_ns: AtomicU64::new(0),
         last_notice_ns: AtomicU64::new(0),
         keep: AtomicBool::new(false),
+        not_used: AtomicBool::new(false),
     };
     FOUND.call_once(|| Found {
         dimms: (0..nr_slots).map(dimm).collect(),
@@ -217,47 +245,64 @@ pub(super) fn slot_of(
     slots: &[Slot],
     frames: PfnRange,
     dimm: &'static Dimm,
-) -> Option<Slot> {
-    let at = dimm.place.slot();
-    if let Some(other) = slots.iter().find(|slot| slot.frames.overlaps(frames)) {
-        log::warn!(target: "dimm", "slot {at}: its memory overlaps that of {}; it is not used", other.name);
-        return None;
-    }
+) -> Slot {
     let name = format!("dimm{}", slots.iter().filter(|slot| slot.dimm().is_some()).count());
-    let (base, size) = (frames.start().addr(), frames.nr_pages() * PAGE_SIZE);
+    let own = stay::driver(driver, Arc::new(Host), &dimm.place);
+    Slot::new(Given::whole(name, frames), Provider::Dimm(own, dimm))
+}
+
+/// Does somebody else have some of these frames? Then that is said.
+pub(super) fn is_free(other: Option<&Slot>, dimm: &Dimm) -> bool {
+    if let Some(other) = other {
+        let at = dimm.place.slot();
+        log::warn!(target: "dimm", "slot {at}: its memory overlaps that of {}; it is not used", other.name);
+    }
+    other.is_none()
+}
+
+/// Says what a slot is, where it is a module's: once it is in the list, for who hears of it asks for it.
+pub(super) fn say(slot: &Slot) {
+    let Some(at) = slot.dimm().map(|dimm| dimm.place.slot()) else { return };
+    let (name, base, size) = (&slot.name, slot.frames.start().addr(), slot.frames.nr_pages() * PAGE_SIZE);
     log::info!(target: "dimm", "{name}: {} MiB from {base} in slot {at}", size >> 20);
     report!("dimm device={name} slot={at} base={base} size={size}");
-    let own = stay::driver(driver, Arc::new(Host), &dimm.place);
-    Some(Slot::new(Given::whole(name, frames), Provider::Dimm(own, dimm)))
 }
 
 /// Adds a slot for each module that is there at boot and can be used.
 pub(super) fn add_found(driver: &PmemDriver<KernelMachine>, slots: &mut Vec<Slot>) {
     for dimm in all() {
-        let Some(module) = dimm.place.begin() else { continue };
-        let slot = usable(dimm, &module).and_then(|frames| slot_of(driver, slots, frames, dimm));
-        slots.extend(slot);
+        let Some(module) = dimm.begin_stay() else { continue };
+        let in_the_way = |frames: &PfnRange| slots.iter().find(|slot| slot.frames.overlaps(*frames));
+        let frames = usable(dimm, &module).filter(|frames| is_free(in_the_way(frames), dimm));
+        match frames {
+            Some(frames) => slots.push(slot_of(driver, slots, frames, dimm)),
+            None => dimm.leave_unused(),
+        }
     }
+}
+
+/// Is the memory at all of these frames there now? Of a module only while its present stay goes on and covers them; memory of
+/// which no module is known does not leave. For an interrupt handler, too.
+pub fn is_there(frames: PfnRange) -> bool {
+    let mut may_leave = false;
+    for slot in devices::slots().iter().filter(|slot| slot.frames.overlaps(frames)) {
+        match slot.dimm() {
+            None if slot.frames.start() <= frames.start() && frames.end() <= slot.frames.end() => return true,
+            None => {}
+            Some(dimm) => {
+                may_leave = true;
+                // A slot has the frames of modules that have left, too: any stay that covers them will do.
+                if dimm.place.current().is_some_and(|stay| stay.covers(frames) && stay.goes_on()) {
+                    return true;
+                }
+            }
+        }
+    }
+    !may_leave
 }
 
 /// Where memory may arrive that no slot has yet: a page of it may be lost, too.
 pub fn free_windows() -> Vec<PfnRange> {
-    let mut free = Vec::new();
-    for hot in hot_ranges() {
-        let mut at = hot.base.div_ceil(PAGE_SIZE);
-        let end = hot.end() / PAGE_SIZE;
-        let mut taken: Vec<_> = devices::slots().iter().map(|slot| slot.frames).collect();
-        taken.sort_unstable_by_key(|frames| frames.start());
-        for frames in taken {
-            let (start, after) = (frames.start().as_u64(), frames.end().as_u64());
-            if at < start.min(end) {
-                free.extend(PfnRange::new(Pfn::new(at), start.min(end) - at));
-            }
-            at = at.max(after);
-        }
-        if at < end {
-            free.extend(PfnRange::new(Pfn::new(at), end - at));
-        }
-    }
-    free
+    let used: Vec<_> = devices::slots().iter().map(|slot| slot.frames).collect();
+    hotplug::free_windows(hot_ranges(), devices::limits(), &used)
 }

@@ -24,7 +24,7 @@ use spin::Mutex;
 use crate::cpu::time;
 use crate::mem::machine::KernelMachine;
 use crate::pmem::devices::{self, News};
-use crate::pmem::fs_device;
+use crate::pmem::{fs_device, slots};
 
 /// A mounted file system of this kernel.
 pub type Fs = Mounted<KernelMachine>;
@@ -90,6 +90,7 @@ pub fn mount(at: usize) -> Result<Arc<Fs>, String> {
         let_go(at, &mounted);
         return Err(format!("device {at} left while it was being mounted"));
     }
+    slots::forget_use(at);
     Ok(mounted)
 }
 

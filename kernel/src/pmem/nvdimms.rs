@@ -65,15 +65,15 @@ fn say(nfit: &Nfit, first: usize, wanted: &dyn Fn(&PersistentRange) -> bool) {
 }
 
 /// Prints all that the table says of the NVDIMM that has these frames, and what the platform does for persistence; or that
-/// it says nothing, of a virtio-pmem device or a module.
+/// it says nothing, of a virtio-pmem device or a module, which have none for it.
 ///
 /// # Errors
 /// There is no table.
-pub fn describe(frames: PfnRange) -> Result<(), String> {
+pub fn describe(frames: Option<PfnRange>) -> Result<(), String> {
     let nfit = NFIT.lock().clone().ok_or("no table was read")?;
     // A namespace is a part of one.
-    let has = |range: &PersistentRange| pmem::frames_of(range).is_some_and(|all| all.contains(frames.start()));
-    let range = nfit.ranges.iter().find(|range| has(range));
+    let has = |range: &PersistentRange, first| pmem::frames_of(range).is_some_and(|all| all.contains(first));
+    let range = frames.and_then(|frames| nfit.ranges.iter().find(|range| has(range, frames.start())));
     let Some(range) = range else {
         // A virtio-pmem device, or a module.
         console::line(format_args!("the NFIT says nothing of it"));

@@ -13,7 +13,7 @@ use mm::addr::PfnRange;
 use mm::machine::Machine;
 use mm::region::{RegionInfo, TakeBack};
 
-use crate::console::report;
+use crate::console::{self, report};
 use crate::cpu::time;
 use crate::io::dma;
 use crate::mem::machine::{KernelMachine, mm};
@@ -50,7 +50,7 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         }
     }
     fn phase(&mut self, phase: Phase, kill: &KillReport) {
-        if !self.quiet {
+        if !self.quiet && !self.holds_back() {
             say_phase(self.name, phase, kill);
         }
     }
@@ -81,9 +81,44 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         if record.step == Step::Shootdown {
             self.shot_down.store(time::since_first_line_ns(), Ordering::Relaxed);
         }
-        if self.quiet {
+        let later = self.holds_back() && record.step <= Step::Shootdown;
+        if !self.quiet && !later {
+            self.say(record);
+        }
+    }
+    fn unreachable(&mut self, so_far: &RemovalReport) {
+        if self.quiet || !self.holds_back() {
             return;
         }
+        log::info!("{}: has gone, {}", self.name, method_in_words(so_far.method));
+        for record in &so_far.steps {
+            if let Some(kill) = so_far.kill.as_ref().filter(|_| record.step == Step::KillDax) {
+                Phase::ALL.iter().for_each(|phase| match phase {
+                    // Before anybody was told.
+                    Phase::Dying => say_phase(self.name, *phase, &KillReport::default()),
+                    _ => say_phase(self.name, *phase, kill),
+                });
+            }
+            self.say(record);
+        }
+    }
+    fn blocked_transfers(&mut self) -> u64 {
+        dma::nr_blocked()
+    }
+    fn instructions(&mut self) -> u64 {
+        // Also without what a holder says while it is told.
+        time::cost().saturating_sub(console::cost())
+    }
+}
+
+impl Watch<'_> {
+    /// Of memory that has gone the translations are urgent, and a line takes longer than all that is done: so what there is to
+    /// say is said when none is left.
+    fn holds_back(&self) -> bool {
+        self.cause == Cause::Gone
+    }
+
+    fn say(&mut self, record: &StepRecord) {
         log::info!("{}: {record}", self.name);
         report!(
             "removal device={} step={} n={} of={} ns={} problem={}{}",
@@ -98,12 +133,6 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         if record.step == Step::KillDax {
             (self.told)();
         }
-    }
-    fn blocked_transfers(&mut self) -> u64 {
-        dma::nr_blocked()
-    }
-    fn instructions(&mut self) -> u64 {
-        time::cost()
     }
 }
 

@@ -23,7 +23,7 @@ use nvdimm::pmem::{PmemDevice, PmemDriver};
 use spin::{Mutex, Once};
 
 use crate::mem::machine::KernelMachine;
-use crate::pmem::dimms::Dimm;
+use crate::pmem::dimms::{Dimm, Watched};
 use crate::pmem::namespaces::Given;
 
 /// So many can be added while the kernel runs.
@@ -48,6 +48,17 @@ pub struct Slot {
     pub(super) last: mm::sync::Mutex<Option<Arc<RemovalReport>>>,
     /// When the last removal's shootdown was done, in nanoseconds since the first line; 0 before the first.
     pub(super) shot_down_ns: AtomicU64,
+    /// How the device was used when its module left; `None` once it is used so again, or somebody has decided otherwise.
+    pub(super) left_as: Mutex<Option<LeftAs>>,
+}
+
+/// How a device was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeftAs {
+    /// What for.
+    pub(super) kind: MemoryKind,
+    /// A file system was mounted from it.
+    pub(super) mounted: bool,
 }
 
 /// Where a slot's memory comes from.
@@ -72,7 +83,13 @@ impl Slot {
             occupancy: DeviceSlot::new(),
             last: mm::sync::Mutex::default(),
             shot_down_ns: AtomicU64::new(0),
+            left_as: Mutex::new(None),
         }
+    }
+
+    /// When the shootdown of its last removal was done, in nanoseconds since the first line; 0 before the first.
+    pub fn shot_down_ns(&self) -> u64 {
+        self.shot_down_ns.load(Ordering::Relaxed)
     }
 
     /// Where its memory comes from, in a word.
@@ -99,6 +116,11 @@ impl Slot {
         }
     }
 
+    /// Has it its frames, as far as notice was taken? Those of a module that has left are free for whatever comes next.
+    pub fn is_in(&self) -> bool {
+        self.dimm().is_none_or(|dimm| dimm.place.current().is_some_and(|stay| stay.is_of(self.frames)))
+    }
+
     /// What its memory is used for, where nobody says anything else. Lent memory lasts only by flushes, which a file
     /// system does and a program that maps the device may forget.
     pub fn kind(&self) -> MemoryKind {
@@ -115,6 +137,8 @@ pub(super) struct Attached {
     pub(super) device: PmemDevice<KernelMachine>,
     /// Its device-dax file; `None` where it is for file systems.
     pub(super) file: Option<Arc<DevDax<KernelMachine>>>,
+    /// Whether its module is still there is looked at again and again; `None` where it cannot leave.
+    pub(super) watched: Option<Watched>,
 }
 
 /// A list that grows at its end, up to a length that is fixed when it is made; what is on it stays where it is.
@@ -189,6 +213,19 @@ pub(super) fn add(slot: Slot) -> Option<usize> {
         log::error!(target: "devices", "there is no room for more than {LATER} devices that arrive: one is not used");
     }
     added
+}
+
+/// How the device of slot `at` was used when its module left is of no interest any more: it is used.
+pub(super) fn forget_use(at: usize) {
+    if let Some(slot) = slots().get(at) {
+        *slot.left_as.lock() = None;
+    }
+}
+
+/// The slot, other than `but`, that has some of these frames now.
+pub(super) fn in_the_way(frames: PfnRange, but: Option<&Slot>) -> Option<&'static Slot> {
+    let is_other = |slot: &Slot| but.is_none_or(|but| !core::ptr::eq(but, slot));
+    slots().iter().find(|slot| slot.frames.overlaps(frames) && slot.is_in() && is_other(slot))
 }
 
 /// The slot of the device of this name.

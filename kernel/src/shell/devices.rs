@@ -60,7 +60,8 @@ fn nvdimm(args: &[&str]) -> Result<(), String> {
             let at = device(word)?;
             let slot = devices::slots().get(at).ok_or_else(|| format!("{}", DeviceError::NoSlot(at)))?;
             show(at, slot);
-            return nvdimms::describe(slot.frames);
+            // At the addresses of a module that has left there may be an NVDIMM now, which the table names.
+            return nvdimms::describe(slot.region.map(|_| slot.frames));
         }
         _ => return Err("expected: nvdimm, or nvdimm N".into()),
     }

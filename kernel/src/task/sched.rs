@@ -331,7 +331,7 @@ pub fn on_reschedule() {
     }
 }
 
-/// Lets CPU 0's timer follow a change of what is [watched](watch::set).
+/// Lets CPU 0's timer follow a change of what is [watched](watch::begin).
 pub fn rearm() {
     let _irq = IrqSave::new();
     if area::cpu() == 0 {

@@ -9,7 +9,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::port;
-use mm::addr::PhysAddr;
+use mm::addr::{PAGE_SIZE, PhysAddr};
 use nvdimm::acpi::{Events, Madt};
 use spin::Once;
 
@@ -20,6 +20,8 @@ use crate::mem::paging;
 /// The I/O APIC's two registers: which of its own is meant, and its contents (Intel 82093AA, §3.1).
 const INDEX: usize = 0x00;
 const WINDOW: usize = 0x10;
+/// Its own register whose bits 16 to 23 are the number of its last line.
+const VERSION: u32 = 0x01;
 /// Its own register for a line: 64 bits from here on.
 const REDIRECTION: u32 = 0x10;
 const ACTIVE_LOW: u32 = 1 << 13;
@@ -70,7 +72,49 @@ impl Found {
     }
 
     fn enable_port(&self) -> u16 {
-        self.events.gpe0_port + u16::from(self.events.status_bytes)
+        self.events.enable_port()
+    }
+
+    /// No event interrupts any more: also none of those that are not looked at, which the firmware may have left on.
+    fn disable_all(&self) {
+        for at in 0..u16::from(self.events.status_bytes) {
+            // SAFETY: as in `write`.
+            unsafe { port::write_u8(self.enable_port() + at, 0) };
+        }
+    }
+}
+
+/// An I/O APIC's registers, mapped.
+struct IoApic(usize);
+
+impl IoApic {
+    /// Maps those at this physical address, wherever in its page they are.
+    fn map(base: u64) -> Result<Self, paging::MapError> {
+        let offset = base % PAGE_SIZE;
+        let nr_pages = (offset + WINDOW as u64 + 4).div_ceil(PAGE_SIZE);
+        let page = paging::map_register_pages(PhysAddr::new(base - offset), nr_pages)?;
+        Ok(Self((page.as_u64() + offset) as usize))
+    }
+
+    fn select(&self, register: u32) {
+        // SAFETY: the I/O APIC's registers, mapped for ever, uncached, and used by nobody else.
+        unsafe { ptr::write_volatile((self.0 + INDEX) as *mut u32, register) };
+    }
+
+    fn read(&self, register: u32) -> u32 {
+        self.select(register);
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile((self.0 + WINDOW) as *const u32) }
+    }
+
+    fn write(&self, register: u32, value: u32) {
+        self.select(register);
+        // SAFETY: as above. A line leads to a vector that has a handler.
+        unsafe { ptr::write_volatile((self.0 + WINDOW) as *mut u32, value) };
+    }
+
+    fn last_line(&self) -> u32 {
+        self.read(VERSION) >> 16 & 0xff
     }
 }
 
@@ -83,27 +127,25 @@ pub fn start(wanted: u32, wake: fn()) -> bool {
         return false;
     }
     // Nothing else of it may interrupt: nobody would see to it.
-    found.write(found.enable_port(), 0);
-    let registers = match paging::map_registers(PhysAddr::new(io_apic)) {
-        Ok(registers) => registers.as_u64() as usize,
+    found.disable_all();
+    let registers = match IoApic::map(io_apic) {
+        Ok(registers) => registers,
         Err(error) => {
             log::warn!(target: "events", "the I/O APIC at {io_apic:#x} cannot be mapped: {error}");
             return false;
         }
     };
+    if line > registers.last_line() {
+        let last = registers.last_line();
+        log::warn!(target: "events", "the I/O APIC at {io_apic:#x} has no line {line}: its last one is {last}");
+        return false;
+    }
     LISTENER.call_once(|| (wanted, wake));
-    let set = |register: u32, value: u32| {
-        // SAFETY: the I/O APIC's registers, just mapped, uncached, and used by nobody else.
-        unsafe {
-            ptr::write_volatile((registers + INDEX) as *mut u32, register);
-            ptr::write_volatile((registers + WINDOW) as *mut u32, value);
-        }
-    };
     let destination = arch::percpu::cpu();
     let apic_id = crate::cpu::percpu::get(destination).map_or(0, |cpu| cpu.apic_id.load(Ordering::Relaxed));
-    set(REDIRECTION + 2 * line + 1, apic_id << 24);
+    registers.write(REDIRECTION + 2 * line + 1, apic_id << 24);
     let polarity = if active_low { ACTIVE_LOW } else { 0 };
-    set(REDIRECTION + 2 * line, u32::from(VECTOR_EVENTS) | LEVEL | polarity);
+    registers.write(REDIRECTION + 2 * line, u32::from(VECTOR_EVENTS) | LEVEL | polarity);
     UP.store(true, Ordering::Release);
     log::info!(target: "events", "interrupt {} tells of events at port {:#x}", found.events.sci, found.events.gpe0_port);
     true

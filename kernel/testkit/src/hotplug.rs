@@ -57,11 +57,13 @@ impl Slots {
     }
     /// Plugs a module in.
     pub fn put(&self, slot: usize, base: u64, len_bytes: u64) {
-        self.inner().slots[slot] = Slot { module: Some((base, len_bytes)), inserted: true, ..Slot::default() };
+        let mut inner = self.inner();
+        inner.slots[slot].module = Some((base, len_bytes));
+        inner.slots[slot].inserted = true;
     }
-    /// Pulls it out, without a word.
+    /// Pulls it out, without a word. As in QEMU the flags of which nobody has taken notice stay as they are.
     pub fn pull(&self, slot: usize) {
-        self.inner().slots[slot] = Slot::default();
+        self.inner().slots[slot].module = None;
     }
     /// Asks for it.
     pub fn ask_for(&self, slot: usize) {
@@ -151,7 +153,7 @@ impl Io for Inner {
         slot.inserted &= value & 2 == 0;
         slot.asked_for &= value & 4 == 0;
         if value & 8 != 0 {
-            *slot = Slot::default();
+            slot.module = None;
         }
     }
     fn write_u32(&mut self, offset: u16, value: u32) {

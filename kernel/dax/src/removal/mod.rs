@@ -140,11 +140,17 @@ pub trait RemovalWatch<M: Machine> {
     fn observe(&mut self, record: &StepRecord) {
         let _ = record;
     }
+    /// The first four steps are done, which `so_far` has: no translation of the device is left. For what is better said when
+    /// nothing is urgent any more.
+    fn unreachable(&mut self, so_far: &RemovalReport) {
+        let _ = so_far;
+    }
     /// Transfers of devices that were blocked since boot, where that is known.
     fn blocked_transfers(&mut self) -> u64 {
         0
     }
-    /// Instructions that this CPU has executed, where they are counted.
+    /// Instructions that this CPU has executed, where they are counted, without those that went into what was said. It may go
+    /// back a little, where another CPU says something meanwhile.
     fn instructions(&mut self) -> u64 {
         0
     }
@@ -212,8 +218,11 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
     let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), spaces: Vec::new() };
     for step in Step::ALL {
         removal.step(step, &mut going);
-        if cfg!(debug_assertions) && step == Step::Shootdown {
-            removal.assert_unreachable();
+        if step == Step::Shootdown {
+            if cfg!(debug_assertions) {
+                removal.assert_unreachable();
+            }
+            removal.env.watch().unreachable(&removal.report);
         }
     }
     removal.report
@@ -252,7 +261,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let record = StepRecord {
             step,
             ns: self.mm.machine.now_ns() - ns - self.aside.0,
-            instructions: self.env.watch().instructions() - instructions - self.aside.1,
+            instructions: self.env.watch().instructions().saturating_sub(instructions + self.aside.1),
             facts,
             problem,
         };
@@ -285,7 +294,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         let (zap, result) = work(self.mm);
         let cost = Cost {
             zap,
-            instructions: self.env.watch().instructions() - instructions,
+            instructions: self.env.watch().instructions().saturating_sub(instructions),
             ns: self.mm.machine.now_ns() - ns,
             flushes: self.mm.shootdown.stats().since(flushes),
         };
@@ -318,7 +327,7 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
                 let (ns, instructions) = (mm.machine.now_ns(), env.watch().instructions());
                 env.watch().phase(phase, kill);
                 aside.0 += mm.machine.now_ns() - ns;
-                aside.1 += env.watch().instructions() - instructions;
+                aside.1 += env.watch().instructions().saturating_sub(instructions);
             };
             let (dead, kill) = kill_dax_as(live, flags, &mut || mm.machine.relax(), &mut observe);
             facts.note("holders_told", kill.answers.len() as u64);

@@ -324,6 +324,12 @@ impl RemovalReport {
     pub fn instructions(&self) -> u64 {
         self.steps.iter().map(|record| record.instructions).sum()
     }
+    /// Instructions of the steps up to the shootdown, after which there is no translation of the device, where they are
+    /// counted.
+    pub fn instructions_until_unreachable(&self) -> u64 {
+        let until = self.steps.iter().filter(|record| record.step <= Step::Shootdown);
+        until.map(|record| record.instructions).sum()
+    }
 }
 
 /// A copy of a list, where there is memory for it and for each `copy` of an element.

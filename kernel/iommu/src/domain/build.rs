@@ -236,8 +236,8 @@ impl<H: Hardware> Domain<H> {
         let result = self.settle(block, builder, result);
         if let Err(error) = result {
             // What was made may have been looked at by the device: it dies like any other translation.
-            self.end(block, serial);
-            return Err(error);
+            // Where the unit does not answer then, that is worse than whatever it was.
+            return Err(self.end(block, serial).failed.map_or(error, MapError::Queue));
         }
         let dma = Dma { address: first << PAGE_SHIFT, bytes: plan.pages << PAGE_SHIFT, rights };
         Ok(Mapping { dma, block, serial, domain: self.id })

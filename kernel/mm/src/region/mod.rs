@@ -435,6 +435,11 @@ impl<M: Machine> RegionRef<M> {
         self.region.key
     }
 
+    /// The frames that it was made of, in the order of the addresses. They are its own only while it is not closed.
+    pub fn frames(&self) -> &[PfnRange] {
+        &self.region.runs
+    }
+
     /// Could a use begin now? Begins none, so nobody waits for the question; the answer can be old when it is read.
     ///
     /// # Errors

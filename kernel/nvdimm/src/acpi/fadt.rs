@@ -29,11 +29,19 @@ pub struct Events {
     pub enable: u8,
 }
 
+impl Events {
+    /// The I/O port of the first byte that enables: the whole block is below the end of the ports.
+    pub fn enable_port(&self) -> u16 {
+        self.gpe0_port.saturating_add(self.status_bytes.into())
+    }
+}
+
 /// What the table says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fadt {
     pub(super) pm_timer: Option<PmTimer>,
-    pub(super) events: Option<Events>,
+    /// Or why its events cannot be used.
+    pub(super) events: Result<Option<Events>, AcpiNotice>,
     /// Physical address of the DSDT; 0 where there is none.
     pub(super) dsdt: u64,
 }
@@ -79,15 +87,23 @@ pub(super) fn read(bytes: &[u8]) -> Result<Fadt, AcpiNotice> {
     // Where both are given they are the same: the wide one may be in memory, which the narrow one is not.
     let wide = Some(number(X_GPE0_BLK + 4, 8)).filter(|_| number(X_GPE0_BLK, 1) == IO_PORTS);
     let gpe0 = port(number(GPE0_BLK, 4)).or_else(|| port(wide?));
-    let status_bytes = (number(GPE0_BLK_LEN, 1) / 2) as u8;
-    let events = gpe0.zip(port(number(PM1A_CNT_BLK, 4))).filter(|_| status_bytes != 0).map(|(gpe0, control)| Events {
-        gpe0_port: gpe0,
-        status_bytes,
-        sci: number(SCI_INT, 2) as u16,
-        control_port: control,
-        command_port: port(number(SMI_CMD, 4)).unwrap_or(0),
-        enable: number(ACPI_ENABLE, 1) as u8,
-    });
+    let len_bytes = number(GPE0_BLK_LEN, 1) as u8;
+    // Of the control 16 bits are read.
+    let control = port(number(PM1A_CNT_BLK, 4)).filter(|port| *port != u16::MAX);
+    let events = match gpe0.zip(control).filter(|_| len_bytes >= 2) {
+        Some((port, _)) if u32::from(port) + u32::from(len_bytes) > 1 << 16 => {
+            Err(AcpiNotice::EventPorts { port, len_bytes })
+        }
+        Some((gpe0_port, control_port)) => Ok(Some(Events {
+            gpe0_port,
+            status_bytes: len_bytes / 2,
+            sci: number(SCI_INT, 2) as u16,
+            control_port,
+            command_port: port(number(SMI_CMD, 4)).unwrap_or(0),
+            enable: number(ACPI_ENABLE, 1) as u8,
+        })),
+        None => Ok(None),
+    };
     let dsdt = Some(number(X_DSDT, 8)).filter(|base| *base != 0).unwrap_or(number(DSDT, 4));
     Ok(Fadt { pm_timer, events, dsdt })
 }

@@ -58,16 +58,22 @@ pub struct Madt {
 }
 
 impl Madt {
-    /// Where a line of the old controllers arrives: the I/O APIC, its line there, and whether it is active low. Of a line
+    /// Where a line of the old controllers arrives: the I/O APIC, its line there, and whether it is active low. `None` where no
+    /// I/O APIC can have that line. Of a line
     /// that no entry names, at the same number; the interrupt of ACPI's own events is active low then (ACPI 6.5 §5.2.9,
     /// `SCI_INT`).
     pub fn route(&self, irq: u16) -> Option<(IoApic, u32, bool)> {
         let moved = self.overrides.iter().find(|moved| u16::from(moved.irq) == irq);
         let (line, flags) = moved.map_or((u32::from(irq), 0), |moved| (moved.line, moved.flags));
         let of = self.io_apics.iter().filter(|io| io.first_line <= line).max_by_key(|io| io.first_line)?;
-        Some((*of, line - of.first_line, flags & POLARITY != ACTIVE_HIGH))
+        let line = Some(line - of.first_line).filter(|line| *line < MAX_LINES)?;
+        Some((*of, line, flags & POLARITY != ACTIVE_HIGH))
     }
 }
+
+/// An I/O APIC's own registers have numbers of 8 bits, and each line has two of them, from 0x10 on (Intel 82093AA, §3.2). How
+/// many of them there are says the I/O APIC.
+const MAX_LINES: u32 = (0x100 - 0x10) / 2;
 
 /// Of an override's flags: polarity, and the one of the three that is not active low for this interrupt.
 const POLARITY: u16 = 0b11;

@@ -115,7 +115,11 @@ fn read_table<'m, M: PhysMemory>(memory: &'m M, base: u64, info: &mut AcpiInfo<'
             Ok(())
         }
         b"FACP" if info.pm_timer.is_none() => fadt::read(bytes).and_then(|fadt| {
-            (info.pm_timer, info.events) = (fadt.pm_timer, fadt.events);
+            info.pm_timer = fadt.pm_timer;
+            match fadt.events {
+                Ok(events) => info.events = events,
+                Err(notice) => info.note(notice),
+            }
             // The one program that no root table lists.
             add_dsdt(memory, fadt.dsdt, info)
         }),

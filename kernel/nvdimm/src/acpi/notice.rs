@@ -119,6 +119,13 @@ pub enum AcpiNotice {
         /// The first byte of the one that is left out.
         base: u64,
     },
+    /// The FADT's block of events has more bytes than there are I/O ports from its first one on: no events are told.
+    EventPorts {
+        /// Its first port.
+        port: u16,
+        /// Its length in bytes.
+        len_bytes: u8,
+    },
     /// More CPUs than we can hold.
     TooManyCpus {
         /// Local APIC identifier of the one that is left out.
@@ -166,6 +173,9 @@ impl fmt::Display for AcpiNotice {
             }
             Self::TooManyHotRanges { base } => {
                 write!(f, "SRAT: the range at {base:#x} is left out: there is room for {}", super::MAX_HOT_RANGES)
+            }
+            Self::EventPorts { port, len_bytes } => {
+                write!(f, "FADT: {len_bytes} bytes of events at I/O port {port:#x} go beyond the last port; not used")
             }
             Self::TooManyCpus { apic_id } => {
                 write!(f, "MADT: the CPU with APIC {apic_id} is left out: there is room for {MAX_CPUS}")

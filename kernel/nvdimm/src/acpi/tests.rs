@@ -238,6 +238,77 @@ fn cpus_beyond_our_room_are_reported() {
     assert_eq!(lines(&info), ["MADT: the CPU with APIC 64 is left out: there is room for 64"]);
 }
 
+fn events_at(port: u32, len_bytes: u8, control: u32) -> (Option<Events>, Vec<alloc::string::String>, Option<PmTimer>) {
+    let mut tables = usual();
+    let fadt = &mut tables[1];
+    fadt[46] = 9;
+    fadt[64..68].copy_from_slice(&control.to_le_bytes());
+    fadt[80..84].copy_from_slice(&port.to_le_bytes());
+    fadt[92] = len_bytes;
+    seal(fadt, 9);
+    let memory = Memory::new(&tables, &[]);
+    let info = discover(&memory, RSDP).unwrap();
+    (info.events, lines(&info), info.pm_timer)
+}
+
+#[test]
+fn a_block_of_events_lies_within_the_io_ports() {
+    for (port, len_bytes) in [(0x620, 16), (0xfff0, 16), (0xff01, 255), (0xfffe, 2), (0xfffc, 3)] {
+        let (events, said, _) = events_at(port, len_bytes, 0x604);
+        let events = events.expect("events");
+        assert_eq!((u32::from(events.gpe0_port), events.status_bytes, said.len()), (port, len_bytes / 2, 0));
+        assert_eq!(u32::from(events.enable_port()), port + u32::from(len_bytes / 2));
+    }
+    for (port, len_bytes) in [(0xfff1, 16), (0xffff, 2), (0xff02, 255), (0xfffe, 3)] {
+        let (events, said, timer) = events_at(port, len_bytes, 0x604);
+        let line =
+            alloc::format!("FADT: {len_bytes} bytes of events at I/O port {port:#x} go beyond the last port; not used");
+        assert_eq!((events, said), (None, [line].to_vec()));
+        assert!(timer.is_some(), "it costs the events alone");
+    }
+    // None at all is no fault.
+    for (port, len_bytes, control) in
+        [(0x620, 0, 0x604), (0x620, 1, 0x604), (0, 16, 0x604), (0x620, 16, 0), (0x620, 16, 0xffff)]
+    {
+        assert_eq!(events_at(port, len_bytes, control).0, None);
+        assert_eq!(events_at(port, len_bytes, control).1, [""; 0]);
+    }
+}
+
+#[test]
+fn a_line_is_one_that_an_io_apic_can_have() {
+    let io = |base: u32, first: u32| {
+        let mut entry = [1, 12, 0, 0].to_vec();
+        entry.extend_from_slice(&base.to_le_bytes());
+        entry.extend_from_slice(&first.to_le_bytes());
+        entry
+    };
+    let moved = |irq: u8, line: u32, flags: u8| {
+        let mut entry = [2, 10, 0, irq].to_vec();
+        entry.extend_from_slice(&line.to_le_bytes());
+        entry.extend_from_slice(&[flags, 0]);
+        entry
+    };
+    let route = |entries: &[Vec<u8>], irq: u16| {
+        let memory = Memory::new(&[madt(&entries.concat())], &[]);
+        let madt = discover(&memory, RSDP).unwrap().madt.unwrap();
+        madt.route(irq).map(|(io, line, active_low)| (io.base, line, active_low))
+    };
+    let one = io(0xfec0_0400, 0);
+    assert_eq!(route(&[one.clone()], 9), Some((0xfec0_0400, 9, true)), "its address is as the table has it");
+    assert_eq!(route(&[one.clone(), moved(9, 20, 0b1101)], 9), Some((0xfec0_0400, 20, false)));
+    assert_eq!(route(&[one.clone(), moved(9, 119, 0)], 9), Some((0xfec0_0400, 119, true)));
+    for line in [120, 128, 255, 0x7fff_fff8, u32::MAX] {
+        assert_eq!(route(&[one.clone(), moved(9, line, 0)], 9), None, "line {line}");
+    }
+    assert_eq!(route(&[one.clone()], 500), None);
+    // Of two that whose lines begin nearest below it.
+    let two = [io(0xfec1_0000, 24), one, moved(9, 130, 0)];
+    assert_eq!(route(&two, 9), Some((0xfec1_0000, 106, true)));
+    assert_eq!(route(&[moved(9, 9, 0)], 9), None, "there is no I/O APIC");
+    assert_eq!(route(&[io(0xfec0_0000, 16)], 9), None, "its lines begin behind it");
+}
+
 #[test]
 fn a_machine_without_a_timer_has_none() {
     let mut tables = usual();

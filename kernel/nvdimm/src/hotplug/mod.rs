@@ -22,9 +22,10 @@
 
 pub mod stay;
 
+use alloc::vec::Vec;
 use core::fmt;
 
-use mm::addr::PfnRange;
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::sync::Arc;
 
 use crate::nfit::{ByteRange, Limits};
@@ -84,6 +85,17 @@ impl Status {
         let has = |bit| flags & bit != 0;
         Self { enabled: has(ENABLED), inserted: has(INSERTED), asked_for: has(ASKED_FOR) }
     }
+}
+
+/// What became of a module that [may go](Hotplug::eject_known).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ejected {
+    /// It went.
+    Went,
+    /// It had left before without a word, and nothing was done.
+    HadLeft,
+    /// The slot does not let it go.
+    Stays,
 }
 
 /// A module in a slot.
@@ -174,7 +186,14 @@ impl Hotplug {
         })
     }
 
-    /// Takes notice of the host's wish for a module, and says that it will go: [`eject`](Self::eject) lets it.
+    /// Takes notice of the host's wish for a module that has left since, and says nothing: the next module in the slot is
+    /// not meant. (In QEMU the wish outlives the module.)
+    pub fn drop_request(&self, slot: u32) {
+        self.selected(slot, |io| io.write_u8(FLAGS, ASKED_FOR));
+    }
+
+    /// Takes notice of the host's wish for a module, and says that it will go:
+    /// [`eject_known`](Self::eject_known) lets it.
     pub fn take_request(&self, slot: u32) {
         self.selected(slot, |io| {
             io.write_u8(FLAGS, ASKED_FOR);
@@ -182,7 +201,19 @@ impl Hotplug {
         });
     }
 
-    /// The module may go. Says whether it has.
+    /// The module of which notice was taken may go. One that was plugged in since then stays, for it is another.
+    pub fn eject_known(&self, slot: u32) -> Ejected {
+        self.selected(slot, |io| {
+            let before = Status::of(io.read_u8(FLAGS));
+            if !before.enabled || before.inserted {
+                return Ejected::HadLeft;
+            }
+            io.write_u8(FLAGS, EJECT);
+            if Status::of(io.read_u8(FLAGS)).enabled { Ejected::Stays } else { Ejected::Went }
+        })
+    }
+
+    /// Whatever is in the slot may go, known or not. Says whether it has.
     pub fn eject(&self, slot: u32) -> bool {
         self.selected(slot, |io| {
             io.write_u8(FLAGS, EJECT);
@@ -197,6 +228,44 @@ impl Hotplug {
             report(io, STATUS_IN_USE);
         });
     }
+}
+
+/// Where modules may still come: the parts of the `hot` ranges of the SRAT that the CPU can reach and that neither `limits`
+/// nor `used` has, as whole pages, in rising order, disjoint, no two of them touching.
+pub fn free_windows(hot: &[ByteRange], limits: Limits<'_>, used: &[PfnRange]) -> Vec<PfnRange> {
+    let end_of_all = limits.phys_end() / PAGE_SIZE;
+    let inner = |range: &ByteRange| (range.base.div_ceil(PAGE_SIZE), (range.end() / PAGE_SIZE).min(end_of_all));
+    let outer = |range: &ByteRange| (range.base / PAGE_SIZE, range.end().div_ceil(PAGE_SIZE));
+    let mut kept: Vec<_> = limits.taken.iter().map(|taken| outer(&taken.range)).collect();
+    kept.extend(used.iter().map(|frames| (frames.start().as_u64(), frames.end().as_u64())));
+    let (hot, kept) = (joined(hot.iter().map(inner).collect()), joined(kept));
+    let mut free = Vec::new();
+    for (mut at, end) in hot {
+        for &(first, after) in kept.iter().take_while(|(first, _)| *first < end) {
+            free.extend(pages(at, first));
+            at = at.max(after);
+        }
+        free.extend(pages(at, end));
+    }
+    free
+}
+
+/// The ranges in rising order, those that overlap or touch made one.
+fn joined(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.retain(|(first, after)| first < after);
+    ranges.sort_unstable();
+    ranges.dedup_by(|next, last| {
+        let is_one = next.0 <= last.1;
+        if is_one {
+            last.1 = last.1.max(next.1);
+        }
+        is_one
+    });
+    ranges
+}
+
+fn pages(first: u64, after: u64) -> Option<PfnRange> {
+    PfnRange::new(Pfn::new(first), after.checked_sub(first)?)
 }
 
 /// What becomes of a request (ACPI 6.5 §6.3.5, `_OST`).

@@ -18,13 +18,17 @@
 //! at too early, and with c before b there is a moment at which nothing tells.
 //!
 //! The flags are read under the registers' lock, which orders 2 against c.
+//!
+//! A slot may have one module today and another tomorrow, at other addresses. So a stay is that of a range: memory beside
+//! it is not there by it, whatever the flags say.
 
-use mm::addr::PfnRange;
+use mm::addr::{PAGE_SIZE, PfnRange};
 use mm::machine::Machine;
-use mm::sync::{Arc, AtomicU64, Ordering};
+use mm::sync::{Arc, AtomicU64, Ordering, fence};
 
 use super::{Hotplug, Module, Status};
 use crate::mutant::Mutant;
+use crate::nfit::ByteRange;
 use crate::pmem::PmemDriver;
 use crate::pmem::memory::{FlushError, MapFailed, MediaError, PmemHost, PmemMemory};
 
@@ -37,6 +41,8 @@ pub struct Place {
     slot: u32,
     /// Its number, or [`NONE`].
     stay: AtomicU64,
+    /// Base and length of the module whose stay that is. Changed only while nobody stays.
+    range: [AtomicU64; 2],
     /// Of the last stay.
     last: AtomicU64,
 }
@@ -46,12 +52,14 @@ pub struct Place {
 pub struct Stay {
     place: Arc<Place>,
     number: u64,
+    range: ByteRange,
 }
 
 impl Place {
     /// A slot at which nobody has looked.
     pub fn new(hotplug: &Arc<Hotplug>, slot: u32) -> Arc<Self> {
-        Arc::new(Self { hotplug: Arc::clone(hotplug), slot, stay: AtomicU64::new(NONE), last: AtomicU64::new(NONE) })
+        let [stay, last, base, len_bytes] = [NONE, NONE, 0, 0].map(AtomicU64::new);
+        Arc::new(Self { hotplug: Arc::clone(hotplug), slot, stay, range: [base, len_bytes], last })
     }
 
     /// The slot's number.
@@ -84,6 +92,11 @@ impl Place {
                     self.end();
                 }
                 let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+                // Release; pairs with the Acquire fence in `current`: who reads of this range finds the last stay ended.
+                fence(Ordering::Release);
+                let ByteRange { base, len_bytes } = module.range;
+                self.range[0].store(base, Ordering::Relaxed);
+                self.range[1].store(len_bytes, Ordering::Relaxed);
                 self.stay.store(number, Ordering::Release);
                 return Some(module);
             }
@@ -95,10 +108,16 @@ impl Place {
         self.stay.store(NONE, Ordering::SeqCst);
     }
 
-    /// The stay that goes on; the module may have left without a word.
+    /// The stay that goes on; the module may have left without a word. For an interrupt handler, too.
     pub fn current(self: &Arc<Self>) -> Option<Stay> {
+        // Acquire; pairs with the Release in `begin`: the range is this stay's, or that of a later one.
         let number = self.stay.load(Ordering::Acquire);
-        (number != NONE).then(|| Stay { place: Arc::clone(self), number })
+        let range =
+            ByteRange { base: self.range[0].load(Ordering::Relaxed), len_bytes: self.range[1].load(Ordering::Relaxed) };
+        fence(Ordering::Acquire);
+        // Whoever changes the range has ended this stay before. Then nobody is told that it goes on.
+        let is_whole = number != NONE && self.stay.load(Ordering::Relaxed) == number;
+        is_whole.then(|| Stay { place: Arc::clone(self), number, range })
     }
 
     /// Is it over although nobody has ended it: has the module left without a word? For an interrupt handler, too.
@@ -119,6 +138,24 @@ impl Place {
 }
 
 impl Stay {
+    /// Where the module is.
+    pub fn range(&self) -> ByteRange {
+        self.range
+    }
+
+    /// Is it the stay of just these frames? A module that is smaller, larger or elsewhere is another one.
+    pub fn is_of(&self, frames: PfnRange) -> bool {
+        let ByteRange { base, len_bytes } = self.range;
+        frames.start().addr().as_u64() == base && frames.nr_pages() * PAGE_SIZE == len_bytes
+            || Mutant::RangeNotAsked.is_on()
+    }
+
+    /// Does the module have all of these frames?
+    pub fn covers(&self, frames: PfnRange) -> bool {
+        let start = frames.start().addr().as_u64();
+        self.range.base <= start && start + frames.nr_pages() * PAGE_SIZE <= self.range.end()
+    }
+
     /// Was the module there all the time until now? Once the answer was no it is never yes again.
     pub fn goes_on(&self) -> bool {
         let place = &*self.place;
@@ -164,7 +201,7 @@ impl PmemMemory for Removable {
     }
 }
 
-/// The kernel, for the module of one slot: maps as the kernel does, while a stay goes on.
+/// The kernel, for the module of one slot: maps as the kernel does what a stay that goes on is that of.
 struct Host {
     kernel: Arc<dyn PmemHost>,
     place: Arc<Place>,
@@ -172,7 +209,8 @@ struct Host {
 
 impl PmemHost for Host {
     fn map(&self, range: PfnRange) -> Result<Arc<dyn PmemMemory>, MapFailed> {
-        let stay = self.place.current().filter(Stay::goes_on).ok_or(MapFailed::Gone)?;
+        let stay = self.place.current().filter(|stay| stay.is_of(range) && stay.goes_on());
+        let stay = stay.ok_or(MapFailed::Gone)?;
         let memory = self.kernel.map(range)?;
         Ok(Arc::new(Removable { memory, stay }))
     }

@@ -3,20 +3,24 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use iommu::domain::{Domain, Mapping, Revocation};
+use iommu::domain::{Domain, MapError, Mapping, Revocation};
 use iommu::entry::Rights;
 use iommu::fault::SourceId;
 use iommu::queue::QueueError;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
+use mm::machine::Machine;
+use mm::sync::SleepLock;
 use spin::Once;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
+use super::DmaError;
 use super::faults::{FaultLog, Watch};
 use crate::cpu::lock::IrqLock;
 use crate::io::pci;
 use crate::io::vtd::{self, NoDomain, Unit, UnitHardware};
+use crate::mem::machine::mm;
 use crate::mem::{layout, memory};
 
 /// More devices than this do no DMA.
@@ -24,7 +28,8 @@ pub const MAX_DEVICES: usize = 16;
 
 /// Found by interrupt handlers, too: never moved, never taken away.
 static DEVICES: [Once<Arc<DmaDevice>>; MAX_DEVICES] = [const { Once::new() }; MAX_DEVICES];
-static NR_DEVICES: AtomicUsize = AtomicUsize::new(0);
+/// How many there are. Held while one is made.
+static NR_DEVICES: SleepLock<usize> = SleepLock::new(0);
 
 /// The devices, in the order of their making.
 pub fn devices() -> impl Iterator<Item = &'static Arc<DmaDevice>> {
@@ -61,6 +66,8 @@ pub struct DmaDevice {
     pub(super) faults: FaultLog,
     /// Its domain could not be invalidated: it does no DMA any more. Held while its right to do so is changed.
     stopped: IrqLock<bool>,
+    /// How often the right to do DMA was taken from it.
+    halts: AtomicU64,
 }
 
 impl DmaDevice {
@@ -70,12 +77,20 @@ impl DmaDevice {
     /// [`NoDma`].
     pub fn attach(name: &str, function: DeviceFunction) -> Result<Arc<Self>, NoDma> {
         let unit = vtd::unit_of(function).ok_or(NoDma::NoUnit)?;
-        let place = NR_DEVICES.fetch_add(1, Ordering::Relaxed);
-        let place = DEVICES.get(place).ok_or(NoDma::TooMany)?;
+        let mut nr_devices = NR_DEVICES.take(|| mm().machine.relax());
+        let place = DEVICES.get(*nr_devices).ok_or(NoDma::TooMany)?;
         let domain = unit.new_domain(vtd::source_of(function)).map_err(NoDma::NoDomain)?;
-        let device =
-            Self { name: name.into(), function, unit, domain, faults: FaultLog::new(), stopped: IrqLock::new(false) };
+        let device = Self {
+            name: name.into(),
+            function,
+            unit,
+            domain,
+            faults: FaultLog::new(),
+            stopped: IrqLock::new(false),
+            halts: AtomicU64::new(0),
+        };
         let device = place.call_once(|| Arc::new(device));
+        *nr_devices += 1;
         device.allow();
         Ok(Arc::clone(device))
     }
@@ -115,7 +130,15 @@ impl DmaDevice {
     /// Takes the right to do DMA from it, until it is [allowed](Self::allow) again.
     pub fn forbid(&self) {
         let _stopped = self.stopped.lock();
+        self.halt();
+    }
+    fn halt(&self) {
         pci::stop_dma(self.function);
+        self.halts.fetch_add(1, Ordering::Relaxed);
+    }
+    /// How often the right to do DMA was taken from it. Transfers end at the host bridge then, and no fault tells.
+    pub fn nr_halts(&self) -> u64 {
+        self.halts.load(Ordering::Relaxed)
     }
 
     /// Memory of the driver's own, `2^order` frames of RAM, zeroed, which the device reads and writes. `None` where there
@@ -127,7 +150,7 @@ impl DmaDevice {
         let len_bytes = PAGE_SIZE << order;
         // SAFETY: RAM, ours, in the direct map.
         unsafe { base.write_bytes(0, len_bytes as usize) };
-        match self.domain.map(&[frames], Rights::READ | Rights::WRITE, OWN) {
+        match self.map(&[frames], Rights::READ | Rights::WRITE, OWN) {
             Ok(mapping) => Some(OwnMemory { device: Arc::clone(self), first, order, mapping }),
             Err(_) => {
                 memory::free(first, order);
@@ -139,6 +162,26 @@ impl DmaDevice {
     /// Begins to watch for what speaks against a transfer. See the head of [`dma`](super).
     pub fn watch(self: &Arc<Self>) -> Watch {
         Watch::begin(self)
+    }
+
+    /// Maps frames for the device.
+    ///
+    /// # Errors
+    /// [`DmaError::Map`], [`DmaError::Stopped`]. Nothing is mapped then, or the device does no DMA any more.
+    pub(super) fn map(&self, runs: &[PfnRange], rights: Rights, tag: u64) -> Result<Mapping, DmaError> {
+        if self.is_stopped() {
+            return Err(DmaError::Stopped);
+        }
+        // What is kept of a mapping is small, and asked for as if it was there.
+        if !mm().machine.may_grow() {
+            return Err(DmaError::Map(MapError::NoMemory));
+        }
+        self.domain.map(runs, rights, tag).map_err(|error| {
+            if let MapError::Queue(error) = error {
+                self.stop(error);
+            }
+            DmaError::Map(error)
+        })
     }
 
     /// Takes a range away from the device. When this returns it reaches none of it: where the IOMMU does not do as it is
@@ -154,7 +197,7 @@ impl DmaDevice {
     /// Takes the right to do DMA from it for good. Whoever returns from here knows that it has none.
     fn stop(&self, error: QueueError) {
         let mut stopped = self.stopped.lock();
-        pci::stop_dma(self.function);
+        self.halt();
         let is_news = !core::mem::replace(&mut *stopped, true);
         drop(stopped);
         if is_news {

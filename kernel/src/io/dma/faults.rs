@@ -17,6 +17,7 @@ use arrayvec::ArrayVec;
 use iommu::domain::Owner;
 use iommu::fault::Fault;
 use iommu::throttle::{POLL_NS, Throttle};
+use mm::addr::PfnRange;
 use mm::machine::Machine;
 use mm::pins::Word;
 use mm::space::Access;
@@ -56,6 +57,18 @@ static THROTTLE: IrqLock<Throttle> = IrqLock::new(Throttle::new());
 static TASK: Once<Arc<Task>> = Once::new();
 /// What happens to mappings and faults is said on the console.
 static SPEAKS: AtomicBool = AtomicBool::new(true);
+
+/// Says whether memory is still there.
+static PRESENCE: Once<fn(PfnRange) -> bool> = Once::new();
+
+/// From now on `is_there` is asked after each transfer whether the memory is still there. Called once.
+pub fn ask_presence(is_there: fn(PfnRange) -> bool) {
+    PRESENCE.call_once(|| is_there);
+}
+
+fn is_there(frames: PfnRange) -> bool {
+    PRESENCE.get().is_none_or(|ask| ask(frames))
+}
 
 /// Is what happens said on the console?
 pub fn speaks() -> bool {
@@ -201,25 +214,22 @@ impl DmaDevice {
     }
 }
 
-/// Reads what the units have recorded since this was last done; answers whether there was anything.
-pub fn collect() -> bool {
-    let (mut any, now) = (false, mm().machine.now_ns());
+/// Reads what the units have recorded since this was last done.
+pub fn collect() {
+    let now = mm().machine.now_ns();
     for unit in vtd::units() {
-        let overflowed = unit.take_faults(&mut |fault| {
-            any = true;
+        unit.take_faults(&mut |found| {
             FOUND.fetch_add(1, Ordering::Relaxed);
+            let Some(fault) = found else {
+                OVERFLOWS.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
             match devices().find(|device| device.source() == fault.source) {
                 Some(device) => device.faults.add(fault, now),
                 None => _ = STRAYS.fetch_add(1, Ordering::Relaxed),
             }
         });
-        if overflowed {
-            any = true;
-            FOUND.fetch_add(1, Ordering::Relaxed);
-            OVERFLOWS.fetch_add(1, Ordering::Relaxed);
-        }
     }
-    any
 }
 
 /// Transfers of devices that were blocked since boot, up to now.
@@ -232,9 +242,12 @@ pub fn nr_blocked() -> u64 {
 pub fn on_interrupt() {
     INTERRUPTS.fetch_add(1, Ordering::Relaxed);
     collect();
-    let masks = THROTTLE.lock().on_interrupt(mm().machine.now_ns());
-    if masks {
-        vtd::units().for_each(|unit| unit.mask_faults(true));
+    {
+        // The registers say what the throttle says: both are changed with its lock held.
+        let mut throttle = THROTTLE.lock();
+        if throttle.on_interrupt(mm().machine.now_ns()) {
+            vtd::units().for_each(|unit| unit.mask_faults(true));
+        }
     }
     if let Some(task) = TASK.get() {
         sched::unpark(task);
@@ -290,7 +303,8 @@ fn sit_out_the_storm() {
         collect();
         let now = FOUND.load(Ordering::Relaxed);
         let goes_on = core::mem::replace(&mut seen, now) != now;
-        if THROTTLE.lock().on_poll(goes_on) {
+        let mut throttle = THROTTLE.lock();
+        if throttle.on_poll(goes_on) {
             return vtd::units().for_each(|unit| unit.mask_faults(false));
         }
     }
@@ -356,24 +370,29 @@ pub struct Watch {
     device: Arc<DmaDevice>,
     faults: u64,
     overflows: u64,
+    halts: u64,
 }
 
 impl Watch {
     pub(super) fn begin(device: &Arc<DmaDevice>) -> Self {
         // Earlier ones are no business of this transfer.
         collect();
-        Self { device: Arc::clone(device), faults: device.faults.count(), overflows: overflows() }
+        let halts = device.nr_halts();
+        Self { device: Arc::clone(device), faults: device.faults.count(), overflows: overflows(), halts }
     }
 
     /// The device says that its transfer from or to `target` has ended well. Did it?
     ///
     /// # Errors
     /// A fault of the device since the watch began, whatever its address; or faults that were lost; or the target was
-    /// revoked.
+    /// revoked, or is memory that has left; or the device had no right to do DMA in between, of which no fault tells.
     pub fn end(self, target: &dyn DmaTarget) -> Result<(), DmaError> {
         collect();
         target.check(Access::Read)?;
-        let Self { device, faults, overflows: before } = self;
+        let Self { device, faults, overflows: before, halts } = self;
+        if device.nr_halts() != halts || device.is_stopped() {
+            return Err(DmaError::Stopped);
+        }
         if device.faults.count() != faults
             && let Some(last) = device.faults.last()
         {
@@ -381,6 +400,10 @@ impl Watch {
         }
         if overflows() != before {
             return Err(DmaError::FaultsLost);
+        }
+        // After the transfer: memory that leaves without a word takes stores and gives zeroes, and no fault tells.
+        if target.frames().iter().any(|&run| !is_there(run)) {
+            return Err(DmaError::Gone);
         }
         Ok(())
     }

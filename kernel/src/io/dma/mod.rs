@@ -24,6 +24,7 @@ mod region;
 
 use core::fmt;
 
+use mm::addr::PfnRange;
 use mm::gup::GupError;
 use mm::region::{RegionError, UseError};
 use mm::space::Access;
@@ -31,7 +32,7 @@ use mm::space::Access;
 pub use self::devices::{DmaDevice, OwnMemory, devices};
 use self::devices::{OWN, TRANSIENT};
 pub use self::faults::{
-    FaultRecord, LINES_PER_SECOND, Watch, nr_blocked, on_interrupt, overflows, speak, start, strays, told,
+    FaultRecord, LINES_PER_SECOND, Watch, ask_presence, nr_blocked, on_interrupt, overflows, speak, start, strays, told,
 };
 pub use self::region::{DmaPins, DmaRegion};
 
@@ -73,6 +74,40 @@ pub trait DmaTarget: Send + Sync {
     /// # Errors
     /// It was revoked or given back, or may only be read.
     fn check(&self, access: Access) -> Result<(), DmaError>;
+    /// The memory that it was made for.
+    fn frames(&self) -> &[PfnRange];
+}
+
+/// An address in the hands of who does not ask whether he may use it: what comes of that is for the IOMMU to say. For tests, and
+/// to show it.
+#[derive(Clone, Copy, Debug)]
+pub struct Unasked {
+    /// Where it begins.
+    pub iova: u64,
+    /// How long it is.
+    pub len_bytes: u64,
+}
+
+impl Unasked {
+    /// Where `target` is, or was.
+    pub fn of(target: &dyn DmaTarget) -> Self {
+        Self { iova: target.iova(), len_bytes: target.len_bytes() }
+    }
+}
+
+impl DmaTarget for Unasked {
+    fn iova(&self) -> u64 {
+        self.iova
+    }
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+    fn check(&self, _: Access) -> Result<(), DmaError> {
+        Ok(())
+    }
+    fn frames(&self) -> &[PfnRange] {
+        &[]
+    }
 }
 
 /// Why there is no transfer, or why it counts as failed.
@@ -84,6 +119,10 @@ pub enum DmaError {
     Use(UseError),
     /// The pins are for reading only.
     ReadOnly,
+    /// The device may do no DMA, or might not in between.
+    Stopped,
+    /// The memory has left without a word.
+    Gone,
     /// The domain has no room, or there is no memory for its tables.
     Map(iommu::domain::MapError),
     /// The IOMMU has blocked something that the device did meanwhile.
@@ -100,6 +139,8 @@ impl fmt::Display for DmaError {
             Self::ReadOnly => {
                 f.write_str("the pages were pinned for a device that only reads; expected ones that it may write to")
             }
+            Self::Stopped => f.write_str("the device may do no DMA, or was not allowed to meanwhile"),
+            Self::Gone => f.write_str("the device says it is done, but the memory has left meanwhile"),
             Self::Map(error) => error.fmt(f),
             Self::Fault(record) => write!(f, "the device says it is done, but {record}"),
             Self::FaultsLost => {

@@ -10,7 +10,7 @@ use mm::sync::Mutex;
 
 use crate::mem::machine::mm;
 
-/// As many registrations that are over are remembered, which is as many as a domain remembers.
+/// As many registrations that are over are remembered, of all devices together.
 const REMEMBERED: usize = 64;
 
 /// A registration that a device had.

@@ -6,7 +6,7 @@ use core::panic::Location;
 
 use iommu::domain::Mapping;
 use iommu::entry::Rights;
-use mm::addr::VirtAddr;
+use mm::addr::{PfnRange, VirtAddr};
 use mm::machine::Machine;
 use mm::pins::{PinnedPages, Word};
 use mm::region::device::{CutOff, DeviceAccess};
@@ -81,27 +81,32 @@ impl DmaDevice {
         let region = MemoryRegion::register(space, start, nr_pages, terms, owner)?;
         let (key, mut mapped) = (region.key(), None);
         let registered = Registered { key, owner: Arc::clone(space.shared_name()), place: Location::caller() };
-        let named = registered.clone();
         region.admit(|frames, writable| {
             let rights = if writable { Rights::READ | Rights::WRITE } else { Rights::READ };
-            let mapping = Arc::new(self.domain.map(frames, rights, key).map_err(DmaError::Map)?);
-            mapped = Some((Arc::clone(&mapping), writable));
+            let mapping = Arc::new(self.map(frames, rights, key)?);
+            mapped = Some(Arc::clone(&mapping));
+            // Nobody can end it before this is over: so it is told before its end is.
+            self.say_mapped(&registered, &mapping);
             let translations = Translations { device: Arc::clone(self), mapping, registered };
             Ok::<Box<dyn DeviceAccess>, DmaError>(Box::new(translations))
         })?;
-        let (mapping, writable) = mapped.expect("a device that was let in has its mapping");
+        let mapping = mapped.expect("a device that was let in has its mapping");
+        Ok(DmaRegion { reference: region.reference(), region, mapping })
+    }
+
+    fn say_mapped(&self, registered: &Registered, mapping: &Mapping) {
         if faults::speaks() {
             report!(
-                "dma_mapped device={} key={key}{} iova={:#x} bytes={} rights={} at_ns={}",
+                "dma_mapped device={} key={}{} iova={:#x} bytes={} rights={} at_ns={}",
                 Word(self.name()),
-                past::Fields(Some(&named)),
+                registered.key,
+                past::Fields(Some(registered)),
                 mapping.address(),
                 mapping.bytes(),
-                if writable { "rw" } else { "r" },
+                mapping.rights(),
                 mm().machine.now_ns(),
             );
         }
-        Ok(DmaRegion { reference: region.reference(), region, mapping })
     }
 
     /// Maps pinned pages for one transfer. The device may `write` to them, or only read.
@@ -110,8 +115,8 @@ impl DmaDevice {
     /// [`DmaError::Map`]; the pins are given back then.
     pub fn map_pins(self: &Arc<Self>, pins: PinnedPages<KernelMachine>, write: bool) -> Result<DmaPins, DmaError> {
         let rights = if write { Rights::READ | Rights::WRITE } else { Rights::READ };
-        let mapping = self.domain.map(pins.frames(), rights, TRANSIENT).map_err(DmaError::Map)?;
-        Ok(DmaPins { device: Arc::clone(self), mapping, _pins: pins })
+        let mapping = self.map(pins.frames(), rights, TRANSIENT)?;
+        Ok(DmaPins { device: Arc::clone(self), mapping, pins })
     }
 }
 
@@ -136,6 +141,9 @@ impl DmaTarget for DmaRegion {
     fn check(&self, access: Access) -> Result<(), DmaError> {
         Ok(self.reference.check(access)?)
     }
+    fn frames(&self) -> &[PfnRange] {
+        self.reference.frames()
+    }
 }
 
 /// Pins that a device uses for one transfer. Dropping it cuts the device off, and gives them back then.
@@ -144,7 +152,7 @@ pub struct DmaPins {
     device: Arc<DmaDevice>,
     mapping: Mapping,
     /// Dropped after the device was cut off.
-    _pins: PinnedPages<KernelMachine>,
+    pins: PinnedPages<KernelMachine>,
 }
 
 impl DmaTarget for DmaPins {
@@ -160,6 +168,9 @@ impl DmaTarget for DmaPins {
             return Err(DmaError::ReadOnly);
         }
         Ok(())
+    }
+    fn frames(&self) -> &[PfnRange] {
+        self.pins.frames()
     }
 }
 

@@ -96,7 +96,10 @@ impl Controller {
         let registers = map(caps.doorbells_end(QUEUE))?;
         stop(&registers, caps).map_err(|failure| alloc::format!("{failure}"))?;
         let dma = DmaDevice::attach(name, function).map_err(|error| alloc::format!("{error}"))?;
-        let memory = dma.own_memory(rings::ORDER).ok_or("no memory for its rings")?;
+        let Some(memory) = dma.own_memory(rings::ORDER) else {
+            dma.forbid();
+            return Err("no memory for its rings".into());
+        };
         let this = Self {
             function,
             registers,
@@ -142,7 +145,7 @@ impl Controller {
         Reach { shared: &self.shared, registers: &self.registers, caps: self.caps }
     }
 
-    /// From stopped to working, with empty rings.
+    /// From stopped to working. The I/O rings are empty.
     fn start(&self, admin: &mut Rings<1>) -> Result<(), Failure> {
         if !self.dma.allow() {
             return Err(Failure::NoDma);
@@ -155,10 +158,6 @@ impl Controller {
         self.registers.write_u64(regs::ADMIN_COMPLETION, self.shared.iova(rings::ADMIN_COMPLETION));
         self.registers.write_u32(regs::CONFIGURATION, regs::ENABLED);
         wait_until_ready(&self.registers, self.caps, true)?;
-        {
-            let mut io = self.io.lock();
-            io.rings.reset(&self.shared);
-        }
         let (submission, completion) = (self.shared.iova(rings::SUBMISSION), self.shared.iova(rings::COMPLETION));
         self.command(admin, ANSWER_WITHIN_NS, Submission::create_completion(QUEUE, ENTRIES, completion))?;
         self.command(admin, ANSWER_WITHIN_NS, Submission::create_submission(QUEUE, ENTRIES, submission))?;
@@ -338,7 +337,8 @@ impl Controller {
         }
         {
             let mut io = self.io.lock();
-            io.rings.pair().reset();
+            // With their memory: who asks for a command meanwhile must not find what was answered before.
+            io.rings.reset(&self.shared);
             (io.resets, io.why) = (resets + 1, failure);
         }
         if let Err(failure) = stopped.and_then(|()| self.start(&mut admin)) {
@@ -351,6 +351,14 @@ impl Controller {
     fn give_up(&self, failure: Failure) {
         self.dma.forbid();
         self.io.lock().state = State::Dead(failure);
+    }
+}
+
+impl Drop for Controller {
+    /// One that is not used after all is stopped, and does no DMA.
+    fn drop(&mut self) {
+        let _stopped = stop(&self.registers, self.caps);
+        self.dma.forbid();
     }
 }
 

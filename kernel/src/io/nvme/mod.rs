@@ -52,8 +52,9 @@ pub fn disks() -> &'static [Arc<Disk>] {
 pub fn find() {
     DISKS.call_once(|| {
         let mut disks = Vec::new();
-        for function in pci::find_class(PCI_CLASS) {
-            match Disk::new(&format!("nvme{}", disks.len()), function) {
+        // By its number among all of them: the IOMMU knows those that are not used by their names, too.
+        for (nr, function) in pci::find_class(PCI_CLASS).into_iter().enumerate() {
+            match Disk::new(&format!("nvme{nr}"), function) {
                 Ok(disk) => disks.push(Arc::new(disk)),
                 Err(reason) => log::warn!(target: "nvme", "pci {function}: {reason}; it is not used"),
             }

@@ -249,38 +249,38 @@ impl Unit {
         self.hardware.registers.mask_faults(masked);
     }
 
-    /// Puts `source` into a new domain, in which nothing is mapped.
+    /// Puts `source` into a new domain, in which nothing is mapped. One caller at a time.
     ///
     /// # Errors
     /// One clear line.
     pub fn new_domain(&self, source: SourceId) -> Result<Arc<Domain<UnitHardware>>, NoDomain> {
-        let id = self.next_domain.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_domain.load(Ordering::Relaxed);
         let id = u16::try_from(id).ok().filter(|&id| u32::from(id) < self.capabilities.nr_domains);
         let id = id.ok_or(NoDomain::NoNumber(self.capabilities.nr_domains))?;
         let domain = Domain::new(Arc::clone(&self.hardware), id, self.levels, &self.capabilities);
         let domain = domain.ok_or(NoDomain::NoMemory)?;
         self.contexts.attach(source, &domain).map_err(NoDomain::Attach)?;
+        self.next_domain.store(u32::from(id) + 1, Ordering::Relaxed);
         Ok(domain)
     }
 
-    /// Calls `each` with every fault that was recorded, and frees the records. Answers whether some were lost. From an
-    /// interrupt handler, too.
-    pub fn take_faults(&self, each: &mut dyn FnMut(Fault)) -> bool {
+    /// Calls `each` with every fault that was recorded, and `None` where some were lost, and frees the records; nobody else
+    /// gets past here before what was found is counted. From an interrupt handler, too.
+    pub fn take_faults(&self, each: &mut dyn FnMut(Option<Fault>)) {
         let _one_reader = self.faults.lock();
         let status = self.hardware.registers.fault_status();
         if status & (FAULT_OVERFLOW | FAULT_PENDING) == 0 {
-            return false;
+            return;
         }
         let Capabilities { nr_fault_records, fault_offset, .. } = self.capabilities;
         for record in 0..u64::from(nr_fault_records) {
             let found = self.hardware.registers.take_fault(u64::from(fault_offset) + record * 16);
-            found.and_then(|[low, high]| Fault::decode(low, high)).into_iter().for_each(&mut *each);
+            found.and_then(|[low, high]| Fault::decode(low, high)).into_iter().for_each(|fault| each(Some(fault)));
         }
-        let overflowed = status & FAULT_OVERFLOW != 0;
-        if overflowed {
+        if status & FAULT_OVERFLOW != 0 {
             self.hardware.registers.clear_fault_status(FAULT_OVERFLOW);
+            each(None);
         }
-        overflowed
     }
 }
 

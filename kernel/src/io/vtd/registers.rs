@@ -1,5 +1,6 @@
 //! A unit's registers (Intel VT-d specification 4.0, chapter 11).
 
+use iommu::fault::RECORDED;
 use mm::addr::Pfn;
 
 use crate::io::pci::Registers;
@@ -48,8 +49,6 @@ pub const FAULT_PENDING: u32 = 1 << 1;
 pub const QUEUE_ERRORS: u32 = 0b111 << 4;
 /// Of the fault control: no interrupts.
 const FAULT_MASKED: u32 = 1 << 31;
-/// Of the upper half of a fault record: it holds one.
-const FAULT: u64 = 1 << 63;
 /// Where messages for local APICs are written to (SDM vol. 3A §11.11.1).
 const MESSAGE_BASE: u32 = 0xfee0_0000;
 
@@ -132,11 +131,11 @@ impl UnitRegisters {
     /// Takes the record at this offset of the registers, if it holds one: its two halves. It is free for the next then.
     pub fn take_fault(&self, offset: u64) -> Option<[u64; 2]> {
         let upper = self.0.read_u64(offset + 8);
-        if upper & FAULT == 0 {
+        if upper & RECORDED == 0 {
             return None;
         }
         let lower = self.0.read_u64(offset);
-        self.0.write_u32(offset + 12, (FAULT >> 32) as u32);
+        self.0.write_u32(offset + 12, (RECORDED >> 32) as u32);
         Some([lower, upper])
     }
 }

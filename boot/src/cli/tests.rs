@@ -1,0 +1,144 @@
+//! What is taken, and what is refused with one line.
+
+use super::*;
+use std::collections::BTreeSet;
+
+fn read(args: &[&str]) -> Result<Cli, Refusal> {
+    Cli::read(std::iter::once(&"run-qemu.sh").chain(args))
+}
+
+fn refused(args: &[&str]) -> String {
+    match read(args) {
+        Ok(cli) => panic!("{args:?} was taken: {cli:?}"),
+        Err(Refusal::Show(error)) => panic!("{args:?}: {error}"),
+        Err(Refusal::Bad(line)) => line,
+    }
+}
+
+fn taken(args: &[&str]) -> Cli {
+    read(args).unwrap_or_else(|_| panic!("{args:?} was refused"))
+}
+
+#[test]
+fn nothing_asked_for_is_a_demonstration_on_four_cpus() {
+    let cli = taken(&[]);
+    assert_eq!(cli.job(), Command::Run);
+    assert_eq!((cli.options.smp, cli.options.mem, cli.options.mode), (4, 512 * MIB, Mode::Demo));
+}
+
+#[test]
+fn options_stand_before_or_after_the_job() {
+    for args in [&["--smp", "8", "bench"], &["bench", "--smp", "8"]] {
+        let cli = taken(args);
+        assert_eq!((cli.job(), cli.options.smp), (Command::Bench, 8));
+    }
+}
+
+#[test]
+fn several_nvdimms_none_and_very_large_ones() {
+    assert_eq!(taken(&["--pmem", "1G", "--pmem", "6T"]).options.pmem, [GIB, 6 << 40]);
+    assert_eq!(taken(&["--pmem", "none"]).options.pmem, [0]);
+    assert_eq!(taken(&["--pmem", "0"]).options.pmem, [0]);
+    assert_eq!(taken(&["--dimm", "none"]).options.dimm, [0]);
+}
+
+#[test]
+fn devices_that_do_dma_are_there_unless_they_are_left_out() {
+    let devices = |args: &[&str]| {
+        let options = taken(args).options;
+        (options.iommu, options.edu, options.nvme)
+    };
+    assert_eq!(devices(&[]), (Switch::On, Switch::On, None));
+    assert_eq!(devices(&["--iommu", "--edu", "--nvme", "1G"]), (Switch::On, Switch::On, Some(GIB)));
+    assert_eq!(devices(&["--iommu=off", "--edu=off", "--nvme", "none"]), (Switch::Off, Switch::Off, Some(0)));
+    assert_eq!(devices(&["--iommu", "bench", "--edu=on"]), (Switch::On, Switch::On, None));
+}
+
+#[test]
+fn bad_input_is_one_line_that_names_it() {
+    for (args, word) in [
+        (&["--smp", "0"][..], "--smp"),
+        (&["--smp", "many"], "many"),
+        (&["--smp", "256"], "256"),
+        (&["--mem", "1X"], "1X"),
+        (&["--mem", "4096"], "4096"),
+        (&["--pmem", "4097"], "4097"),
+        (&["--pmem", "-1"], "-1"),
+        (&["--pmem", "none", "--pmem", "1G"], "none"),
+        (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
+        (&["--force"], "--pmem-file or --dimm-file"),
+        (&["media"], "<FILE>"),
+        (&["media", "x", "--smp", "2"], "--smp has no use in media"),
+        (&["--virtio-pmem", "4097"], "4097"),
+        (&["--virtio-pmem", "0"], "at least one page"),
+        (&["--virtio-pmem", "none"], "at least one page"),
+        (&["--nvme", "4097"], "4097"),
+        (&["--nvme", "64K"], "between 1M and 1T"),
+        (&["--nvme", "2T"], "between 1M and 1T"),
+        (&["--iommu=maybe"], "maybe"),
+        (&["--edu=1"], "--edu"),
+        (&["test", "--iommu"], "--iommu has no use in test"),
+        (&["--dimm", "4097"], "4097"),
+        (&["--dimm", "none", "--dimm", "1G"], "--dimm none cannot stand beside another --dimm"),
+        (&["--dimm", "none", "--dimm-file", "x"], "--dimm none and --dimm-file contradict each other"),
+        (&["--pmem-file", "x", "--dimm-file", "x"], "the same file"),
+        (&["--mode", "shell", "--pull-every", "5"], "--dimm"),
+        (&["--mode", "shell", "--dimm", "none", "--pull-every", "5"], "--dimm"),
+        (&["--dimm", "64M", "--pull-every", "0"], "from 1 to 3600"),
+        (&["--mode", "shell", "--dimm", "64M", "--pull-every", "5", "--deterministic"], "--deterministic"),
+        (&["--pull-every", "5"], "--pull-every is for --mode shell, and this is demo"),
+        (&["--dimm", "64M", "--pull-every", "5"], "--pull-every is for --mode shell, and this is demo"),
+        (&["--mode", "test", "--dimm", "64M", "--pull-every", "5"], "and this is test"),
+        (&["--mode", "bench", "--dimm", "64M", "--pull-every", "5"], "and this is bench"),
+        (&["bench", "--dimm", "64M", "--pull-every", "5"], "--pull-every has no use in bench"),
+        (&["bench", "--dimm", "64M", "--seed", "5"], "--seed has no use in bench"),
+        (&["--dimm", "64M", "--seed", "5"], "--pull-every"),
+        (&["--accel", "xen"], "xen"),
+        (&["--accel", "kvm", "--deterministic"], "--deterministic"),
+        (&["--smp", "x"], "between 1 and 64"),
+        (&["--mem", "95M"], "between 96M and 512G"),
+        (&["--timeout", "soon"], "soon"),
+        (&["--timeout", "-1"], "whole number of seconds"),
+        (&["--mode", "party"], "party"),
+        (&["--append", "a=1,b=2"], "comma"),
+        (&["--colour"], "--colour"),
+        (&["--full"], "--full"),
+        (&["test", "--release"], "--release has no use in test"),
+        (&["test", "--smp", "8"], "--smp has no use in test"),
+        (&["--smp", "8", "test"], "--smp has no use in test"),
+        (&["bench", "--mode", "shell"], "--mode has no use in bench"),
+        (&["mutants", "--quiet"], "--quiet has no use in mutants"),
+        (&["run", "--full"], "--full is for test"),
+        (&["--baseline", "x"], "--baseline has no use in run"),
+        (&["test", "--save", "x"], "--save has no use in test"),
+        (&["bench", "--save"], "--save"),
+        (&["run", "--linux"], "--linux for bench"),
+        (&["bench", "--linux=5.10"], "6.1 and 6.12"),
+        (&["bench", "--linux", "6.1"], "6.1"),
+        (&["bench", "--linux", "--accel", "kvm"], "--linux counts emulated instructions"),
+        (&["bench", "--linux", "--save", "x"], "--baseline and --save go without it"),
+        (&["bench", "--linux=6.1", "--baseline", "x"], "--baseline and --save go without it"),
+        (&["dance"], "dance"),
+    ] {
+        let line = refused(args);
+        assert!(line.contains(word) && !line.contains('\n'), "{args:?}: {line:?}");
+    }
+}
+
+#[test]
+fn the_help_text_names_every_option_and_no_other() {
+    let mut command = Cli::command();
+    command.build();
+    let known: BTreeSet<_> =
+        command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
+    let heads = include_str!("../../help.txt").lines().filter(|line| line.trim_start().starts_with('-'));
+    let described: BTreeSet<_> = heads
+        .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',', '[']))
+        .filter(|word| word.starts_with("--"))
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(known, described);
+    for job in command.get_subcommands() {
+        assert!(include_str!("../../help.txt").contains(&format!("\n  {} ", job.get_name())), "{}", job.get_name());
+    }
+}
