@@ -30,7 +30,10 @@ fn listed(image: &Path) -> serde_json::Value {
 fn listed_in(guest: &mut Guest) -> serde_json::Value {
     let answer = command(guest, "namespaces");
     let object = |record: records::Record| {
-        let value = |text: &str| text.parse::<u64>().map_or_else(|_| text.into(), serde_json::Value::from);
+        // A space is an escape there.
+        let value = |text: &str| {
+            text.parse::<u64>().map_or_else(|_| text.replace("\\x20", " ").into(), serde_json::Value::from)
+        };
         let text = record.to_string();
         let fields = text.split(' ').filter_map(|word| word.split_once('='));
         fields.map(|(key, text)| (key.to_string(), value(text))).collect::<serde_json::Map<_, _>>()
@@ -77,6 +80,42 @@ fn images_of_linux_are_listed_and_left_as_they_are() {
                 refused(&mut guest, line);
             }
         }
+        assert_good(&exit(guest));
+        assert!(std::fs::read(&image).expect("read") == before, "{name} was changed");
+    }
+}
+
+/// Each namespace is a device with its own mode; nothing but what may be written is.
+/// covers: M1 M2 M3
+#[test]
+fn several_namespaces_are_as_many_devices() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (name, devdax, sectors, raw) in
+        [("several11", "pmem0.1", "pmem0.2s", "pmem0.3"), ("several12", "pmem0.2", "pmem0.3s", "pmem0.5")]
+    {
+        let image = unpack(name, directory.path());
+        let before = std::fs::read(&image).expect("read");
+        let mut guest = start_shell(&over(&image, shell()));
+        assert_eq!(listed_in(&mut guest), listed(&image), "{name}");
+        // What the last of three writes has put into these bytes, and what nobody has written.
+        let text = ask(&mut guest, &format!("pmem read {sectors} 0x30000 33"));
+        has(&text, &["/dev/pmem0.3s sector 48 turn 2\\n/d"]);
+        has(&ask(&mut guest, &format!("pmem read {sectors} 0x800000 4")), &["\\x00\\x00\\x00\\x00"]);
+        has(&refused(&mut guest, &format!("pmem read {sectors} 0x10000000 4")), &["out of range: its sectors have"]);
+        for line in ["pmem write", "zero", "attach", "badblocks init"] {
+            let words = match line {
+                "pmem write" => " 0 hello force",
+                "zero" => " 0 512 force",
+                "badblocks init" => " force",
+                _ => "",
+            };
+            let said = refused(&mut guest, &format!("{line} {sectors}{words}"));
+            has(&said, &["sector mode", "a write would need the log", "left alone"]);
+        }
+        ask(&mut guest, "attach pmem0");
+        has(&refused(&mut guest, "mkfs pmem0"), &["pmem0 holds ext4 at 0x400", "(force writes over it)"]);
+        has(&ask(&mut guest, &format!("attach {devdax}")), &["kind=devdax dax=1 size=48234496"]);
+        has(&refused(&mut guest, &format!("badblocks init {raw}")), &["(raw)", "(force writes over it)"]);
         assert_good(&exit(guest));
         assert!(std::fs::read(&image).expect("read") == before, "{name} was changed");
     }

@@ -1,10 +1,11 @@
 //! The file system held against outside testers: an image is mounted on a directory of the host (`fs mount --write`), and
 //! they do not know what is behind it. Each gets a fresh image, and the checker runs over it afterwards.
 //!
-//! fsx is built by cargo into a directory of its own; fio is a package of Debian's. What cannot be had is
+//! fsx and pjdfstest are built by cargo into a directory of their own; fio is a package of Debian's. What cannot be had is
 //! passed over with a line, as is all of it where there is no /dev/fuse.
 
 mod mount;
+mod pjdfstest;
 mod tools;
 
 use boot::fsimage;
@@ -89,6 +90,6 @@ fn main() -> ExitCode {
         trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
     }
     // What comes to no mount can be tried anywhere.
-    trials.push(mount::trial_without_fuse());
+    trials.extend([mount::trial_without_fuse(), pjdfstest::trial_of_the_table()]);
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,13 +1,14 @@
 //! Programs of others that know what a file system has to do.
 
-use super::{Done, Failed, Place, Trial};
+use super::{Done, Failed, Place, Trial, pjdfstest};
 use boot::paths;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The version that was tried. It is no dependency of ours: whoever does not ask for it does not build it.
+/// The versions that were tried. They are no dependencies of ours: whoever does not ask for them does not build them.
 const FSX: (&str, &str) = ("fsx", "0.3.2");
+const PJDFSTEST: (&str, &str) = ("pjdfstest", "0.2.2");
 /// Sequences of operations of fsx.
 const SEEDS: u64 = 8;
 
@@ -49,10 +50,11 @@ fn built((name, version): (&str, &str)) -> Result<PathBuf, String> {
     Ok(program)
 }
 
-/// fsx and fio, as far as they can be had.
+/// fsx, fio and pjdfstest, as far as they can be had.
 pub fn trials() -> Vec<Trial> {
     let fio = find("fio").ok_or_else(|| String::from("fio is not installed (Debian's package fio)"));
-    vec![trial("fsx", built(FSX), fsx), trial("fio", fio, verify)]
+    let pjdfstest = trial("pjdfstest", built(PJDFSTEST), pjdfstest::judge);
+    vec![trial("fsx", built(FSX), fsx), trial("fio", fio, verify), pjdfstest]
 }
 
 fn trial(name: &str, program: Result<PathBuf, String>, judge: fn(&Path) -> Done) -> Trial {
@@ -67,7 +69,7 @@ fn trial(name: &str, program: Result<PathBuf, String>, judge: fn(&Path) -> Done)
 }
 
 /// Runs a judge; what it says is shown where it is not content.
-fn run(command: &mut Command) -> Result<String, Failed> {
+pub fn run(command: &mut Command) -> Result<String, Failed> {
     let done = command.stdin(Stdio::null()).output()?;
     let said = [&done.stdout[..], &done.stderr[..]].concat();
     let said = String::from_utf8_lossy(&said).into_owned();

@@ -9,7 +9,7 @@
 use alloc::vec;
 use core::fmt;
 
-use crate::{Medium, Part, Unreadable, Uuid, array_at, fletcher, has, u16_at, u32_at, u64_at};
+use crate::{Medium, Uuid, array_at, btt, fletcher, has, u16_at, u32_at, u64_at};
 
 /// Where the info block is, from the beginning of the namespace.
 pub const INFO_AT: u64 = 4096;
@@ -22,10 +22,8 @@ pub const DAX: &[u8; 16] = b"NVDIMM_DAX_INFO\0";
 /// The first bytes of a BTT info block.
 pub const BTT: &[u8; 16] = b"BTT_ARENA_INFO\0\0";
 
-const CHECKSUM_AT: usize = 4088;
+pub(crate) const CHECKSUM_AT: usize = 4088;
 const PAGE: u64 = 4096;
-/// Arenas that are followed: 64 TiB of them, 512 GiB each.
-const MAX_ARENAS: u32 = 128;
 
 /// Where the kernel that uses the namespace keeps what it notes of each page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +75,26 @@ pub struct Sectors {
     pub parent: Uuid,
     /// Version, major and minor.
     pub version: (u16, u16),
-    /// Bytes of a sector for whoever uses it.
+    /// Bytes of a sector, with those that stand behind it for whoever checks it (of 520, say, 8).
     pub sector_bytes: u64,
     /// Sectors in all.
     pub nr_sectors: u64,
     /// The first arena's block was damaged, and this is its copy.
     pub from_copy: bool,
+}
+
+impl Sectors {
+    /// Bytes of a sector for whoever uses it: 512 or 4096, as in Linux (`btt_init`).
+    #[must_use]
+    pub const fn payload_bytes(&self) -> u64 {
+        if self.sector_bytes >= PAGE { PAGE } else { 512 }
+    }
+
+    /// How many bytes the sectors have.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.nr_sectors.saturating_mul(self.payload_bytes())
+    }
 }
 
 /// An info block that was checked.
@@ -130,7 +142,7 @@ pub enum Parent {
 }
 
 impl Parent {
-    fn is(self, named: Uuid) -> bool {
+    pub(crate) fn is(self, named: Uuid) -> bool {
         match self {
             Self::Label(uuid) => named == uuid,
             Self::Unlabelled => named == Uuid::NIL,
@@ -158,7 +170,7 @@ pub fn read(namespace: &dyn Medium, parent: Parent) -> Result<Option<Info>, Faul
     }
     // Version 2.0 of a BTT begins at once.
     for at in [INFO_AT, 0] {
-        if let Some(found) = btt(namespace, at, parent)? {
+        if let Some((found, _)) = btt::find(namespace, at, parent)? {
             return Ok(Some(Info::Sectors(found)));
         }
     }
@@ -206,87 +218,4 @@ fn pages(namespace: &dyn Medium, page: &[u8], parent: Parent) -> Result<Pages, &
     }
     let data_offset = begin.unwrap_or(data_offset);
     Ok(Pages { is_dax: has(page, 0, DAX), uuid, parent: named, version, map, data_offset, data_bytes, align })
-}
-
-/// One arena.
-struct Arena {
-    uuid: Uuid,
-    parent: Uuid,
-    version: (u16, u16),
-    sector_bytes: u32,
-    nr_sectors: u32,
-    next: u64,
-    /// Where its copy is, from its beginning.
-    copy: u64,
-}
-
-/// The BTT whose first arena is at `at`, if there is one.
-fn btt(namespace: &dyn Medium, at: u64, parent: Parent) -> Result<Option<Sectors>, Fault> {
-    let fault = |why| Fault { kind: "BTT", why };
-    let Some(room) = namespace.len_bytes().checked_sub(at) else { return Ok(None) };
-    let Some(all) = Part::new(namespace, at, room) else { return Ok(None) };
-    let (first, from_copy) = match arena(&all, 0, 0) {
-        Ok(Some(first)) => (first, false),
-        // Its copy, where there is one arena alone, is in the namespace's last page. That of the last one of several is
-        // there as well: it says another place, for it counts from the beginning of its own arena.
-        other => {
-            match room.checked_sub(INFO_BYTES).map(|copy| (copy & !(PAGE - 1), arena(&all, copy & !(PAGE - 1), 0))) {
-                Some((at, Ok(Some(copy)))) if copy.next == 0 && copy.copy == at => (copy, true),
-                // A page that is lost is nothing for certain: the caller says so.
-                _ if other.as_ref().is_err_and(|why| *why == LOST) => return Ok(None),
-                _ => return other.map(|_| None).map_err(fault),
-            }
-        }
-    };
-    // The block of version 1.1 is 4 KiB behind the beginning, that of version 2.0 at it.
-    if first.version != if at == 0 { (2, 0) } else { (1, 1) } {
-        return if from_copy { Ok(None) } else { Err(fault("its version is not known")) };
-    }
-    if !parent.is(first.parent) {
-        return Err(fault("it belongs to another namespace"));
-    }
-    let (mut nr_sectors, mut begin, mut next) = (u64::from(first.nr_sectors), 0_u64, first.next);
-    for _ in 0..MAX_ARENAS {
-        if next == 0 {
-            let Arena { uuid, parent, version, sector_bytes, .. } = first;
-            let sector_bytes = u64::from(sector_bytes);
-            return Ok(Some(Sectors { uuid, parent, version, sector_bytes, nr_sectors, from_copy }));
-        }
-        begin = begin.checked_add(next).ok_or(fault("an arena lies outside the namespace"))?;
-        let arena = arena(&all, begin, begin).map_err(fault)?.ok_or(fault("an arena has no info block"))?;
-        if (arena.parent, arena.sector_bytes) != (first.parent, first.sector_bytes) {
-            return Err(fault("its arenas do not belong together"));
-        }
-        (nr_sectors, next) = (nr_sectors.saturating_add(u64::from(arena.nr_sectors)), arena.next);
-    }
-    Err(fault("it has more arenas than there can be"))
-}
-
-const LOST: &str = "it cannot be read";
-
-/// The arena that begins at `begin`, by its info block or the copy of it at `at`; `None` where there is none.
-fn arena(medium: &dyn Medium, at: u64, begin: u64) -> Result<Option<Arena>, &'static str> {
-    let mut page = vec![0; INFO_BYTES as usize];
-    match medium.read(at, &mut page) {
-        Err(Unreadable) => return Err(LOST),
-        Ok(()) if !has(&page, 0, BTT) => return Ok(None),
-        Ok(()) => {}
-    }
-    if !fletcher::is_right(&page, CHECKSUM_AT) {
-        return Err("its checksum is wrong");
-    }
-    let (sector_bytes, nr_sectors) = (u32_at(&page, 56), u32_at(&page, 60));
-    let within = |offset| begin.checked_add(u64_at(&page, offset)).is_some_and(|place| place < medium.len_bytes());
-    if sector_bytes < 512 || nr_sectors == 0 || ![88, 96, 104, 112].into_iter().all(within) {
-        return Err("its places are impossible");
-    }
-    Ok(Some(Arena {
-        uuid: Uuid(array_at(&page, 16)),
-        parent: Uuid(array_at(&page, 32)),
-        version: (u16_at(&page, 52), u16_at(&page, 54)),
-        sector_bytes,
-        nr_sectors,
-        next: u64_at(&page, 80),
-        copy: u64_at(&page, 112),
-    }))
 }

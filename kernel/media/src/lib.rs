@@ -5,6 +5,7 @@
 //! | [`probe`] | says what others have made there: file systems, partition tables, info blocks, data | libblkid |
 //! | [`label`] | reads an NVDIMM's label area: index blocks and labels | `drivers/nvdimm/label.c` |
 //! | [`info`] | reads the info block of a namespace: PFN, DAX, BTT | `drivers/nvdimm/pfn_devs.c`, `btt.c` |
+//! | [`btt`] | reads the sectors of a namespace in sector mode | `drivers/nvdimm/btt.c` |
 //! | [`set`] | knows which NVDIMMs a label was made for | `drivers/acpi/nfit/core.c` |
 //! | [`namespace`] | puts labels and info blocks together | `drivers/nvdimm/namespace_devs.c` |
 //!
@@ -19,6 +20,7 @@
 
 extern crate alloc;
 
+pub mod btt;
 pub mod fletcher;
 pub mod info;
 pub mod label;

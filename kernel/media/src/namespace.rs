@@ -131,7 +131,7 @@ impl Namespace {
         match self.info {
             None => self.len_bytes,
             Some(Info::Pages(pages)) => pages.data_bytes,
-            Some(Info::Sectors(sectors)) => sectors.nr_sectors.saturating_mul(sectors.sector_bytes),
+            Some(Info::Sectors(sectors)) => sectors.len_bytes(),
         }
     }
 

@@ -6,16 +6,31 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use media::btt::Table;
 use nvdimm::pmem::block::{BlockDevice, BlockError, SECTOR_BYTES};
 
 use crate::mem::machine::KernelMachine;
-use crate::pmem::devices;
+use crate::pmem::slots::{Slot, slots};
+use crate::pmem::{contents, devices};
 
-/// Reads `len` bytes at `offset_bytes` of slot `at` through the block path.
+/// The most bytes at once.
+const MOST: usize = 64 << 10;
+
+/// Reads `len` bytes at `offset_bytes` of slot `at` through the block path; where that is a namespace in sector mode, which
+/// nobody attaches, by its block translation table.
 ///
 /// # Errors
 /// One clear line.
 pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String> {
+    check_len(len)?;
+    if let Some(parent) = slots().get(at).and_then(Slot::in_sectors) {
+        return contents::look(at, |medium| {
+            let table = Table::open(medium, parent).map_err(|fault| format!("{fault}"))?;
+            let mut bytes = vec![0; len];
+            table.read(medium, offset_bytes, &mut bytes).map_err(|error| format!("{error}"))?;
+            Ok(bytes)
+        })?;
+    }
     let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, len)?;
     block.read(first, &mut sectors).map_err(|error| in_bytes(&error))?;
     Ok(sectors[skip..][..len].to_vec())
@@ -46,14 +61,15 @@ pub fn in_bytes(error: &BlockError) -> String {
     }
 }
 
+fn check_len(len: usize) -> Result<(), String> {
+    if len == 0 || len > MOST { Err(format!("a length of {len} bytes; expected 1 to {MOST}")) } else { Ok(()) }
+}
+
 type Sectors = (Arc<BlockDevice<KernelMachine>>, u64, usize, Vec<u8>);
 
 /// The block device, the first sector of a byte range, the bytes before the range in it, and room for all of them.
 fn sectors_around(at: usize, offset_bytes: u64, len: usize) -> Result<Sectors, String> {
-    const MOST: usize = 64 << 10;
-    if len == 0 || len > MOST {
-        return Err(format!("a length of {len} bytes; expected 1 to {MOST}"));
-    }
+    check_len(len)?;
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
     let skip = (offset_bytes % SECTOR_BYTES) as usize;
     let bytes = (skip + len).next_multiple_of(SECTOR_BYTES as usize);

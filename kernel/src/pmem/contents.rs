@@ -81,15 +81,24 @@ pub fn found(at: usize) -> Result<Findings, String> {
     Ok(findings)
 }
 
+/// Refuses where slot `at` is a namespace that nobody uses.
+///
+/// # Errors
+/// One line with the reason.
+pub fn not_left_alone(at: usize) -> Result<(), String> {
+    match slots().get(at).and_then(|slot| Some((slot, slot.left_alone()?))) {
+        Some((slot, why)) => Err(format!("{}: {why}", slot.name)),
+        None => Ok(()),
+    }
+}
+
 /// Refuses to write over what lies in slot `at`, unless `force` is said here or among the boot options.
 ///
 /// # Errors
 /// One line with what was found; or the memory takes no writes, or is a namespace that is left alone, `force` or not.
 pub fn ask(at: usize, over: Over, force: bool) -> Result<(), String> {
     devices::check_writable(at)?;
-    if let Some((slot, why)) = slots().get(at).and_then(|slot| Some((slot, slot.left_alone()?))) {
-        return Err(format!("{}: {why}", slot.name));
-    }
+    not_left_alone(at)?;
     if force || options::get().force {
         return Ok(());
     }

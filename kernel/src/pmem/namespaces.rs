@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use media::info::Parent;
 use media::label;
 use media::namespace::{Mode, Namespace, Region, Why, list_read};
 use media::set::SetCookies;
@@ -147,9 +148,17 @@ impl Slot {
         match namespace.fault {
             Some(why) => Some(format!("{why}; it is left alone")),
             None if namespace.mode() == Mode::Sector => Some(
-                "a namespace in sector mode, whose block translation table is not used here; it is left alone".into(),
+                "a namespace in sector mode: `pmem read` reads its sectors, and a write would need the log of its block translation table; it is left alone"
+                    .into(),
             ),
             None => None,
         }
+    }
+
+    /// What its block translation table is to name, where its bytes are reached by one.
+    pub fn in_sectors(&self) -> Option<Parent> {
+        let namespace = self.namespace.as_ref().filter(|namespace| namespace.fault.is_none())?;
+        let parent = namespace.raw_uuid().map_or(Parent::Unlabelled, Parent::Label);
+        (namespace.mode() == Mode::Sector).then_some(parent)
     }
 }

@@ -33,7 +33,12 @@ pub const COMMANDS: &[Command] = &[
     },
     Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
     Command { name: "pmem", args: "write N OFFSET TEXT [force]", help: "write to the device, durably", run: pmem },
-    Command { name: "pmem", args: "read N OFFSET LEN", help: "read from it, as text", run: pmem },
+    Command {
+        name: "pmem",
+        args: "read N OFFSET LEN",
+        help: "read from it, as text; also from a namespace in sector mode",
+        run: pmem,
+    },
     Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
     Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
 ];
@@ -110,6 +115,7 @@ fn pmem(args: &[&str]) -> Result<(), String> {
     match args {
         ["write", at, offset, text] => {
             let (at, offset) = (device(at)?, number(offset)?);
+            contents::not_left_alone(at)?;
             devices::block(at).map_err(|error| format!("{error}"))?;
             contents::ask(at, Over::Bytes, force)?;
             bytes::write(at, offset, text.as_bytes())?;

@@ -107,6 +107,7 @@ fn zero(args: &[&str]) -> Result<(), String> {
     if offset % SECTOR_BYTES != 0 || len % SECTOR_BYTES != 0 || !(1..=MOST).contains(&len) {
         return Err(format!("offset and length are multiples of {SECTOR_BYTES}, and the length is 1 to {MOST}"));
     }
+    contents::not_left_alone(at)?;
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
     contents::ask(at, Over::Bytes, force)?;
     block.write(offset / SECTOR_BYTES, &vec![0; len as usize]).map_err(|error| bytes::in_bytes(&error))

@@ -7,6 +7,7 @@
 //! | `hotplug` | `nfit` | slots for memory modules, which leave without a word and come back |
 //! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
 //! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
+//! | `btt` | `media` | a block translation table that is written to as Linux writes to one, as far as it gets |
 //! | `media` | `media` | label areas and info blocks of namespaces, and what must hold whatever they say |
 //! | `nfit` | `nfit` | NFITs, and what must hold whatever a table says |
 //!
@@ -14,6 +15,8 @@
 //! not wait for the file system to be built.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "media")]
+pub mod btt;
 #[cfg(feature = "sim")]
 pub mod damage;
 // A checker's atomics would make its threads the checker's: the models have a small machine of their own.

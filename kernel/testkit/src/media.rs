@@ -3,6 +3,8 @@
 use core::ops::Range;
 use std::collections::BTreeMap;
 
+use media::btt::Table;
+use media::info::{Info, Parent, Sectors};
 use media::namespace::{Listing, list};
 use media::probe::{Findings, probe};
 use media::{Medium, Part, Unreadable, Uuid, end_of, fletcher};
@@ -34,6 +36,17 @@ impl Sparse {
             let page = self.pages.entry(page).or_insert_with(|| Box::new([0; PAGE as usize]));
             page[inside..][..part.len()].copy_from_slice(&bytes[part]);
         }
+    }
+
+    /// The number of 32 bits here.
+    ///
+    /// # Panics
+    /// Where it cannot be read.
+    #[must_use]
+    pub fn number(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes).expect("on the medium");
+        u32::from_le_bytes(bytes)
     }
 
     /// The page with this byte cannot be read any more.
@@ -266,16 +279,36 @@ impl PagesOf {
 /// The info block of a BTT arena of `len` bytes, of which `next` says where the next one is; its own UUID is all threes.
 #[must_use]
 pub fn arena(parent: Uuid, version: (u16, u16), nr_sectors: u32, len: u64, next: u64) -> Vec<u8> {
+    arena_of(parent, version, (4096, nr_sectors), len, next, 64)
+}
+
+/// The same of sectors of so many bytes, and so many of them, with `nr_lanes` free blocks and lanes of the log.
+#[must_use]
+pub fn arena_of(
+    parent: Uuid,
+    version: (u16, u16),
+    (sector_bytes, nr_sectors): (u32, u32),
+    len: u64,
+    next: u64,
+    nr_lanes: u32,
+) -> Vec<u8> {
     let mut bytes = vec![0; PAGE as usize];
     bytes[..16].copy_from_slice(media::info::BTT);
     bytes[16..32].fill(3);
     bytes[32..48].copy_from_slice(&parent.0);
     bytes[52..54].copy_from_slice(&version.0.to_le_bytes());
     bytes[54..56].copy_from_slice(&version.1.to_le_bytes());
-    for (at, number) in [(56, 4096), (60, nr_sectors), (64, 4096), (68, nr_sectors + 256), (72, 256), (76, 4096)] {
+    let block_bytes = sector_bytes.next_multiple_of(64);
+    let nr_blocks = nr_sectors + nr_lanes;
+    for (at, number) in
+        [(56, sector_bytes), (60, nr_sectors), (64, block_bytes), (68, nr_blocks), (72, nr_lanes), (76, 4096)]
+    {
         bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
     }
-    for (at, number) in [(80, next), (88, 4096), (96, len - 3 * PAGE), (104, len - 2 * PAGE), (112, len - PAGE)] {
+    let copy = len - PAGE;
+    let log = copy - (u64::from(nr_lanes) * 64).next_multiple_of(PAGE);
+    let map = log - (u64::from(nr_sectors) * 4).next_multiple_of(PAGE);
+    for (at, number) in [(80, next), (88, PAGE), (96, map), (104, log), (112, copy)] {
         bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
     }
     fletcher::seal(&mut bytes, 4088);
@@ -295,6 +328,11 @@ pub fn check(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> (List
         assert!(namespace.start >= end, "{namespace:x?} overlaps the one before it");
         end = namespace.start.checked_add(namespace.len_bytes).expect("inside the range");
         assert!(end <= range.len_bytes(), "{namespace:x?} ends beyond the range");
+        if let (None, Some(Info::Sectors(sectors))) = (namespace.fault, namespace.info) {
+            let part = Part::new(range, namespace.start, namespace.len_bytes).expect("inside the range");
+            assert!(namespace.data().is_none() && namespace.size() == sectors.len_bytes(), "{namespace:x?}");
+            sectors_of(&part, &sectors);
+        }
         if let Some((start, len)) = namespace.data() {
             assert!(namespace.fault.is_none() && start >= namespace.start, "{namespace:x?}");
             assert!(start.checked_add(len).is_some_and(|data_end| data_end <= end), "{namespace:x?}");
@@ -309,6 +347,22 @@ pub fn check(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> (List
     let findings = probe(range);
     lines(findings);
     (listing, findings)
+}
+
+/// Reads the first, the last and some other sectors: whatever the map says, they are bytes or one line.
+fn sectors_of(namespace: &dyn Medium, sectors: &Sectors) {
+    let table = match Table::open(namespace, Parent::Any) {
+        Ok(table) => table,
+        Err(fault) => return line(&fault.to_string()),
+    };
+    let (len, size) = (table.len_bytes(), sectors.payload_bytes());
+    assert_eq!(len, sectors.len_bytes());
+    let mut bytes = vec![0; size as usize + 1];
+    for offset in (0..4).flat_map(|nth| [nth * size, (len / 4).saturating_mul(nth)]).chain([len - size - 1, len - 1]) {
+        if let Err(error) = table.read(namespace, offset, &mut bytes) {
+            line(&error.to_string());
+        }
+    }
 }
 
 fn lines(findings: Findings) {

@@ -46,7 +46,8 @@ fuzz_target!(|input: &[u8]| {
     let mut info = match how >> 4 & 3 {
         0 => PagesOf::default().block(),
         1 => PagesOf { magic: media::info::DAX, parent: media::Uuid([1; 16]), ..PagesOf::default() }.block(),
-        2 => arena(media::Uuid::NIL, (1, 1), 100, 16 * MIB, 4 * MIB),
+        // The last arena, or one of several.
+        2 => arena(media::Uuid::NIL, (1, 1), 100, 16 * MIB, if how & 0x40 != 0 { 0 } else { 4 * MIB }),
         _ => vec![0; 4096],
     };
     patch(&mut info, of_info);
@@ -58,6 +59,11 @@ fuzz_target!(|input: &[u8]| {
         range.put(place, &info);
     }
     range.put(0, of_info);
+    // A map and a log, where they are those of an arena.
+    let of_table = &of_labels[..of_labels.len().min(4096)];
+    for place in [4096 + 16 * MIB - 3 * 4096, 4096 + 16 * MIB - 2 * 4096] {
+        range.put(place, of_table);
+    }
     let dpa = if how & 8 != 0 { 16 * MIB } else { 0 };
     check(&range, Some(&&area.bytes[..]), dpa);
     check(&range, None, 0);
