@@ -295,13 +295,17 @@ fn a_line_is_one_that_an_io_apic_can_have() {
         madt.route(irq).map(|(io, line, active_low)| (io.base, line, active_low))
     };
     let one = io(0xfec0_0400, 0);
-    assert_eq!(route(&[one.clone()], 9), Some((0xfec0_0400, 9, true)), "its address is as the table has it");
+    assert_eq!(
+        route(core::slice::from_ref(&one), 9),
+        Some((0xfec0_0400, 9, true)),
+        "its address is as the table has it"
+    );
     assert_eq!(route(&[one.clone(), moved(9, 20, 0b1101)], 9), Some((0xfec0_0400, 20, false)));
     assert_eq!(route(&[one.clone(), moved(9, 119, 0)], 9), Some((0xfec0_0400, 119, true)));
     for line in [120, 128, 255, 0x7fff_fff8, u32::MAX] {
         assert_eq!(route(&[one.clone(), moved(9, line, 0)], 9), None, "line {line}");
     }
-    assert_eq!(route(&[one.clone()], 500), None);
+    assert_eq!(route(core::slice::from_ref(&one), 500), None);
     // Of two that whose lines begin nearest below it.
     let two = [io(0xfec1_0000, 24), one, moved(9, 130, 0)];
     assert_eq!(route(&two, 9), Some((0xfec1_0000, 106, true)));
