@@ -96,7 +96,7 @@ fn bad_input_is_one_line_that_names_it() {
         (&["--accel", "xen"], "xen"),
         (&["--accel", "kvm", "--deterministic"], "--deterministic"),
         (&["--smp", "x"], "between 1 and 64"),
-        (&["--mem", "95M"], "between 96M and 512G"),
+        (&["--mem", "99M"], "between 100M and 512G"),
         (&["--timeout", "soon"], "soon"),
         (&["--timeout", "-1"], "whole number of seconds"),
         (&["--mode", "party"], "party"),

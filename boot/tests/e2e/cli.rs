@@ -33,7 +33,7 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["dance"], "dance");
     refused(&["--smp", "0"], "--smp");
     refused(&["--mem", "lots"], "lots");
-    refused(&["--mem", "72M"], "between 96M and 512G");
+    refused(&["--mem", "72M"], "between 100M and 512G");
     refused(&["--pmem", "100T"], "above 64T");
     refused(&["test", "--smp", "8"], "--smp has no use in test");
     refused_by(env!("CARGO_BIN_EXE_fsimage"), &["fs", "dance"], "dance");
