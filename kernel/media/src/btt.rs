@@ -21,8 +21,8 @@ use crate::{Medium, Part, Unreadable, Uuid, end_of, fletcher, has, u16_at, u32_a
 const PAGE: u64 = 4096;
 /// Arenas that are followed: 64 TiB of them, 512 GiB each.
 const MAX_ARENAS: u32 = 128;
-/// Lanes of a log that are read; Linux makes 256.
-const MAX_LANES: u32 = 1 << 16;
+/// Lanes of a log that are followed, each of which may have a write to be remembered; Linux makes 256.
+const MAX_LANES: u32 = 1 << 12;
 /// A lane of the log: four places for entries, of which two are used.
 const LANE_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 16;
@@ -273,6 +273,10 @@ struct Entry {
 impl Entry {
     const PADDING: Self = Self { sector: 0, old: 0, new: 0, sequence: 0 };
 
+    fn is_used(&self) -> bool {
+        *self != Self::PADDING
+    }
+
     /// The four of a lane.
     fn all(lane: &[u8]) -> [Self; 4] {
         [0, 1, 2, 3].map(|nth| {
@@ -293,19 +297,41 @@ fn newer(first: u32, second: u32) -> Result<usize, &'static str> {
     }
 }
 
-/// Which two of the four places of each lane are used: the first one and the second, or, by Linux before 4.15, the third.
-/// This answers where the other one is.
-fn second_place(lanes: &[[Entry; 4]]) -> Result<usize, &'static str> {
-    let used = |entry: &Entry| *entry != Entry::PADDING;
-    let fault = Err("the places of its log's entries are not known");
-    let second = match lanes.iter().find_map(|lane| lane[1..].iter().position(used)) {
-        None => 1,
-        Some(nth @ (0 | 1)) => nth + 1,
-        Some(_) => return fault,
-    };
-    let fits =
-        |lane: &[Entry; 4]| used(&lane[0]) && (1..4).filter(|place| *place != second).all(|place| !used(&lane[place]));
-    if lanes.iter().all(fits) { Ok(second) } else { fault }
+/// Calls `each` with the lanes of a log at `at`, in their order, a page of them in memory at a time.
+fn lanes(
+    namespace: &dyn Medium,
+    at: u64,
+    nr_lanes: u32,
+    mut each: impl FnMut([Entry; 4]) -> Result<(), &'static str>,
+) -> Result<(), &'static str> {
+    let mut page = vec![0; PAGE as usize];
+    let (mut at, mut left) = (at, nr_lanes as usize * LANE_BYTES);
+    while left > 0 {
+        let now = &mut page[..left.min(PAGE as usize)];
+        namespace.read(at, now).map_err(|_| "its log cannot be read")?;
+        now.chunks_exact(LANE_BYTES).map(Entry::all).try_for_each(&mut each)?;
+        // Cannot wrap: the log is inside the namespace.
+        (at, left) = (at.saturating_add(now.len() as u64), left - now.len());
+    }
+    Ok(())
+}
+
+const PLACES: &str = "the places of its log's entries are not known";
+
+/// Which of the four places of a lane the other entry is in, beside the first: the second, or, by Linux before 4.15, the third.
+/// One lane that has it tells for all; `None`: this one does not.
+fn second_place(lane: &[Entry; 4]) -> Result<Option<usize>, &'static str> {
+    match lane[1..].iter().position(Entry::is_used) {
+        None => Ok(None),
+        Some(nth @ (0 | 1)) => Ok(Some(nth + 1)),
+        Some(_) => Err(PLACES),
+    }
+}
+
+/// The entries in the places that are used. There must be none in the others.
+fn used(lane: &[Entry; 4], second: usize) -> Result<[Entry; 2], &'static str> {
+    let others_are_free = (1..4).filter(|place| *place != second).all(|place| !lane[place].is_used());
+    if lane[0].is_used() && others_are_free { Ok([lane[0], lane[second]]) } else { Err(PLACES) }
 }
 
 impl Arena {
@@ -328,14 +354,17 @@ impl Arena {
             return Err("an arena has too few blocks, or too small ones");
         }
         let mut arena = Self { nr_sectors, nr_blocks, block_bytes, data, map, pending: BTreeMap::new() };
-        let mut bytes = vec![0; nr_lanes as usize * LANE_BYTES];
-        namespace.read(log, &mut bytes).map_err(|_| "its log cannot be read")?;
-        let lanes: Vec<_> = bytes.chunks_exact(LANE_BYTES).map(Entry::all).collect();
-        let second = second_place(&lanes)?;
-        for lane in &lanes {
-            let [first, second] = [lane[0], lane[second]];
-            arena.complete(namespace, [first, second][newer(first.sequence, second.sequence)?])?;
-        }
+        let mut second = None;
+        lanes(namespace, log, nr_lanes, |lane| {
+            if second.is_none() {
+                second = second_place(&lane)?;
+            }
+            Ok(())
+        })?;
+        lanes(namespace, log, nr_lanes, |lane| {
+            let [first, second] = used(&lane, second.unwrap_or(1))?;
+            arena.complete(namespace, [first, second][newer(first.sequence, second.sequence)?])
+        })?;
         Ok(arena)
     }
 

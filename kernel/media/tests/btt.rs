@@ -136,8 +136,9 @@ fn impossible_arenas_are_refused() {
         (with(68, u32::MAX), with(64, u32::MAX), with(60, u32::MAX)),
         (outside.into(), outside.into(), outside.into())
     );
-    assert_eq!(with(72, u32::MAX), "BTT: its log has more lanes than there can be");
-    assert_eq!(with(72, 1 << 16), outside);
+    let lanes = "BTT: its log has more lanes than there can be";
+    assert_eq!((with(72, u32::MAX), with(72, (1 << 12) + 1)), (lanes.into(), lanes.into()));
+    assert_eq!(with(72, 1 << 12), outside);
     assert_eq!(with(64, 512), "BTT: an arena has too few blocks, or too small ones");
     assert_eq!(with(68, 39), "BTT: an arena has too few blocks, or too small ones");
 }

@@ -358,7 +358,10 @@ fn sectors_of(namespace: &dyn Medium, sectors: &Sectors) {
     let (len, size) = (table.len_bytes(), sectors.payload_bytes());
     assert_eq!(len, sectors.len_bytes());
     let mut bytes = vec![0; size as usize + 1];
-    for offset in (0..4).flat_map(|nth| [nth * size, (len / 4).saturating_mul(nth)]).chain([len - size - 1, len - 1]) {
+    for offset in (0..4)
+        .flat_map(|nth| [nth * size, (len / 4).saturating_mul(nth)])
+        .chain([len.saturating_sub(size + 1), len - 1])
+    {
         if let Err(error) = table.read(namespace, offset, &mut bytes) {
             line(&error.to_string());
         }
