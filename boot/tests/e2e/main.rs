@@ -8,6 +8,7 @@ mod cli;
 mod demo;
 mod depart;
 mod dma;
+mod explore;
 mod faults;
 mod fs;
 mod fuzz;

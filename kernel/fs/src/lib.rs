@@ -44,6 +44,7 @@ mod space;
 pub mod superblock;
 mod tx;
 pub mod volume;
+pub mod who;
 
 pub use node::Piece;
 pub use space::Run;

@@ -98,6 +98,7 @@ pub mod gather;
 pub mod gup;
 pub mod ledger;
 pub mod lock_check;
+pub mod look;
 pub mod losses;
 pub mod machine;
 pub mod mapping;

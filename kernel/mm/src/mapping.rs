@@ -131,6 +131,20 @@ impl<M: Machine> Mapping<M> {
         places
     }
 
+    /// The first VMAs that map one of `nr_pages` offsets from `first` on, as many as the answer has room for, each with the
+    /// first offset that it maps; and how many there are in all, those of spaces on the way out among them. Linear in these.
+    pub fn some_users<const N: usize>(&self, first: u64, nr_pages: u64) -> (ArrayVec<(Found<M>, u64), N>, usize) {
+        let (mut users, mut nr) = (ArrayVec::new(), 0);
+        self.rmap.lock().for_each_overlap(first, first.saturating_add(nr_pages), |from, to, mapped| {
+            nr += 1;
+            // Whoever is let go of under this lock may be the last one's, who needs it.
+            if !users.is_full() {
+                users.extend(found(from, to, mapped).map(|found| (found, from)));
+            }
+        });
+        (users, nr)
+    }
+
     /// Every VMA that maps one of the offsets, with its whole range; `None` where memory for the list is missing. Those of
     /// one space that are mapped one after the other, and not far apart, are one entry: from the first to the last.
     fn list(&self, first: u64, nr_pages: u64) -> Option<Vec<Found<M>>> {

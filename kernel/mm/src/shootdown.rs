@@ -37,9 +37,12 @@
 //!
 //! Linux: `arch/x86/mm/tlb.c` (`tlb_gen`, `switch_mm_irqs_off`, `flush_tlb_func`).
 
+mod look;
+
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+pub use self::look::CpuLook;
 use crate::addr::{Pfn, PhysAddr, VirtAddr};
 use crate::lock_check;
 use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
@@ -57,7 +60,8 @@ struct CpuTlb {
     ack: AtomicU64,
     /// 1 while the CPU idles with a space still loaded that it does not use.
     lazy: AtomicU32,
-    /// Only ever locked by this CPU with interrupts off: never contended.
+    /// Locked by this CPU with interrupts off, and for a moment by whoever [looks](Shootdown::look), with interrupts off
+    /// too: so nobody waits long for it, and it waits for nobody.
     loaded: RawMutex<Loaded>,
 }
 

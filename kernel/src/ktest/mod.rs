@@ -1,5 +1,5 @@
 //! The in-kernel tests: what a test is, the runner, fixtures, and a file for each area. The list of all is here.
-//! May import: cpu, console, mem, task, trap, bringup, io, pmem.
+//! May import: cpu, console, mem, task, trap, bringup, io, pmem, shell.
 
 pub mod contents;
 pub mod dax;
@@ -11,6 +11,7 @@ pub mod dma;
 pub mod dma_blocked;
 pub mod dma_edu;
 pub mod dma_nvme;
+pub mod explore;
 pub mod fail;
 pub mod fixtures;
 pub mod fs;
@@ -60,6 +61,7 @@ static AREAS: &[&[test::Test]] = &[
     fs_removal::TESTS,
     fs_sync::TESTS,
     contents::TESTS,
+    explore::TESTS,
     stress::TESTS,
     virtio::TESTS,
     dma_edu::TESTS,

@@ -14,6 +14,7 @@ use crate::mem::machine::mm;
 use crate::pmem::contents::{self, Over};
 use crate::pmem::devices::{DeviceError, Slot};
 use crate::pmem::{bytes, devices, nvdimms};
+use crate::shell::explore::held;
 use crate::shell::runs;
 
 /// The commands.
@@ -31,7 +32,12 @@ pub const COMMANDS: &[Command] = &[
         help: "attach device N (a number, or a name such as pmem0), for such a use",
         run: attach,
     },
-    Command { name: "remove", args: "N", help: "remove it, whoever uses it", run: remove },
+    Command {
+        name: "remove",
+        args: "N [force]",
+        help: "remove it, whoever uses it; with force also while a pin of task pin is held, which it waits for",
+        run: remove,
+    },
     Command { name: "pmem", args: "write N OFFSET TEXT [force]", help: "write to the device, durably", run: pmem },
     Command {
         name: "pmem",
@@ -104,8 +110,19 @@ fn attach(args: &[&str]) -> Result<(), String> {
 }
 
 fn remove(args: &[&str]) -> Result<(), String> {
-    let [at] = args else { return Err("expected: remove N".into()) };
-    let report = devices::remove(device(at)?, Method::Ranged).map_err(|error| format!("{error}"))?;
+    let (args, force) = forced(args);
+    let [at] = args else { return Err("expected: remove N, or remove N force".into()) };
+    let at = device(at)?;
+    // It would wait for as long as nobody gives that pin back, and the shell with it.
+    if !force
+        && let Some(slot) = devices::slots().get(at)
+        && let Some((pin, what)) = held::in_the_way(slot.frames)
+    {
+        return Err(format!(
+            "{what} is held, and a removal waits for it (task unpin {pin} first, or remove {at} force)"
+        ));
+    }
+    let report = devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
     Ok(())
 }

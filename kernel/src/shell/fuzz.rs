@@ -11,8 +11,9 @@ use alloc::vec::Vec;
 
 use crate::console;
 use crate::console::command::{Command, forced};
-use crate::pmem::contents;
+use crate::pmem::{contents, devices};
 use crate::shell::devices::number;
+use crate::shell::explore::{held, tasks};
 
 /// The command.
 pub const COMMANDS: &[Command] = &[Command {
@@ -30,7 +31,7 @@ const PATHS: [&str; 10] = ["/a", "/b", "/d", "/d/a", "/d/b", "/", "a", "/../a", 
 const TEXTS: [&str; 4] = ["x", "hello", "0123456789abcdef0123456789abcdef0123456789", "\"quoted text\""];
 
 /// Without these in between, most lines would find nothing mounted and nothing attached.
-const PREPARE: [&str; 8] = [
+const PREPARE: [&str; 11] = [
     "inject off",
     "attach 0 fsdax",
     "mkfs 0 force",
@@ -39,6 +40,9 @@ const PREPARE: [&str; 8] = [
     "mkdir 0 /d",
     "write 0 /a 0 hello",
     "badblocks 0",
+    "task new fuzz",
+    "task map fuzz 0 at=0x4000000000 pages=4 write force",
+    "task pin fuzz 0x4000000000 2 write",
 ];
 
 /// Random numbers (xorshift64: Marsaglia, "Xorshift RNGs", 2003).
@@ -73,6 +77,24 @@ impl Random {
             _ => format!("{value}"),
         }
     }
+    /// Where the task of the prepared lines maps something, or somewhere else.
+    fn address(&mut self) -> String {
+        match self.below(8) {
+            0 => self.number(),
+            1 => format!("0x{:x}", 0xffff_8000_0000_0000 + self.below(1 << 32)),
+            _ => format!("0x{:x}", 0x40_0000_0000 + self.below(6) * 4096),
+        }
+    }
+    /// A frame of the first device, or another.
+    fn frame(&mut self) -> String {
+        match devices::slots().first() {
+            Some(slot) if !self.one_in(4) => format!("0x{:x}", slot.frames.start().as_u64() + self.below(8)),
+            _ => self.number(),
+        }
+    }
+    fn few(&mut self) -> String {
+        if self.one_in(8) { self.number() } else { format!("{}", self.below(6)) }
+    }
     fn device(&mut self) -> String {
         match self.below(16) {
             0 => "1".into(),
@@ -101,6 +123,10 @@ fn fuzz(args: &[&str]) -> Result<(), String> {
             (None, None) => break,
         };
         console::line(format_args!("fuzz {nr}: {line}"));
+        if line.starts_with("remove ") && line.ends_with(" force") {
+            // It would wait for ever: nobody gives the pins back meanwhile.
+            held::give_back_plain();
+        }
         match super::execute(&line) {
             Ok(()) => done += 1,
             Err(message) => {
@@ -110,6 +136,7 @@ fn fuzz(args: &[&str]) -> Result<(), String> {
         }
     }
     // So that a person can go on, and the books can be compared.
+    tasks::end_all();
     super::execute("inject off")?;
     crate::console::report!("fuzz seed={seed} lines={lines} done={done} refused={refused}");
     Ok(())
@@ -142,11 +169,22 @@ fn line(command: &Command, random: &mut Random) -> String {
 fn word(form: &str, nth: usize, random: &mut Random) -> String {
     let any =
         |random: &mut Random, from: &[&str]| random.choose(from).map_or_else(String::new, |word| word.to_string());
+    if let Some((name, form)) = form.split_once('=') {
+        return format!("{name}={}", word(form, usize::MAX, random));
+    }
     match form {
         "N" if nth <= 2 => random.device(),
+        "DEVICE" => random.device(),
+        "ID" => any(random, &["fuzz", "fuzz", "fuzz", "user", "0"]),
+        "ADDR" | "ADDRESS" => random.address(),
+        "PFN" => random.frame(),
+        "N" | "PAGES" | "PAGE" | "PIN" => random.few(),
         "PATH" | "NEW" => any(random, &PATHS),
         "TEXT" | "LABEL" | "OWNER" => any(random, &TEXTS),
-        _ if form.contains('|') => any(random, &form.split('|').collect::<Vec<_>>()),
+        _ if form.contains('|') => match any(random, &form.split('|').collect::<Vec<_>>()) {
+            capitals if capitals.bytes().all(|c| c.is_ascii_uppercase()) => word(&capitals, nth, random),
+            chosen => chosen,
+        },
         _ if form.bytes().any(|c| c.is_ascii_lowercase()) => form.into(),
         _ => random.number(),
     }

@@ -3,6 +3,7 @@
 
 mod devices;
 mod dma;
+pub mod explore;
 mod fail;
 mod fs;
 mod fsload;
@@ -48,6 +49,8 @@ static GROUPS: &[&[Command]] = &[
     fsload::COMMANDS,
     fuzz::COMMANDS,
     hotplug::COMMANDS,
+    explore::COMMANDS,
+    explore::tasks::COMMANDS,
 ];
 
 const GROUND: &[Command] = &[

@@ -6,6 +6,7 @@
 //! 256 entries once: the tables below them are shared. A root entry changes after boot only where a large device comes or goes,
 //! and then in all roots.
 
+mod look;
 mod roots;
 mod run;
 
@@ -18,6 +19,7 @@ use mm::machine::GROUP;
 use mm::sync::Mutex;
 use spin::Once;
 
+pub use self::look::path;
 use self::roots::KERNEL_ROOT;
 pub use self::roots::{drop_root, for_each_root, init_root, is_link};
 use self::run::Run;
