@@ -16,6 +16,7 @@ say() { printf 'run-qemu: %s\n' "$*" >&2; }
 program=boot verbosity=() tests='' debugs='' peers='' before=''
 [[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
 [[ ${1:-} != report ]] || program=report
+[[ ${1:-} != trace ]] || program=trace verbosity=(--quiet)
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
@@ -150,6 +151,7 @@ fi
 features=(--no-default-features)
 [[ $program != fsimage ]] || features+=(--features fs)
 [[ $program != report ]] || features+=(--features report)
+[[ $program != trace ]] || features+=(--features trace)
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
 build=("${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool -p boot --bin "$program" "${features[@]}")
 if ! "$toolchain/cargo" build "${build[@]}"; then

@@ -28,6 +28,7 @@ pub const KERNEL_FLAGS: [&str; 5] = [
 pub fn kernel_cargo(verb: &str, profile: Profile) -> Command {
     let mut command = Command::new("cargo");
     command.arg(verb).args(KERNEL_FLAGS).args(["--profile", profile.word()]).current_dir(paths::root());
+    command.args(profile.features());
     command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths::target());
     command
 }
@@ -63,14 +64,42 @@ pub fn kernel(profile: Profile, quiet: bool) -> Result<PathBuf> {
 }
 
 fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {
+    let aside = (profile == Profile::Trace).then(Aside::put).transpose()?;
     let verbosity = quiet.then_some("--quiet");
     let status = kernel_cargo("build", profile).args(verbosity).status().context("cargo cannot be started")?;
     if !status.success() {
         let what = what_stopped(not_fetched(profile));
         bail!("the kernel did not build{}", what.map_or_else(String::new, |what| format!(": {what}")));
     }
+    aside.map(Aside::take_back).transpose()?;
     let built = paths::built_kernel(profile);
     built.canonicalize().with_context(|| format!("cargo left no kernel at {}", built.display()))
+}
+
+/// The kernel without trace points, while cargo puts the one with them in its place: both are of the same profile, so that
+/// what they are made of is built once.
+struct Aside {
+    plain: PathBuf,
+    aside: Option<PathBuf>,
+}
+
+impl Aside {
+    fn put() -> Result<Self> {
+        let plain = paths::built_kernel(Profile::Dev);
+        let aside = plain.exists().then(|| plain.with_extension("plain"));
+        if let Some(aside) = &aside {
+            std::fs::rename(&plain, aside).with_context(|| plain.display().to_string())?;
+        }
+        Ok(Self { plain, aside })
+    }
+
+    /// The new one goes to its own place, the old one back to where it was.
+    fn take_back(self) -> Result<()> {
+        let traced = paths::built_kernel(Profile::Trace);
+        std::fs::rename(&self.plain, &traced).with_context(|| traced.display().to_string())?;
+        let Some(aside) = self.aside else { return Ok(()) };
+        std::fs::rename(&aside, &self.plain).with_context(|| aside.display().to_string())
+    }
 }
 
 /// The build of the program that makes disk images: in a directory of its own, so that neither of the two builds waits

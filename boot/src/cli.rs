@@ -32,6 +32,8 @@ pub enum Command {
     /// Boot and show the console.
     #[default]
     Run,
+    /// Boot to the kernel's shell.
+    Shell,
     /// Run every test.
     Test,
     /// Run the tests against deliberate faults.
@@ -102,6 +104,9 @@ pub struct Options {
     /// The fully optimised kernel.
     #[arg(long, global = true)]
     pub release: bool,
+    /// The kernel with trace points.
+    #[arg(long, global = true)]
+    pub trace: bool,
     /// What the kernel does.
     #[arg(long, global = true, default_value = "demo")]
     pub mode: Mode,
@@ -114,6 +119,12 @@ pub struct Options {
     /// Wait for gdb.
     #[arg(long, global = true)]
     pub debug: bool,
+    /// The demonstration's whole console, as it comes.
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+    /// The demonstration stops at each act, and goes on at Enter.
+    #[arg(long, global = true)]
+    pub step: bool,
     /// Only machine-readable lines and errors.
     #[arg(long, global = true)]
     pub quiet: bool,
@@ -186,8 +197,11 @@ impl Cli {
 
     fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, Refusal> {
         let matches = Self::command().try_get_matches_from(args)?;
-        let cli = Self::from_arg_matches(&matches)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
         cli.check_use(&matches)?;
+        if cli.job() == Command::Shell {
+            cli.options.mode = Mode::Shell;
+        }
         cli.check()?;
         Ok(cli)
     }
@@ -219,6 +233,15 @@ impl Cli {
             return bad("--force is about what a --pmem-file or --dimm-file holds, and there is none");
         }
         self.check_pulls()?;
+        if options.quiet && (options.verbose || options.step) {
+            return bad("--quiet leaves out what --verbose and --step show");
+        }
+        if options.step && self.job() == Command::Run && options.mode != Mode::Demo {
+            return bad(&format!("--step is for the demonstration, and this is --mode {}", options.mode.word()));
+        }
+        if options.trace && options.release {
+            return bad("--trace is of the kernel with checks: it goes without --release");
+        }
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
         }
@@ -264,10 +287,15 @@ impl Cli {
                 |option| matches!(option, "full" | "baseline" | "save" | "linux"),
                 "--full is for test, --baseline, --save and --linux for bench",
             ),
+            Command::Shell => (
+                "shell",
+                |option| matches!(option, "full" | "mode" | "baseline" | "save" | "linux"),
+                "--full is for test, --baseline, --save and --linux for bench, and the mode is shell",
+            ),
             Command::Bench => (
                 "bench",
-                |option| matches!(option, "full" | "mode" | "pull_every" | "seed"),
-                "the kernel's mode is bench, which measures what nobody pulls out",
+                |option| matches!(option, "full" | "mode" | "pull_every" | "seed" | "verbose" | "step" | "trace"),
+                "the kernel's mode is bench, which shows all that it measures, and nobody pulls anything out or traces",
             ),
             Command::Test => {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")

@@ -43,6 +43,11 @@ struct State {
     qemu: Vec<String>,
     /// When the kernel printed last.
     spoke: Option<Instant>,
+    /// It is told when to go on at each `@next`.
+    has_stops: bool,
+    /// Since when it waits for that, and how long it has waited before.
+    stopped: Option<Instant>,
+    stopped_before: Duration,
     ended: bool,
 }
 
@@ -137,6 +142,13 @@ impl Console {
         self.feed(text.as_bytes(), Echo::Off);
     }
 
+    /// Ends it.
+    #[cfg(test)]
+    pub(crate) fn say_the_end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
     /// Every complete line of the kernel so far.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
@@ -188,6 +200,53 @@ impl Console {
             next = next.max(state.lines.len());
             found
         })
+    }
+
+    /// Waits for complete lines from index `from` on, and returns those that have come.
+    ///
+    /// # Errors
+    /// [`Gone::Ended`] when there are no more.
+    pub fn more(&self, from: usize) -> Result<Vec<String>, Gone> {
+        self.wait(None, |state| state.lines.get(from..).filter(|lines| !lines.is_empty()).map(<[String]>::to_vec))
+    }
+
+    /// The line that has no end yet, of a kernel that has begun.
+    #[must_use]
+    pub fn partial(&self) -> Option<String> {
+        let state = self.lock();
+        let is_there = state.started && !state.partial.is_empty();
+        is_there.then(|| String::from_utf8_lossy(&state.partial).into_owned())
+    }
+
+    /// From now on the guest stops at each `@next` until [`go_on`](Self::go_on): while it does, its time does not pass.
+    pub fn stops_at_each_act(&self) {
+        self.lock().has_stops = true;
+    }
+
+    /// The guest is told to go on.
+    pub fn go_on(&self) {
+        let mut state = self.lock();
+        let waited = state.stopped.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.stopped_before += waited;
+        state.spoke = Some(Instant::now());
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end of the console. The deadline is put off by as long as the guest was stopped.
+    ///
+    /// # Errors
+    /// [`Gone::Late`] when the deadline passes first.
+    pub(crate) fn wait_end_with_stops(&self, deadline: Option<Instant>) -> Result<(), Gone> {
+        loop {
+            let going = self.wait(None, |state| state.stopped.is_none().then_some(state.stopped_before));
+            let Ok(stopped) = going else { return Ok(()) };
+            match self.wait(deadline.map(|deadline| deadline + stopped), |state| state.stopped) {
+                Ok(_) => {}
+                Err(Gone::Ended) => return Ok(()),
+                Err(Gone::Late) => return Err(Gone::Late),
+            }
+        }
     }
 
     /// Waits for the first prompt with at least `from` complete lines before it, and says how many there are.
@@ -246,7 +305,11 @@ impl State {
         let bytes = std::mem::take(&mut self.partial);
         if self.started {
             let text = String::from_utf8_lossy(&bytes);
-            self.lines.push(text.strip_suffix('\r').unwrap_or(&text).to_string());
+            let line = text.strip_suffix('\r').unwrap_or(&text).to_string();
+            if self.has_stops && line.starts_with("@next ") {
+                self.stopped = Some(Instant::now());
+            }
+            self.lines.push(line);
         } else {
             self.firmware.push(without_escapes(&bytes));
         }
@@ -338,5 +401,40 @@ mod tests {
         let console = Console::default();
         console.feed(b"@unplug v\n\xff\xfe ok\n", Echo::Off);
         assert_eq!(console.lines()[1], "\u{fffd}\u{fffd} ok");
+    }
+
+    #[test]
+    fn the_time_of_a_guest_that_is_stopped_does_not_pass() {
+        let console = Console::default();
+        console.feed(b"@unplug v\n@next n=1\n", Echo::Off);
+        // Nobody has promised to tell it to go on: it is as late as any other.
+        assert_eq!(console.wait_end_with_stops(soon()), Err(Gone::Late));
+        console.stops_at_each_act();
+        let began = Instant::now();
+        console.feed(b"@next n=2\n", Echo::Off);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| console.wait_end_with_stops(Some(began)));
+            // However long that takes, the deadline, which has passed, is none while it is stopped.
+            assert_eq!(console.wait_line(0, Some(began + Duration::from_millis(50)), |_| false), Err(Gone::Late));
+            assert!(!waits.is_finished());
+            console.go_on();
+            assert_eq!(waits.join().expect("no panic"), Err(Gone::Late));
+        });
+        console.feed(b"@next n=3\n", Echo::Off);
+        console.say_the_end();
+        assert_eq!(console.wait_end_with_stops(soon()), Ok(()));
+    }
+
+    #[test]
+    fn lines_are_handed_out_once_and_the_last_one_without_its_end() {
+        let console = Console::default();
+        console.feed(b"firmware", Echo::Off);
+        assert_eq!(console.partial(), None);
+        console.feed(b"@unplug v\nsecond\nthi", Echo::Off);
+        assert_eq!(console.more(0).expect("lines"), ["@unplug v", "second"]);
+        assert_eq!(console.more(1).expect("a line"), ["second"]);
+        assert_eq!(console.partial().as_deref(), Some("thi"));
+        console.say_the_end();
+        assert_eq!(console.more(2), Err(Gone::Ended));
     }
 }

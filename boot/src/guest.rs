@@ -65,6 +65,8 @@ pub struct Guest {
     cursor: usize,
     hand: Arc<Hotplug>,
     qmp_socket: PathBuf,
+    /// The kernel's ELF file, for the names in it.
+    kernel: PathBuf,
     _backings: Vec<Ready>,
     _scratch: tempfile::TempDir,
     _slot: Slot,
@@ -103,7 +105,7 @@ impl Guest {
     /// # Errors
     /// When there is no disk image or firmware, when a backing file cannot be had, or when QEMU cannot be started.
     pub fn start(machine: &Machine, echo: Echo) -> Result<Self> {
-        let image = paths::image();
+        let image = machine.image();
         if !image.exists() {
             bail!(
                 "there is no disk image at {}: run-qemu.sh makes it, and `run-qemu.sh test` names it",
@@ -156,6 +158,7 @@ impl Guest {
             cursor: 0,
             hand,
             qmp_socket,
+            kernel: machine.kernel(),
             _backings: backings.into_iter().chain(dimm_backings).collect(),
             _scratch: scratch,
             _slot: slot,
@@ -278,11 +281,11 @@ impl Guest {
     /// # Errors
     /// When QEMU's exit status cannot be had.
     pub fn finish(mut self) -> Result<Outcome> {
-        let late = self.console.wait_end(self.deadline).is_err();
+        let late = self.console.wait_end_with_stops(self.deadline).is_err();
         let at_work = progress::is_at_work(self.console.quiet_for(), self.allowed);
         let mut hang = Vec::new();
         if late {
-            hang = hang::report(&self.qmp_socket, &self.console);
+            hang = hang::report(&self.qmp_socket, &self.console, &self.kernel);
             self.child.kill().context("QEMU cannot be ended")?;
         }
         let exit = self.child.wait().context("QEMU's exit status")?;

@@ -1,7 +1,6 @@
 //! Where a guest is that took too long: what QEMU's monitor says of each CPU, in the kernel's own names.
 
 use crate::console::Console;
-use crate::paths;
 use crate::qmp::Qmp;
 use crate::symbols::Symbols;
 use anyhow::Result;
@@ -27,13 +26,13 @@ struct Cpu {
     halted: bool,
 }
 
-/// Stops the guest and says where it is. What cannot be found out is said too, instead: a report never fails.
+/// Stops the guest and says where it is, by the names in its `kernel`'s ELF file. What cannot be found out is said too, instead: a report never fails.
 #[must_use]
-pub fn report(qmp_socket: &Path, console: &Console) -> Vec<String> {
+pub fn report(qmp_socket: &Path, console: &Console, kernel: &Path) -> Vec<String> {
     let mut lines = vec!["the guest's last console lines:".to_string()];
     lines.extend(console.tail(TAIL_LINES).into_iter().map(|line| format!("    {line}")));
     lines.push("Its CPUs:".into());
-    let symbols = Symbols::load(&paths::kernel(), &console.lines());
+    let symbols = Symbols::load(kernel, &console.lines());
     if let Err(error) = &symbols {
         lines.push(format!("    no names of functions: {error:#}"));
     }
@@ -160,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_report_says_what_it_could_not_find_out() {
-        let lines = report(Path::new("/nonexistent/qmp"), &Console::default());
+        let lines = report(Path::new("/nonexistent/qmp"), &Console::default(), Path::new("/nonexistent/kernel"));
         assert!(lines.last().is_some_and(|line| line.contains("unknown: QEMU's monitor")), "{lines:?}");
     }
 }

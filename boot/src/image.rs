@@ -1,7 +1,7 @@
 //! The disk image: the UEFI loader of the `bootloader` crate and the kernel, in a FAT partition. The package
 //! `diskimage` makes it; here is decided when.
 
-use crate::paths;
+use crate::paths::{self, Profile};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,17 @@ use std::time::UNIX_EPOCH;
 /// When a file cannot be read or written, or where [`crate::build`] has not built the image maker.
 pub fn make(kernel: &Path) -> Result<PathBuf> {
     make_at(kernel, paths::target().join("unplug.img"))
+}
+
+/// The disk image of a kernel of this `profile`, which is where it is looked for.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_for(kernel: &Path, profile: Profile) -> Result<PathBuf> {
+    match profile {
+        Profile::Trace => make_at(kernel, paths::target().join("unplug-trace.img")),
+        _ => make(kernel),
+    }
 }
 
 /// As [`make`], in the file `image`.

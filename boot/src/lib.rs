@@ -19,6 +19,7 @@ pub mod hang;
 mod host_request;
 pub mod hotplug;
 pub mod image;
+pub mod keep;
 pub mod ktap;
 mod limits;
 #[cfg(test)]
@@ -38,11 +39,15 @@ pub mod report;
 #[cfg(test)]
 mod rooms;
 pub mod run;
+mod screen;
 pub mod size;
 pub mod suite;
+pub mod summary;
 pub mod symbols;
 pub mod tally;
 pub mod terminal;
+#[cfg(feature = "trace")]
+pub mod trace;
 pub mod whole;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_process();
     let job = cli.job();
     let done = match &job {
-        Command::Run | Command::Bench => match cli.options.linux {
+        Command::Run | Command::Shell | Command::Bench => match cli.options.linux {
             Some(series) => peer::job(&cli, series),
             None => run::run(&cli),
         },

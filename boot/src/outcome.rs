@@ -11,6 +11,8 @@ pub enum Status {
     Good,
     /// The kernel says that it is not: a bad verdict, or a failed test.
     Bad(String),
+    /// A script was typed at the shell, and so many lines were answered with an error; the first of them.
+    Script(usize, String),
     /// The kernel panicked.
     Panic(String),
     /// The kernel refuses this machine, or what it was told to do on it.
@@ -56,12 +58,22 @@ impl Status {
         }
     }
 
+    /// What a script comes to that was typed at the shell, and has not ended the guest otherwise.
+    #[must_use]
+    pub fn of_script(console: &[String]) -> Self {
+        let mut errors = console.iter().filter_map(|line| line.strip_prefix("error: "));
+        match errors.next() {
+            Some(first) => Self::Script(1 + errors.count(), first.into()),
+            None => Self::Good,
+        }
+    }
+
     /// This program's own exit status.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Good => 0,
-            Self::Bad(_) => 1,
+            Self::Bad(_) | Self::Script(..) => 1,
             Self::Panic(_) => 3,
             Self::Refused(_) => 4,
             Self::Qemu(_) => 5,
@@ -76,6 +88,9 @@ impl fmt::Display for Status {
         match self {
             Self::Good => write!(f, "the kernel's verdict is good"),
             Self::Bad(reason) => write!(f, "the kernel's verdict is bad: {reason}"),
+            Self::Script(nr, first) => {
+                write!(f, "{nr} of the script's commands failed, the first with {first:?}")
+            }
             Self::Panic(message) => write!(f, "the kernel panicked: {message}"),
             Self::Refused(reason) => write!(f, "the kernel refuses this machine, or its options: {reason}"),
             Self::Hung(stage) => write!(f, "the guest hangs: it took longer than it may, in {stage}"),
@@ -140,6 +155,15 @@ mod tests {
         assert!(
             matches!(status(39, &["too little memory"]), Status::Refused(why) if why.contains("too little memory"))
         );
+    }
+
+    #[test]
+    fn a_script_fails_with_its_first_command_that_does() {
+        let of = |lines: &[&str]| Status::of_script(&lines.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(of(&["unplug> mem", "[ 1.0] x: error: y", "not error: z"]), Status::Good);
+        let failed = of(&["error: no", "fine", "error: again"]);
+        assert_eq!((failed.exit_code(), &failed), (1, &Status::Script(2, "no".into())));
+        assert_eq!(failed.to_string(), "2 of the script's commands failed, the first with \"no\"");
     }
 
     #[test]

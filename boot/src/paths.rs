@@ -31,6 +31,8 @@ pub enum Profile {
     Dev,
     /// Fully optimised, without them.
     Release,
+    /// As what is tested, and with trace points (docs/traces.md).
+    Trace,
 }
 
 impl Profile {
@@ -38,20 +40,28 @@ impl Profile {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
-            Self::Dev => "dev",
+            Self::Dev | Self::Trace => "dev",
             Self::Release => "release",
         }
+    }
+
+    /// The features that the kernel is built with.
+    #[must_use]
+    pub fn features(self) -> Option<&'static str> {
+        (self == Self::Trace).then_some("--features=trace")
     }
 }
 
 /// Where cargo puts the kernel's ELF file.
 #[must_use]
 pub fn built_kernel(profile: Profile) -> PathBuf {
-    let directory = match profile {
-        Profile::Dev => "debug",
-        Profile::Release => "release",
+    let built = match profile {
+        Profile::Dev => "debug/kernel",
+        Profile::Release => "release/kernel",
+        // Cargo gives the two the same place; see `crate::build`.
+        Profile::Trace => "debug/kernel-trace",
     };
-    target().join(KERNEL_TARGET).join(directory).join("kernel")
+    target().join(KERNEL_TARGET).join(built)
 }
 
 /// The directory of the builds of what makes disk images.
@@ -70,13 +80,25 @@ pub fn image_maker() -> PathBuf {
 #[must_use]
 pub fn kernel() -> PathBuf {
     let from_env = env::var_os("UNPLUG_KERNEL").map(PathBuf::from);
-    from_env.or_else(|| crate::image::made_of(&image())).unwrap_or_else(|| built_kernel(Profile::Dev))
+    from_env.unwrap_or_else(|| kernel_in(&image()))
+}
+
+/// The same of another image: what it was made of, else where cargo puts it.
+#[must_use]
+pub fn kernel_in(image: &Path) -> PathBuf {
+    crate::image::made_of(image).unwrap_or_else(|| built_kernel(Profile::Dev))
 }
 
 /// The UEFI disk image: `UNPLUG_IMAGE`, else where [`crate::image`] puts it.
 #[must_use]
 pub fn image() -> PathBuf {
     env::var_os("UNPLUG_IMAGE").map_or_else(|| target().join("unplug.img"), PathBuf::from)
+}
+
+/// The UEFI disk image of the kernel with trace points: `UNPLUG_TRACE_IMAGE`, else where [`crate::image`] puts it.
+#[must_use]
+pub fn trace_image() -> PathBuf {
+    env::var_os("UNPLUG_TRACE_IMAGE").map_or_else(|| target().join("unplug-trace.img"), PathBuf::from)
 }
 
 /// The firmware: its code, and the empty variable store that goes with it.

@@ -7,9 +7,11 @@ use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths::{self, Profile};
+use crate::screen::{self, Screen};
 use crate::terminal::{self, Interrupt};
 use crate::{build, hotplug, image, medium};
 use anyhow::Result;
+use std::io::{IsTerminal, stdin};
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,13 +50,26 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if cli.options.quiet {
         machine.append.push("quiet=1".into());
     }
-    let profile = if cli.options.release { Profile::Release } else { Profile::Dev };
+    if cli.options.step {
+        machine.append.push("step=1".into());
+    }
+    // Who pulls modules out waits for lines that are for programs.
+    let for_people = machine.mode == Mode::Shell && options.pull_every.is_none();
+    if let Some(columns) = terminal::columns().filter(|_| for_people) {
+        // In front of the user's own, which count where they say otherwise.
+        machine.append.insert(0, format!("tty=1 columns={columns}"));
+    }
+    let profile = match (cli.options.release, cli.options.trace) {
+        (true, _) => Profile::Release,
+        (_, true) => Profile::Trace,
+        _ => Profile::Dev,
+    };
     let kernel = build::kernel(profile, cli.options.quiet)?;
-    image::make(&kernel)?;
+    image::make_for(&kernel, profile)?;
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine, &cli.options, held)
+    boot(&machine, &options, held)
 }
 
 /// What the figures of `bench` are held against; `None` for another job.
@@ -91,22 +106,29 @@ fn refuse_foreign(cli: &Cli) -> Result<()> {
 fn boot(machine: &Machine, options: &Options, held: Option<Held>) -> Result<u8> {
     let interrupt = Interrupt::install()?;
     let measures = held.is_some();
-    let mut guest = Guest::start(machine, Echo::Stdout)?;
+    let is_demo = options.mode == Mode::Demo;
+    let is_summed_up = is_demo && screen::replaces_the_console(options);
+    let mut guest = Guest::start(machine, if is_summed_up { Echo::Off } else { Echo::Stdout })?;
     interrupt.ends(&guest);
+    let screen = is_demo.then(|| Screen::start(&mut guest, options));
     if let Some(seconds) = options.pull_every {
         hotplug::pull_at_random(guest.hand(), guest.console(), Duration::from_secs(seconds), options.seed);
     }
-    let _restored_on_return = if machine.mode == Mode::Shell { terminal::connect(&mut guest)? } else { None };
+    let is_shell = machine.mode == Mode::Shell;
+    let _restored_on_return = if is_shell { terminal::connect(&mut guest, &interrupt)? } else { None };
     let mut outcome = guest.finish()?;
     if interrupt.came() {
         outcome.status = Status::Interrupted;
+    } else if is_shell && outcome.status == Status::Good && !stdin().is_terminal() {
+        outcome.status = Status::of_script(&outcome.console);
     } else if let Some(held) = held {
         outcome.status = held.judge(&outcome);
     }
+    let all_is_said = screen.is_some_and(|screen| screen.end(&outcome, options.quiet));
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");
     }
-    if !(options.quiet && outcome.status == Status::Good) {
+    if !(all_is_said || options.quiet && outcome.status == Status::Good) {
         match &outcome.status {
             // The kernel's own verdict knows of no baseline.
             Status::Good if measures => eprintln!("run-qemu: good"),

@@ -9,12 +9,13 @@ use crate::paths::{self, Profile};
 use crate::tally::{Counts, Kind, Tally};
 use crate::{build, image, miri, mutants};
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The packages that are tested on the host without a guest, beside `boot` itself.
-const PORTABLE: [&str; 9] = ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-pnvme", "-psched", "-pslabs", "-piommu"];
+const PORTABLE: [&str; 10] =
+    ["-pmm", "-pdax", "-pnvdimm", "-pfs", "-pmedia", "-pnvme", "-psched", "-pslabs", "-piommu", "-pcli"];
 /// The packages that have tests for Miri.
 const MIRI: [&str; 3] = ["-pmm", "-pdax", "-pslabs"];
 
@@ -29,7 +30,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     let mut portable = host_cargo("test");
     portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
     tally.stage(
-        "unit tests: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu",
+        "unit tests: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu, cli",
         Kind::Tests,
         full(&mut portable, options.full),
     );
@@ -43,12 +44,14 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if options.full {
         deliberate_faults(&mut tally);
     }
+    let traced = trace_build(&mut tally, options.quiet);
     let start = Instant::now();
     match build::kernel(Profile::Dev, options.quiet).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
             for (name, test) in [("in-kernel tests", "guest"), ("end-to-end tests", "e2e")] {
                 let mut command = end_to_end(test, &kernel, &image);
+                command.env("UNPLUG_TRACE_IMAGE", &traced);
                 tally.stage(name, Kind::Tests, full(&mut command, options.full));
             }
         }
@@ -63,6 +66,17 @@ pub fn run(cli: &Cli) -> Result<u8> {
     Ok(u8::from(!tally.finish()))
 }
 
+/// The kernel with trace points, in an image of its own, which is booted by tests that ask for it. Says where it is to be.
+fn trace_build(tally: &mut Tally, quiet: bool) -> PathBuf {
+    let start = Instant::now();
+    let built = build::kernel(Profile::Trace, quiet).and_then(|kernel| image::make_for(&kernel, Profile::Trace));
+    tally.record("build: kernel, with trace points", Counts::one(built.is_ok()), start.elapsed());
+    built.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        paths::trace_image()
+    })
+}
+
 /// The fully optimised kernel, in an image of its own: the in-kernel tests pass there too.
 fn release_build(tally: &mut Tally, quiet: bool) {
     let start = Instant::now();
@@ -72,6 +86,7 @@ fn release_build(tally: &mut Tally, quiet: bool) {
         Ok((image, kernel)) => {
             tally.record("build: kernel, release", Counts::one(true), start.elapsed());
             let mut command = end_to_end("guest", &kernel, &image);
+            command.env("UNPLUG_TRACE_IMAGE", paths::trace_image());
             tally.stage("in-kernel tests, release", Kind::Tests, full(&mut command, false));
         }
         Err(error) => {
@@ -89,6 +104,8 @@ fn lint(tally: &mut Tally) {
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
+    let mut traced = build::kernel_cargo("clippy", Profile::Trace);
+    tally.stage("lints: kernel, with trace points", Kind::Check, traced.args(["--", "-Dwarnings"]));
     let mut image_maker = build::image_maker_cargo("clippy");
     tally.stage("lints: disk image", Kind::Check, image_maker.args(["--", "-Dwarnings"]));
     let mut pages = host_cargo("doc");
@@ -96,7 +113,7 @@ fn lint(tally: &mut Tally) {
         .args(PORTABLE)
         .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "--no-deps"])
         .env("RUSTDOCFLAGS", "-Dwarnings");
-    tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu", Kind::Check, &mut pages);
+    tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu, cli", Kind::Check, &mut pages);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.

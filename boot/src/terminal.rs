@@ -1,4 +1,5 @@
-//! The user's terminal: what is typed goes to the guest's shell, and Ctrl-C ends the guest.
+//! The user's terminal: what is typed goes to the guest's shell. Until its first prompt, and in any other mode, Ctrl-C ends
+//! the guest; from then on it goes to the shell like every other key, and Ctrl-] ends the guest.
 
 use crate::console::Console;
 use crate::guest::Guest;
@@ -22,36 +23,103 @@ impl Drop for Restore {
     }
 }
 
+/// The key that ends the guest: Ctrl-].
+const END: u8 = 0x1d;
+
+/// How wide the terminal is, if both what is typed and what is shown are a terminal's.
+#[must_use]
+pub fn columns() -> Option<usize> {
+    let both = stdin().is_terminal() && io::stdout().is_terminal();
+    both.then(|| size().map_or(80, |(_, columns)| columns))
+}
+
+/// Rows and columns, as far as the terminal knows.
+fn size() -> Option<(usize, usize)> {
+    let size = termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| (size.ws_row.into(), usize::from(size.ws_col).min(MAX_COLUMNS)))
+}
+
+/// As many columns the kernel takes.
+const MAX_COLUMNS: usize = 1000;
+
 /// Connects standard input with the guest's console. A terminal stops echoing and editing lines, which the guest's
-/// shell does, until what is returned is dropped; Ctrl-C keeps its meaning. The end of input is the command `exit`.
+/// shell does, until what is returned is dropped. The end of input is the command `exit`.
 ///
 /// # Errors
 /// When the terminal's settings cannot be read or changed.
-pub fn connect(guest: &mut Guest) -> Result<Option<Restore>> {
-    let restore = if stdin().is_terminal() { Some(make_raw()?) } else { None };
+pub fn connect(guest: &mut Guest, interrupt: &Interrupt) -> Result<Option<Restore>> {
+    let is_terminal = stdin().is_terminal();
+    let restore = if is_terminal {
+        eprintln!("run-qemu: Ctrl-C drops the line, exit or Ctrl-D leaves, Ctrl-] ends the guest at once");
+        let before = termios::tcgetattr(stdin()).context("the terminal's settings")?;
+        silence(LocalModes::ICANON | LocalModes::ECHO)?;
+        Some(Restore(before))
+    } else {
+        None
+    };
     if let Some(to) = guest.take_input() {
         let console = guest.console();
+        let interrupt = interrupt.clone();
         // It ends with the guest, whose input it cannot write to any more, or with this program.
-        thread::spawn(move || forward(&console, to));
+        thread::spawn(move || forward(&console, to, is_terminal.then_some(interrupt)));
     }
     Ok(restore)
 }
 
-fn make_raw() -> Result<Restore> {
-    let before = termios::tcgetattr(stdin()).context("the terminal's settings")?;
-    let mut raw = before.clone();
-    raw.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-    termios::tcsetattr(stdin(), OptionalActions::Now, &raw).context("the terminal's settings")?;
-    Ok(Restore(before))
+/// Takes from the terminal what it does by itself.
+fn silence(modes: LocalModes) -> Result<()> {
+    let mut settings = termios::tcgetattr(stdin()).context("the terminal's settings")?;
+    settings.local_modes -= modes;
+    termios::tcsetattr(stdin(), OptionalActions::Now, &settings).context("the terminal's settings")
 }
 
 /// Copies standard input to the guest. It begins at the first prompt: before that, the firmware would read it.
-fn forward(console: &Console, mut to: impl Write) {
-    if console.wait_prompt(0, None).is_err() || copy_commands(stdin(), &mut to).is_err() {
+fn forward(console: &Console, mut to: impl Write, terminal: Option<Interrupt>) {
+    if console.wait_prompt(0, None).is_err() {
+        return;
+    }
+    let copied = match terminal {
+        Some(interrupt) => {
+            // From here on Ctrl-C is a key like the others. Where that cannot be had it ends the guest, as before.
+            let _ = silence(LocalModes::ISIG | LocalModes::IEXTEN);
+            copy_keys(stdin(), &mut to, size, &interrupt)
+        }
+        None => copy_commands(stdin(), &mut to),
+    };
+    if copied.is_err() {
         return;
     }
     // The pipe stays open: QEMU would take its end for a hang-up.
     let _ = console.wait_end(None);
+}
+
+/// Copies what is typed until [`END`] is. Where the terminal's size is another than before, the guest is told first, as a
+/// terminal would tell it (xterm: `ESC [ 8 ; rows ; columns t`).
+fn copy_keys(
+    mut from: impl Read,
+    to: &mut impl Write,
+    size: impl Fn() -> Option<(usize, usize)>,
+    interrupt: &Interrupt,
+) -> io::Result<()> {
+    let mut buffer = [0; 256];
+    let mut known = size();
+    loop {
+        let len = match from.read(&mut buffer) {
+            Ok(len @ 1..) => len,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Ok(0) | Err(_) => return to.write_all(b"\nexit\n"),
+        };
+        if buffer[..len].contains(&END) {
+            interrupt.act();
+            return Ok(());
+        }
+        let now = size();
+        if let Some((rows, columns)) = now.filter(|_| now != known) {
+            known = now;
+            write!(to, "\x1b[8;{rows};{columns}t")?;
+        }
+        to.write_all(&buffer[..len])?;
+    }
 }
 
 /// Copies `from`, and adds the command `exit` where it ends: on a line of its own, also after a last line without an end.
@@ -119,6 +187,20 @@ impl Interrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn the_guest_is_told_of_another_size_before_the_next_key() {
+        let (asked, mut to) = (Cell::new(0), Vec::new());
+        let size = || {
+            asked.set(asked.get() + 1);
+            Some((24, if asked.get() < 3 { 80 } else { 40 }))
+        };
+        // One read for each part.
+        let typed = b"a".chain(&b"b"[..]).chain(&b"c"[..]);
+        copy_keys(typed, &mut to, size, &Interrupt::default()).expect("memory");
+        assert_eq!(String::from_utf8_lossy(&to), "a\x1b[8;24;40tbc\nexit\n");
+    }
 
     /// `printf mem | ./run-qemu.sh run --mode shell` was `memexit` to the shell, which waited for more.
     #[test]

@@ -44,6 +44,10 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     all.push(("dimm", leaving.clone()));
     all.push(("dimm-deterministic", Machine { deterministic: true, ..leaving }));
     all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
+    // With trace points: their own tests, which no other kernel has, and what races with interrupts between CPUs.
+    let traced = Machine { traces: true, append: vec!["tests=trace.*".into()], ..base.clone() };
+    all.push(("trace", traced.clone()));
+    all.push(("trace-deterministic", Machine { smp: 2, deterministic: true, ..traced }));
     // What an idle device takes, where it would show if it grew with the device.
     let idle =
         Machine { pmem: vec![Nvdimm::temporary(6 * TIB)], append: vec!["tests=dax.idle.*".into()], ..base.clone() };

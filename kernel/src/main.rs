@@ -174,6 +174,9 @@ fn read_options() -> Options {
         exit::now(exit::BAD_CONFIGURATION);
     }
     log::set_max_level(if options.quiet { log::LevelFilter::Warn } else { options.log });
+    if options.tty && options.mode == Mode::Shell {
+        console::for_people();
+    }
     options
 }
 
@@ -323,13 +326,17 @@ fn main_task() -> tcb::Exit {
         }
         // Whoever types there promises nothing: no request is granted.
         Mode::Shell => {
-            shell::run(Runs {
+            let runs = Runs {
                 tests: |glob| ktest::runner::run(glob).failed,
                 list: ktest::runner::names,
-                demo: || demo::run(0),
-            });
+                demo: || demo::run(demo::Promised::default()),
+            };
+            shell::run(runs, options.columns, options.tty);
         }
-        Mode::Demo => exit::now(if demo::run(options.host_requests_s) { exit::SUCCESS } else { exit::FAILURE }),
+        Mode::Demo => {
+            let promised = demo::Promised { host_requests_s: options.host_requests_s, steps: options.step };
+            exit::now(if demo::run(promised) { exit::SUCCESS } else { exit::FAILURE })
+        }
         Mode::Bench => exit::now(if bench::run(selection) { exit::SUCCESS } else { exit::FAILURE }),
     }
 }

@@ -27,6 +27,13 @@ fn nothing_asked_for_is_a_demonstration_on_four_cpus() {
 }
 
 #[test]
+fn shell_is_a_run_in_that_mode() {
+    let cli = taken(&["shell", "--smp", "2"]);
+    assert_eq!((cli.job(), cli.options.mode, cli.options.smp), (Command::Shell, Mode::Shell, 2));
+    assert!(refused(&["shell", "--mode", "demo"]).contains("--mode has no use in shell"));
+}
+
+#[test]
 fn options_stand_before_or_after_the_job() {
     for args in [&["--smp", "8", "bench"], &["bench", "--smp", "8"]] {
         let cli = taken(args);
@@ -67,6 +74,8 @@ fn bad_input_is_one_line_that_names_it() {
         (&["--pmem", "none", "--pmem", "1G"], "none"),
         (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
         (&["--force"], "--pmem-file or --dimm-file"),
+        (&["--trace", "--release"], "goes without --release"),
+        (&["bench", "--trace"], "--trace has no use in bench"),
         (&["media"], "<FILE>"),
         (&["media", "x", "--smp", "2"], "--smp has no use in media"),
         (&["--virtio-pmem", "4097"], "4097"),
@@ -100,6 +109,11 @@ fn bad_input_is_one_line_that_names_it() {
         (&["--timeout", "soon"], "soon"),
         (&["--timeout", "-1"], "whole number of seconds"),
         (&["--mode", "party"], "party"),
+        (&["--mode", "shell", "--step"], "--step is for the demonstration, and this is --mode shell"),
+        (&["--quiet", "--step"], "--quiet leaves out what"),
+        (&["-v", "--quiet"], "--quiet leaves out what"),
+        (&["bench", "--step"], "--step has no use in bench"),
+        (&["test", "--verbose"], "--verbose has no use in test"),
         (&["--append", "a=1,b=2"], "comma"),
         (&["--colour"], "--colour"),
         (&["--full"], "--full"),

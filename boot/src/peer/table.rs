@@ -32,6 +32,7 @@ impl Ours {
         match self.profile {
             Profile::Dev => "checked build",
             Profile::Release => "release build",
+            Profile::Trace => "build with trace points",
         }
     }
 

@@ -59,7 +59,10 @@ fn a_session_of_one_who_explores() {
 /// A plain pin is in the way; a registration is taken back.
 fn the_device_goes(guest: &mut Guest) {
     let line = refused(guest, "remove 0");
-    has(&line, &["pin 1 of alpha: 2 pages at 0x4000001000 is held", "task unpin 1 first, or remove 0 force"]);
+    has(
+        &line,
+        &["pin 1 of alpha: 2 pages at 0x4000001000 is held", "task unpin 1 first, or remove 0 &, or remove 0 force"],
+    );
     has(&ask(guest, "task unpin 1"), &["given back"]);
     has(&ask(guest, "task pin alpha 0x4000001000 2 longterm"), &["pin 2: 2 pages"]);
     has(&ask(guest, "who 0x100002"), &["registered at 0x4000002000 of alpha (space 2): registration 1, live"]);

@@ -20,5 +20,8 @@ mod media;
 mod nfit;
 mod pins;
 mod pmem;
+mod screen;
 mod support;
+mod trace;
+mod typed;
 mod virtio;

@@ -14,6 +14,7 @@ use crate::shootdown::Shootdown;
 use crate::space::AddressSpace;
 use crate::space::Mapping;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, Weak};
+use crate::trace::{self, Mark, mark};
 
 /// Everything that belongs to one machine. The kernel has one; each host test makes its own.
 pub struct MmContext<M: Machine> {
@@ -76,6 +77,7 @@ impl<M: Machine> MmContext<M> {
     }
 
     pub(crate) fn free_table(&self, table: Pfn) {
+        mark!(self.machine, Mark::new(trace::Kind::TableFreed, table.as_u64(), 0));
         self.machine.free_table(table);
         self.ledger.charge(Kind::TablePages, -1);
     }

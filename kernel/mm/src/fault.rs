@@ -17,6 +17,7 @@ use crate::meta::{MetaError, Owner};
 use crate::pagemap::MapState;
 use crate::space::AddressSpace;
 use crate::table::InstallError;
+use crate::trace::{Kind, Mark, mark};
 use crate::vma::{Access, FaultError, FaultRequest, FaultTarget, SigBusCause, Vma, Vmas};
 
 impl<M: Machine> AddressSpace<M> {
@@ -30,6 +31,7 @@ impl<M: Machine> AddressSpace<M> {
     }
 
     pub(crate) fn fault_locked(&self, vmas: &Vmas<M>, va: VirtAddr, access: Access) -> Result<(), FaultError> {
+        mark!(self.mm().machine, Mark::new(Kind::Faulted, va.as_u64(), access as u64));
         let vma = vmas.find(va).ok_or(FaultError::NotMapped(va))?;
         if !vma.allows(access) {
             return Err(FaultError::AccessDenied(va));

@@ -24,6 +24,7 @@ use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, Round, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
 use crate::table::span_bytes;
+use crate::trace::{Kind, Mark, mark};
 
 /// What a zap found and what its shootdown cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +174,7 @@ impl<M: Machine> Gather<M> {
 
     /// A leaf has been cleared.
     pub(crate) fn leaf(&mut self, entry: Entry, size: PageSize) {
+        mark!(self.mm.machine, Mark::pages(Kind::Cleared, entry.pfn(), size.nr_pages()));
         self.stats.leaves += 1;
         self.stats.nr_pages += size.nr_pages();
         let last = self.runs.last_mut().or(self.spare_runs.last_mut());
@@ -187,6 +189,7 @@ impl<M: Machine> Gather<M> {
 
     /// A table page has been unlinked with everything below it.
     pub(crate) fn subtree(&mut self, detached: Detached) {
+        mark!(self.mm.machine, Mark::new(Kind::Unlinked, detached.table.as_u64(), detached.level.into()));
         if let Err(full) = self.spare_tables.try_push(detached) {
             self.tables.push(full.element());
         }
@@ -264,6 +267,9 @@ impl<M: Machine> Gather<M> {
     }
 
     fn put_pages(&mut self) {
+        if M::TRACES && !self.spare_runs.is_empty() {
+            mark!(self.mm.machine, Mark::new(Kind::LeavesPut, self.stats.leaves, 0));
+        }
         self.mm.meta.put_leaves(&core::mem::take(&mut self.spare_runs));
         self.mm.meta.put_leaves(&core::mem::take(&mut self.runs));
     }

@@ -8,7 +8,7 @@
 //! How to read it: [`addr`] and [`entry`] are the nouns; [`table`] walks, installs and zaps; [`meta`] is what
 //! Linux calls `struct page`; [`shootdown`] and [`gather`] are how a translation dies; [`space`] is an address
 //! space; [`gup`] pins pages without a lock; [`pins`], [`account`] and [`region`] are pins that somebody keeps;
-//! [`losses`] is how lost frames come to [`failure`], which takes pages away.
+//! [`losses`] is how lost frames come to [`failure`], which takes pages away; [`trace`] is what happens, told as events.
 //!
 //! # In another kernel
 //! A kernel implements [`Machine`](machine::Machine) for its CPUs, makes one context, and has providers (drivers, file
@@ -116,4 +116,5 @@ pub mod space;
 pub mod sync;
 pub mod table;
 pub mod tlb;
+pub mod trace;
 pub mod vma;

@@ -10,6 +10,7 @@ use crate::addr::{ENTRIES, Pfn, PhysAddr, VirtAddr};
 use crate::entry::Entry;
 use crate::meta::Recent;
 use crate::sync::{AtomicU64, Ordering};
+use crate::trace::Mark;
 
 /// Most CPUs that the kernel can run: one bit each in a [`CpuMask`].
 pub const MAX_CPUS: usize = 64;
@@ -270,4 +271,9 @@ pub trait Machine: Send + Sync + Sized + 'static {
     /// A lock-free protocol has reached `point`. Only a test machine does anything here.
     #[inline]
     fn reached(&self, _point: Point) {}
+    /// Something that other CPUs may care about has happened, for a machine that keeps [traces](crate::trace).
+    #[inline(always)]
+    fn mark(&self, _mark: Mark) {}
+    /// Does it keep any? Where it does not, nothing of a [`mark`](Self::mark) is compiled, nor of what it would say.
+    const TRACES: bool = false;
 }

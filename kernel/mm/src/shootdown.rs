@@ -49,6 +49,7 @@ use crate::machine::{self, CpuId, CpuMask, IrqOff, Machine, Point};
 use crate::mutant::Mutant;
 use crate::sync::{Arc, AtomicU32, AtomicU64, Ordering, RawMutex, fence};
 pub use crate::tlb::{FULL_FLUSH_ABOVE, FlushRange, RING, TlbState};
+use crate::trace::{Kind, Mark, mark};
 
 /// What one CPU knows about its own TLB. Written by that CPU alone, but for `request`.
 #[derive(Debug)]
@@ -191,6 +192,7 @@ impl Shootdown {
         }
         irq.machine().load_root(new.map(|tlb| tlb.root));
         irq.machine().reached(Point::SwitchLoaded);
+        mark!(irq.machine(), Mark::new(Kind::Switched, root_of(new).as_u64(), 0));
         if Mutant::SwitchEntersLate.is_on() {
             enter(&mut loaded);
         }
@@ -243,6 +245,7 @@ impl Shootdown {
         // Acquire; pairs with the AcqRel increment in `dispatch`: the generations issued before each request
         // counted here are visible to the flush below.
         let mut request = cpu.request.load(Ordering::Acquire);
+        mark!(irq.machine(), Mark::new(Kind::Received, request, 0));
         if Mutant::AckBeforeFlush.is_on() {
             cpu.ack.store(request, Ordering::Release);
         }
@@ -250,6 +253,8 @@ impl Shootdown {
         if Mutant::RequestReadLate.is_on() {
             request = cpu.request.load(Ordering::Acquire);
         }
+        // Before its sender can see it.
+        mark!(irq.machine(), Mark::new(Kind::Acknowledged, request, 0));
         // Release; pairs with the Acquire load in `sync`: the flush, and every walk before this interrupt, is
         // over for whoever sees the number.
         let order = if Mutant::RelaxedAck.is_on() { Ordering::Relaxed } else { Ordering::Release };
@@ -262,6 +267,7 @@ impl Shootdown {
         let generation = self.kernel.generation.load(Ordering::Acquire);
         if loaded.kernel_flushed < generation {
             irq.machine().flush_global();
+            mark!(irq.machine(), Mark::new(Kind::Flushed, 0, 0));
             self.full_flushes.fetch_add(1, Ordering::Relaxed);
             loaded.kernel_flushed = generation;
         }
@@ -289,6 +295,7 @@ impl Shootdown {
     }
 
     fn flush<M: Machine>(&self, irq: &IrqOff<'_, M>, what: FlushRange) {
+        let mark = |va: VirtAddr, nr| mark!(irq.machine(), Mark::new(Kind::Flushed, va.as_u64(), nr));
         match what {
             FlushRange::Pages { range, stride }
                 if what.nr_flushes() <= self.full_flush_above.load(Ordering::Relaxed) =>
@@ -302,9 +309,11 @@ impl Shootdown {
                     va = VirtAddr::new(va.as_u64().wrapping_add(stride.bytes()));
                     left -= 1;
                 }
+                mark(range.start(), what.nr_flushes());
             }
             _ => {
                 irq.machine().flush_all();
+                mark(VirtAddr::new(0), 0);
                 self.full_flushes.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -393,6 +402,7 @@ impl Round {
     pub fn dispatch<'s, M: Machine>(self, shootdown: &'s Shootdown, machine: &'s M) -> Dispatched<'s, M> {
         assert!(machine.irqs_on(), "a shootdown was dispatched with interrupts off");
         let irq = IrqOff::new(machine);
+        mark!(machine, Mark::new(Kind::Shootdown, self.targets.bits(), self.frees_tables.into()));
         let mut waiting = CpuMask::EMPTY;
         let mut nr_ipis = 0;
         for cpu in self.others(irq.cpu()).iter() {
@@ -403,7 +413,8 @@ impl Round {
                 continue;
             }
             // AcqRel; the Release half pairs with the Acquire load in `handle_ipi`.
-            target.request.fetch_add(1, Ordering::AcqRel);
+            let before = target.request.fetch_add(1, Ordering::AcqRel);
+            mark!(machine, Mark::new(Kind::Sent, cpu as u64, before.wrapping_add(1)));
             waiting = waiting.union(CpuMask::single(cpu));
             nr_ipis += 1;
         }
@@ -455,6 +466,7 @@ impl<M: Machine> Dispatched<'_, M> {
                 self.machine.relax();
             }
         }
+        mark!(self.machine, Mark::new(Kind::Synced, self.waiting.bits(), 0));
         for space in self.first.iter().chain(&self.more) {
             space.pending.fetch_sub(1, Ordering::AcqRel);
         }

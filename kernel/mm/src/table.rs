@@ -34,6 +34,7 @@ use crate::machine::{Machine, Point};
 use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::trace::{Kind, Mark, mark};
 
 /// Why an install did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,10 +371,12 @@ impl<'a, M: Machine> Table<'a, M> {
     /// Takes every translation of `range` out and puts it into `gather`. `window` contains `range`, and nothing
     /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
+        mark!(self.mm.machine, Mark::range(Kind::ZapBegun, range));
         let mut at = Traversal::new(range, gather);
         let window = (window.0.as_u64(), window.1.as_u64());
         _ = self.visit(&mut at, &mut Zap { window });
         self.issue(&mut at);
+        mark!(self.mm.machine, Mark::range(Kind::ZapDone, range));
     }
 
     /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.

@@ -35,4 +35,20 @@ mutants::mutants! {
     /// What finds the ring full is not counted. Caught by `loom_ring::a_ring_that_is_full_and_read` and
     /// `ring::what_finds_no_room_is_counted`.
     RingLossNotCounted = "ring_loss_not_counted",
+    /// A recorder's writer does not say that it is at the slot. Caught by `loom_recorder::a_slot_that_is_written_again`.
+    RecorderNotBusy = "recorder_not_busy",
+    /// It takes a slot that another is writing. Caught by `loom_recorder::an_interrupt_comes_round_to_the_slot` and
+    /// `recorder::who_comes_round_to_a_slot_that_is_being_written_loses_its_event`.
+    RecorderTakesBusy = "recorder_takes_busy",
+    /// That it is at the slot, and its words, come in any order. Caught by `loom_recorder::a_slot_that_is_written_again`.
+    RecorderNoFence = "recorder_no_fence",
+    /// It says that the slot holds its event before it does. Caught by `loom_recorder::a_slot_that_is_written_again`.
+    RecorderFullEarly = "recorder_full_early",
+    /// That the slot holds its event orders nothing. Caught by `loom_recorder::a_slot_that_is_written_again`.
+    RecorderRelaxed = "recorder_relaxed",
+    /// Whom it loses is not counted. Caught by `loom_recorder::an_interrupt_comes_round_to_the_slot` and
+    /// `recorder::who_comes_round_to_a_slot_that_is_being_written_loses_its_event`.
+    RecorderLossNotCounted = "recorder_loss_not_counted",
+    /// A recorder's reader does not look at the turn again. Caught by `loom_recorder::a_slot_that_is_written_again`.
+    RecorderNotLookedAgain = "recorder_not_looked_again",
 }

@@ -43,6 +43,10 @@ pub struct Options {
     pub bench: ArrayString<96>,
     /// `quiet=1`: warnings and machine-readable lines alone.
     pub quiet: bool,
+    /// `tty=1`: at the other end of the console is a terminal, with somebody in front of it.
+    pub tty: bool,
+    /// `columns=`: so wide is what reads the console.
+    pub columns: usize,
     /// `log=`
     pub log: LevelFilter,
     /// `stress=`
@@ -55,6 +59,8 @@ pub struct Options {
     pub force: bool,
     /// `host_requests=`: somebody reads the console and grants what the kernel asks for, within so many seconds; 0: nobody.
     pub host_requests_s: u64,
+    /// `step=1`: the demonstration waits before each act for the end of a line on the serial console.
+    pub step: bool,
 }
 
 impl Default for Options {
@@ -66,18 +72,22 @@ impl Default for Options {
             tests,
             bench: ArrayString::from("all").unwrap_or_default(),
             quiet: false,
+            tty: false,
+            columns: 80,
             log: LevelFilter::Info,
             stress: Stress::Short,
             inject: None,
             dax_aliasing: false,
             force: false,
             host_requests_s: 0,
+            step: false,
         }
     }
 }
 
+const MAX_COLUMNS: usize = 1000;
 const MAX_HOST_REQUESTS_S: u64 = 3600;
-const KNOWN: &str = "mode, deterministic, tests, bench, quiet, log, stress, inject, dax.aliasing, force, host_requests";
+const KNOWN: &str = "mode, deterministic, tests, bench, quiet, tty, columns, log, stress, inject, dax.aliasing, force, host_requests, step";
 
 impl Options {
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line; the others are read.
@@ -109,8 +119,14 @@ impl Options {
             }
             "deterministic" => self.deterministic = switch(value)?,
             "quiet" => self.quiet = switch(value)?,
+            "tty" => self.tty = switch(value)?,
+            "columns" => match value.parse() {
+                Ok(columns @ 1..=MAX_COLUMNS) => self.columns = columns,
+                _ => return Err(Bad::Value("columns, from 1 to 1000")),
+            },
             "dax.aliasing" => self.dax_aliasing = switch(value)?,
             "force" => self.force = switch(value)?,
+            "step" => self.step = switch(value)?,
             "tests" => match ArrayString::from(value) {
                 Ok(glob) if !glob.is_empty() => self.tests = glob,
                 _ => return Err(Bad::Value("a glob of 1 to 96 characters")),

@@ -10,6 +10,8 @@ pub struct Command {
     pub args: &'static str,
     /// What it does, in a few words.
     pub help: &'static str,
+    /// A line that can be typed.
+    pub example: &'static str,
     /// Does it. An error is printed as one line.
     pub run: fn(&[&str]) -> Result<(), String>,
 }

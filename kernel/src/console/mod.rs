@@ -5,5 +5,5 @@ pub mod command;
 pub mod ring;
 pub mod serial;
 
-pub(crate) use self::serial::report;
-pub use self::serial::{cost, init, line, raw, seize, try_read, words};
+pub(crate) use self::serial::{answer, report};
+pub use self::serial::{cost, for_people, has_prompt, init, is_for_people, line, raw, seize, try_read, words};

@@ -137,13 +137,54 @@ pub unsafe fn seize() {
     unsafe { UART.force_unlock() };
 }
 
+/// A terminal with somebody in front of it reads this: what is for programs is left out.
+static FOR_PEOPLE: AtomicBool = AtomicBool::new(false);
+
+/// From here on only people read the console.
+pub fn for_people() {
+    FOR_PEOPLE.store(true, Ordering::Relaxed);
+}
+
+/// Do only people read it?
+pub fn is_for_people() -> bool {
+    FOR_PEOPLE.load(Ordering::Relaxed)
+}
+
+/// Is what was sent last no whole line: the prompt, and what is typed?
+pub fn has_prompt() -> bool {
+    MID_LINE.load(Ordering::Relaxed)
+}
+
+/// Prints a machine-readable line. Where only people read, nothing.
+pub fn record(args: fmt::Arguments<'_>) {
+    if !is_for_people() {
+        line(format_args!("@{args}"));
+    }
+}
+
+/// Prints a machine-readable line that is a command's whole answer: where only people read, in words.
+pub fn answer_record(args: fmt::Arguments<'_>) {
+    match is_for_people() {
+        true => line(format_args!("{}", cli::record::in_words(&alloc::format!("{args}")))),
+        false => record(args),
+    }
+}
+
 /// Prints a machine-readable line: `report!("cpu id={id} state=online")` gives `@cpu id=1 state=online`.
 macro_rules! report {
     ($($format:tt)+) => {
-        $crate::console::serial::line(format_args!("@{}", format_args!($($format)+)))
+        $crate::console::serial::record(format_args!($($format)+))
     };
 }
 pub(crate) use report;
+
+/// The same for a line that is all that a command answers: people are to read it as well.
+macro_rules! answer {
+    ($($format:tt)+) => {
+        $crate::console::serial::answer_record(format_args!($($format)+))
+    };
+}
+pub(crate) use answer;
 
 struct Logger;
 static LOGGER: Logger = Logger;

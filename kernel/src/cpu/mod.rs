@@ -6,3 +6,4 @@ pub mod ipi;
 pub mod lock;
 pub mod percpu;
 pub mod time;
+pub mod trace;

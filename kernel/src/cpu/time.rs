@@ -101,7 +101,12 @@ pub fn rates() -> (u64, u64) {
 
 /// Nanoseconds since the console came up.
 pub fn since_first_line_ns() -> u64 {
-    let ticks = cpu::rdtsc().saturating_sub(ORIGIN.load(Ordering::Relaxed));
+    ns_at(cpu::rdtsc())
+}
+
+/// The same of a moment at which the time-stamp counter stood so.
+pub fn ns_at(tsc: u64) -> u64 {
+    let ticks = tsc.saturating_sub(ORIGIN.load(Ordering::Relaxed));
     ((u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed))) >> 32) as u64
 }
 

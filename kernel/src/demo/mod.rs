@@ -10,6 +10,7 @@ mod files;
 mod gate;
 mod host_request;
 mod load;
+mod outcome;
 mod page;
 mod verdict;
 
@@ -23,9 +24,10 @@ use mm::addr::{PAGE_SHIFT, PfnRange};
 use self::books::{Books, Removed};
 use self::load::Load;
 use self::verdict::{Acts, Round, Verdict};
-use crate::console::report;
+use crate::console::{self, report};
 use crate::cpu::percpu;
 use crate::pmem::devices;
+use crate::task::sched;
 
 /// Frames that the per-frame baseline covers, from the beginning of the pages that every CPU maps with 4 KiB leaves.
 /// Each costs a shootdown, and each shootdown waits until the host runs every CPU: so many end within a second where
@@ -33,9 +35,18 @@ use crate::pmem::devices;
 const BASELINE_FRAMES: u64 = 64;
 const _: () = assert!(BASELINE_FRAMES << PAGE_SHIFT <= load::SMALL_BYTES);
 
-/// Runs the demonstration; answers whether the verdict is good. `host_requests_s`: see [`host_request`].
-pub fn run(host_requests_s: u64) -> bool {
-    let verdict = match rounds(host_requests_s) {
+/// What whoever starts a demonstration has promised.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Promised {
+    /// Grants what is asked for within so many seconds; 0: never. See [`host_request`].
+    pub host_requests_s: u64,
+    /// Sends the end of a line before each act, which waits for it.
+    pub steps: bool,
+}
+
+/// Runs the demonstration; answers whether the verdict is good.
+pub fn run(promised: Promised) -> bool {
+    let verdict = match rounds(promised) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::bad(reason),
     };
@@ -43,7 +54,8 @@ pub fn run(host_requests_s: u64) -> bool {
     verdict.is_good()
 }
 
-fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
+fn rounds(promised: Promised) -> Result<Verdict, String> {
+    let Promised { host_requests_s, steps } = promised;
     let slots = devices::slots();
     let Some(slot) = slots.first() else {
         log::info!("no NVDIMM was found: there is nothing to pull out (start with --pmem 1G)");
@@ -58,35 +70,56 @@ fn rounds(host_requests_s: u64) -> Result<Verdict, String> {
             log::warn!("{}: {error}; it is left out", slot.name);
         }
     }
-    act(1, "by_range");
+    act(1, "by_range", steps);
     let ranged = round(Method::Ranged)?;
+    outcome::tell_round("ranged", &ranged);
     let nr_frames = BASELINE_FRAMES.min(slot.frames.nr_pages());
     let frames = PfnRange::new(slot.frames.start(), nr_frames).ok_or("a device without frames")?;
     log::info!(
         "the per-frame baseline covers {nr_frames} of {} frames; the rest goes by range",
         slot.frames.nr_pages()
     );
-    act(2, "per_frame");
+    act(2, "per_frame", steps);
     let per_frame = round(Method::PerFrame(frames))?;
-    act(3, "page");
+    outcome::tell_round("per-frame", &per_frame);
+    act(3, "page", steps);
     let page = page::run(host_requests_s)?;
-    act(4, "files");
+    outcome::tell_page(&page);
+    act(4, "files", steps);
     let files = files::run()?;
+    outcome::tell_files("files", &files);
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
         devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
     }
-    act(5, "lent");
+    act(5, "lent", steps);
     let lent = page::lent()?;
-    act(6, "desk");
+    act(6, "desk", steps);
     let desk = desk::run(host_requests_s)?;
+    desk.iter().for_each(outcome::tell_desk);
     let acts = Acts { page, files, lent, desk };
     Ok(Verdict::new(slot.frames, ranged, per_frame, &acts, (&before, &Books::now())))
 }
 
-/// Says which act begins, for whoever waits for the end.
-fn act(number: usize, name: &str) {
+/// Says which act begins, for whoever waits for the end; before that, if it stops at each, waits to be told to go on.
+fn act(number: usize, name: &str, steps: bool) {
     const ACTS: usize = 6;
+    if steps {
+        report!("next n={number} of={ACTS} name={name}");
+        wait_for_the_end_of_a_line();
+    }
     report!("act n={number} of={ACTS} name={name}");
+}
+
+/// Reads the serial console up to the end of a line.
+fn wait_for_the_end_of_a_line() {
+    const POLL_NS: u64 = 2_000_000;
+    loop {
+        match console::try_read() {
+            Some(b'\r' | b'\n') => return,
+            Some(_) => {}
+            None => sched::sleep_ns(POLL_NS),
+        }
+    }
 }
 
 /// One round: attach, load, remove under load, see who ended and who went on.

@@ -1,9 +1,7 @@
 //! What the two rounds cost, side by side; the ledger; the verdict.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
 use mm::addr::PfnRange;
 use mm::ledger::Kind;
@@ -14,8 +12,6 @@ use super::files::FilesAct;
 use super::page::PageAct;
 use crate::console::{self, report};
 use crate::cpu::time;
-use crate::io::dma::DmaError;
-use crate::trap::memory_error::RaisedBy;
 
 /// What came of the acts after the two rounds.
 pub struct Acts {
@@ -47,18 +43,6 @@ pub struct Round {
     pub wrong_stamps: u64,
 }
 
-/// A figure, or `none` where nobody has looked.
-struct Known<T>(Option<T>);
-
-impl<T: fmt::Display> fmt::Display for Known<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(value) => value.fmt(f),
-            None => f.write_str("none"),
-        }
-    }
-}
-
 /// Good, or why not.
 pub struct Verdict {
     faults: Vec<String>,
@@ -81,8 +65,8 @@ impl Verdict {
         let mut verdict = Self { faults: Vec::new() };
         print_table(device, &ranged, &per_frame);
         verdict.judge_ledger(before, after);
-        verdict.judge_round("ranged", &ranged);
-        verdict.judge_round("per-frame", &per_frame);
+        verdict.judge_round(&ranged);
+        verdict.judge_round(&per_frame);
         verdict.judge_page(&acts.page);
         verdict.judge_files("files", &acts.files);
         if let Some(act) = &acts.desk {
@@ -120,25 +104,7 @@ impl Verdict {
         }
     }
 
-    fn judge_round(&mut self, name: &str, round: &Round) {
-        log::info!(
-            "{name}: {} of {} tasks that used the device ended by SIGBUS, {} of {} others went on; {} pins, {} wrong stamps",
-            round.ended_by_sigbus,
-            round.users,
-            round.went_on,
-            round.bystanders,
-            round.pins,
-            round.wrong_stamps
-        );
-        report!(
-            "round method={name} users={} sigbus={} bystanders={} went_on={} pins={} wrong_stamps={}",
-            round.users,
-            round.ended_by_sigbus,
-            round.bystanders,
-            round.went_on,
-            round.pins,
-            round.wrong_stamps
-        );
+    fn judge_round(&mut self, round: &Round) {
         self.expect(round.ended_by_sigbus == round.users, "a task that used the device did not end by SIGBUS");
         self.expect(round.went_on == round.bystanders, "a task that did not use the device did not go on");
         self.expect(round.wrong_stamps == 0, "a page carried a wrong stamp");
@@ -146,31 +112,6 @@ impl Verdict {
     }
 
     fn judge_page(&mut self, act: &PageAct) {
-        let lost_by = match act.lost {
-            Some(loss) => format!("a machine check from the {}", RaisedBy::of(&loss)),
-            None => "no machine check".into(),
-        };
-        log::info!(
-            "one by one: {} faults injected, {} leaks; a page was lost by {lost_by}, was on the list as {} sectors, and \
-             healed by a write: {}",
-            act.faults,
-            act.leaks,
-            act.bad_sectors,
-            act.healed
-        );
-        report!(
-            "page faults={} leaks={} same={} users={} sigbus={} told={} read_on={} io_error={} bad_sectors={} healed={}",
-            act.faults,
-            act.leaks,
-            u8::from(act.same),
-            act.users,
-            act.ended_by_sigbus,
-            u8::from(act.told),
-            u8::from(act.read_on),
-            u8::from(act.io_error),
-            act.bad_sectors,
-            u8::from(act.healed)
-        );
         self.expect(act.leaks == 0, "a step that was made to fail left something over");
         self.expect(act.same, "a sector did not hold what was written to it");
         self.expect(act.told, "the task with the lost page was not told of it");
@@ -183,40 +124,6 @@ impl Verdict {
 
     fn judge_desk(&mut self, act: &DeskAct) {
         self.judge_files("desk", &act.files);
-        match &act.edu {
-            Ok(()) => log::info!("desk: the edu device's transfer counts as done"),
-            Err(error) => {
-                log::info!("desk: the edu device says that its transfer is done; it is not believed: {error}")
-            }
-        }
-        match &act.fault {
-            Ok(record) => log::info!("desk: one more transfer, that nobody was asked for: {record}"),
-            Err(why) => log::info!("desk: one more transfer, that nobody was asked for: {why}"),
-        }
-        match &act.disk {
-            Some((reads, error)) => log::info!("desk: the disk did {reads} reads; the next one: {error}"),
-            None => log::info!("desk: there is no disk"),
-        }
-        log::info!(
-            "desk: {} transfers were blocked; the modules {}",
-            act.blocked,
-            if act.is_back { "were put back, and looked at" } else { "stay away" }
-        );
-        report!(
-            "desk edu_refused={} edu_landed={} reads={} read_refused={} blocked={} back={} kept={}",
-            u8::from(act.edu.is_err()),
-            Known(act.edu_landed.map(u8::from)),
-            Known(act.disk.as_ref().map(|(reads, _)| reads)),
-            Known(
-                act.disk.as_ref().map(|(_, error)| u8::from(matches!(
-                    error,
-                    DmaError::Use(_) | DmaError::Fault(_) | DmaError::Gone
-                )))
-            ),
-            act.blocked,
-            u8::from(act.is_back),
-            Known(act.kept.map(u8::from))
-        );
         self.expect(act.edu.is_err(), "a transfer to memory that has left counts as done");
         let is_told = act.fault.as_ref().is_ok_and(|record| record.owner.is_some_and(|owner| owner.revoked));
         self.expect(is_told && act.blocked > 0, "a transfer to an address that was revoked is not told as a fault");
@@ -228,39 +135,6 @@ impl Verdict {
 
     fn judge_files(&mut self, name: &str, act: &FilesAct) {
         let FilesAct { programs, databases, callers, bystanders, notified, .. } = act;
-        log::info!(
-            "{name}: {} of {} programs ended by SIGBUS, {} of {} databases caught it, {} of {} callers were refused, {} of \
-             {} others went on; {} synced records lost, {} faults found by the checker",
-            programs.rightly,
-            programs.tasks,
-            databases.rightly,
-            databases.tasks,
-            callers.rightly,
-            callers.tasks,
-            bystanders.rightly,
-            bystanders.tasks,
-            Known(act.found.map(|(_, lost)| lost)),
-            Known(act.found.map(|(problems, _)| problems))
-        );
-        report!(
-            "files act={name} programs={} sigbus={} databases={} caught={} callers={} refused={} bystanders={} went_on={} syncs={} \
-             calls={} pins={} wrong={} nothing={} damage={} lost={}",
-            programs.tasks,
-            programs.rightly,
-            databases.tasks,
-            databases.rightly,
-            callers.tasks,
-            callers.rightly,
-            bystanders.tasks,
-            bystanders.rightly,
-            act.syncs,
-            act.calls,
-            act.pins,
-            act.wrong,
-            act.nothing,
-            Known(act.found.map(|(problems, _)| problems)),
-            Known(act.found.map(|(_, lost)| lost))
-        );
         self.expect(programs.all_did(), "a program that mapped a file did not end by SIGBUS");
         self.expect(databases.all_did(), "a database did not catch SIGBUS and go on");
         self.expect(callers.all_did(), "a task that made calls did not end by a refusal");

@@ -35,6 +35,7 @@ pub mod signals;
 pub mod stress;
 pub mod tasks;
 pub mod test;
+pub mod trace;
 pub mod virtio;
 
 /// The areas, in the order in which they are run: a new one is a file, its `mod` above and its line here.
@@ -68,4 +69,5 @@ static AREAS: &[&[test::Test]] = &[
     dma_nvme::TESTS,
     dma_blocked::TESTS,
     depart::TESTS,
+    trace::TESTS,
 ];

@@ -11,9 +11,10 @@ use mm::lock_check;
 use mm::machine::{CpuId, CpuMask, GROUP, IrqOff, Machine};
 use mm::meta::Recent;
 use mm::shootdown::Round;
+use mm::trace::Mark;
 use spin::Once;
 
-use crate::cpu::{ipi, percpu, time};
+use crate::cpu::{ipi, percpu, time, trace};
 use crate::mem::{memory, paging, reserve};
 
 /// The machine that this kernel runs on. There is one; its state is the hardware's.
@@ -178,5 +179,10 @@ impl Machine for KernelMachine {
 
     fn now_ns(&self) -> u64 {
         time::since_first_line_ns()
+    }
+    const TRACES: bool = trace::BUILT_IN;
+    #[inline(always)]
+    fn mark(&self, mark: Mark) {
+        trace::mark(mark);
     }
 }

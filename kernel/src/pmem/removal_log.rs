@@ -12,9 +12,10 @@ use dax::removal::{Cause, Method, Problem, RemovalReport, RemovalWatch, Step, St
 use mm::addr::PfnRange;
 use mm::machine::Machine;
 use mm::region::{RegionInfo, TakeBack};
+use mm::trace::{Kind, Mark};
 
 use crate::console::{self, report};
-use crate::cpu::time;
+use crate::cpu::{time, trace};
 use crate::io::dma;
 use crate::mem::machine::{KernelMachine, mm};
 use crate::mem::reserve::FAULTS;
@@ -78,6 +79,13 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         (self.waits)(waiting);
     }
     fn observe(&mut self, record: &StepRecord) {
+        if trace::BUILT_IN {
+            mm().machine.mark(Mark::new(
+                Kind::RemovalStep,
+                record.step.number() as u64,
+                record.problem.is_some().into(),
+            ));
+        }
         if record.step == Step::Shootdown {
             self.shot_down.store(time::since_first_line_ns(), Ordering::Relaxed);
         }

@@ -14,39 +14,62 @@ use crate::mem::machine::mm;
 use crate::pmem::contents::{self, Over};
 use crate::pmem::devices::{DeviceError, Slot};
 use crate::pmem::{bytes, devices, nvdimms};
+pub use crate::shell::args::{device, number};
 use crate::shell::explore::held;
-use crate::shell::runs;
+use crate::shell::{jobs, pin, runs};
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "demo", args: "[force]", help: "the demonstration", run: run_demo },
+    Command { name: "demo", args: "[force]", help: "the demonstration", example: "demo force", run: run_demo },
     Command {
         name: "nvdimm",
         args: "[N]",
         help: "the persistent memory and its devices; of one, all that the NFIT says",
+        example: "nvdimm pmem0",
         run: nvdimm,
     },
     Command {
         name: "attach",
         args: "N [devdax|fsdax]",
         help: "attach device N (a number, or a name such as pmem0), for such a use",
+        example: "attach 0 fsdax",
         run: attach,
     },
     Command {
         name: "remove",
         args: "N [force]",
-        help: "remove it, whoever uses it; with force also while a pin of task pin is held, which it waits for",
+        help: "remove it, whoever uses it; with force also while a pin of the shell's is held, which it waits for",
+        example: "remove 0",
         run: remove,
     },
-    Command { name: "pmem", args: "write N OFFSET TEXT [force]", help: "write to the device, durably", run: pmem },
+    Command {
+        name: "pmem",
+        args: "write N OFFSET TEXT [force]",
+        help: "write to the device, durably",
+        example: "pmem write 0 4096 'some text' force",
+        run: pmem,
+    },
     Command {
         name: "pmem",
         args: "read N OFFSET LEN",
         help: "read from it, as text; also from a namespace in sector mode",
+        example: "pmem read 0 4096 9",
         run: pmem,
     },
-    Command { name: "pmem", args: "flush N", help: "make all that was written to it last", run: pmem },
-    Command { name: "ledger", args: "", help: "what is held, by kind; what pages are in use", run: ledger },
+    Command {
+        name: "pmem",
+        args: "flush N",
+        help: "make all that was written to it last",
+        example: "pmem flush 0",
+        run: pmem,
+    },
+    Command {
+        name: "ledger",
+        args: "",
+        help: "what is held, by kind; what pages are in use",
+        example: "ledger",
+        run: ledger,
+    },
 ];
 
 fn run_demo(args: &[&str]) -> Result<(), String> {
@@ -109,21 +132,37 @@ fn attach(args: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
+/// Fails while the shell itself holds a pin of device `nr` that a removal waits for.
+fn refuse_while_pinned(nr: usize) -> Result<(), String> {
+    let others = format!("or remove {nr} &, or remove {nr} force");
+    if let Some(pin) = pin::held_on(nr) {
+        return Err(format!(
+            "it would wait for pin {pin}, which only this shell gives back (unpin {pin} first, {others})"
+        ));
+    }
+    if let Some(slot) = devices::slots().get(nr)
+        && let Some((pin, what)) = held::in_the_way(slot.frames)
+    {
+        return Err(format!("{what} is held, and a removal waits for it (task unpin {pin} first, {others})"));
+    }
+    Ok(())
+}
+
 fn remove(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
     let [at] = args else { return Err("expected: remove N, or remove N force".into()) };
-    let at = device(at)?;
-    // It would wait for as long as nobody gives that pin back, and the shell with it.
-    if !force
-        && let Some(slot) = devices::slots().get(at)
-        && let Some((pin, what)) = held::in_the_way(slot.frames)
-    {
-        return Err(format!(
-            "{what} is held, and a removal waits for it (task unpin {pin} first, or remove {at} force)"
-        ));
+    let nr = device(at)?;
+    // It would wait for as long as nobody gives the pin back, and the shell with it; not so a job.
+    if !force && !jobs::is_one() {
+        refuse_while_pinned(nr)?;
     }
-    let report = devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
-    format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
+    let report = devices::remove(nr, Method::Ranged).map_err(|error| format!("{error}"))?;
+    if console::is_for_people() && log::log_enabled!(log::Level::Info) {
+        // Step by step they have read it just now.
+        console::line(format_args!("it is gone (removal {at} shows the report)"));
+    } else {
+        format!("{report}").lines().for_each(|line| console::line(format_args!("{line}")));
+    }
     Ok(())
 }
 
@@ -157,7 +196,7 @@ fn pmem(args: &[&str]) -> Result<(), String> {
 fn ledger(_: &[&str]) -> Result<(), String> {
     let snapshot = mm().ledger_snapshot();
     for &kind in Kind::ALL {
-        crate::console::report!("ledger kind={kind} count={}", snapshot.count(kind));
+        crate::console::answer!("ledger kind={kind} count={}", snapshot.count(kind));
     }
     const SHOWN: usize = 16;
     let mut folios = arrayvec::ArrayVec::<LiveFolio, SHOWN>::new();
@@ -174,20 +213,4 @@ fn ledger(_: &[&str]) -> Result<(), String> {
         console::line(format_args!("and {more} more folios"));
     }
     Ok(())
-}
-
-/// The number of the slot of a device, by that number or by the device's name.
-pub fn device(word: &str) -> Result<usize, String> {
-    let numbered = || number(word).ok().and_then(|number| usize::try_from(number).ok());
-    let found = devices::slot_named(word).or_else(numbered);
-    found.ok_or_else(|| format!("\"{word}\" is no number of a device, and no name of one"))
-}
-
-/// A number, in decimal or with `0x`.
-pub fn number(word: &str) -> Result<u64, String> {
-    let parsed = match word.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => word.parse(),
-    };
-    parsed.map_err(|_| format!("\"{word}\" is not a number"))
 }

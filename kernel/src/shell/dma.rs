@@ -14,11 +14,18 @@ use crate::io::{dma, vtd};
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "dma", args: "", help: "devices, what they reach of memory, and what was blocked", run: list },
+    Command {
+        name: "dma",
+        args: "",
+        help: "devices, what they reach of memory, and what was blocked",
+        example: "dma",
+        run: list,
+    },
     Command {
         name: "iommu",
         args: "walk DEVICE ADDRESS",
         help: "how the IOMMU translates an address of a device",
+        example: "iommu walk edu0 0x1000",
         run: iommu,
     },
 ];

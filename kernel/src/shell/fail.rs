@@ -25,25 +25,63 @@ use crate::trap::memory_error;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "badblocks", args: "N", help: "the sectors of NVDIMM N that are lost", run: badblocks },
+    Command {
+        name: "badblocks",
+        args: "N",
+        help: "the sectors of NVDIMM N that are lost",
+        example: "badblocks 0",
+        run: badblocks,
+    },
     Command {
         name: "badblocks",
         args: "init N [force]",
         help: "keep that list on the device, in 64 KiB",
+        example: "badblocks init 0",
         run: badblocks,
     },
-    Command { name: "badblocks", args: "drop N", help: "keep it there no longer", run: badblocks },
+    Command {
+        name: "badblocks",
+        args: "drop N",
+        help: "keep it there no longer",
+        example: "badblocks drop 0",
+        run: badblocks,
+    },
     Command {
         name: "zero",
         args: "N OFFSET LEN [force]",
         help: "write zeroes, which heals whole sectors and pages",
+        example: "zero 0 4096 4096",
         run: zero,
     },
-    Command { name: "poison", args: "N OFFSET", help: "fail one page, as a machine check does", run: poison },
-    Command { name: "hold", args: "N OFFSET", help: "a task that maps a page and reads it until a signal", run: hold },
-    Command { name: "inject", args: "attach|remove|alloc N", help: "let the Nth of them fail, once", run: inject },
-    Command { name: "inject", args: "attach|remove|alloc N+", help: "the Nth and all after it", run: inject },
-    Command { name: "inject", args: "off", help: "let nothing fail any more", run: inject },
+    Command {
+        name: "poison",
+        args: "N OFFSET",
+        help: "fail one page, as a machine check does",
+        example: "poison 0 20480",
+        run: poison,
+    },
+    Command {
+        name: "hold",
+        args: "N OFFSET",
+        help: "a task that maps a page and reads it until a signal",
+        example: "hold 0 20480",
+        run: hold,
+    },
+    Command {
+        name: "inject",
+        args: "attach|remove|alloc N",
+        help: "let the Nth of them fail, once",
+        example: "inject remove 3",
+        run: inject,
+    },
+    Command {
+        name: "inject",
+        args: "attach|remove|alloc N+",
+        help: "the Nth and all after it",
+        example: "inject alloc 10+",
+        run: inject,
+    },
+    Command { name: "inject", args: "off", help: "let nothing fail any more", example: "inject off", run: inject },
 ];
 
 /// Where `hold` maps its page.

@@ -12,6 +12,7 @@ use fs::lock_order::Context;
 use fs::mounted::FreezeError;
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
+use mm::pins::Word;
 
 use crate::console;
 use crate::console::command::{Command, forced};
@@ -28,34 +29,78 @@ pub const COMMANDS: &[Command] = &[
         name: "mkfs",
         args: "N [LABEL] [force]",
         help: "make a file system on device N, which holds nothing",
+        example: "mkfs 0 data",
         run: mkfs,
     },
-    Command { name: "mount", args: "N", help: "mount the file system of device N", run: mount },
-    Command { name: "umount", args: "N", help: "unmount it", run: umount },
-    Command { name: "mounts", args: "", help: "what is mounted, and how it fares", run: mounted },
-    Command { name: "fsck", args: "N", help: "look for damage; it is not mounted", run: fsck },
-    Command { name: "fsck", args: "N --repair", help: "first write a lost superblock anew, from its copy", run: fsck },
-    Command { name: "df", args: "N", help: "blocks and inodes, and free ones", run: df },
-    Command { name: "ls", args: "N PATH", help: "the entries of a directory", run: ls },
-    Command { name: "stat", args: "N PATH", help: "size, blocks, links", run: stat },
-    Command { name: "cat", args: "N PATH [OFFSET [LEN]]", help: "a file's contents, as text", run: cat },
+    Command { name: "mount", args: "N", help: "mount the file system of device N", example: "mount 0", run: mount },
+    Command { name: "umount", args: "N", help: "unmount it", example: "umount 0", run: umount },
+    Command { name: "mounts", args: "", help: "what is mounted, and how it fares", example: "mounts", run: mounted },
+    Command { name: "fsck", args: "N", help: "look for damage; it is not mounted", example: "fsck 0", run: fsck },
+    Command {
+        name: "fsck",
+        args: "N --repair",
+        help: "first write a lost superblock anew, from its copy",
+        example: "fsck 0 --repair",
+        run: fsck,
+    },
+    Command { name: "df", args: "N", help: "blocks and inodes, and free ones", example: "df 0", run: df },
+    Command { name: "ls", args: "N PATH", help: "the entries of a directory", example: "ls 0 /", run: ls },
+    Command { name: "stat", args: "N PATH", help: "size, blocks, links", example: "stat 0 /a", run: stat },
+    Command {
+        name: "cat",
+        args: "N PATH [OFFSET [LEN]]",
+        help: "a file's contents, as text",
+        example: "cat 0 /a 0 64",
+        run: cat,
+    },
     Command {
         name: "write",
         args: "N PATH OFFSET TEXT",
         help: "write, durably; the file is made if needed",
+        example: "write 0 /a 0 'some text'",
         run: write,
     },
-    Command { name: "truncate", args: "N PATH SIZE", help: "cut a file, or make it longer", run: truncate },
-    Command { name: "punch", args: "N PATH OFFSET LEN", help: "make a hole", run: punch },
-    Command { name: "fsync", args: "N PATH", help: "make durable what tasks stored through mappings", run: fsync },
-    Command { name: "touch", args: "N PATH", help: "a task maps the file, and stores a word in each page", run: touch },
-    Command { name: "mkdir", args: "N PATH", help: "make a directory", run: mkdir },
-    Command { name: "rmdir", args: "N PATH", help: "remove an empty one", run: rmdir },
-    Command { name: "mv", args: "N PATH NEW", help: "rename", run: mv },
-    Command { name: "ln", args: "N PATH NEW", help: "another name for a file", run: ln },
-    Command { name: "rm", args: "N PATH", help: "take a name away; the last one takes the file along", run: rm },
-    Command { name: "freeze", args: "N", help: "let no change happen until thaw", run: freeze },
-    Command { name: "thaw", args: "N", help: "take one freeze back", run: thaw },
+    Command {
+        name: "truncate",
+        args: "N PATH SIZE",
+        help: "cut a file, or make it longer",
+        example: "truncate 0 /a 2097152",
+        run: truncate,
+    },
+    Command {
+        name: "punch",
+        args: "N PATH OFFSET LEN",
+        help: "make a hole",
+        example: "punch 0 /a 4096 4096",
+        run: punch,
+    },
+    Command {
+        name: "fsync",
+        args: "N PATH",
+        help: "make durable what tasks stored through mappings",
+        example: "fsync 0 /a",
+        run: fsync,
+    },
+    Command {
+        name: "touch",
+        args: "N PATH",
+        help: "a task maps the file, stores a word in each page, and closes it, which makes that durable",
+        example: "touch 0 /a",
+        run: touch,
+    },
+    Command { name: "mkdir", args: "N PATH", help: "make a directory", example: "mkdir 0 /d", run: mkdir },
+    Command { name: "rmdir", args: "N PATH", help: "remove an empty one", example: "rmdir 0 /d", run: rmdir },
+    Command { name: "mv", args: "N PATH NEW", help: "rename", example: "mv 0 /a /b", run: mv },
+    Command { name: "ln", args: "N PATH NEW", help: "another name for a file", example: "ln 0 /a /c", run: ln },
+    Command {
+        name: "rm",
+        args: "N PATH",
+        help: "take a name away; the last one takes the file along",
+        example: "rm 0 /c",
+        run: rm,
+    },
+    Command { name: "freeze", args: "N", help: "let no change happen until thaw", example: "freeze 0", run: freeze },
+    Command { name: "thaw", args: "N", help: "take one freeze back", example: "thaw 0", run: thaw },
 ];
 
 /// A command's words do not fit: what was expected.
@@ -121,10 +166,10 @@ fn mount(args: &[&str]) -> Result<(), String> {
     // It is mounted, whether or not it can be asked how full it is.
     match fs.statfs() {
         Ok(sizes) => {
-            crate::console::report!("mounted fs={} blocks={} free={}", fs.name(), sizes.nr_blocks, sizes.free_blocks);
+            crate::console::answer!("mounted fs={} blocks={} free={}", fs.name(), sizes.nr_blocks, sizes.free_blocks);
         }
         Err(error) => {
-            crate::console::report!("mounted fs={}", fs.name());
+            crate::console::answer!("mounted fs={}", fs.name());
             console::line(format_args!("{}: mounted; how full it is cannot be said: {error}", fs.name()));
         }
     }
@@ -134,7 +179,7 @@ fn mount(args: &[&str]) -> Result<(), String> {
 fn umount(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("umount N")) };
     mounts::unmount(device(nr)?)?;
-    crate::console::report!("unmounted device={nr}");
+    crate::console::answer!("unmounted device={nr}");
     Ok(())
 }
 
@@ -165,7 +210,7 @@ fn fsck(args: &[&str]) -> Result<(), String> {
     let report = mounts::fsck(device(nr)?)?;
     report.problems.iter().for_each(|problem| console::line(format_args!("{problem}")));
     let (files, directories) = (report.files, report.directories);
-    crate::console::report!(
+    crate::console::answer!(
         "fsck device={nr} problems={} files={files} directories={directories} blocks={} extents={}",
         report.nr_problems,
         report.blocks,
@@ -178,7 +223,7 @@ fn df(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("df N")) };
     let fs = mounted_at(nr)?;
     let sizes = fs.statfs().map_err(|error| error.to_string())?;
-    crate::console::report!(
+    crate::console::answer!(
         "df fs={} blocks={} data={} free={} inodes={} free_inodes={}",
         fs.name(),
         sizes.nr_blocks,
@@ -205,8 +250,9 @@ fn ls(args: &[&str]) -> Result<(), String> {
 fn stat(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("stat N PATH")) };
     let stat = mounted_at(nr)?.stat(&Context::new(), path).map_err(about(path))?;
-    crate::console::report!(
-        "stat path={path} ino={} kind={} dax={} size={} blocks={} nlink={} generation={}",
+    crate::console::answer!(
+        "stat path={} ino={} kind={} dax={} size={} blocks={} nlink={} generation={}",
+        Word(path),
         stat.ino,
         kind_word(stat.kind),
         u8::from(stat.dax),
@@ -271,7 +317,16 @@ fn fsync(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("fsync N PATH")) };
     with_file(nr, path, |fs, context, file| {
         let synced = fs.fsync(context, file)?;
-        crate::console::report!("fsync path={path} ranges={} fenced={}", synced.ranges, u8::from(synced.fenced));
+        crate::console::report!(
+            "fsync path={} ranges={} fenced={}",
+            Word(path),
+            synced.ranges,
+            u8::from(synced.fenced)
+        );
+        match synced.ranges {
+            0 => console::line(format_args!("{path}: nothing was stored since the last time")),
+            nr => console::line(format_args!("{path}: {nr} runs of pages that tasks have stored to are durable now")),
+        }
         Ok(())
     })
 }
@@ -288,7 +343,6 @@ fn touch(args: &[&str]) -> Result<(), String> {
     let space = Space::new(mm(), "touch").map_err(|error| format!("no address space: {error}"))?;
     let base = mm::addr::VirtAddr::new(PageSize::Size1G.bytes());
     let mapped = space.map(base, len, Prot::USER_WRITE, &file.ops(), 0);
-    drop(file);
     let told = mapped.map_err(|error| format!("{path}: {error}")).and_then(|()| {
         let task = sched::spawn("touch", arch::percpu::cpu(), Some(Arc::clone(&space)), move || {
             for page in 0..len / PAGE_SIZE {
@@ -307,13 +361,18 @@ fn touch(args: &[&str]) -> Result<(), String> {
         at += found.size.bytes();
     }
     let [small, medium, large] = leaves;
-    crate::console::report!(
-        "touch path={path} pages={} leaves_4k={small} leaves_2m={medium} leaves_1g={large}",
+    crate::console::answer!(
+        "touch path={} pages={} leaves_4k={small} leaves_2m={medium} leaves_1g={large}",
+        Word(path),
         len / PAGE_SIZE
     );
-    drop(space);
+    // Whoever closes a file last makes it durable: done here, it can be said how much that was.
+    let synced = fs.fsync(&context, &file);
+    drop((file, space));
     fs.reap(&context);
-    told
+    told?;
+    console::line(format_args!("{path}: {} runs of its pages are durable now", synced.map_err(about(path))?.ranges));
+    Ok(())
 }
 
 fn mkdir(args: &[&str]) -> Result<(), String> {

@@ -25,6 +25,7 @@ pub const COMMANDS: &[Command] = &[Command {
     name: "fsload",
     args: "N SEED TASKS STEPS",
     help: "a write load on device N, as many steps for each task (0: no end)",
+    example: "fsload 0 1 2 0 &",
     run: fsload,
 }];
 
@@ -38,7 +39,7 @@ fn fsload(args: &[&str]) -> Result<(), String> {
         return Err(format!("{nr_tasks} tasks; expected 1 to {MAX_TASKS}"));
     }
     let mounted = mounts::mount(at)?;
-    crate::console::report!("fsload mounted device={} seed={seed} tasks={nr_tasks}", mounted.name());
+    crate::console::answer!("fsload mounted device={} seed={seed} tasks={nr_tasks}", mounted.name());
     let end = if steps == 0 { u64::MAX } else { steps };
     let failures = Arc::new(AtomicU64::new(0));
     let tasks: Vec<_> = (0..nr_tasks).map(|task| start(&mounted, Load { seed, task }, end, &failures)).collect();
@@ -46,7 +47,7 @@ fn fsload(args: &[&str]) -> Result<(), String> {
         let _only_the_end_matters = sched::join(task);
     }
     mounts::unmount(at)?;
-    crate::console::report!("fsload unmounted device={}", mounted.name());
+    crate::console::answer!("fsload unmounted device={}", mounted.name());
     match failures.load(Ordering::Relaxed) {
         0 => Ok(()),
         nr => Err(format!("{nr} tasks failed")),

@@ -20,11 +20,12 @@ pub const COMMANDS: &[Command] = &[Command {
     name: "fuzz",
     args: "SEED LINES [force]",
     help: "give the other commands so many lines at random",
+    example: "fuzz 1 100 force",
     run: fuzz,
 }];
 
 /// What ends the machine, or takes long by itself.
-const NOT: &[&str] = &["fuzz", "panic", "overflow", "hang", "exit", "demo", "test", "help", "fsload", "touch"];
+const NOT: &[&str] = &["fuzz", "panic", "overflow", "hang", "exit", "demo", "test", "help", "fsload", "touch", "wait"];
 /// Values around which something begins or ends.
 const EDGES: [u64; 12] = [0, 1, 8, 512, 4096, 1 << 16, 1 << 20, 1 << 30, 1 << 44, 1 << 52, 1 << 63, u64::MAX];
 const PATHS: [&str; 10] = ["/a", "/b", "/d", "/d/a", "/d/b", "/", "a", "/../a", "//", "/a/"];
@@ -112,8 +113,7 @@ fn fuzz(args: &[&str]) -> Result<(), String> {
     // Its lines make file systems and write, with the word that lets them.
     contents::ask_for_all(force)?;
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let commands: Vec<&Command> =
-        super::GROUPS.iter().copied().flatten().filter(|command| !NOT.contains(&command.name)).collect();
+    let commands: Vec<&Command> = super::commands().filter(|command| !NOT.contains(&command.name)).collect();
     let (mut refused, mut done) = (0_u64, 0_u64);
     for nr in 0..lines {
         let prepared = random.one_in(4).then(|| random.choose(&PREPARE)).flatten();
@@ -131,7 +131,7 @@ fn fuzz(args: &[&str]) -> Result<(), String> {
             Ok(()) => done += 1,
             Err(message) => {
                 refused += 1;
-                console::line(format_args!("error: {message}"));
+                console::line(format_args!("refused: {message}"));
             }
         }
     }

@@ -16,10 +16,23 @@ pub const COMMANDS: &[Command] = &[
         name: "pull",
         args: "N",
         help: "let a memory module go without a word, as if it was pulled out",
+        example: "pull dimm0",
         run: pull,
     },
-    Command { name: "policy", args: "N [keep|yield]", help: "may the host have the module back?", run: policy },
-    Command { name: "arrivals", args: "", help: "look for memory that has arrived, event or not", run: arrivals },
+    Command {
+        name: "policy",
+        args: "N [keep|yield]",
+        help: "may the host have the module back?",
+        example: "policy dimm0 keep",
+        run: policy,
+    },
+    Command {
+        name: "arrivals",
+        args: "",
+        help: "look for memory that has arrived, event or not",
+        example: "arrivals",
+        run: arrivals,
+    },
 ];
 
 fn dimm(word: &str) -> Result<&'static Dimm, String> {

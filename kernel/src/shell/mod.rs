@@ -1,6 +1,7 @@
 //! A line-reading shell on the serial console: for people, and for test harnesses that wait for the next prompt.
 //! May import: cpu, console, mem, task, trap, io, pmem.
 
+mod args;
 mod devices;
 mod dma;
 pub mod explore;
@@ -8,17 +9,24 @@ mod fail;
 mod fs;
 mod fsload;
 mod fuzz;
+mod help;
 mod hotplug;
+mod input;
+mod jobs;
 mod namespaces;
+mod pin;
 mod pins;
 mod removal;
 pub mod runs;
+mod trace;
+mod typing;
 
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use cli::{MAX_LINE, Typed, words};
 use mm::addr::PAGE_SIZE;
 
 use self::runs::Runs;
@@ -27,21 +35,19 @@ use crate::console::{self, ring};
 use crate::cpu::exit;
 use crate::mem::{heap, memory, paging};
 use crate::pmem::contents;
-use crate::task::{runner, sched};
+use crate::task::runner;
 
 /// What a harness waits for.
 pub const PROMPT: &str = "unplug> ";
-/// Longest line that is taken, in bytes; a longer one is refused.
-const MAX_INPUT: usize = 512;
-/// How often the serial line is looked at, in nanoseconds.
-const POLL_NS: u64 = 2_000_000;
 
 /// Every command, by subject.
-static GROUPS: &[&[Command]] = &[
+const GROUPS: &[&[Command]] = &[
+    help::COMMANDS,
     GROUND,
     devices::COMMANDS,
     namespaces::COMMANDS,
     pins::COMMANDS,
+    pin::COMMANDS,
     dma::COMMANDS,
     fail::COMMANDS,
     removal::COMMANDS,
@@ -51,31 +57,64 @@ static GROUPS: &[&[Command]] = &[
     hotplug::COMMANDS,
     explore::COMMANDS,
     explore::tasks::COMMANDS,
+    jobs::COMMANDS,
+    trace::COMMANDS,
 ];
+
+/// Every command.
+fn commands() -> impl Iterator<Item = &'static Command> {
+    GROUPS.iter().copied().flatten()
+}
 
 const GROUND: &[Command] = &[
-    Command { name: "help", args: "", help: "this list", run: help },
-    Command { name: "cpus", args: "", help: "every CPU and what it runs", run: cpus },
-    Command { name: "mem", args: "", help: "physical memory, heap, page tables", run: mem },
-    Command { name: "test", args: "[GLOB] [force]", help: "run the in-kernel tests", run: test },
-    Command { name: "test", args: "--list [GLOB]", help: "only name them", run: test },
-    Command { name: "panic", args: "", help: "panic, to see an epitaph", run: |_| panic!("asked for on the console") },
-    Command { name: "overflow", args: "", help: "overflow a kernel stack, to see it caught", run: overflow },
-    Command { name: "hang", args: "", help: "stop answering, with interrupts off", run: hang },
-    Command { name: "exit", args: "", help: "leave QEMU with status 0", run: |_| exit::now(exit::SUCCESS) },
+    Command { name: "cpus", args: "", help: "every CPU and what it runs", example: "cpus", run: cpus },
+    Command { name: "mem", args: "", help: "physical memory, heap, page tables", example: "mem", run: mem },
+    Command {
+        name: "test",
+        args: "[GLOB] [force]",
+        help: "run the in-kernel tests",
+        example: "test mm.map.*",
+        run: test,
+    },
+    Command { name: "test", args: "--list [GLOB]", help: "only name them", example: "test --list dax.*", run: test },
+    Command {
+        name: "panic",
+        args: "",
+        help: "panic, to see an epitaph",
+        example: "panic",
+        run: |_| panic!("asked for on the console"),
+    },
+    Command {
+        name: "overflow",
+        args: "",
+        help: "overflow a kernel stack, to see it caught",
+        example: "overflow",
+        run: overflow,
+    },
+    Command { name: "hang", args: "", help: "stop answering, with interrupts off", example: "hang", run: hang },
+    Command {
+        name: "exit",
+        args: "",
+        help: "leave QEMU with status 0",
+        example: "exit",
+        run: |_| exit::now(exit::SUCCESS),
+    },
 ];
 
-/// Reads and runs commands for ever. `runs` is what two of them start.
-pub fn run(runs: Runs) -> ! {
+/// Reads and runs commands for ever. `runs` is what two of them start; at the other end of the console is a terminal
+/// or a program, so many columns wide.
+pub fn run(runs: Runs, columns: usize, is_terminal: bool) -> ! {
     runs::set(runs);
+    let mut reader = typing::Reader::new(columns, is_terminal);
     loop {
         ring::drain();
-        console::raw(PROMPT);
-        let Some(line) = read_line() else {
-            console::line(format_args!("error: a line of more than {MAX_INPUT} characters; nothing was done"));
-            continue;
+        let done = match reader.read() {
+            Typed::Line(line) => execute(&line),
+            Typed::TooLong => Err(format!("a line of more than {MAX_LINE} characters; nothing was done")),
+            Typed::Dropped => Ok(()),
+            Typed::Left => execute("exit"),
         };
-        if let Err(message) = execute(&line) {
+        if let Err(message) = done {
             console::line(format_args!("error: {message}"));
         }
     }
@@ -83,60 +122,18 @@ pub fn run(runs: Runs) -> ! {
 
 /// Does what a line says.
 fn execute(line: &str) -> Result<(), String> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let line = words::split(line).map_err(|error| format!("{error}"))?;
+    let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
     let Some((&name, args)) = words.split_first() else { return Ok(()) };
-    let named = || GROUPS.iter().copied().flatten().filter(|command| command.name == name);
+    let named = || commands().filter(|command| command.name == name);
     let Some(command) = named().next() else { return Err(format!("unknown command \"{name}\" (try help)")) };
     if !args.is_empty() && named().all(|command| command.args.is_empty()) {
         return Err(format!("expected: {name}, with nothing behind it"));
     }
-    (command.run)(args)
-}
-
-/// Reads a line with echo; control-D on an empty line leaves, backspace deletes, control-C and control-U drop the line.
-/// `None`: it was too long, and what there was room for is not a command that anybody has given.
-fn read_line() -> Option<String> {
-    let (mut line, mut too_long) = (String::new(), false);
-    loop {
-        let Some(byte) = console::try_read() else {
-            sched::sleep_ns(POLL_NS);
-            continue;
-        };
-        match byte {
-            b'\r' | b'\n' => {
-                console::raw("\n");
-                return (!too_long).then_some(line);
-            }
-            0x08 | 0x7f => {
-                if line.pop().is_some() {
-                    console::raw("\u{8} \u{8}");
-                }
-            }
-            0x04 if line.is_empty() && !too_long => {
-                console::raw("\n");
-                return Some("exit".into());
-            }
-            0x03 | 0x15 => {
-                line.clear();
-                too_long = false;
-                console::raw("\n");
-                console::raw(PROMPT);
-            }
-            b' '..=b'~' if line.len() < MAX_INPUT => {
-                line.push(byte as char);
-                console::raw((byte as char).encode_utf8(&mut [0; 4]));
-            }
-            b' '..=b'~' => too_long = true,
-            _ => {}
-        }
+    match line.is_job {
+        true => jobs::start(command, &line.words),
+        false => (command.run)(args),
     }
-}
-
-fn help(_: &[&str]) -> Result<(), String> {
-    for command in GROUPS.iter().copied().flatten() {
-        console::line(format_args!("{:<28} {}", format!("{} {}", command.name, command.args), command.help));
-    }
-    Ok(())
 }
 
 fn cpus(_: &[&str]) -> Result<(), String> {

@@ -15,6 +15,7 @@ pub const COMMANDS: &[Command] = &[Command {
     name: "namespaces",
     args: "",
     help: "the namespaces of the NVDIMMs, as ndctl lists them, and what lies in them",
+    example: "namespaces",
     run: show,
 }];
 

@@ -7,39 +7,51 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
 
-use dax::devdax::OpenOptions;
-use mm::addr::VirtAddr;
-use mm::entry::Prot;
-use mm::gup::GupFlags;
 use mm::machine::Machine;
 use mm::pagemap::{LongTermPin, MemoryKind};
 use mm::pins::Word;
 use mm::region::{MemoryRegion, Notice, RegionInfo, RegionOwner, Terms};
-use mm::space::{Access, VmOps};
+use mm::space::Access;
 
 use crate::console;
 use crate::console::command::Command;
-use crate::mem::machine::{KernelMachine, Space, mm};
-use crate::pmem::devices;
+use crate::mem::machine::mm;
 use crate::pmem::registrations::Fields;
 use crate::shell::devices::{device, number};
+use crate::shell::pin;
 use crate::task::sched;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "pins", args: "", help: "who holds pins, since when, from where, and who may", run: pins },
-    Command { name: "pins", args: "exempt on|off", help: "are pins of reserved memory left out of limits?", run: pins },
-    Command { name: "pins", args: "limit OWNER PAGES", help: "set an account's limit", run: pins },
+    Command {
+        name: "pins",
+        args: "",
+        help: "who holds pins, since when, from where, and who may",
+        example: "pins",
+        run: pins,
+    },
+    Command {
+        name: "pins",
+        args: "exempt on|off",
+        help: "are pins of reserved memory left out of limits?",
+        example: "pins exempt off",
+        run: pins,
+    },
+    Command {
+        name: "pins",
+        args: "limit OWNER PAGES",
+        help: "set an account's limit",
+        example: "pins limit holder 16",
+        run: pins,
+    },
     Command {
         name: "register",
-        args: "N PAGES [MICROSECONDS]",
-        help: "a task that pins device N long-term",
+        args: "N PAGES [MICROSECONDS] [from=PAGE] [read|write]",
+        help: "a task that pins so many pages of device N long-term; wanted back, it has so long to give them",
+        example: "register 0 8 50000 from=512 read",
         run: register,
     },
 ];
-
-/// Where the task of `register` maps the device.
-const BASE: VirtAddr = VirtAddr::new(0x40_0000_0000);
 
 /// How often that task uses its registration, in nanoseconds.
 const TURN_NS: u64 = 1_000_000;
@@ -71,23 +83,42 @@ fn set_limit(owner: &str, pages: u64) -> Result<(), String> {
     if nr == 0 { Err(format!("there is no account of \"{owner}\"")) } else { Ok(()) }
 }
 
-/// Starts a task that holds the first pages of a device by a registration, and uses it, until that is taken back.
+const REGISTER: &str = "expected: register N PAGES [MICROSECONDS] [from=PAGE] [read|write]";
+
+/// What `register` was told besides the device and the number of pages.
+struct Told {
+    grace_us: u64,
+    from: u64,
+    write: bool,
+}
+
+impl Told {
+    fn parse(words: &[&str]) -> Result<Self, String> {
+        let mut told = Self { grace_us: 1000, from: 0, write: true };
+        for (nth, word) in words.iter().enumerate() {
+            match (*word, word.strip_prefix("from=")) {
+                ("read", _) => told.write = false,
+                ("write", _) => told.write = true,
+                (_, Some(page)) => told.from = number(page)?,
+                (grace_us, None) if nth == 0 => told.grace_us = number(grace_us)?,
+                _ => return Err(REGISTER.into()),
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// Starts a task that holds pages of a device by a registration, and uses it, until that is taken back.
 fn register(args: &[&str]) -> Result<(), String> {
-    let (at, pages, grace_us) = match args {
-        [at, pages] => (at, pages, "1000"),
-        [at, pages, grace_us] => (at, pages, *grace_us),
-        _ => return Err("expected: register N PAGES, or register N PAGES MICROSECONDS".into()),
+    let [at, pages, words @ ..] = args else {
+        return Err(REGISTER.into());
     };
-    let (at, nr_pages, grace_us) = (device(at)?, number(pages)?, number(grace_us)?);
-    let file = devices::file(at).map_err(|error| format!("{error}"))?;
-    let ops: Arc<dyn VmOps<KernelMachine>> =
-        file.open(OpenOptions::default()).map_err(|error| format!("open: {error}"))?;
-    let space = Space::new(mm(), "holder").map_err(|error| format!("address space: {error}"))?;
-    space.map(BASE, file.size_bytes(), Prot::USER_WRITE, &ops, 0).map_err(|error| format!("map: {error}"))?;
+    let (at, nr_pages, Told { grace_us, from, write }) = (device(at)?, number(pages)?, Told::parse(words)?);
+    let (space, address) = pin::mapped(at, "holder", (from, nr_pages), write)?;
     let account = space.account();
     let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
-    let terms = Terms { flags: GupFlags::WRITE, grace_ns: grace_us.saturating_mul(1000), account: &account };
-    let region = MemoryRegion::register(&space, BASE, nr_pages, &terms, Arc::downgrade(&owner));
+    let terms = Terms { flags: pin::flags(write), grace_ns: grace_us.saturating_mul(1000), account: &account };
+    let region = MemoryRegion::register(&space, address, nr_pages, &terms, Arc::downgrade(&owner));
     let region = region.map_err(|error| format!("{error}"))?;
     console::line(format_args!("registration {} of {nr_pages} pages", region.key()));
     let (inside, cpu) = (Arc::clone(&space), arch::percpu::cpu());

@@ -9,8 +9,13 @@ use crate::pmem::devices;
 use crate::shell::devices::device;
 
 /// The commands.
-pub const COMMANDS: &[Command] =
-    &[Command { name: "removal", args: "N", help: "the report of the last removal of device N", run: removal }];
+pub const COMMANDS: &[Command] = &[Command {
+    name: "removal",
+    args: "N",
+    help: "the report of the last removal of device N",
+    example: "removal 0",
+    run: removal,
+}];
 
 fn removal(args: &[&str]) -> Result<(), String> {
     let [at] = args else { return Err("expected: removal N".into()) };

@@ -130,14 +130,14 @@ impl StepRecord {
 impl fmt::Display for StepRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} {}: {}", self.step.number(), Step::ALL.len(), self.step, self.step.meaning())?;
-        for (at, (name, value)) in self.facts.iter().enumerate() {
+        for (at, (name, value)) in self.facts.iter().filter(is_news).enumerate() {
             f.write_str(if at == 0 { " (" } else { ", " })?;
-            for (at, word) in name.split('_').enumerate() {
+            for (at, word) in in_plain_words(name).split('_').enumerate() {
                 write!(f, "{}{word}", if at == 0 { "" } else { " " })?;
             }
             write!(f, " {value}")?;
         }
-        if self.facts.iter().next().is_some() {
+        if self.facts.iter().any(|fact| is_news(&fact)) {
             f.write_str(")")?;
         }
         match &self.problem {
@@ -145,6 +145,23 @@ impl fmt::Display for StepRecord {
             None => Ok(()),
         }
     }
+}
+
+/// What a fact is called where people read it, for those whose names say too little. The shell's `help removal` explains them.
+fn in_plain_words(name: &str) -> &str {
+    match name {
+        "extents" => "mapped extents",
+        "extents_not_named" => "mapped extents without a name for want of memory",
+        "registrations_looked_at" => "registrations of this device",
+        // A page that is mapped twice counts twice.
+        "pages" => "pages in all mappings",
+        name => name,
+    }
+}
+
+/// That everything could be named is no news.
+fn is_news((name, value): &(&str, u64)) -> bool {
+    *name != "extents_not_named" || *value != 0
 }
 
 /// See [`StepRecord::fields`].

@@ -36,6 +36,7 @@
 //!
 //! Linux: `mm/gup.c`.
 
+mod back;
 mod error;
 mod far;
 mod fast;
@@ -44,9 +45,10 @@ mod sink;
 
 use bitflags::bitflags;
 
+pub use self::back::{put_page, unpin};
 pub use self::error::GupError;
 pub use self::sink::{PageArray, PinSink, RangeArray};
-use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
+use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
 use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::Machine;
@@ -55,6 +57,7 @@ use crate::mutant::Mutant;
 use crate::pagemap::LongTermPin;
 use crate::space::AddressSpace;
 use crate::table::Found;
+use crate::trace::{Kind, Mark, mark};
 use crate::vma::{Access, FaultError, Vmas};
 
 bitflags! {
@@ -243,27 +246,25 @@ pub(crate) fn pin_user_pages_longterm<M: Machine, S: PinSink>(
     gup::<M, S, true>(space, start, nr_pages, flags | GupFlags::LONGTERM_REVOCABLE, sink)
 }
 
-/// Gives back pins: `nr_pages` pages in a row from `first` on, however they were pinned.
-///
-/// # Panics
-/// A page that is not pinned (G8).
-#[inline]
-pub fn unpin<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
-    mm.meta.unpin_run(first, nr_pages);
-}
-
-/// Gives back plain references of [`get_user_pages_fast`].
-///
-/// # Panics
-/// A page without a reference (G8).
-#[inline]
-pub fn put_page<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
-    if nr_pages == 1 { mm.meta.put(first, 1) } else { mm.meta.put_run(first, nr_pages, PageSize::Size4K) }
-}
-
 /// Part of its caller, who mostly knows the flags and whether it is about one page; a lockless walk is all it costs then.
 #[inline(always)]
 fn gup<M: Machine, S: PinSink, const PIN: bool>(
+    space: &AddressSpace<M>,
+    start: VirtAddr,
+    nr_pages: u64,
+    flags: GupFlags,
+    sink: &mut S,
+) -> Result<u64, GupError> {
+    let machine = &space.mm().machine;
+    mark!(machine, Mark::new(Kind::GupBegun, start.as_u64(), nr_pages));
+    let done = gup_untold::<M, S, PIN>(space, start, nr_pages, flags, sink);
+    mark!(machine, Mark::new(Kind::GupDone, *done.as_ref().unwrap_or(&0), 0));
+    done
+}
+
+/// [`gup`] itself.
+#[inline(always)]
+fn gup_untold<M: Machine, S: PinSink, const PIN: bool>(
     space: &AddressSpace<M>,
     start: VirtAddr,
     nr_pages: u64,
@@ -437,7 +438,9 @@ impl<M: Machine, const PIN: bool> SlowPath<'_, M, PIN> {
             // The address space is locked, so the leaf stays and with it the mapping's reference.
             let folio = self.walk.mm().meta.owned(pfn, "pin");
             match self.walk.take(folio.page, nr_pages as u32) {
-                Ok(()) => {}
+                Ok(()) => {
+                    mark!(self.walk.mm().machine, Mark::pages(Kind::PinnedSlow, pfn, nr_pages));
+                }
                 Err(GetError::Overflow) => return Err(GupError::TooManyRefs(va)),
                 Err(GetError::Zero) => panic!("page {pfn}: mapped at {va} with a reference count of zero"),
             }

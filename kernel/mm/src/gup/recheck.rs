@@ -9,6 +9,7 @@ use crate::machine::{GROUP, Machine, Point};
 use crate::meta::Page;
 use crate::mutant::Mutant;
 use crate::sync::{AtomicU64, Ordering};
+use crate::trace::{Kind, Mark, mark};
 
 /// An entry as it was when the walk read it.
 #[derive(Clone, Copy)]
@@ -68,6 +69,8 @@ impl<M: Machine> Row<'_, M> {
 pub(super) trait Recheck {
     /// Are the entries what they were? `AT_ONCE`: see [`Walk::take_and_recheck`].
     fn are_unchanged<const AT_ONCE: bool>(&self) -> bool;
+    /// The first of them, for a trace.
+    fn first(&self) -> Entry;
 }
 
 impl Recheck for Seen<'_> {
@@ -75,12 +78,20 @@ impl Recheck for Seen<'_> {
     fn are_unchanged<const AT_ONCE: bool>(&self) -> bool {
         self.is_unchanged::<AT_ONCE>()
     }
+    #[inline(always)]
+    fn first(&self) -> Entry {
+        self.entry
+    }
 }
 
 impl<M: Machine> Recheck for Row<'_, M> {
     #[inline(always)]
     fn are_unchanged<const AT_ONCE: bool>(&self) -> bool {
         self.follow(Ordering::SeqCst) == self.nr_pages
+    }
+    #[inline(always)]
+    fn first(&self) -> Entry {
+        self.first
     }
 }
 
@@ -111,18 +122,30 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
         above: Option<Seen<'_>>,
     ) -> Taken {
         let machine = &self.mm().machine;
+        let first = entries.first();
+        let mark = |kind| mark!(machine, Mark::pages(kind, first.pfn(), nr.into()));
+        mark!(machine, Mark::new(Kind::EntryRead, first.bits(), nr.into()));
         machine.reached(Point::GupLeafRead);
         let taken = if AT_ONCE { page.try_take_at_once::<PIN>(nr) } else { self.take(page, nr).is_ok() };
         if !taken {
+            mark(Kind::RefRefused);
             return Taken::Refused;
         }
+        mark(Kind::RefTaken);
         machine.reached(Point::GupPinned);
         if !entries.are_unchanged::<AT_ONCE>() && !Mutant::NoEntryRecheck.is_on() {
+            mark(Kind::Stale);
             return Taken::Stale;
         }
         match above {
-            Some(above) if !above.still_leads_there::<AT_ONCE>() => Taken::Stale,
-            _ => Taken::Kept,
+            Some(above) if !above.still_leads_there::<AT_ONCE>() => {
+                mark(Kind::Stale);
+                Taken::Stale
+            }
+            _ => {
+                mark(Kind::Kept);
+                Taken::Kept
+            }
         }
     }
 
@@ -163,9 +186,12 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
                 // Also at an accessed or dirty bit, which `keep_unchanged` then sees to be no change.
                 !this.is_unchanged::<true>() && !Mutant::NoEntryRecheck.is_on()
             };
+            let mark = |kind| mark!(machine, Mark::pages(kind, expected.pfn(), GROUP as u64));
+            mark(Kind::RefTaken);
             if (0..GROUP).any(changed) {
                 return (done, GROUP);
             }
+            mark(Kind::Kept);
             expected = expected.nth_page(GROUP);
             done = done.wrapping_add(1);
         }

@@ -12,12 +12,14 @@ use iommu::queue::QueueError;
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::machine::Machine;
 use mm::sync::SleepLock;
+use mm::trace::{Kind, Mark};
 use spin::Once;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 use super::DmaError;
 use super::faults::{FaultLog, Watch};
 use crate::cpu::lock::IrqLock;
+use crate::cpu::trace;
 use crate::io::pci;
 use crate::io::vtd::{self, NoDomain, Unit, UnitHardware};
 use crate::mem::machine::mm;
@@ -176,12 +178,18 @@ impl DmaDevice {
         if !mm().machine.may_grow() {
             return Err(DmaError::Map(MapError::NoMemory));
         }
-        self.domain.map(runs, rights, tag).map_err(|error| {
+        let mapped = self.domain.map(runs, rights, tag).map_err(|error| {
             if let MapError::Queue(error) = error {
                 self.stop(error);
             }
             DmaError::Map(error)
-        })
+        });
+        if trace::BUILT_IN
+            && let Ok(mapping) = &mapped
+        {
+            mm().machine.mark(Mark::new(Kind::DmaMapped, mapping.address(), mapping.bytes()));
+        }
+        mapped
     }
 
     /// Takes a range away from the device. When this returns it reaches none of it: where the IOMMU does not do as it is
@@ -190,6 +198,9 @@ impl DmaDevice {
         let revocation = self.domain.revoke(mapping);
         if let Some(error) = revocation.failed {
             self.stop(error);
+        }
+        if trace::BUILT_IN {
+            mm().machine.mark(Mark::new(Kind::DmaRevoked, mapping.address(), mapping.bytes()));
         }
         revocation
     }

@@ -33,26 +33,58 @@ use crate::task::user;
 
 /// The commands.
 pub const COMMANDS: &[Command] = &[
-    Command { name: "task", args: "new [NAME]", help: "a task that you drive; answers its ID", run },
-    Command { name: "task", args: "list", help: "these tasks, and the pins that they hold", run },
+    Command {
+        name: "task",
+        args: "new [NAME]",
+        help: "a task that you drive; answers its ID",
+        example: "task new alpha",
+        run,
+    },
+    Command { name: "task", args: "list", help: "these tasks, and the pins that they hold", example: "task list", run },
     Command {
         name: "task",
         args: "map ID DEVICE [at=ADDR] [pages=N] [offset=PAGE] [leaf=4k|2m|1g] [read|write] [force]",
         help: "it maps pages of a device: all, for reading, with the largest leaves that fit, where nothing else is said",
+        example: "task map alpha 0 pages=16 leaf=4k write",
         run,
     },
-    Command { name: "task", args: "unmap ID ADDR PAGES", help: "it unmaps pages", run },
-    Command { name: "task", args: "protect ID ADDR PAGES read|write [force]", help: "it changes their rights", run },
-    Command { name: "task", args: "read ID ADDR [cpu=N]", help: "it reads eight bytes, on that CPU", run },
-    Command { name: "task", args: "write ID ADDR VALUE [cpu=N]", help: "it writes eight bytes", run },
+    Command {
+        name: "task",
+        args: "unmap ID ADDR PAGES",
+        help: "it unmaps pages",
+        example: "task unmap alpha 0x4000000000 1",
+        run,
+    },
+    Command {
+        name: "task",
+        args: "protect ID ADDR PAGES read|write [force]",
+        help: "it changes their rights",
+        example: "task protect alpha 0x4000000000 1 read",
+        run,
+    },
+    Command {
+        name: "task",
+        args: "read ID ADDR [cpu=N]",
+        help: "it reads eight bytes, on that CPU",
+        example: "task read alpha 0x4000000000 cpu=1",
+        run,
+    },
+    Command {
+        name: "task",
+        args: "write ID ADDR VALUE [cpu=N]",
+        help: "it writes eight bytes",
+        example: "task write alpha 0x4000000000 7",
+        run,
+    },
     Command {
         name: "task",
         args: "pin ID ADDR PAGES [write] [longterm] [cpu=N]",
         help: "it pins pages; answers the pin's number",
+        example: "task pin alpha 0x4000000000 2 write",
         run,
     },
-    Command { name: "task", args: "unpin PIN", help: "it gives a pin back", run },
-    Command { name: "task", args: "end ID", help: "it gives back its pins, and ends", run },
+    Command { name: "task", args: "unpin PIN", help: "it gives a pin back", example: "task unpin 1", run },
+    Command { name: "task", args: "end ID", help: "it gives back its pins, and ends", example: "task end alpha", run },
 ];
 
 /// Where a device is mapped if nothing is said: here, or behind what is mapped already.

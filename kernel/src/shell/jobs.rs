@@ -1,0 +1,163 @@
+//! Commands that run beside the shell: a line that ends in `&`.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use mm::sync::Mutex;
+
+use crate::console::command::Command;
+use crate::console::{self, report};
+use crate::cpu::percpu;
+use crate::shell::args::number;
+use crate::shell::input;
+use crate::task::sched;
+
+/// The commands.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "jobs",
+        args: "",
+        help: "the commands that were started with & at their end; of one that has ended, once",
+        example: "jobs",
+        run: jobs,
+    },
+    Command {
+        name: "wait",
+        args: "[JOB]",
+        help: "wait until a job has ended, or all of them; control-C ends the wait, not the job",
+        example: "wait 1",
+        run: wait,
+    },
+];
+
+/// What ends the machine, wants all devices for itself, or is about the line that is typed.
+const NOT: &[&str] = &["demo", "exit", "fuzz", "hang", "jobs", "overflow", "panic", "test", "wait"];
+/// How the name of a job's task begins.
+const NAME: &str = "job-";
+/// At most so many run at a time.
+const MOST: usize = 16;
+
+/// How far a job is.
+#[derive(Clone, Debug)]
+enum State {
+    Running,
+    Done,
+    /// With what was to be said of it.
+    Failed(String),
+}
+
+impl State {
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// A command that runs beside the shell.
+struct Job {
+    nr: u64,
+    /// Its words, for people.
+    line: String,
+    state: Mutex<State>,
+}
+
+impl Job {
+    fn runs(&self) -> bool {
+        matches!(*self.state.lock(), State::Running)
+    }
+
+    /// Says how far it is.
+    fn say(&self, state: &State) {
+        let (nr, line) = (self.nr, &self.line);
+        match state {
+            State::Failed(message) => console::line(format_args!("error: job {nr} ({line}): {message}")),
+            state => console::line(format_args!("job {nr} is {}: {line}", state.word())),
+        }
+        report!("job id={nr} state={}", state.word());
+    }
+}
+
+/// Those that run, and those that have ended and were not listed since; with the last one's number.
+static JOBS: Mutex<(u64, Vec<Arc<Job>>)> = Mutex::new((0, Vec::new()));
+
+/// Does a job ask, and not the shell?
+pub fn is_one() -> bool {
+    sched::with_current(|task| task.name.starts_with(NAME)) == Some(true)
+}
+
+/// Starts a command with all of its words as a job.
+pub fn start(command: &'static Command, words: &[String]) -> Result<(), String> {
+    if NOT.contains(&command.name) {
+        return Err(format!("{} cannot be a job; nothing was done", command.name));
+    }
+    let job = {
+        let mut jobs = JOBS.lock();
+        let running = jobs.1.iter().filter(|job| job.runs()).count();
+        if running >= MOST {
+            return Err(format!("{running} jobs run already (wait waits for them)"));
+        }
+        jobs.0 += 1;
+        let job = Arc::new(Job { nr: jobs.0, line: words.join(" "), state: Mutex::new(State::Running) });
+        jobs.1.push(Arc::clone(&job));
+        job
+    };
+    job.say(&State::Running);
+    let words: Vec<String> = words.to_vec();
+    // Not where the shell runs, as far as there is another.
+    let cpus: Vec<_> = percpu::online().iter().collect();
+    let cpu = cpus.get(job.nr as usize % cpus.len().max(1)).copied().unwrap_or(0);
+    sched::spawn(&format!("{NAME}{}", job.nr), cpu, None, move || {
+        let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        let done = (command.run)(&args);
+        let state = done.map_or_else(State::Failed, |()| State::Done);
+        // First, so that whoever has waited for it has read it.
+        job.say(&state);
+        *job.state.lock() = state;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Lists them, and forgets those that have ended.
+fn jobs(_: &[&str]) -> Result<(), String> {
+    let jobs = JOBS.lock().1.clone();
+    if jobs.is_empty() {
+        console::line(format_args!("no job"));
+    }
+    for job in &jobs {
+        let state = job.state.lock().clone();
+        job.say(&state);
+        if !matches!(state, State::Running) {
+            JOBS.lock().1.retain(|other| other.nr != job.nr);
+        }
+    }
+    Ok(())
+}
+
+fn wait(args: &[&str]) -> Result<(), String> {
+    let all = JOBS.lock().1.clone();
+    let wanted: Vec<_> = match args {
+        [] => all,
+        [nr] => {
+            let nr = number(nr)?;
+            let found = all.into_iter().find(|job| job.nr == nr);
+            Vec::from([found.ok_or_else(|| format!("there is no job {nr} (jobs lists them)"))?])
+        }
+        _ => return Err("expected: wait, or wait JOB".into()),
+    };
+    for job in &wanted {
+        while job.runs() {
+            if input::is_interrupted() {
+                return Err(format!("interrupted; job {} goes on", job.nr));
+            }
+            sched::sleep_ns(input::POLL_NS);
+        }
+        JOBS.lock().1.retain(|other| other.nr != job.nr);
+    }
+    Ok(())
+}
