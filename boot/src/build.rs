@@ -64,7 +64,7 @@ pub fn kernel(profile: Profile, quiet: bool) -> Result<PathBuf> {
 }
 
 fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {
-    let aside = (profile == Profile::Trace).then(Aside::put).transpose()?;
+    let aside = profile.features().is_some().then(|| Aside::put(profile)).transpose()?;
     let verbosity = quiet.then_some("--quiet");
     let status = kernel_cargo("build", profile).args(verbosity).status().context("cargo cannot be started")?;
     if !status.success() {
@@ -76,27 +76,28 @@ fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {
     built.canonicalize().with_context(|| format!("cargo left no kernel at {}", built.display()))
 }
 
-/// The kernel without trace points, while cargo puts the one with them in its place: both are of the same profile, so that
-/// what they are made of is built once.
+/// The kernel without features, while cargo puts one with some in its place: they are of the same profile, so that what they
+/// are made of is built once.
 struct Aside {
+    profile: Profile,
     plain: PathBuf,
     aside: Option<PathBuf>,
 }
 
 impl Aside {
-    fn put() -> Result<Self> {
+    fn put(profile: Profile) -> Result<Self> {
         let plain = paths::built_kernel(Profile::Dev);
         let aside = plain.exists().then(|| plain.with_extension("plain"));
         if let Some(aside) = &aside {
             std::fs::rename(&plain, aside).with_context(|| plain.display().to_string())?;
         }
-        Ok(Self { plain, aside })
+        Ok(Self { profile, plain, aside })
     }
 
     /// The new one goes to its own place, the old one back to where it was.
     fn take_back(self) -> Result<()> {
-        let traced = paths::built_kernel(Profile::Trace);
-        std::fs::rename(&self.plain, &traced).with_context(|| traced.display().to_string())?;
+        let built = paths::built_kernel(self.profile);
+        std::fs::rename(&self.plain, &built).with_context(|| built.display().to_string())?;
         let Some(aside) = self.aside else { return Ok(()) };
         std::fs::rename(&aside, &self.plain).with_context(|| aside.display().to_string())
     }

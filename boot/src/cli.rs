@@ -1,6 +1,8 @@
 //! The command line. Its help text is `boot/help.txt`, which `run-qemu.sh` can print before anything is built; a test
 //! below keeps the two from drifting apart.
 
+use crate::explore::Explore;
+use crate::paths::Profile;
 use crate::peer::{self, Series};
 use crate::size::{self, GIB, MIB, PAGE_BYTES};
 use clap::parser::ValueSource;
@@ -40,6 +42,8 @@ pub enum Command {
     Mutants,
     /// Print the kernel's measurements.
     Bench,
+    /// Look for the order of events in which a deliberate fault strikes.
+    Explore(Explore),
     /// List what lies in a backing file.
     Media {
         /// The file.
@@ -104,6 +108,9 @@ pub struct Options {
     /// The fully optimised kernel.
     #[arg(long, global = true)]
     pub release: bool,
+    /// A fault of the zoo.
+    #[arg(long, global = true)]
+    pub bug: Option<String>,
     /// The kernel with trace points.
     #[arg(long, global = true)]
     pub trace: bool,
@@ -188,6 +195,19 @@ impl Mode {
     }
 }
 
+impl Options {
+    /// Which kernel is booted.
+    #[must_use]
+    pub fn build(&self) -> Profile {
+        match (self.release, self.trace, &self.bug) {
+            (true, _, _) => Profile::Release,
+            (_, true, _) => Profile::Trace,
+            (_, _, Some(_)) => Profile::Zoo,
+            _ => Profile::Dev,
+        }
+    }
+}
+
 impl Cli {
     /// Reads the process's own command line. A wrong one ends the process: one line on standard error, status 2.
     #[must_use]
@@ -239,9 +259,13 @@ impl Cli {
         if options.step && self.job() == Command::Run && options.mode != Mode::Demo {
             return bad(&format!("--step is for the demonstration, and this is --mode {}", options.mode.word()));
         }
-        if options.trace && options.release {
-            return bad("--trace is of the kernel with checks: it goes without --release");
+        if options.release && (options.trace || options.bug.is_some()) {
+            return bad("--trace and --bug are of the kernel with checks: they go without --release");
         }
+        if options.trace && options.bug.is_some() {
+            return bad("--trace and --bug are two kernels: one goes without the other");
+        }
+        self.check_bug()?;
         if options.accel == Accel::Kvm && options.linux.is_some() {
             return bad("--linux counts emulated instructions, which --accel kvm does not have");
         }
@@ -254,12 +278,25 @@ impl Cli {
         Ok(())
     }
 
+    /// The same of the fault that is to be on: where a kernel is booted with it, it is one of the zoo.
+    fn check_bug(&self) -> Result<(), Refusal> {
+        let Some(name) = self.options.bug.as_deref().filter(|_| matches!(self.job(), Command::Run | Command::Shell))
+        else {
+            return Ok(());
+        };
+        if zoo::Bug::find(name).is_some() {
+            return Ok(());
+        }
+        let names: Vec<_> = zoo::BUGS.iter().map(|bug| bug.name).collect();
+        Err(Refusal::Bad(format!("there is no bug \"{name}\" (expected one of {})", names.join(", "))))
+    }
+
     /// The same of what the host pulls out.
     fn check_pulls(&self) -> Result<(), Refusal> {
         let options = &self.options;
         let bad = |line: &str| Err(Refusal::Bad(line.into()));
         if options.pull_every.is_none() {
-            return if options.seed.is_none() {
+            return if options.seed.is_none() || matches!(self.command, Some(Command::Explore(_))) {
                 Ok(())
             } else {
                 bad("--seed is about the moments of --pull-every, and there is none")
@@ -294,13 +331,18 @@ impl Cli {
             ),
             Command::Bench => (
                 "bench",
-                |option| matches!(option, "full" | "mode" | "pull_every" | "seed" | "verbose" | "step" | "trace"),
+                |option| {
+                    matches!(option, "full" | "mode" | "pull_every" | "seed" | "verbose" | "step" | "trace" | "bug")
+                },
                 "the kernel's mode is bench, which shows all that it measures, and nobody pulls anything out or traces",
             ),
             Command::Test => {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
             }
             Command::Mutants => ("mutants", |_| true, "it starts no machine"),
+            Command::Explore(_) => {
+                ("explore", |option| !matches!(option, "seed" | "quiet" | "bug"), "its machine is its own")
+            }
             Command::Media { .. } => ("media", |_| true, "it starts no machine"),
         };
         // An option may stand before the job or after it; those of a job have the global ones too.

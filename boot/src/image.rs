@@ -24,7 +24,8 @@ pub fn make(kernel: &Path) -> Result<PathBuf> {
 pub fn make_for(kernel: &Path, profile: Profile) -> Result<PathBuf> {
     match profile {
         Profile::Trace => make_at(kernel, paths::target().join("unplug-trace.img")),
-        _ => make(kernel),
+        Profile::Zoo => make_at(kernel, paths::target().join("unplug-zoo.img")),
+        Profile::Dev | Profile::Release => make(kernel),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod bench;
 pub mod build;
 pub mod cli;
 pub mod console;
+pub mod explore;
 #[cfg(feature = "fs")]
 pub mod fsimage;
 #[cfg(feature = "fs")]

@@ -4,7 +4,7 @@ use crate::backing::{Dimm, Kind, LABEL_BYTES, Nvdimm, OverFile, Ready, VirtioPme
 use crate::cli::{Accel, Mode, Options, Switch};
 use crate::host_request;
 use crate::hotplug;
-use crate::paths::{self, Firmware};
+use crate::paths::{self, Firmware, Profile};
 use crate::size::{GIB, MIB};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -65,8 +65,8 @@ pub struct Machine {
     /// Raise the machine check that the demonstration asks for. Not in deterministic mode, in which it would come at
     /// another instruction each time.
     pub grants_host_requests: bool,
-    /// Boots the kernel with trace points, in an image of its own.
-    pub traces: bool,
+    /// Which kernel it boots: those with trace points, and with faults, have images of their own.
+    pub build: Profile,
     /// How long the guest may take before it counts as hung.
     pub timeout: Option<Duration>,
 }
@@ -104,7 +104,7 @@ impl Default for Machine {
             acpitables: Vec::new(),
             gdb: None,
             grants_host_requests: true,
-            traces: false,
+            build: Profile::Dev,
             timeout: Some(Duration::from_secs(300)),
         }
     }
@@ -177,7 +177,7 @@ impl Machine {
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
             grants_host_requests: true,
-            traces: options.trace,
+            build: options.build(),
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         };
         machine.check_number()?;
@@ -205,13 +205,16 @@ impl Machine {
     /// The disk image that it boots.
     #[must_use]
     pub fn image(&self) -> PathBuf {
-        if self.traces { paths::trace_image() } else { paths::image() }
+        paths::image_of(self.build)
     }
 
     /// The ELF file, with its symbols, of the kernel in that image.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
-        if self.traces { paths::kernel_in(&self.image()) } else { paths::kernel() }
+        match self.build {
+            Profile::Dev | Profile::Release => paths::kernel(),
+            Profile::Trace | Profile::Zoo => paths::kernel_in(&self.image()),
+        }
     }
 
     /// Is the kernel told that its requests are granted?

@@ -1,7 +1,7 @@
 //! The program behind `run-qemu.sh`.
 
 use boot::cli::{Cli, Command};
-use boot::{exit, medium, mutants, peer, run, suite};
+use boot::{exit, explore, medium, mutants, peer, run, suite};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         },
         Command::Test => suite::run(&cli),
         Command::Mutants => mutants::job(),
+        Command::Explore(asked) => explore::job(asked, &cli.options),
         Command::Media { file } => return exit(medium::job(file, &mut std::io::stdout().lock()), 2),
     };
     exit(done, 5)

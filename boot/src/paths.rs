@@ -33,6 +33,8 @@ pub enum Profile {
     Release,
     /// As what is tested, and with trace points (docs/traces.md).
     Trace,
+    /// As what is tested, and with faults that can be switched on (docs/zoo).
+    Zoo,
 }
 
 impl Profile {
@@ -40,7 +42,7 @@ impl Profile {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
-            Self::Dev | Self::Trace => "dev",
+            Self::Dev | Self::Trace | Self::Zoo => "dev",
             Self::Release => "release",
         }
     }
@@ -48,7 +50,11 @@ impl Profile {
     /// The features that the kernel is built with.
     #[must_use]
     pub fn features(self) -> Option<&'static str> {
-        (self == Self::Trace).then_some("--features=trace")
+        match self {
+            Self::Dev | Self::Release => None,
+            Self::Trace => Some("--features=trace"),
+            Self::Zoo => Some("--features=zoo"),
+        }
     }
 }
 
@@ -58,8 +64,9 @@ pub fn built_kernel(profile: Profile) -> PathBuf {
     let built = match profile {
         Profile::Dev => "debug/kernel",
         Profile::Release => "release/kernel",
-        // Cargo gives the two the same place; see `crate::build`.
+        // Cargo gives all of them the same place; see `crate::build`.
         Profile::Trace => "debug/kernel-trace",
+        Profile::Zoo => "debug/kernel-zoo",
     };
     target().join(KERNEL_TARGET).join(built)
 }
@@ -95,10 +102,16 @@ pub fn image() -> PathBuf {
     env::var_os("UNPLUG_IMAGE").map_or_else(|| target().join("unplug.img"), PathBuf::from)
 }
 
-/// The UEFI disk image of the kernel with trace points: `UNPLUG_TRACE_IMAGE`, else where [`crate::image`] puts it.
+/// The UEFI disk image of a kernel that is built so, where [`crate::image`] puts it: that with trace points is where
+/// `UNPLUG_TRACE_IMAGE` says, that with faults where `UNPLUG_ZOO_IMAGE` does, if anything is said.
 #[must_use]
-pub fn trace_image() -> PathBuf {
-    env::var_os("UNPLUG_TRACE_IMAGE").map_or_else(|| target().join("unplug-trace.img"), PathBuf::from)
+pub fn image_of(profile: Profile) -> PathBuf {
+    let (variable, name) = match profile {
+        Profile::Dev | Profile::Release => return image(),
+        Profile::Trace => ("UNPLUG_TRACE_IMAGE", "unplug-trace.img"),
+        Profile::Zoo => ("UNPLUG_ZOO_IMAGE", "unplug-zoo.img"),
+    };
+    env::var_os(variable).map_or_else(|| target().join(name), PathBuf::from)
 }
 
 /// The firmware: its code, and the empty variable store that goes with it.

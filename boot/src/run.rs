@@ -6,7 +6,7 @@ use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::outcome::Status;
-use crate::paths::{self, Profile};
+use crate::paths;
 use crate::screen::{self, Screen};
 use crate::terminal::{self, Interrupt};
 use crate::{build, hotplug, image, medium};
@@ -59,13 +59,11 @@ pub fn run(cli: &Cli) -> Result<u8> {
         // In front of the user's own, which count where they say otherwise.
         machine.append.insert(0, format!("tty=1 columns={columns}"));
     }
-    let profile = match (cli.options.release, cli.options.trace) {
-        (true, _) => Profile::Release,
-        (_, true) => Profile::Trace,
-        _ => Profile::Dev,
-    };
-    let kernel = build::kernel(profile, cli.options.quiet)?;
-    image::make_for(&kernel, profile)?;
+    if let Some(bug) = &cli.options.bug {
+        machine.append.push(format!("bug={bug}"));
+    }
+    let kernel = build::kernel(machine.build, cli.options.quiet)?;
+    image::make_for(&kernel, machine.build)?;
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }

@@ -28,7 +28,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     let mut tally = Tally::new(options.quiet);
     lint(&mut tally);
     let mut portable = host_cargo("test");
-    portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "--no-fail-fast"]);
+    portable.args(PORTABLE).args(["-ptestkit", "-pmutants", "-pzoo", "-pexplorer", "--no-fail-fast"]);
     tally.stage(
         "unit tests: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu, cli",
         Kind::Tests,
@@ -44,14 +44,17 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if options.full {
         deliberate_faults(&mut tally);
     }
-    let traced = trace_build(&mut tally, options.quiet);
+    let others = [
+        ("UNPLUG_TRACE_IMAGE", other_build(&mut tally, "with trace points", Profile::Trace, options.quiet)),
+        ("UNPLUG_ZOO_IMAGE", other_build(&mut tally, "with faults", Profile::Zoo, options.quiet)),
+    ];
     let start = Instant::now();
     match build::kernel(Profile::Dev, options.quiet).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
             for (name, test) in [("in-kernel tests", "guest"), ("end-to-end tests", "e2e")] {
                 let mut command = end_to_end(test, &kernel, &image);
-                command.env("UNPLUG_TRACE_IMAGE", &traced);
+                command.envs(others.clone());
                 tally.stage(name, Kind::Tests, full(&mut command, options.full));
             }
         }
@@ -66,14 +69,14 @@ pub fn run(cli: &Cli) -> Result<u8> {
     Ok(u8::from(!tally.finish()))
 }
 
-/// The kernel with trace points, in an image of its own, which is booted by tests that ask for it. Says where it is to be.
-fn trace_build(tally: &mut Tally, quiet: bool) -> PathBuf {
+/// Another kernel, in an image of its own, which is booted by tests that ask for it. Says where it is to be.
+fn other_build(tally: &mut Tally, what: &str, profile: Profile, quiet: bool) -> PathBuf {
     let start = Instant::now();
-    let built = build::kernel(Profile::Trace, quiet).and_then(|kernel| image::make_for(&kernel, Profile::Trace));
-    tally.record("build: kernel, with trace points", Counts::one(built.is_ok()), start.elapsed());
+    let built = build::kernel(profile, quiet).and_then(|kernel| image::make_for(&kernel, profile));
+    tally.record(&format!("build: kernel, {what}"), Counts::one(built.is_ok()), start.elapsed());
     built.unwrap_or_else(|error| {
         eprintln!("{error:#}");
-        paths::trace_image()
+        paths::image_of(profile)
     })
 }
 
@@ -86,7 +89,8 @@ fn release_build(tally: &mut Tally, quiet: bool) {
         Ok((image, kernel)) => {
             tally.record("build: kernel, release", Counts::one(true), start.elapsed());
             let mut command = end_to_end("guest", &kernel, &image);
-            command.env("UNPLUG_TRACE_IMAGE", paths::trace_image());
+            command.env("UNPLUG_TRACE_IMAGE", paths::image_of(Profile::Trace));
+            command.env("UNPLUG_ZOO_IMAGE", paths::image_of(Profile::Zoo));
             tally.stage("in-kernel tests, release", Kind::Tests, full(&mut command, false));
         }
         Err(error) => {
@@ -100,18 +104,29 @@ fn release_build(tally: &mut Tally, quiet: bool) {
 fn lint(tally: &mut Tally) {
     tally.stage("format", Kind::Check, host_cargo("fmt").args(["--all", "--check"]));
     let mut host = host_cargo("clippy");
-    host.args(PORTABLE).args(["-ptestkit", "-pmutants", "-pboot", "--all-targets", "--", "-Dwarnings"]);
+    host.args(PORTABLE).args([
+        "-ptestkit",
+        "-pmutants",
+        "-pzoo",
+        "-pexplorer",
+        "-pboot",
+        "--all-targets",
+        "--",
+        "-Dwarnings",
+    ]);
     tally.stage("lints: host packages", Kind::Check, &mut host);
     let mut kernel = build::kernel_cargo("clippy", Profile::Dev);
     tally.stage("lints: kernel", Kind::Check, kernel.args(["--", "-Dwarnings"]));
-    let mut traced = build::kernel_cargo("clippy", Profile::Trace);
-    tally.stage("lints: kernel, with trace points", Kind::Check, traced.args(["--", "-Dwarnings"]));
+    for (what, profile) in [("with trace points", Profile::Trace), ("with faults", Profile::Zoo)] {
+        let mut other = build::kernel_cargo("clippy", profile);
+        tally.stage(&format!("lints: kernel, {what}"), Kind::Check, other.args(["--", "-Dwarnings"]));
+    }
     let mut image_maker = build::image_maker_cargo("clippy");
     tally.stage("lints: disk image", Kind::Check, image_maker.args(["--", "-Dwarnings"]));
     let mut pages = host_cargo("doc");
     pages
         .args(PORTABLE)
-        .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "--no-deps"])
+        .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "-pzoo", "-pexplorer", "--no-deps"])
         .env("RUSTDOCFLAGS", "-Dwarnings");
     tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu, cli", Kind::Check, &mut pages);
 }

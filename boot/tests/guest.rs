@@ -10,6 +10,7 @@ use boot::guest::Guest;
 use boot::ktap::{self, Test, Verdict};
 use boot::machine::{DEFAULT_NVME_BYTES, Machine};
 use boot::outcome::{Outcome, Status};
+use boot::paths::Profile;
 use boot::size::{GIB, MIB, TIB};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::collections::BTreeSet;
@@ -45,7 +46,7 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     all.push(("dimm-deterministic", Machine { deterministic: true, ..leaving }));
     all.push(("deterministic", Machine { smp: 2, deterministic: true, ..base.clone() }));
     // With trace points: their own tests, which no other kernel has, and what races with interrupts between CPUs.
-    let traced = Machine { traces: true, append: vec!["tests=trace.*".into()], ..base.clone() };
+    let traced = Machine { build: Profile::Trace, append: vec!["tests=trace.*".into()], ..base.clone() };
     all.push(("trace", traced.clone()));
     all.push(("trace-deterministic", Machine { smp: 2, deterministic: true, ..traced }));
     // What an idle device takes, where it would show if it grew with the device.

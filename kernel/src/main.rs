@@ -19,6 +19,8 @@ mod pmem;
 mod shell;
 mod task;
 mod trap;
+#[cfg(feature = "zoo")]
+mod zoo;
 
 use alloc::vec::Vec;
 
@@ -319,7 +321,14 @@ fn main_task() -> tcb::Exit {
     if options.mode != Mode::Shell {
         refuse_foreign();
     }
+    // The search switches it on by itself, run by run.
+    #[cfg(feature = "zoo")]
+    if options.mode != Mode::Zoo {
+        options.zoo.bug.into_iter().for_each(zoo::switch_on);
+    }
     match options.mode {
+        #[cfg(feature = "zoo")]
+        Mode::Zoo => exit::now(if zoo::run() { exit::SUCCESS } else { exit::FAILURE }),
         Mode::Test => {
             let summary = ktest::runner::run(&options.tests);
             exit::now(if summary.failed == 0 { exit::SUCCESS } else { exit::FAILURE })

@@ -42,6 +42,16 @@ fn options_stand_before_or_after_the_job() {
 }
 
 #[test]
+fn the_seed_of_an_exploration_is_not_that_of_pulls() {
+    let cli = taken(&["explore", "--bug", "no_shootdown", "--seed", "3", "--scenario", "two-zaps"]);
+    assert_eq!(cli.options.seed, Some(3));
+    let Command::Explore(asked) = cli.job() else { panic!("another job") };
+    assert_eq!((cli.options.bug.as_deref(), asked.scenario.as_deref()), (Some("no_shootdown"), Some("two-zaps")));
+    assert!(refused(&["explore", "--smp", "2"]).contains("--smp has no use in explore"));
+    assert!(refused(&["--seed", "3"]).contains("--pull-every"));
+}
+
+#[test]
 fn several_nvdimms_none_and_very_large_ones() {
     assert_eq!(taken(&["--pmem", "1G", "--pmem", "6T"]).options.pmem, [GIB, 6 << 40]);
     assert_eq!(taken(&["--pmem", "none"]).options.pmem, [0]);
@@ -74,7 +84,10 @@ fn bad_input_is_one_line_that_names_it() {
         (&["--pmem", "none", "--pmem", "1G"], "none"),
         (&["--pmem", "none", "--pmem-file", "x"], "--pmem-file"),
         (&["--force"], "--pmem-file or --dimm-file"),
-        (&["--trace", "--release"], "goes without --release"),
+        (&["--trace", "--release"], "go without --release"),
+        (&["--bug", "no-look-again", "--release"], "go without --release"),
+        (&["--bug", "no-look-again", "--trace"], "one goes without the other"),
+        (&["--bug", "no_shootdown"], "there is no bug \"no_shootdown\" (expected one of no-look-again, "),
         (&["bench", "--trace"], "--trace has no use in bench"),
         (&["media"], "<FILE>"),
         (&["media", "x", "--smp", "2"], "--smp has no use in media"),
@@ -143,8 +156,9 @@ fn bad_input_is_one_line_that_names_it() {
 fn the_help_text_names_every_option_and_no_other() {
     let mut command = Cli::command();
     command.build();
-    let known: BTreeSet<_> =
-        command.get_arguments().filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
+    let of_jobs = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let all = command.get_arguments().chain(of_jobs);
+    let known: BTreeSet<_> = all.filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
     let heads = include_str!("../../help.txt").lines().filter(|line| line.trim_start().starts_with('-'));
     let described: BTreeSet<_> = heads
         .flat_map(|line| line.trim_start().split("  ").next().unwrap_or(line).split([' ', ',', '[']))

@@ -33,6 +33,7 @@ impl Ours {
             Profile::Dev => "checked build",
             Profile::Release => "release build",
             Profile::Trace => "build with trace points",
+            Profile::Zoo => "build with faults",
         }
     }
 

@@ -22,6 +22,8 @@ mod pins;
 mod pmem;
 mod screen;
 mod support;
+mod tour;
 mod trace;
 mod typed;
 mod virtio;
+mod zoo;

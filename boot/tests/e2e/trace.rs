@@ -2,18 +2,19 @@
 
 use crate::support::{ask, exit, has, refused, shell, start_shell};
 use boot::machine::Machine;
+use boot::paths::Profile;
 use boot::records;
 use std::process::Command;
 
 /// The program behind `run-qemu.sh trace`, which draws beside `file`.
 fn draw(file: &std::path::Path) -> std::process::Output {
-    Command::new(env!("CARGO_BIN_EXE_trace")).arg(file).output().expect("it starts")
+    Command::new(env!("CARGO_BIN_EXE_trace")).arg("trace").arg(file).output().expect("it starts")
 }
 
 // covers: T2
 #[test]
 fn a_gup_against_a_zap_becomes_lanes_and_pictures() {
-    let mut guest = start_shell(&Machine { traces: true, ..shell() });
+    let mut guest = start_shell(&Machine { build: Profile::Trace, ..shell() });
     has(&ask(&mut guest, "test trace.race.*"), &["ok 1 trace.race.gup_against_zap"]);
     let answer = ask(&mut guest, "trace show 80");
     has(&answer, &["us CPU 0", "/shoot ", "ipi ", "/recv #", "\\ack #", "\\sync", "/gup 4000000", "o---"]);
@@ -23,7 +24,7 @@ fn a_gup_against_a_zap_becomes_lanes_and_pictures() {
     has(&refused(&mut guest, "trace on gups"), &["\"gups\" is no kind of event; expected some of gup zap ipi"]);
     has(&refused(&mut guest, "trace show 0"), &["from 1 to 2048, not \"0\""]);
     has(&refused(&mut guest, "trace"), &["expected: trace on"]);
-    has(&ask(&mut guest, "trace on ipi kept"), &["recording 7 of "]);
+    has(&ask(&mut guest, "trace on ipi kept"), &["recording 8 of "]);
     ask(&mut guest, "trace off");
     ask(&mut guest, "trace clear");
     has(&ask(&mut guest, "trace show"), &["@trace ended=0", "nothing was recorded (trace on begins it)"]);

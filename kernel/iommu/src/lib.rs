@@ -30,7 +30,7 @@ pub mod domain;
 pub mod entry;
 pub mod fault;
 pub mod hardware;
-mod mutant;
+pub mod mutant;
 pub mod queue;
 pub mod source;
 pub mod throttle;

@@ -78,6 +78,15 @@ pub fn locks_held() -> i64 {
     counting::add(0)
 }
 
+/// Another task goes on that holds so many; answers how many the one held that ran so far. For one who runs several on one
+/// thread of a host.
+#[cfg(feature = "hosted")]
+pub fn exchange(held: i64) -> i64 {
+    let before = locks_held();
+    counting::add(held - before);
+    before
+}
+
 /// The running task is about to wait for `what`, or may have to.
 ///
 /// # Panics

@@ -6,6 +6,9 @@ mutants::mutants! {
     /// `loom_shootdown::a_zap_against_a_cpu_that_uses_the_page` and
     /// `shuttle:loom_shootdown::a_zap_against_a_cpu_that_uses_the_page`.
     NoShootdown = "no_shootdown",
+    /// An unmap shoots down first and clears the entries then, and nobody flushes after that. Caught by
+    /// `stale::the_entries_are_cleared_before_any_cpu_flushes`.
+    FlushBeforeClear = "flush_before_clear",
     /// The sender does not flush its own CPU. Caught by `stale::every_page_of_a_range_is_flushed` and
     /// `loom_shootdown::two_shootdowns_at_once` and
     /// `shuttle:loom_shootdown::two_shootdowns_at_once`.

@@ -165,6 +165,19 @@ fn the_acknowledgement_comes_after_the_flush() {
     assert_gone(&emu, &space, 1);
 }
 
+// covers: G3
+#[test]
+fn the_entries_are_cleared_before_any_cpu_flushes() {
+    let (emu, _mm, space) = small_pages(2, 3);
+    // CPU 1 walks there again as soon as it has flushed, as it may: it finds the entry cleared, or has the translation back.
+    let user = emu.clone();
+    emu.at(1, Event::Flushed, 1, move || user.prefetch(page(1)));
+    let sender = space.clone();
+    emu.on_cpu(0, || unmap(&sender, 1, 1));
+    emu.assert_hooks_ran();
+    assert_gone(&emu, &space, 1);
+}
+
 // covers: G2, G3
 #[test]
 fn a_request_that_comes_during_the_flush_is_not_acknowledged_with_it() {

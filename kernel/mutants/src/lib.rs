@@ -7,6 +7,10 @@
 //! build of the tests runs against every fault. `./run-qemu.sh test --full` reads the lists, runs the tests that each
 //! fault names, with it and without, and prints the table.
 //!
+//! With the feature `zoo`, and without `environment`, a fault is switched on and off while the program runs, by
+//! `Mutant::switch`: so a kernel that is built for it shows what the fault does. Each place that asks for a fault that is on
+//! tells the listener of `watch` first, because just there another CPU would have to come in between.
+//!
 //! ```
 //! mutants::mutants! {
 //!     "EXAMPLE_MUTANT";
@@ -27,6 +31,8 @@ extern crate std;
 
 use core::fmt::Debug;
 use core::marker::PhantomData;
+#[cfg(all(feature = "zoo", not(feature = "environment")))]
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Makes the enumeration `Mutant` from the name of the variable that chooses one, and a list of faults. Each has a word,
 /// and a comment that ends in `Caught by` and the tests that catch it: `file::test`, those of unit tests with their path.
@@ -52,37 +58,49 @@ macro_rules! mutants {
                 // no register.
                 $crate::SWITCHABLE && $crate::Choice::<Self>::default().has(self)
             }
+            /// Switches the fault of this word on, and any other of this list off; `None`: all of them. Answers whether there
+            /// is such a fault. Only a build with `zoo` has any to switch on: another answers `false` to every word.
+            pub fn switch(word: Option<&str>) -> bool {
+                <Self as $crate::Fault>::chosen_by().switch(Self::ALL, Self::name, word)
+            }
         }
 
         impl $crate::Fault for Mutant {
             #[inline(always)]
-            fn chosen() -> $crate::Choice<Self> {
+            fn chosen_by() -> &'static $crate::Chosen<Self> {
                 static CHOSEN: $crate::Chosen<Mutant> = $crate::Chosen::new($variable);
-                CHOSEN.get(Mutant::ALL, Mutant::name)
+                &CHOSEN
+            }
+            #[inline(always)]
+            fn chosen() -> $crate::Choice<Self> {
+                Self::chosen_by().get(Mutant::ALL, Mutant::name)
             }
         }
     };
 }
 
 /// Can a fault be switched on at all?
-pub const SWITCHABLE: bool = cfg!(feature = "environment");
+pub const SWITCHABLE: bool = cfg!(any(feature = "environment", feature = "zoo"));
 
 /// A list of faults, as [`mutants!`] makes it.
 pub trait Fault: Copy + Debug + Eq + 'static {
-    /// The one that the environment names.
+    /// The one that is on.
     fn chosen() -> Choice<Self>;
+    /// What has chosen it.
+    #[doc(hidden)]
+    fn chosen_by() -> &'static Chosen<Self>;
 }
 
-/// The fault that something has, if any. Without the feature `environment` it has no size, and there is none.
+/// The fault that something has, if any. Without the features `environment` and `zoo` it has no size, and there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice<M> {
-    #[cfg(feature = "environment")]
+    #[cfg(any(feature = "environment", feature = "zoo"))]
     fault: Option<M>,
     of: PhantomData<M>,
 }
 
 impl<M: Fault> Default for Choice<M> {
-    /// The one that the environment names.
+    /// The one that is on: that the environment names, or that was switched on.
     #[inline(always)]
     fn default() -> Self {
         M::chosen()
@@ -90,16 +108,16 @@ impl<M: Fault> Default for Choice<M> {
 }
 
 impl<M: Fault> Choice<M> {
-    /// None, whatever the environment says.
+    /// None, whatever is on.
     pub const fn none() -> Self {
         Self {
-            #[cfg(feature = "environment")]
+            #[cfg(any(feature = "environment", feature = "zoo"))]
             fault: None,
             of: PhantomData,
         }
     }
-    /// This one, whatever the environment says.
-    #[cfg(feature = "environment")]
+    /// This one, whatever is on.
+    #[cfg(any(feature = "environment", feature = "zoo"))]
     pub const fn with(fault: M) -> Self {
         Self { fault: Some(fault), of: PhantomData }
     }
@@ -108,15 +126,44 @@ impl<M: Fault> Choice<M> {
     pub fn has(self, fault: M) -> bool {
         self.fault == Some(fault)
     }
+    /// Is this fault on? If so, who [watches](watch) has its turn first.
+    #[cfg(all(feature = "zoo", not(feature = "environment")))]
+    #[inline]
+    pub fn has(self, fault: M) -> bool {
+        let is_on = self.fault == Some(fault);
+        if is_on {
+            strike_here();
+        }
+        is_on
+    }
     /// Is this fault built in? Never, here.
-    #[cfg(not(feature = "environment"))]
+    #[cfg(not(any(feature = "environment", feature = "zoo")))]
     #[inline(always)]
     pub const fn has(self, _fault: M) -> bool {
         false
     }
 }
 
-/// What the environment has chosen, once somebody has looked: a part of [`mutants!`].
+/// Who is told where a fault that is on is asked for.
+#[cfg(all(feature = "zoo", not(feature = "environment")))]
+static WATCHER: spin::Once<fn()> = spin::Once::new();
+
+/// From now on `listener` is called at each place that asks for a fault that is on, before the fault has its way. The first
+/// call counts.
+#[cfg(all(feature = "zoo", not(feature = "environment")))]
+pub fn watch(listener: fn()) {
+    WATCHER.call_once(|| listener);
+}
+
+#[cfg(all(feature = "zoo", not(feature = "environment")))]
+#[cold]
+fn strike_here() {
+    if let Some(listener) = WATCHER.get() {
+        listener();
+    }
+}
+
+/// What the environment has chosen, once somebody has looked, or what was switched on: a part of [`mutants!`].
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Chosen<M> {
@@ -124,6 +171,9 @@ pub struct Chosen<M> {
     variable: &'static str,
     #[cfg(feature = "environment")]
     found: std::sync::OnceLock<Choice<M>>,
+    /// Which of the list, counted from 1; 0: none.
+    #[cfg(all(feature = "zoo", not(feature = "environment")))]
+    nth: AtomicUsize,
     of: PhantomData<fn() -> M>,
 }
 
@@ -137,12 +187,39 @@ impl<M: Fault> Chosen<M> {
             variable,
             #[cfg(feature = "environment")]
             found: std::sync::OnceLock::new(),
+            #[cfg(all(feature = "zoo", not(feature = "environment")))]
+            nth: AtomicUsize::new(0),
             of: PhantomData,
         }
     }
 
+    /// Switches that of this name on, and no other; see `Mutant::switch`.
+    #[cfg(all(feature = "zoo", not(feature = "environment")))]
+    pub fn switch(&self, all: &[M], name: fn(M) -> &'static str, word: Option<&str>) -> bool {
+        let nth = match word {
+            None => Some(0),
+            Some(word) => all.iter().position(|fault| name(*fault) == word).map(|nth| nth + 1),
+        };
+        // Relaxed: who switches makes sure by other means that nobody is in the middle of what the fault is about.
+        nth.inspect(|&nth| self.nth.store(nth, Ordering::Relaxed)).is_some()
+    }
+
+    /// There is nothing to switch on, here.
+    #[cfg(not(all(feature = "zoo", not(feature = "environment"))))]
+    pub fn switch(&self, _all: &[M], _name: fn(M) -> &'static str, word: Option<&str>) -> bool {
+        word.is_none()
+    }
+
+    /// The one that is on.
+    #[cfg(all(feature = "zoo", not(feature = "environment")))]
+    #[inline]
+    pub fn get(&self, all: &[M], _name: fn(M) -> &'static str) -> Choice<M> {
+        let nth = self.nth.load(Ordering::Relaxed);
+        Choice { fault: nth.checked_sub(1).and_then(|nth| all.get(nth)).copied(), of: PhantomData }
+    }
+
     /// None, here.
-    #[cfg(not(feature = "environment"))]
+    #[cfg(not(any(feature = "environment", feature = "zoo")))]
     #[inline(always)]
     pub fn get(&self, _all: &[M], _name: fn(M) -> &'static str) -> Choice<M> {
         Choice::none()
@@ -178,6 +255,10 @@ mod tests {
     #[test]
     fn without_a_word_there_is_no_fault_and_with_one_there_is_that_fault() {
         assert!(Mutant::ALL.iter().all(|fault| !fault.is_on() && !Choice::none().has(*fault)));
+        assert!(
+            Mutant::switch(None) && !Mutant::switch(Some("first")),
+            "only a build for the zoo has any to switch on"
+        );
         let chosen = Choice::with(Mutant::Second);
         assert!(chosen.has(Mutant::Second) && !chosen.has(Mutant::First));
         assert_eq!(Mutant::ALL.iter().map(|fault| fault.name()).collect::<std::vec::Vec<_>>(), ["first", "second"]);

@@ -6,3 +6,5 @@ pub mod fwcfg;
 pub mod memory_map;
 pub mod options;
 pub mod smp;
+#[cfg(feature = "zoo")]
+pub mod zoo;

@@ -18,6 +18,9 @@ pub enum Mode {
     Bench,
     /// A line-reading shell on the serial console.
     Shell,
+    /// The search for a schedule at which a fault strikes.
+    #[cfg(feature = "zoo")]
+    Zoo,
 }
 
 /// How long the stress tests are.
@@ -61,6 +64,9 @@ pub struct Options {
     pub host_requests_s: u64,
     /// `step=1`: the demonstration waits before each act for the end of a line on the serial console.
     pub step: bool,
+    /// `bug=` and how it is searched for.
+    #[cfg(feature = "zoo")]
+    pub zoo: crate::bringup::zoo::Zoo,
 }
 
 impl Default for Options {
@@ -81,6 +87,8 @@ impl Default for Options {
             force: false,
             host_requests_s: 0,
             step: false,
+            #[cfg(feature = "zoo")]
+            zoo: crate::bringup::zoo::Zoo::default(),
         }
     }
 }
@@ -114,6 +122,8 @@ impl Options {
                     "test" => Mode::Test,
                     "bench" => Mode::Bench,
                     "shell" => Mode::Shell,
+                    #[cfg(feature = "zoo")]
+                    "zoo" => Mode::Zoo,
                     _ => return Err(Bad::Value("demo, test, bench, shell")),
                 }
             }
@@ -158,6 +168,9 @@ impl Options {
                     _ => return Err(Bad::Value("short, full")),
                 }
             }
+            #[cfg(feature = "zoo")]
+            _ => return self.zoo.set(key, value),
+            #[cfg(not(feature = "zoo"))]
             _ => return Err(Bad::Key),
         }
         Ok(())
@@ -179,8 +192,11 @@ pub fn get() -> &'static Options {
     OPTIONS.get().expect("the boot options are read first")
 }
 
-enum Bad {
+/// Why a word makes no sense.
+pub(crate) enum Bad {
+    /// There is no such key.
     Key,
+    /// The key takes something else: this.
     Value(&'static str),
 }
 

@@ -40,6 +40,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "fs.calls.every_operation", covers: "", run: |ctx| with_fs(ctx, &[0], operations) },
     Test { name: "fs.mmap.leaves_and_rights", covers: "", run: |ctx| with_fs(ctx, &[0], leaves_and_rights) },
     Test { name: "fs.pins.long_term_is_refused", covers: "L1 L3", run: |ctx| with_fs(ctx, &[0], long_term) },
+    Test { name: "fs.mmap.truncate_unmaps", covers: "E4 M5", run: |ctx| with_fs(ctx, &[0], truncate_unmaps) },
     Test { name: "fs.pins.truncate_waits", covers: "E2 E4 E9", run: |ctx| with_fs(ctx, &[0], truncate_waits) },
     Test { name: "fs.pins.an_orphan_is_waited_for", covers: "E5 E6 E8", run: |ctx| with_fs(ctx, &[0], orphan) },
     Test { name: "fs.freeze.changes_wait", covers: "", run: |ctx| with_fs(ctx, &[0], freeze) },
@@ -241,6 +242,21 @@ fn engine(
 
 pub(crate) fn a_cpu() -> usize {
     others().iter().next().unwrap_or_else(here)
+}
+
+fn truncate_unmaps(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    let file = numbered(fs, "/file", 8)?;
+    let space = space_with(&file, 8, Prot::USER_WRITE)?;
+    let (cutting, cut) = (Arc::clone(fs), Arc::clone(&file));
+    let seen = run_in(a_cpu(), &space, move || {
+        check!(user::read_u64(BASE).is_ok(), "a page of the file could not be read");
+        cutting.truncate(&cx(), &cut, 0).map_err(said("truncate"))?;
+        Ok(user::read_u64(BASE).is_ok())
+    });
+    let_go(fs, file, space);
+    check_eq!(seen, Ok(false), "a page that the truncate has freed can be read");
+    Ok(())
 }
 
 fn truncate_waits(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {

@@ -8,6 +8,8 @@ use mm::addr::{Pfn, PhysAddr, VirtAddr};
 use mm::context::MmContext;
 use mm::entry::Entry;
 use mm::lock_check;
+#[cfg(feature = "zoo")]
+use mm::machine::Point;
 use mm::machine::{CpuId, CpuMask, GROUP, IrqOff, Machine};
 use mm::meta::Recent;
 use mm::shootdown::Round;
@@ -75,6 +77,60 @@ pub fn flush_kernel() {
     }
 }
 
+/// What the CPUs do, step by step, for who decides which of them goes on: in a kernel with faults alone.
+#[cfg(feature = "zoo")]
+pub mod steps {
+    use mm::addr::Pfn;
+    use mm::machine::Point;
+    use spin::Once;
+
+    /// A step.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Step {
+        /// Is about to read or write an entry of this table page, in which something stands.
+        Entry(Pfn),
+        /// Has turned interrupts on.
+        IrqsOn,
+        /// Waits.
+        Waits,
+        /// Has loaded a root table.
+        RootLoaded,
+        /// Is about to flush.
+        Flush,
+        /// Has flushed.
+        Flushed,
+        /// Is about to send a shootdown interrupt.
+        SendIpi,
+        /// Has sent it.
+        IpiSent,
+        /// Is about to free this table page.
+        FreeTable(Pfn),
+        /// Has come to a place of a protocol.
+        At(Point),
+    }
+
+    static LISTENER: Once<fn(Step)> = Once::new();
+
+    /// From now on `listener` is told of each step, on the CPU that takes it. The first call counts.
+    pub fn tell(listener: fn(Step)) {
+        LISTENER.call_once(|| listener);
+    }
+
+    pub(super) fn took(step: Step) {
+        if let Some(listener) = LISTENER.get() {
+            listener(step);
+        }
+    }
+}
+
+/// A step that somebody may want to know of: nothing, but in a kernel with faults.
+macro_rules! step {
+    ($($step:tt)+) => {
+        #[cfg(feature = "zoo")]
+        steps::took(steps::Step::$($step)+)
+    };
+}
+
 impl Machine for KernelMachine {
     #[inline]
     fn cpu(&self) -> CpuId {
@@ -87,6 +143,7 @@ impl Machine for KernelMachine {
     #[inline]
     fn irq_enable(&self) {
         cpu::irq_enable();
+        step!(IrqsOn);
     }
     #[inline]
     fn irqs_on(&self) -> bool {
@@ -112,6 +169,7 @@ impl Machine for KernelMachine {
     fn relax(&self) {
         lock_check::might_sleep("something");
         cpu::pause();
+        step!(Waits);
         // What is waited for is mostly on another CPU and soon done; now and then it is a task of this one.
         if percpu::this().relaxed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RELAXES_PER_YIELD)
             && let Some(yield_if_allowed) = YIELD.get()
@@ -129,15 +187,26 @@ impl Machine for KernelMachine {
         if memory::is_short() { None } else { memory::alloc_zeroed() }
     }
     fn free_table(&self, table: Pfn) {
+        step!(FreeTable(table));
         memory::free(table, 0);
     }
     #[inline]
     fn entry(&self, table: Pfn, index: usize) -> &AtomicU64 {
-        paging::entry(table, index)
+        let entry = paging::entry(table, index);
+        #[cfg(feature = "zoo")]
+        if entry.load(Ordering::Relaxed) != 0 {
+            steps::took(steps::Step::Entry(table));
+        }
+        entry
     }
     #[inline(always)]
     fn entry_at(&self, table: PhysAddr, index: usize) -> &AtomicU64 {
-        paging::entry_at(table, index)
+        let entry = paging::entry_at(table, index);
+        #[cfg(feature = "zoo")]
+        if entry.load(Ordering::Relaxed) != 0 {
+            steps::took(steps::Step::Entry(table.pfn()));
+        }
+        entry
     }
     #[inline(always)]
     fn entries(&self, table: Pfn, group: usize) -> [&AtomicU64; GROUP] {
@@ -161,20 +230,31 @@ impl Machine for KernelMachine {
         let root = root.unwrap_or_else(paging::root);
         // SAFETY: every root has the same kernel half (`init_root`), so code, stack and data stay where they are.
         unsafe { tlb::load_root(root.addr().as_u64()) };
+        step!(RootLoaded);
     }
     #[inline]
     fn flush_page(&self, va: VirtAddr) {
+        step!(Flush);
         tlb::flush_page(va.as_u64());
+        step!(Flushed);
     }
     #[inline]
     fn flush_all(&self) {
+        step!(Flush);
         tlb::flush_non_global();
+        step!(Flushed);
     }
     fn flush_global(&self) {
         tlb::flush_everything();
     }
     fn send_shootdown_ipi(&self, cpus: CpuMask) {
+        step!(SendIpi);
         ipi::send_to(cpus, ipi::VECTOR_SHOOTDOWN);
+        step!(IpiSent);
+    }
+    #[cfg(feature = "zoo")]
+    fn reached(&self, point: Point) {
+        step!(At(point));
     }
 
     fn now_ns(&self) -> u64 {

@@ -30,6 +30,8 @@ pub use self::checked::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteG
 mod checked;
 #[cfg(loom)]
 mod counted;
+#[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+pub mod hosted;
 #[cfg(any(loom, shuttle, feature = "hosted"))]
 pub mod model;
 #[cfg(shuttle)]

@@ -21,7 +21,24 @@ impl<T> Mutex<T> {
     /// Spins for the lock.
     #[inline(always)]
     pub fn lock(&self) -> MutexGuard<'_, T> {
+        #[cfg(feature = "hosted")]
+        if super::hosted::is_watched() {
+            return self.lock_watched();
+        }
         MutexGuard { guard: self.0.lock(), _held: HeldLock::new() }
+    }
+    /// Who has it may be a CPU that this very thread runs.
+    #[cfg(feature = "hosted")]
+    fn lock_watched(&self) -> MutexGuard<'_, T> {
+        use super::hosted::{LockStep, tell};
+
+        tell(LockStep::Before);
+        loop {
+            match self.try_lock() {
+                Some(guard) => return guard,
+                None => tell(LockStep::Taken),
+            }
+        }
     }
     /// Takes the lock if it is free.
     #[inline(always)]

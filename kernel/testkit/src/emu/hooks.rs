@@ -12,6 +12,8 @@ use mm::machine::{CpuId, Machine, Point};
 pub enum Event {
     /// Is about to read or write an entry of a page table (not: its hardware walker).
     Entry,
+    /// Is about to load or store, through its TLB.
+    Access,
     /// Waits, with interrupts on.
     Relax,
     /// Has turned interrupts off.
@@ -22,6 +24,8 @@ pub enum Event {
     IpiSent,
     /// Has taken a shootdown interrupt; the handler runs next.
     IpiTaken,
+    /// Is back from a shootdown interrupt.
+    IpiDone,
     /// Is about to flush a page or everything.
     Flush,
     /// Has flushed a page or everything.
@@ -99,7 +103,27 @@ impl EmuMachine {
         assert!(list.is_empty(), "never happened: {:?}", list[0]);
     }
 
+    /// Has `conductor` decide, at each event, whether another CPU goes on first: it is told who has come to what, and
+    /// comes back when that CPU goes on. It answers whether it has the CPUs in hand at this moment, so that one that
+    /// waits takes its own interrupts and leaves the others' to them.
+    ///
+    /// # Panics
+    /// When there is a conductor already.
+    pub fn set_conductor(&self, conductor: impl Fn(CpuId, Event) -> bool + Send + Sync + 'static) {
+        assert!(self.inner.conductor.set(Box::new(conductor)).is_ok(), "the machine has a conductor already");
+    }
+
+    /// As [`event`](Self::event); answers whether a conductor has the CPUs in hand.
+    pub(super) fn conducted(&self, event: Event) -> bool {
+        self.event_hooks(event);
+        self.inner.conductor.get().is_some_and(|conductor| conductor(self.cpu(), event))
+    }
+
     pub(super) fn event(&self, event: Event) {
+        self.conducted(event);
+    }
+
+    fn event_hooks(&self, event: Event) {
         if self.inner.hooks.armed.load(Ordering::SeqCst) == 0 {
             return;
         }

@@ -91,11 +91,11 @@ impl Memory {
         };
         let Some(index) = index else { return Ok(None) };
         let pfn = Pfn::new(FIRST_TABLE + index as u64);
-        for entry in self.table(index) {
-            if entry.swap(0, Ordering::SeqCst) != POISON {
-                return Err(pfn);
-            }
+        // Relaxed: nobody may have it, and the store that says that it is in use comes after.
+        if self.table(index).iter().any(|entry| entry.load(Ordering::Relaxed) != POISON) {
+            return Err(pfn);
         }
+        self.table(index).iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
         self.tables[index].live.store(true, Ordering::SeqCst);
         slab.nr_live += 1;
         Ok(Some(pfn))
@@ -107,9 +107,8 @@ impl Memory {
         let Some(index) = self.index(table).filter(|_| self.is_live(table)) else {
             return false;
         };
-        for entry in self.table(index) {
-            entry.store(POISON, Ordering::SeqCst);
-        }
+        // Relaxed: the store after it, and the lock, order them.
+        self.table(index).iter().for_each(|entry| entry.store(POISON, Ordering::Relaxed));
         self.tables[index].live.store(false, Ordering::SeqCst);
         slab.nr_live -= 1;
         slab.freed.push_back(index);

@@ -15,7 +15,8 @@
 //!   [`relax`](Machine::relax), a load or store, [`EmuMachine::deliver`]. A CPU that nobody plays at the moment is
 //!   played by whoever waits in `relax`.
 //! - **Races are forced, not hoped for.** [`EmuMachine::at`] runs an action when a CPU reaches the n-th event of a
-//!   kind; [`EmuMachine::start`] runs code on another CPU until it finishes or waits.
+//!   kind; [`EmuMachine::start`] runs code on another CPU until it finishes or waits. Or a
+//!   [conductor](EmuMachine::set_conductor) decides at each event which CPU goes on.
 //!
 //! # What the machine itself checks
 //! It panics, naming the CPU and the page, when a table page is freed twice; while a CPU has it loaded as its
@@ -42,7 +43,7 @@ use self::cpu::Cpu;
 pub use self::hooks::Event;
 use self::hooks::Hooks;
 use self::memory::Memory;
-pub use self::run::Background;
+pub use self::run::{Background, Seat};
 pub use self::small::{Frames, Task, context, context_on};
 pub use self::walk::{Cached, Fault};
 use mm::addr::{Pfn, PhysAddr, VirtAddr};
@@ -50,6 +51,8 @@ use mm::lock_check;
 use mm::machine::{CpuId, CpuMask, MAX_CPUS, Machine, Point};
 use mm::sync::AtomicU64 as LiveEntry;
 
+/// Who decides which CPU goes on.
+type Conductor = Box<dyn Fn(CpuId, Event) -> bool + Send + Sync>;
 /// What the interrupt handler of a shootdown does; runs on the target CPU with interrupts off.
 type IpiHandler = Box<dyn Fn() + Send + Sync>;
 
@@ -107,6 +110,7 @@ struct Inner {
     memory: Memory,
     cpus: Vec<Cpu>,
     hooks: Hooks,
+    conductor: std::sync::OnceLock<Conductor>,
     handler: std::sync::OnceLock<IpiHandler>,
     counters: Counters,
     clock_ns: AtomicU64,
@@ -143,6 +147,7 @@ impl EmuMachine {
             memory: Memory::new(config.table_pages),
             cpus: (0..config.cpus).map(|_| Cpu::default()).collect(),
             hooks: Hooks::default(),
+            conductor: std::sync::OnceLock::new(),
             handler: std::sync::OnceLock::new(),
             counters: Counters::default(),
             clock_ns: AtomicU64::new(0),

@@ -23,6 +23,17 @@ fn next_token() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// The CPUs that somebody plays who shares a thread with others, and is not on at the moment.
+#[derive(Debug, Default)]
+pub struct Seat(Vec<CpuId>);
+
+impl Seat {
+    /// Changes places with who is on.
+    pub fn swap(&mut self) {
+        PLAYING.with_borrow_mut(|playing| std::mem::swap(playing, &mut self.0));
+    }
+}
+
 /// The CPU that this thread plays.
 pub(super) fn playing() -> Option<CpuId> {
     PLAYING.with_borrow(|stack| stack.last().copied())
@@ -184,6 +195,7 @@ impl EmuMachine {
                 taken = true;
             }
             state.irqs_on.store(true, Ordering::SeqCst);
+            self.event(Event::IpiDone);
         }
         taken
     }
@@ -196,6 +208,12 @@ impl EmuMachine {
     /// Does a shootdown interrupt wait for `cpu`?
     pub fn is_pending(&self, cpu: CpuId) -> bool {
         self.cpu_state(cpu).pending.load(Ordering::SeqCst)
+    }
+
+    /// Would `cpu` take an interrupt if it went on?
+    pub fn would_be_interrupted(&self, cpu: CpuId) -> bool {
+        let state = self.cpu_state(cpu);
+        state.pending.load(Ordering::SeqCst) && state.irqs_on.load(Ordering::SeqCst)
     }
 
     /// Takes the pending interrupts of all other CPUs that can take them and that nobody else plays.
@@ -214,7 +232,10 @@ impl EmuMachine {
         if !self.irqs_on() {
             self.broken_rule(format_args!("waits with its interrupts off"));
         }
-        self.event(Event::Relax);
+        if self.conducted(Event::Relax) {
+            self.deliver(me);
+            return;
+        }
         if self.deliver(me) | self.deliver_others() {
             WAITS.set(0);
             return;

@@ -100,6 +100,7 @@ impl EmuMachine {
     }
 
     fn access(&self, access: Access) -> Result<Pfn, Fault> {
+        self.event(super::Event::Access);
         let cpu = self.cpu();
         // An interrupt is taken between instructions.
         self.deliver(cpu);

@@ -113,6 +113,9 @@ const _: () = assert!(size_of::<Page>() == 32 && size_of::<Chunk>() == 16384 && 
 /// # Safety
 /// All-zero bytes are a valid value, and the alignment is a multiple of 2048, which leaves room for the tags.
 pub(super) unsafe trait Node: Sized + 'static {
+    /// What a freed one is filled with where freed metadata is kept: see [`crate::sync::hosted`].
+    #[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+    const FREED: u8;
     /// An empty node, or `None` when memory is exhausted.
     fn allocate() -> Option<Box<Self>>;
     /// For the models: the node is freed.
@@ -168,6 +171,9 @@ unsafe fn free_page(page: *mut Page, held: &mut Held) {
 
 // SAFETY: a table is slots, and a slot is an atomic pointer, for which zero (null) is valid; `align(4096)`.
 unsafe impl<C: Node> Node for Table<C> {
+    /// Empty slots: anything else would be followed.
+    #[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+    const FREED: u8 = 0;
     #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
@@ -186,6 +192,9 @@ unsafe impl<C: Node> Node for Table<C> {
 
 // SAFETY: a chunk is pages, and a page is four atomic integers, for which zero is valid; `align(4096)`.
 unsafe impl Node for Chunk {
+    /// Counts that cannot be.
+    #[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+    const FREED: u8 = pool::FREED;
     #[cfg(not(any(loom, shuttle)))]
     fn allocate() -> Option<Box<Self>> {
         // SAFETY: as said for the trait's implementation.
@@ -332,6 +341,11 @@ impl<C: Node> Orphan<C> {
             unsafe { free_page(self.0.cast::<Page>(), held) };
             size_of::<Page>()
         } else {
+            #[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+            if crate::sync::hosted::is_watched() {
+                // SAFETY: as above, for a `C`, from `Box::into_raw`.
+                return keep(unsafe { Box::from_raw(untagged(self.0).cast::<C>()) });
+            }
             // SAFETY: as above, for a `C`, from `Box::into_raw`.
             free(unsafe { Box::from_raw(untagged(self.0).cast::<C>()) }, |node| node.life_end())
         }
@@ -361,6 +375,18 @@ fn free<T: 'static>(node: Box<T>, end: impl FnOnce(&T)) -> usize {
     #[cfg(any(loom, shuttle))]
     crate::sync::model::keep(node);
     size_of::<T>()
+}
+
+/// Overwrites a node that is freed, and keeps its memory.
+#[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+fn keep<C: Node>(node: Box<C>) -> usize {
+    let raw = Box::into_raw(node).cast::<core::mem::MaybeUninit<C>>();
+    // SAFETY: the memory was the box's own, and is again one's of the same layout; it may hold any bytes.
+    crate::sync::hosted::keep(unsafe {
+        raw.cast::<C>().cast::<u8>().write_bytes(C::FREED, size_of::<C>());
+        Box::from_raw(raw)
+    });
+    size_of::<C>()
 }
 
 /// The root.

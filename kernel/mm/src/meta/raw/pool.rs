@@ -27,6 +27,10 @@ const _: () = assert!(size_of::<Block>() == BLOCK_BYTES && PLACES == 126);
 /// The bits of all places.
 const FULL: [u64; 2] = [u64::MAX, (1 << (PLACES - 64)) - 1];
 
+/// What metadata holds that was freed, where that is kept: see [`crate::sync::hosted`]. No count is so.
+#[cfg(feature = "hosted")]
+pub(super) const FREED: u8 = 0xa5;
+
 /// The blocks of one store.
 pub(super) struct Pool {
     /// First of those with room.
@@ -60,7 +64,10 @@ impl Pool {
             if *taken == FULL {
                 self.unlink(block);
             }
-            Some((&raw mut (*block).pages).cast::<Page>().add(64 * word + bit))
+            let page = (&raw mut (*block).pages).cast::<Page>().add(64 * word + bit);
+            #[cfg(feature = "hosted")]
+            page.write_bytes(0, 1);
+            Some(page)
         }
     }
 
@@ -78,13 +85,23 @@ impl Pool {
         debug_assert!(taken[nth / 64] & 1 << (nth % 64) != 0, "metadata was given back twice");
         taken[nth / 64] &= !(1 << (nth % 64));
         let is_empty = *taken == [0, 0];
+        #[cfg(feature = "hosted")]
+        if crate::sync::hosted::is_watched() {
+            // SAFETY: nobody looks at it any more (the caller's word), and integers may be anything.
+            unsafe { page.write_bytes(FREED, 1) };
+        }
         if was_full {
             self.link(block);
         }
         if is_empty {
             self.unlink(block);
             // SAFETY: it is from `Box::into_raw`, in no list, and none of its pages is in use.
-            drop(unsafe { Box::from_raw(block) });
+            let block = unsafe { Box::from_raw(block) };
+            #[cfg(feature = "hosted")]
+            if crate::sync::hosted::is_watched() {
+                return crate::sync::hosted::keep(block);
+            }
+            drop(block);
         }
     }
 

@@ -1,0 +1,247 @@
+//! The search: schedules by a strategy until one strikes; then that one again, and with as few switches as will do.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use dax::removal::Method;
+
+use crate::bringup::zoo::{Strategy, Zoo};
+use crate::console::{self, report};
+use crate::cpu::percpu;
+use crate::ktest::fixtures::{Device, spawn_in};
+use crate::ktest::random::Random;
+use crate::mem::machine::steps;
+use crate::pmem::devices;
+use crate::task::sched;
+use crate::zoo::conductor::{self, Chooser, Ended, MAX_PLAYERS};
+use crate::zoo::lanes;
+use crate::zoo::scenarios::Scenario;
+use crate::zoo::schedule::{Schedule, Switch};
+
+/// Change points of the strategy with priorities.
+const DEPTH: usize = 3;
+/// As many steps a run is taken to have, until one was seen.
+const STEPS: u64 = 64;
+/// Switches that the exhaustive strategy makes at most.
+const MOST_SWITCHES: usize = 2;
+/// Schedules that the exhaustive strategy puts by.
+const MOST_PUT_BY: usize = 200_000;
+/// How often it is told how far the search is.
+const TOLD_EVERY: u64 = 10_000;
+
+/// Another player with a chance of one in four.
+struct Walk(Random);
+
+impl Chooser for Walk {
+    fn choose(&mut self, _step: u32, me: usize, able: &[usize]) -> usize {
+        if self.0.one_in(4) { able[self.0.below(able.len() as u64) as usize] } else { me }
+    }
+}
+
+/// The player of the highest priority; at each change point the one that goes on falls behind all others.
+struct Priorities {
+    of: [u64; MAX_PLAYERS],
+    changes: [u64; DEPTH],
+    lowest: u64,
+}
+
+impl Priorities {
+    fn new(random: &mut Random, steps: u64) -> Self {
+        let of = core::array::from_fn(|_| 1000 + random.below(1 << 20));
+        Self { of, changes: core::array::from_fn(|_| random.below(steps.max(1))), lowest: 999 }
+    }
+}
+
+impl Chooser for Priorities {
+    fn choose(&mut self, step: u32, me: usize, able: &[usize]) -> usize {
+        if self.changes.contains(&u64::from(step)) {
+            self.of[me] = self.lowest;
+            self.lowest = self.lowest.saturating_sub(1);
+        }
+        able.iter().copied().max_by_key(|&player| self.of[player]).unwrap_or(me)
+    }
+}
+
+/// What a schedule says.
+struct Replay(Schedule);
+
+impl Chooser for Replay {
+    fn choose(&mut self, step: u32, me: usize, _able: &[usize]) -> usize {
+        self.0.0.iter().find(|switch| switch.step == step).map_or(me, |switch| switch.to)
+    }
+}
+
+/// Where schedules come from.
+struct Source<'o> {
+    options: &'o Zoo,
+    steps: u64,
+    /// For the exhaustive strategy: what is still to be tried.
+    put_by: VecDeque<Schedule>,
+}
+
+impl Source<'_> {
+    /// The `nth` chooser; `None`: there are no more.
+    fn chooser(&mut self, nth: u64) -> Option<Box<dyn Chooser>> {
+        // Any seed will do but 0, which the generator cannot leave; neighbours are made to differ in more than a bit.
+        let seed = self.options.seed.wrapping_add(nth).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = Random(seed);
+        random.below(2);
+        Some(match self.options.strategy {
+            Strategy::Random => Box::new(Walk(random)),
+            Strategy::Pct => Box::new(Priorities::new(&mut random, self.steps)),
+            Strategy::Exhaustive => Box::new(Replay(self.put_by.pop_front()?)),
+        })
+    }
+
+    /// A run has ended: what it says of the schedules that follow from it.
+    fn learn(&mut self, ended: &Ended, players: usize) {
+        self.steps = u64::from(ended.steps).max(1);
+        if self.options.strategy == Strategy::Exhaustive && ended.schedule.0.len() < MOST_SWITCHES {
+            let from = ended.schedule.0.last().map_or(0, |last| last.step + 1);
+            for (step, to) in (from..ended.steps).flat_map(|step| (0..players).map(move |to| (step, to))) {
+                let mut longer = ended.schedule.clone();
+                longer.0.push(Switch { step, to });
+                if self.put_by.len() < MOST_PUT_BY {
+                    self.put_by.push_back(longer);
+                }
+            }
+        }
+    }
+}
+
+/// Searches; answers whether what was found is what was to be: a strike with a fault, none without.
+pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
+    let cpus = percpu::online().len() as usize;
+    if cpus < scenario.parts.len() {
+        return Err(format!("{} wants {} CPUs, and there are {cpus}", scenario.name, scenario.parts.len()));
+    }
+    steps::tell(conductor::took);
+    mutants::watch(conductor::faulted);
+    let frames = devices::slots().first().ok_or("there is no NVDIMM")?.frames;
+    devices::attach(0).map_err(|error| format!("attach: {error}"))?;
+    let device = Device { frames };
+    for (player, part) in scenario.parts.iter().enumerate() {
+        console::line(format_args!("zoo: player {player} {part}"));
+    }
+    let found = match &options.schedule {
+        Some(text) => {
+            let schedule = Schedule::parse(text)?;
+            let ended = one(scenario, &device, options, Box::new(Replay(schedule)))?;
+            Some((0, ended))
+        }
+        None => search(scenario, &device, options)?,
+    };
+    let struck = match found {
+        None => false,
+        Some((nth, ended)) => tell(scenario, &device, options, nth, ended)?,
+    };
+    // After a strike the books are what they are: the machine ends.
+    if !struck {
+        devices::remove(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
+    }
+    Ok(struck == options.bug.is_some())
+}
+
+fn search(scenario: &Scenario, device: &Device, options: &Zoo) -> Result<Option<(u64, Ended)>, String> {
+    let mut source = Source { options, steps: STEPS, put_by: VecDeque::from([Schedule::default()]) };
+    let mut tried = 0;
+    while tried < options.schedules {
+        let Some(chooser) = source.chooser(tried) else { break };
+        let ended = one(scenario, device, options, chooser)?;
+        source.learn(&ended, scenario.parts.len());
+        tried += 1;
+        if ended.strike.is_some() {
+            report!("zoo found=1 scenario={} tried={tried} steps={}", scenario.name, ended.steps);
+            console::line(format_args!("zoo: schedule {tried} strikes"));
+            return Ok(Some((tried, ended)));
+        }
+        if tried.is_multiple_of(TOLD_EVERY) && tried < options.schedules {
+            console::line(format_args!("zoo: {tried} schedules, no strike"));
+        }
+    }
+    report!("zoo found=0 scenario={} tried={tried} steps={}", scenario.name, source.steps);
+    console::line(format_args!("zoo: {tried} schedules, no strike"));
+    Ok(None)
+}
+
+/// One run by this chooser.
+fn one(scenario: &Scenario, device: &Device, options: &Zoo, chooser: Box<dyn Chooser>) -> Result<Ended, String> {
+    let play = (scenario.make)(device)?;
+    let nr_cpus = percpu::online().len() as usize;
+    conductor::begin(play.parts.len(), chooser, play.observer);
+    options.bug.inspect(|bug| _ = super::set(bug, true));
+    let start = |(me, part): (usize, crate::zoo::scenarios::Part)| {
+        spawn_in((me + 1) % nr_cpus, &play.space, move || {
+            conductor::play(me, part);
+            Ok(())
+        })
+    };
+    let tasks: Vec<_> = play.parts.into_iter().enumerate().map(start).collect();
+    while !conductor::is_over().map_err(|()| stuck())? {
+        sched::yield_now();
+        arch::cpu::pause();
+    }
+    for task in &tasks {
+        sched::join(task).map_err(|signal| format!("a player ended by {signal}"))?;
+    }
+    options.bug.inspect(|bug| _ = super::set(bug, false));
+    let mut ended = conductor::end().ok_or("the run is lost")?;
+    drop(tasks);
+    drop(play.space);
+    if let Err(wrong) = (play.check)() {
+        ended.strike.get_or_insert(wrong);
+    }
+    Ok(ended)
+}
+
+/// What to say of a run that never ends: its CPUs cannot be had back.
+fn stuck() -> String {
+    let ended = conductor::end();
+    let (schedule, why) = ended.map_or_else(Default::default, |ended| (format!("{}", ended.schedule), ended.strike));
+    format!("the run never ends ({}); schedule {schedule}", why.unwrap_or_default())
+}
+
+/// Says what struck, does it again, and makes the schedule as short as it can be. Answers whether it struck each time.
+fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: Ended) -> Result<bool, String> {
+    let Some(strike) = first.strike.clone() else {
+        console::line(format_args!("zoo: schedule {} does not strike", first.schedule));
+        lanes::print(scenario, &first.log);
+        return Ok(false);
+    };
+    console::line(format_args!("zoo: {strike}"));
+    let seed = options.seed.wrapping_add(nth.saturating_sub(1));
+    report!("zoo_strike scenario={} seed={seed} schedule={}", scenario.name, first.schedule);
+    let mut shortest = first;
+    let mut runs = 0;
+    let mut again = |schedule: &Schedule| {
+        runs += 1;
+        one(scenario, device, options, Box::new(Replay(schedule.clone())))
+    };
+    let replayed = again(&shortest.schedule)?;
+    if replayed.strike.is_none() || replayed.schedule != shortest.schedule {
+        return Err(format!("schedule {} does not do the same again: {}", shortest.schedule, replayed.schedule));
+    }
+    let mut at = 0;
+    while at < shortest.schedule.0.len() {
+        let shorter = again(&shortest.schedule.without(at))?;
+        // What is left of it is what counts: a switch to who goes on anyway is none.
+        if shorter.strike.is_some() && shorter.schedule.0.len() < shortest.schedule.0.len() {
+            shortest = shorter;
+            at = 0;
+        } else {
+            at += 1;
+        }
+    }
+    let switches = shortest.schedule.0.len();
+    report!("zoo_shortest scenario={} switches={switches} schedule={} runs={runs}", scenario.name, shortest.schedule);
+    let s = if switches == 1 { "" } else { "es" };
+    console::line(format_args!("zoo: it strikes with {switches} switch{s}: schedule={}", shortest.schedule));
+    lanes::print(scenario, &shortest.log);
+    if let Some(strike) = &shortest.strike {
+        console::line(format_args!("zoo: {strike}"));
+    }
+    Ok(true)
+}
