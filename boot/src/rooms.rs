@@ -16,7 +16,7 @@ type Module = Vec<String>;
 /// As many modules of one room may lead to each other in a circle.
 const LARGEST_KNOT: usize = 5;
 /// As many modules of `mm` do.
-const KNOT_OF_MM: usize = 12;
+const KNOT_OF_MM: usize = 11;
 /// As many lines may say what a room is for.
 const LONGEST_HEAD: usize = 5;
 /// What a head says in front of the rooms that may be imported.

@@ -103,6 +103,10 @@ fn start(boot: &'static mut BootInfo) -> ! {
     // SAFETY: the loader leaves the file in RAM that it marks as its own, and does not run any more.
     unsafe { image::init(PhysAddr::new(boot.kernel_addr), boot.kernel_len, base) };
     report!("kernel base={base:#x}");
+    // Not before that line: whoever names the places of an epitaph needs it.
+    if options::get().tty && options::get().mode == Mode::Shell {
+        console::for_people();
+    }
     let lost = memory::init_map(&boot.memory_regions);
     if lost > 0 {
         log::warn!(target: "memory", "{lost} regions of the memory map are not used: the list is full");
@@ -176,9 +180,6 @@ fn read_options() -> Options {
         exit::now(exit::BAD_CONFIGURATION);
     }
     log::set_max_level(if options.quiet { log::LevelFilter::Warn } else { options.log });
-    if options.tty && options.mode == Mode::Shell {
-        console::for_people();
-    }
     options
 }
 

@@ -6,6 +6,7 @@ use crate::cli::{Mode, Options};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::outcome::{Outcome, Status};
 use crate::paths::Profile;
 use crate::size::MIB;
 use crate::terminal::Interrupt;
@@ -13,6 +14,7 @@ use crate::{build, image};
 use anyhow::Result;
 use std::thread;
 use std::time::Duration;
+use zoo::ShownBy;
 
 /// What the lines that say how the search goes begin with.
 const WORDS: &str = "zoo: ";
@@ -20,6 +22,8 @@ const WORDS: &str = "zoo: ";
 const PATIENCE: Duration = Duration::from_secs(1200);
 /// The job's status where it was asked for what the guest does not do.
 const BAD_COMMAND_LINE: u8 = 2;
+/// The verdict's reason where the kernel has not searched, because what it was told makes no sense.
+const NOT_SEARCHED: &str = "not-searched";
 /// Where something has struck: the same as for the explorer of the host.
 const STRUCK: u8 = 1;
 
@@ -52,14 +56,28 @@ pub(super) fn job(asked: &Explore, options: &Options) -> Result<u8> {
     let outcome = guest.finish()?;
     // It ends with the console, which has ended.
     let _ = telling.join();
-    let struck = outcome.console.iter().any(|line| line.starts_with("@zoo_strike "));
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");
     }
-    if outcome.status.exit_code() != 0 || interrupt.came() {
+    if interrupt.came() {
+        return Ok(Status::Interrupted.exit_code());
+    }
+    let code = code(&outcome);
+    if !matches!(outcome.status, Status::Good | Status::Bad(_)) {
         eprintln!("run-qemu: {}", outcome.status);
     }
-    Ok(if struck { STRUCK } else { outcome.status.exit_code() })
+    Ok(code)
+}
+
+/// The job's status: whether something has struck, whatever the kernel was to expect.
+fn code(outcome: &Outcome) -> u8 {
+    let struck = outcome.console.iter().any(|line| line.starts_with("@zoo_strike "));
+    match &outcome.status {
+        Status::Good | Status::Bad(_) if struck => STRUCK,
+        Status::Bad(reason) if reason == NOT_SEARCHED => BAD_COMMAND_LINE,
+        Status::Good | Status::Bad(_) => 0,
+        status => status.exit_code(),
+    }
 }
 
 /// The machine: always the same, and in deterministic mode, in which a CPU that waits for its turn lets the others run.
@@ -79,6 +97,12 @@ fn machine(asked: &Explore, options: &Options) -> Result<Machine, String> {
         let names = || zoo::BUGS.iter().map(|bug| bug.name).collect::<Vec<_>>().join(", ");
         let bug = zoo::Bug::find(name)
             .ok_or_else(|| format!("there is no bug \"{name}\" in the guest (expected one of {})", names()))?;
+        if let ShownBy::Test(test) = bug.shown_by {
+            let name = bug.name;
+            return Err(format!(
+                "any order of events shows {name}: ./run-qemu.sh run --mode test --bug {name} --append \"tests={test}\""
+            ));
+        }
         words.push(format!("bug={}", bug.name));
     } else if asked.scenario.is_none() {
         return Err("without a --bug a --scenario is needed (docs/zoo names them)".into());
@@ -130,6 +154,19 @@ mod tests {
         assert_eq!(asked(&["--scenario", "two-pins"]).expect("it is right").append, ["mode=zoo", "scenario=two-pins"]);
     }
 
+    // covers: T4
+    #[test]
+    fn a_search_that_finds_nothing_is_no_failure_and_one_that_was_not_made_is() {
+        let of = |status, line: &str| code(&Outcome { status, console: vec![line.into()], hang: Vec::new() });
+        assert_eq!(of(Status::Good, "@zoo_strike scenario=two-pins seed=1 schedule=none"), 1);
+        assert_eq!(
+            (of(Status::Good, "@zoo found=0"), of(Status::Bad("no reason given".into()), "@zoo found=0")),
+            (0, 0)
+        );
+        assert_eq!(of(Status::Bad("not-searched".into()), "zoo: there is no player 9"), 2);
+        assert_eq!(of(Status::Panic("page 7 put twice".into()), "@panic cpu=0"), 3);
+    }
+
     #[test]
     fn what_the_guest_does_not_do_is_refused_in_a_line() {
         for (arguments, what) in [
@@ -138,6 +175,7 @@ mod tests {
                 "there is no bug \"no_shootdown\" in the guest (expected one of no-look-again,",
             ),
             (&["--bug", "none"], "a --scenario is needed"),
+            (&["--bug", "truncate-before-unmap"], "--append \"tests=fs.mmap.truncate_unmaps\""),
             (&["--bug", "no-look-again", "--threads", "2"], "--threads is for the explorer on the host"),
             (&["--bug", "no-look-again", "--replay", "1:0 quiet=1"], "is no schedule"),
         ] {

@@ -4,6 +4,7 @@ use crate::support::{ask, assert_good, command, exit, has, refused, shell, start
 use boot::guest::Guest;
 use boot::machine::Machine;
 use boot::outcome::Status;
+use boot::records;
 
 /// The answer of `line`, without what the kernel says by itself.
 fn answer(guest: &mut Guest, line: &str) -> Vec<String> {
@@ -153,7 +154,12 @@ fn help_fits_a_terminal_of_forty_columns() {
     has(&refused(&mut guest, "help nosuch"), &["there is no command \"nosuch\" (help lists them)"]);
     // As a terminal says that it is wider now.
     has(&ask(&mut guest, "\u{1b}[8;24;80thelp"), &["mem                          physical memory, heap, page tables"]);
-    guest.send("exit").unwrap_or_else(|error| panic!("{error:#}"));
+    // What the host side needs of an epitaph it gets here too.
+    guest.send("panic").unwrap_or_else(|error| panic!("{error:#}"));
+    let outcome = guest.finish().unwrap_or_else(|error| panic!("{error:#}"));
+    let Status::Panic(words) = &outcome.status else { panic!("{}", outcome.status) };
+    has(words, &["asked for on the console"]);
+    assert!(records::of_topic(&outcome.console, "kernel").next().is_some(), "where the kernel was loaded");
 }
 
 // covers: X3

@@ -125,6 +125,7 @@ fn what_makes_no_sense_is_refused_in_a_line() {
             "option \"bug\" cannot be \"nonsense\" (allowed: a name of the zoo: docs/zoo lists them)",
         ),
         (&["scenario=nonsense"], "zoo: there is no scenario \"nonsense\" (expected one of gup-against-unmap, "),
+        (&["bug=no-look-again", "schedule=7:2"], "zoo: there is no player 2 (expected less than 2)"),
         (&["bug=no-look-again", "schedule=7"], "zoo: \"7\" is no switch: expected STEP:PLAYER, as in 7:1"),
     ] {
         has(&search(words).console.join("\n"), &[line]);

@@ -308,6 +308,10 @@ impl<M: Machine> AddressSpace<M> {
             gone.extend(vmas.0.remove(&start));
         }
         if !gone.is_empty() {
+            if Mutant::FlushBeforeClear.is_on() {
+                gather.issue(&self.tlb, FlushRange::All, true);
+                gather.shoot_down();
+            }
             let window = vmas.window(range, self.half_end());
             self.table().zap(range, window, &mut gather);
         }

@@ -372,13 +372,8 @@ impl<'a, M: Machine> Table<'a, M> {
     /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
         mark!(self.mm.machine, Mark::range(Kind::ZapBegun, range));
-        if Mutant::FlushBeforeClear.is_on() {
-            gather.issue(self.tlb, FlushRange::All, true);
-            gather.shoot_down();
-        }
         let mut at = Traversal::new(range, gather);
-        let window = (window.0.as_u64(), window.1.as_u64());
-        _ = self.visit(&mut at, &mut Zap { window });
+        _ = self.visit(&mut at, &mut Zap { window: (window.0.as_u64(), window.1.as_u64()) });
         if !Mutant::FlushBeforeClear.is_on() {
             self.issue(&mut at);
         }

@@ -133,6 +133,8 @@ pub fn try_read() -> Option<u8> {
 /// Every other CPU has stopped for good.
 pub unsafe fn seize() {
     LAST_WORDS.store(true, Ordering::Relaxed);
+    // Where the epitaph begins and ends is for whoever started the machine, also where people watch.
+    FOR_PEOPLE.store(false, Ordering::Relaxed);
     // SAFETY: by this function's contract nobody else uses the UART any more; a half-sent line does no harm.
     unsafe { UART.force_unlock() };
 }

@@ -129,6 +129,10 @@ pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
     let found = match &options.schedule {
         Some(text) => {
             let schedule = Schedule::parse(text)?;
+            let players = scenario.parts.len();
+            if let Some(switch) = schedule.0.iter().find(|switch| switch.to >= players) {
+                return Err(format!("there is no player {} (expected less than {players})", switch.to));
+            }
             let ended = one(scenario, &device, options, Box::new(Replay(schedule)))?;
             Some((0, ended))
         }

@@ -36,19 +36,17 @@
 //!
 //! Linux: `mm/gup.c`.
 
-mod back;
 mod error;
 mod far;
 mod fast;
+mod flags;
 mod recheck;
 mod sink;
 
-use bitflags::bitflags;
-
-pub use self::back::{put_page, unpin};
 pub use self::error::GupError;
+pub use self::flags::GupFlags;
 pub use self::sink::{PageArray, PinSink, RangeArray};
-use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, Pfn, VirtAddr};
+use crate::addr::{ENTRIES, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn, VirtAddr};
 use crate::context::MmContext;
 use crate::entry::Entry;
 use crate::machine::Machine;
@@ -60,36 +58,9 @@ use crate::table::Found;
 use crate::trace::{Kind, Mark, mark};
 use crate::vma::{Access, FaultError, Vmas};
 
-bitflags! {
-    /// How to pin (Linux: `FOLL_*`).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-    pub struct GupFlags: u32 {
-        /// The pages will be written to: mappings must allow it (`FOLL_WRITE`).
-        const WRITE = 1 << 0;
-        /// The pin may be held without bound (`FOLL_LONGTERM`). All memory of this kernel can be removed, so such a
-        /// pin must be one that can be taken back: by itself this flag is refused, and
-        /// [`MemoryRegion::register`](crate::region::MemoryRegion::register) sets it.
-        const LONGTERM = 1 << 1;
-        /// Pages that are not present are an error, not faulted in (`FOLL_NOFAULT`).
-        const NO_FAULT = 1 << 2;
-        /// Never go slow: answer what the lockless walk got (`FOLL_FAST_ONLY`).
-        const FAST_ONLY = 1 << 3;
-        /// Read through a mapping whatever its rights, as a debugger does (`FOLL_FORCE`). Never gives write
-        /// access to a shared device mapping, for which there is no private copy to write to.
-        const FORCE = 1 << 4;
-    }
-}
-
 /// Most steps that a lockless walk takes with interrupts off: a leaf is one, whatever its size, and where results are
 /// frames one by one each frame is one. As many as a page table has entries.
 pub const IRQS_OFF_STEPS: u64 = ENTRIES as u64;
-
-impl GupFlags {
-    /// Whoever holds the pin gives it back when it is asked to. Not for callers from outside.
-    const REVOCABLE: Self = Self::from_bits_retain(1 << 23);
-    /// A long-term pin that can be taken back.
-    const LONGTERM_REVOCABLE: Self = Self::LONGTERM.union(Self::REVOCABLE);
-}
 
 /// What the lockless walk needs to know.
 ///
@@ -244,6 +215,26 @@ pub(crate) fn pin_user_pages_longterm<M: Machine, S: PinSink>(
     sink: &mut S,
 ) -> Result<u64, GupError> {
     gup::<M, S, true>(space, start, nr_pages, flags | GupFlags::LONGTERM_REVOCABLE, sink)
+}
+
+/// Gives back pins: `nr_pages` pages in a row from `first` on, however they were pinned.
+///
+/// # Panics
+/// A page that is not pinned (G8).
+#[inline]
+pub fn unpin<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
+    mark!(mm.machine, Mark::pages(Kind::Unpinned, first, nr_pages));
+    mm.meta.unpin_run(first, nr_pages);
+}
+
+/// Gives back plain references of [`get_user_pages_fast`].
+///
+/// # Panics
+/// A page without a reference (G8).
+#[inline]
+pub fn put_page<M: Machine>(mm: &MmContext<M>, first: Pfn, nr_pages: u64) {
+    mark!(mm.machine, Mark::pages(Kind::Unpinned, first, nr_pages));
+    if nr_pages == 1 { mm.meta.put(first, 1) } else { mm.meta.put_run(first, nr_pages, PageSize::Size4K) }
 }
 
 /// Part of its caller, who mostly knows the flags and whether it is about one page; a lockless walk is all it costs then.
