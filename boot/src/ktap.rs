@@ -93,12 +93,21 @@ impl Report {
                 let output = std::mem::take(&mut self.rest);
                 self.tests.push(Test { number, name: name.to_string(), verdict, output });
             }
-            Line::Diagnostic if self.rest.is_empty() && !self.tests.is_empty() => {
+            Line::Diagnostic if self.is_of_last() => {
                 self.tests.last_mut().into_iter().for_each(|test| test.output.push(line.to_string()));
             }
             Line::BailOut => self.problems.push(line.to_string()),
             Line::Diagnostic | Line::Noise => self.rest.push(line.to_string()),
         }
+    }
+
+    /// Does a diagnostic that comes now belong to the last result? It does until the next test has said something; where the
+    /// last one has failed, and has not said why, that may be another task that spoke in between.
+    fn is_of_last(&self) -> bool {
+        let said_why = |line: &String| matches!(classify(line), Line::Diagnostic);
+        self.tests.last().is_some_and(|last| {
+            self.rest.is_empty() || last.verdict == Verdict::Failed && !last.output.iter().any(said_why)
+        })
     }
 
     /// Compares the results with the plan, once every line has been taken.
@@ -175,6 +184,13 @@ mod tests {
         assert_eq!(report.tests[2].verdict, Verdict::Skipped("there is one".into()));
         assert!(report.problems.is_empty() && !report.is_success());
         assert_eq!(report.rest, ["@verdict result=bad"]);
+    }
+
+    #[test]
+    fn why_a_test_failed_is_its_own_although_another_task_spoke_before_it() {
+        let report = read("KTAP version 1\n1..2\nnot ok 1 a\n[    0.1] dma: late\n# freed early\nok 2 b\n# passed: 1");
+        assert_eq!(report.tests[0].output, ["# freed early"]);
+        assert_eq!(report.tests[1].output, ["[    0.1] dma: late", "# passed: 1"]);
     }
 
     #[test]

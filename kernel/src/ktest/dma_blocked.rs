@@ -24,6 +24,7 @@ use crate::ktest::test::{Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::pmem::devices;
 use crate::task::sched;
+use crate::task::tcb::Task;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -144,6 +145,38 @@ fn revoked_in_flight(disk: &Disk, device: &Device) -> Result<(), String> {
     compare(device, 0, PAGES, later)
 }
 
+/// Looks all the while, from another CPU where there is one, whether each fault is said, or is going to be.
+struct Auditor {
+    task: Arc<Task>,
+    astray: Arc<AtomicU64>,
+}
+
+impl Auditor {
+    fn start(owner: &Owner, stop: &Arc<AtomicBool>) -> Self {
+        let astray = Arc::new(AtomicU64::new(0));
+        let (ends, most) = (Arc::clone(stop), Arc::clone(&astray));
+        let accounted = || {
+            let told = dma::told();
+            told.singly + told.as_number + told.unsaid
+        };
+        let task = spawn_in(others().iter().next().unwrap_or(here()), &owner.space, move || {
+            let mut seen = accounted();
+            while !ends.load(Ordering::Relaxed) {
+                let before = core::mem::replace(&mut seen, accounted());
+                most.fetch_max(before.saturating_sub(seen), Ordering::Relaxed);
+                sched::yield_now();
+            }
+            Ok(())
+        });
+        Self { task, astray }
+    }
+    /// How many were neither, at most, once it was told to stop.
+    fn join(self) -> Result<u64, String> {
+        check_eq!(sched::join(&self.task), Ok(()), "end of the auditor");
+        Ok(self.astray.load(Ordering::Relaxed))
+    }
+}
+
 /// Blocked reads, as fast as the driver goes.
 fn storm(disk: &Disk, device: &Device) -> Result<(), String> {
     const READS: u64 = 10_000;
@@ -166,6 +199,7 @@ fn storm(disk: &Disk, device: &Device) -> Result<(), String> {
         }
         Ok(())
     });
+    let auditor = Auditor::start(&owner, &stop);
     let blocked = (0..READS / 1000).try_for_each(|round| {
         let turns_before = turns.load(Ordering::Relaxed);
         (0..1000).try_for_each(|_| read_blocked(disk, &stale))?;
@@ -174,7 +208,9 @@ fn storm(disk: &Disk, device: &Device) -> Result<(), String> {
     });
     stop.store(true, Ordering::Relaxed);
     check_eq!(sched::join(&bystander), Ok(()), "end of the bystander");
+    let astray = auditor.join()?;
     blocked?;
+    check_eq!(astray, 0, "faults that were neither said nor unsaid for a while");
     check!(faults() >= nr_before + READS, "{} faults for {READS} reads", faults() - nr_before);
     wait_until(is_over);
     let (after, ns) = (dma::told(), mm().machine.now_ns() - began_ns);

@@ -49,10 +49,6 @@ static STRAYS: AtomicU64 = AtomicU64::new(0);
 static FOUND: AtomicU64 = AtomicU64::new(0);
 /// Interrupts that were taken.
 static INTERRUPTS: AtomicU64 = AtomicU64::new(0);
-/// Faults that were said one by one, those that were said as a number, and how many numbers.
-static SAID_SINGLY: AtomicU64 = AtomicU64::new(0);
-static SAID_AS_NUMBER: AtomicU64 = AtomicU64::new(0);
-static NUMBERS_SAID: AtomicU64 = AtomicU64::new(0);
 static THROTTLE: IrqLock<Throttle> = IrqLock::new(Throttle::new());
 static TASK: Once<Arc<Task>> = Once::new();
 /// What happens to mappings and faults is said on the console.
@@ -91,17 +87,20 @@ pub fn strays() -> u64 {
 }
 
 /// What telling the faults has cost since boot.
+///
+/// A fault of a device is in exactly one of `singly`, `as_number` and `unsaid`, at any time: whoever finds nothing unsaid
+/// finds all of them counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Interrupts that were taken.
     pub interrupts: u64,
-    /// Faults that were said one by one: a line each.
+    /// Faults that are said one by one: a line each.
     pub singly: u64,
-    /// Faults that were said as a number only.
+    /// Faults that are said as a number only.
     pub as_number: u64,
-    /// How often such a number was said.
+    /// How often such a number is said.
     pub numbers: u64,
-    /// Faults of devices of which nothing was said yet.
+    /// Faults of devices of which nothing is said yet.
     pub unsaid: u64,
     /// The interrupt is masked: there is a storm.
     pub masked: bool,
@@ -109,14 +108,17 @@ pub struct Told {
 
 /// What telling the faults has cost since boot.
 pub fn told() -> Told {
-    Told {
-        interrupts: INTERRUPTS.load(Ordering::Relaxed),
-        singly: SAID_SINGLY.load(Ordering::Relaxed),
-        as_number: SAID_AS_NUMBER.load(Ordering::Relaxed),
-        numbers: NUMBERS_SAID.load(Ordering::Relaxed),
-        unsaid: devices().map(|device| device.faults.unsaid()).sum(),
-        masked: THROTTLE.lock().is_masked(),
-    }
+    let (interrupts, masked) = (INTERRUPTS.load(Ordering::Relaxed), THROTTLE.lock().is_masked());
+    devices().fold(Told { interrupts, singly: 0, as_number: 0, numbers: 0, unsaid: 0, masked }, |sum, device| {
+        let log = device.faults.0.lock();
+        Told {
+            singly: sum.singly + log.singly,
+            as_number: sum.as_number + log.as_number,
+            numbers: sum.numbers + log.numbers,
+            unsaid: sum.unsaid + log.unsaid(),
+            ..sum
+        }
+    })
 }
 
 /// A fault of a device, and what it touched.
@@ -163,21 +165,25 @@ pub(super) struct FaultLog(IrqLock<Log>);
 
 struct Log {
     count: u64,
-    /// How many were said on the console.
-    said: u64,
+    /// How many of them were taken to be said one by one, and as a number; and how many numbers that makes.
+    singly: u64,
+    as_number: u64,
+    numbers: u64,
     last: ArrayVec<(Fault, u64), REMEMBERED>,
+}
+
+impl Log {
+    fn unsaid(&self) -> u64 {
+        self.count - self.singly - self.as_number
+    }
 }
 
 impl FaultLog {
     pub(super) fn new() -> Self {
-        Self(IrqLock::new(Log { count: 0, said: 0, last: ArrayVec::new_const() }))
+        Self(IrqLock::new(Log { count: 0, singly: 0, as_number: 0, numbers: 0, last: ArrayVec::new_const() }))
     }
     pub(super) fn count(&self) -> u64 {
         self.0.lock().count
-    }
-    fn unsaid(&self) -> u64 {
-        let log = self.0.lock();
-        log.count - log.said
     }
     fn add(&self, fault: Fault, at_ns: u64) {
         let mut log = self.0.lock();
@@ -190,13 +196,17 @@ impl FaultLog {
     fn last(&self) -> Option<(Fault, u64)> {
         self.0.lock().last.last().copied()
     }
-    /// Those that were not said yet, at most the last few, and how many more there were.
+    /// Those that were not said yet, at most the last few, and how many more there were. They count as said from here on.
     fn take_unsaid(&self) -> (ArrayVec<(Fault, u64), REMEMBERED>, u64) {
         let log = &mut *self.0.lock();
-        let unsaid = log.count - core::mem::replace(&mut log.said, log.count);
+        let unsaid = log.unsaid();
         let shown = unsaid.min(SAID_AT_ONCE).min(log.last.len() as u64);
+        let more = unsaid - shown;
+        log.singly += shown;
+        log.as_number += more;
+        log.numbers += u64::from(more > 0);
         let from = log.last.len() - shown as usize;
-        (log.last[from..].iter().copied().collect(), unsaid - shown)
+        (log.last[from..].iter().copied().collect(), more)
     }
 }
 
@@ -315,11 +325,6 @@ fn say_all(budget: &mut Budget) {
     static OVERFLOWS_SAID: AtomicU64 = AtomicU64::new(0);
     for device in devices() {
         let (shown, more) = device.faults.take_unsaid();
-        if speaks() {
-            SAID_SINGLY.fetch_add(shown.len() as u64, Ordering::Relaxed);
-            SAID_AS_NUMBER.fetch_add(more, Ordering::Relaxed);
-            NUMBERS_SAID.fetch_add(u64::from(more > 0), Ordering::Relaxed);
-        }
         budget.spend(shown.len() as u64 + u64::from(more > 0));
         for fault in shown {
             say(device, &device.attribute(fault));
