@@ -10,6 +10,7 @@
 //! | [`contexts`] | which device is in which domain |
 //! | [`domain`] | I/O virtual addresses, their tables, and how a translation dies |
 //! | [`fault`] | what the unit says of a transfer that it blocked |
+//! | [`completion`] | what stands against a device's word that a transfer has ended well |
 //! | [`throttle`] | how often it may interrupt for that |
 //!
 //! Nothing here names a register's address or a CPU instruction. The kernel implements [`Hardware`](hardware::Hardware)
@@ -24,6 +25,7 @@ extern crate alloc;
 
 pub mod caps;
 pub mod command;
+pub mod completion;
 pub mod contexts;
 pub mod dmar;
 pub mod domain;

@@ -69,4 +69,7 @@ mutants::mutants! {
     WindowHandedOut = "window_handed_out",
     /// Leaves of 1 GiB are used whatever the unit can do. Caught by `domain::leaves_are_as_large_as_the_unit_allows`.
     LeafTooLarge = "leaf_too_large",
+    /// A device that says its transfer has ended well is believed, whatever was counted meanwhile. Caught by
+    /// `iommu::completion::tests::whatever_was_counted_meanwhile_stands_against_it`.
+    CompletionBelieved = "completion_believed",
 }

@@ -8,14 +8,16 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dax::removal::Method;
 use fs::error::{FsError, ShutdownReason};
+use fs::freeze::FreezeHolder;
 use mm::addr::PAGE_SIZE;
 use mm::entry::Prot;
 use mm::gup::GupFlags;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
+use spin::Once;
 
 use crate::bringup::options::{self, Stress};
-use crate::ktest::fixtures::{BASE, Random, at, new_space, no_problems, spawn_in, wait_until};
+use crate::ktest::fixtures::{BASE, Random, at, here, new_space, no_problems, spawn_in, wait_until};
 use crate::ktest::fs::{cx, numbered, said, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::Space;
@@ -32,6 +34,7 @@ pub const TESTS: &[Test] = &[
         run: |ctx| with_fs(ctx, &[0, 1], removal_under_load),
     },
     Test { name: "fs.removal.under_load", covers: "R7 R9 R10 N11", run: |ctx| with_fs(ctx, &[0], removal_under_load) },
+    Test { name: "fs.removal.lifts_a_users_freeze", covers: "N6", run: |ctx| with_fs(ctx, &[0], lifts_a_freeze) },
 ];
 
 /// What a task of the load does to a file system until the device is gone: maps a file of its own, stores and loads
@@ -135,4 +138,32 @@ fn removal_under_load(ctx: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> 
         notified.told, notified.leaves, notified.rounds
     ));
     Ok(())
+}
+
+/// A write that waits for a thaw gets its answer from the removal: nobody could thaw afterwards.
+fn lifts_a_freeze(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    let file = numbered(fs, "/file", 1)?;
+    fs.freeze(FreezeHolder::User).map_err(|error| format!("freeze: {error:?}"))?;
+    let (writing, target) = (Arc::clone(fs), Arc::clone(&file));
+    let answer = Arc::new(Once::new());
+    let answered = Arc::clone(&answer);
+    let writer = sched::spawn("writer", here(), None, move || {
+        answered.call_once(|| writing.write(&cx(), &target, 0, b"later"));
+        Ok(())
+    });
+    (0..64).for_each(|_| sched::yield_now());
+    check_eq!(answer.get(), None, "the answer of a write to a frozen file system");
+    let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
+    let holders = fs.freeze_holders();
+    // Where it is frozen still, so that the writer ends.
+    (0..holders.1).for_each(|_| drop(fs.thaw(FreezeHolder::User)));
+    check_eq!(sched::join(&writer), Ok(()), "end of the writer");
+    no_problems(&report)?;
+    check_eq!(holders, (0, 0), "holders of a freeze after the removal (kernel, user)");
+    let gone = Err(FsError::ShutDown(ShutdownReason::ForcedUnmount));
+    check_eq!(answer.get(), Some(&gone), "the answer of the write that waited");
+    drop((file, writer));
+    fs.reap(&cx());
+    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))
 }

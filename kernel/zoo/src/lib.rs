@@ -118,4 +118,18 @@ pub static BUGS: &[Bug] = &[
         what: "a revocation takes a device's translations out of the tables, and not out of the IOTLB",
         shown_by: ShownBy::Test("dma.nvme.a_blocked_read_is_no_success"),
     },
+    Bug {
+        name: "completion-believed",
+        package: "iommu",
+        fault: "completion_believed",
+        what: "a disk that says its read has ended well is believed, although the IOMMU has blocked it",
+        shown_by: ShownBy::Test("dma.nvme.a_blocked_read_is_no_success"),
+    },
+    Bug {
+        name: "freeze-not-undone",
+        package: "fs",
+        fault: "user_freeze_stays",
+        what: "a file system that a user had frozen stays frozen when its device has left",
+        shown_by: ShownBy::Test("fs.removal.lifts_a_users_freeze"),
+    },
 ];

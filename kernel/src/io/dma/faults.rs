@@ -14,6 +14,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
+use iommu::completion::{Against, Counts};
 use iommu::domain::Owner;
 use iommu::fault::Fault;
 use iommu::throttle::{POLL_NS, Throttle};
@@ -211,6 +212,10 @@ impl FaultLog {
 }
 
 impl DmaDevice {
+    /// What was counted of it up to now.
+    fn counts(&self) -> Counts {
+        Counts { faults: self.faults.count(), overflows: overflows(), halts: self.nr_halts() }
+    }
     fn attribute(&self, (fault, at_ns): (Fault, u64)) -> FaultRecord {
         let owner = self.domain.owner_of(fault.address);
         let key = owner.map(|owner| owner.tag).filter(|tag| ![OWN, TRANSIENT].contains(tag));
@@ -373,17 +378,14 @@ fn say(device: &DmaDevice, record: &FaultRecord) {
 #[must_use = "a completion is not believed by itself"]
 pub struct Watch {
     device: Arc<DmaDevice>,
-    faults: u64,
-    overflows: u64,
-    halts: u64,
+    before: Counts,
 }
 
 impl Watch {
     pub(super) fn begin(device: &Arc<DmaDevice>) -> Self {
         // Earlier ones are no business of this transfer.
         collect();
-        let halts = device.nr_halts();
-        Self { device: Arc::clone(device), faults: device.faults.count(), overflows: overflows(), halts }
+        Self { device: Arc::clone(device), before: device.counts() }
     }
 
     /// The device says that its transfer from or to `target` has ended well. Did it?
@@ -394,17 +396,19 @@ impl Watch {
     pub fn end(self, target: &dyn DmaTarget) -> Result<(), DmaError> {
         collect();
         target.check(Access::Read)?;
-        let Self { device, faults, overflows: before, halts } = self;
-        if device.nr_halts() != halts || device.is_stopped() {
+        let Self { device, before } = self;
+        if device.is_stopped() {
             return Err(DmaError::Stopped);
         }
-        if device.faults.count() != faults
-            && let Some(last) = device.faults.last()
-        {
-            return Err(DmaError::Fault(device.attribute(last)));
-        }
-        if overflows() != before {
-            return Err(DmaError::FaultsLost);
+        match device.counts().against(&before) {
+            None => {}
+            Some(Against::Halt) => return Err(DmaError::Stopped),
+            Some(Against::FaultsLost) => return Err(DmaError::FaultsLost),
+            // The last one is there: it was counted.
+            Some(Against::Fault) => {
+                let last = device.faults.last();
+                return Err(last.map_or(DmaError::FaultsLost, |last| DmaError::Fault(device.attribute(last))));
+            }
         }
         // After the transfer: memory that leaves without a word takes stores and gives zeroes, and no fault tells.
         if target.frames().iter().any(|&run| !is_there(run)) {
