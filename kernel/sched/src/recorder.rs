@@ -41,10 +41,13 @@ struct Slot {
     words: [AtomicU64; WORDS],
 }
 
-/// A slot's turn while it holds event `at` with its tag: never 0, since the tag is not.
+/// Events are counted in steps of it, so that a number and a tag make a turn by one `or`.
+const STEP: u64 = 1 << 8;
+
+/// A slot's turn while it holds the event that was begun at `count`, with its tag: never 0, since the tag is not.
 #[inline(always)]
-fn full(at: u64, tag: u64) -> u64 {
-    (at << 8) | tag
+fn full(count: u64, tag: u64) -> u64 {
+    count | tag
 }
 
 /// What was recorded.
@@ -74,6 +77,7 @@ pub enum Between {
 /// One CPU's recorder, of the latest `N` events, a power of two.
 #[derive(Debug)]
 pub struct Recorder<const N: usize> {
+    /// How many events were begun, in [`STEP`]s.
     written: AtomicU64,
     lost: AtomicU64,
     slots: [Slot; N],
@@ -111,9 +115,9 @@ impl<const N: usize> Recorder<N> {
     #[inline(always)]
     pub fn push_interrupted(&self, tag: u64, words: [u64; WORDS], mut interrupt: impl FnMut(Between)) -> bool {
         // W1. By an exchange, which whoever interrupts us comes before or after.
-        let at = self.written.fetch_add(1, Ordering::Relaxed);
+        let count = self.written.fetch_add(STEP, Ordering::Relaxed);
         interrupt(Between::TakenAndLooked);
-        let slot = self.slot(at);
+        let slot = self.slot(count / STEP);
         // W2.
         if slot.turn.load(Ordering::Relaxed) == BUSY && !Mutant::RecorderTakesBusy.is_on() {
             self.lose();
@@ -131,7 +135,7 @@ impl<const N: usize> Recorder<N> {
         // W5. Release; pairs with the Acquire of R1: the words are there for who sees it.
         let order = if Mutant::RecorderRelaxed.is_on() { Ordering::Relaxed } else { Ordering::Release };
         if Mutant::RecorderFullEarly.is_on() {
-            slot.turn.store(full(at, tag), order);
+            slot.turn.store(full(count, tag), order);
         }
         // W4.
         slot.words[0].store(words[0], Ordering::Relaxed);
@@ -141,7 +145,7 @@ impl<const N: usize> Recorder<N> {
         slot.words[2].store(words[2], Ordering::Relaxed);
         interrupt(Between::FilledAndFull);
         if !Mutant::RecorderFullEarly.is_on() {
-            slot.turn.store(full(at, tag), order);
+            slot.turn.store(full(count, tag), order);
         }
         true
     }
@@ -157,7 +161,7 @@ impl<const N: usize> Recorder<N> {
 
     /// How many events there have been, lost ones too.
     pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Acquire)
+        self.written.load(Ordering::Acquire) / STEP
     }
 
     /// How many of them are lost because their slot was being written.
@@ -176,7 +180,7 @@ impl<const N: usize> Recorder<N> {
         let slot = self.slot(at);
         // R1. Acquire; pairs with W5.
         let turn = slot.turn.load(Ordering::Acquire);
-        if turn == 0 || turn == BUSY || turn >> 8 != at {
+        if turn == 0 || turn == BUSY || turn / STEP != at {
             return None;
         }
         // R2.

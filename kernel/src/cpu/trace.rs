@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::{cpu, percpu as area};
 use mm::machine::{CpuId, MAX_CPUS};
-use mm::trace::{Event, Kind, Mark};
+use mm::trace::{Event, ForKind, Kind, Mark};
 use sched::recorder::Recorder;
 
 use crate::cpu::{percpu, time};
@@ -40,22 +40,27 @@ pub fn recorded() -> u64 {
 #[inline(always)]
 pub fn mark(mark: Mark) {
     if BUILT_IN && KINDS.load(Ordering::Relaxed) & mark.kind.bit() != 0 {
-        record(tag_of(mark.kind), mark.arguments[0], mark.arguments[1]);
+        mark.kind.known(Record(mark.arguments));
     }
 }
 
-/// What the recorder knows a kind by: not 0.
-#[inline(always)]
-const fn tag_of(kind: Kind) -> u64 {
-    kind as u64 + 1
+/// To be recorded, with these arguments.
+struct Record([u64; 2]);
+
+impl ForKind for Record {
+    #[inline(always)]
+    fn work<const KIND: u8>(self) {
+        record::<KIND>(self.0[0], self.0[1]);
+    }
 }
 
-/// Out of line, so that a trace point in the fast path is a test and a call.
+/// Out of line, so that a trace point in the fast path is a test and a call; one for each kind, so that nothing but the
+/// arguments has to be handed over.
 #[inline(never)]
-fn record(tag: u64, a: u64, b: u64) {
+fn record<const KIND: u8>(a: u64, b: u64) {
     let now = cpu::rdtsc();
-    // A CPU's number is less than there are recorders.
-    RECORDERS[area::cpu() % MAX_CPUS].push(tag, [now, a, b]);
+    // A CPU's number is less than there are recorders. The tag is not 0.
+    RECORDERS[area::cpu() % MAX_CPUS].push(u64::from(KIND) + 1, [now, a, b]);
 }
 
 /// Forgets what was recorded.

@@ -157,7 +157,9 @@ fn lifts_a_freeze(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     let report = devices::remove(0, Method::Ranged).map_err(said("removal"))?;
     let holders = fs.freeze_holders();
     // Where it is frozen still, so that the writer ends.
-    (0..holders.1).for_each(|_| drop(fs.thaw(FreezeHolder::User)));
+    for _ in 0..holders.1 {
+        fs.thaw(FreezeHolder::User).map_err(said("thaw"))?;
+    }
     check_eq!(sched::join(&writer), Ok(()), "end of the writer");
     no_problems(&report)?;
     check_eq!(holders, (0, 0), "holders of a freeze after the removal (kernel, user)");

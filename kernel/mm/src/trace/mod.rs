@@ -101,6 +101,11 @@ macro_rules! kinds {
             /// All of them, by number.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
+            /// Does `work` for this kind, which it then knows when it is compiled.
+            #[inline(always)]
+            pub fn known<W: ForKind>(self, work: W) {
+                match self { $(Self::$name => work.work::<{ Self::$name as u8 }>(),)* }
+            }
             /// Its word, in lanes and on the console.
             pub const fn word(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
@@ -119,6 +124,12 @@ macro_rules! kinds {
             }
         }
     };
+}
+
+/// What is to be done for a kind that is a constant where it is done; see [`Kind::known`].
+pub trait ForKind {
+    /// For the kind of this number.
+    fn work<const KIND: u8>(self);
 }
 
 kinds! {
