@@ -171,6 +171,7 @@ pub fn conduct(act: Act, pilot: Pilot, traced: bool) -> Done {
         stuck: None,
     };
     state.begin();
+    state.machine.iter().for_each(|machine| machine.conduct(true));
     STATE.set(Some(state));
     ON.set(true);
     hosted::watch(Some(at_lock));
@@ -178,6 +179,7 @@ pub fn conduct(act: Act, pilot: Pilot, traced: bool) -> Done {
     hosted::watch(None);
     ON.set(false);
     let state = STATE.take().expect("it was put there");
+    state.machine.iter().for_each(|machine| machine.conduct(false));
     for cpu in cpus {
         if struck.is_some() { cpu.coroutine.abandon() } else { cpu.coroutine.retire() }
     }

@@ -103,9 +103,9 @@ impl EmuMachine {
         assert!(list.is_empty(), "never happened: {:?}", list[0]);
     }
 
-    /// Has `conductor` decide, at each event, whether another CPU goes on first: it is told who has come to what, and
-    /// comes back when that CPU goes on. It answers whether it has the CPUs in hand at this moment, so that one that
-    /// waits takes its own interrupts and leaves the others' to them.
+    /// Has `conductor` decide, at each event while it [conducts](Self::conduct), whether another CPU goes on first: it is
+    /// told who has come to what, and comes back when that CPU goes on. It answers whether it has the CPUs in hand at this
+    /// moment, so that one that waits takes its own interrupts and leaves the others' to them.
     ///
     /// # Panics
     /// When there is a conductor already.
@@ -113,12 +113,27 @@ impl EmuMachine {
         assert!(self.inner.conductor.set(Box::new(conductor)).is_ok(), "the machine has a conductor already");
     }
 
-    /// As [`event`](Self::event); answers whether a conductor has the CPUs in hand.
-    pub(super) fn conducted(&self, event: Event) -> bool {
-        self.event_hooks(event);
-        self.inner.conductor.get().is_some_and(|conductor| conductor(self.cpu(), event))
+    /// The conductor is asked from now on, or is not. Setting a machine up and clearing it comes to many more events than a
+    /// race on it.
+    pub fn conduct(&self, on: bool) {
+        self.inner.conducting.store(on, Ordering::SeqCst);
     }
 
+    /// As [`event`](Self::event); answers whether a conductor has the CPUs in hand.
+    #[inline]
+    pub(super) fn conducted(&self, event: Event) -> bool {
+        let conducting = self.inner.conducting.load(Ordering::SeqCst);
+        // Mostly nobody wants to know.
+        (conducting || self.inner.hooks.armed.load(Ordering::SeqCst) != 0) && self.told(event, conducting)
+    }
+
+    #[inline(never)]
+    fn told(&self, event: Event, conducting: bool) -> bool {
+        self.event_hooks(event);
+        conducting && self.inner.conductor.get().is_some_and(|conductor| conductor(self.cpu(), event))
+    }
+
+    #[inline]
     pub(super) fn event(&self, event: Event) {
         self.conducted(event);
     }

@@ -37,7 +37,7 @@ mod small;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::cpu::Cpu;
 pub use self::hooks::Event;
@@ -111,6 +111,7 @@ struct Inner {
     cpus: Vec<Cpu>,
     hooks: Hooks,
     conductor: std::sync::OnceLock<Conductor>,
+    conducting: AtomicBool,
     handler: std::sync::OnceLock<IpiHandler>,
     counters: Counters,
     clock_ns: AtomicU64,
@@ -148,6 +149,7 @@ impl EmuMachine {
             cpus: (0..config.cpus).map(|_| Cpu::default()).collect(),
             hooks: Hooks::default(),
             conductor: std::sync::OnceLock::new(),
+            conducting: AtomicBool::new(false),
             handler: std::sync::OnceLock::new(),
             counters: Counters::default(),
             clock_ns: AtomicU64::new(0),
