@@ -139,6 +139,28 @@ fn somebody_at_a_terminal_edits_recalls_and_completes() {
 
 // covers: X3
 #[test]
+fn control_c_gives_the_prompt_back_and_the_command_goes_on_as_a_job() {
+    let mut guest = start_shell(&Machine { smp: 2, ..terminal(80) });
+    ask(&mut guest, "attach 0 fsdax");
+    ask(&mut guest, "mkfs 0");
+    guest.send("fsload 0 1 2 0\n").unwrap_or_else(|error| panic!("{error:#}"));
+    guest.line("the load", |line| line.starts_with("fsload: task ")).expect("it works");
+    guest.send("\u{3}").unwrap_or_else(|error| panic!("{error:#}"));
+    let said = guest.prompt().unwrap_or_else(|error| panic!("{error:#}")).join("\n");
+    has(&said, &["job 1 is running: fsload 0 1 2 0"]);
+    has(&command(&mut guest, "jobs").join("\n"), &["job 1 is running: fsload 0 1 2 0"]);
+    has(&command(&mut guest, "remove 0").join("\n"), &["8/8 release"]);
+    command(&mut guest, "wait");
+    let said = guest.console().lines().join("\n");
+    has(&said, &["error: job 1 (fsload 0 1 2 0): "]);
+    // One that ends by itself says what is wrong, as ever, and is no job.
+    has(&refused(&mut guest, "df 9"), &["device 9"]);
+    has(&ask(&mut guest, "jobs"), &["no job"]);
+    assert_good(&exit(guest));
+}
+
+// covers: X3
+#[test]
 fn help_fits_a_terminal_of_forty_columns() {
     let mut guest = start_shell(&terminal(40));
     for line in ["help", "help removal", "help typing", "help register"] {

@@ -35,7 +35,7 @@ const REMOVAL: &[&str] = &[
 const TYPING: &[&str] = &[
     "A word with blanks stands in quotes: \"two words\" or 'two words'. A backslash takes the meaning from the next character, also within \"...\".",
     "An & at the end runs the command beside the shell: jobs lists those, wait waits for them.",
-    "At a terminal: the arrows, Home and End move and recall lines, Tab completes commands, devices and paths (twice: lists what there is), Ctrl-A and Ctrl-E go to the beginning and the end, Ctrl-K deletes what is behind the cursor, Ctrl-U the line, Ctrl-W a word, Ctrl-L paints a fresh screen, Ctrl-C drops the line or ends a wait, Ctrl-D on an empty line leaves.",
+    "At a terminal: the arrows, Home and End move and recall lines, Tab completes commands, devices and paths (twice: lists what there is), Ctrl-A and Ctrl-E go to the beginning and the end, Ctrl-K deletes what is behind the cursor, Ctrl-U the line, Ctrl-W a word, Ctrl-L paints a fresh screen, Ctrl-C drops the line, ends a wait, and gives the prompt back while a command runs, which goes on as a job (not so demo, fuzz and test), Ctrl-D on an empty line leaves.",
 ];
 
 /// Does every command have an example that begins with its name?

@@ -1,4 +1,5 @@
-//! Commands that run beside the shell: a line that ends in `&`.
+//! Commands that run beside the shell: a line that ends in `&`, and one that somebody at a terminal does not wait for any
+//! longer.
 
 use alloc::format;
 use alloc::string::String;
@@ -36,6 +37,8 @@ pub const COMMANDS: &[Command] = &[
 const NOT: &[&str] = &["demo", "exit", "fuzz", "hang", "jobs", "overflow", "panic", "test", "wait"];
 /// How the name of a job's task begins.
 const NAME: &str = "job-";
+/// The name of the task of a command that somebody at a terminal waits for.
+const WATCHED: &str = "command";
 /// At most so many run at a time.
 const MOST: usize = 16;
 
@@ -90,37 +93,95 @@ pub fn is_one() -> bool {
     sched::with_current(|task| task.name.starts_with(NAME)) == Some(true)
 }
 
+/// A job of this line, if there is room for one more.
+fn enter(line: String) -> Result<Arc<Job>, String> {
+    let mut jobs = JOBS.lock();
+    let running = jobs.1.iter().filter(|job| job.runs()).count();
+    if running >= MOST {
+        return Err(format!("{running} jobs run already (wait waits for them)"));
+    }
+    jobs.0 += 1;
+    let job = Arc::new(Job { nr: jobs.0, line, state: Mutex::new(State::Running) });
+    jobs.1.push(Arc::clone(&job));
+    Ok(job)
+}
+
+fn run(command: &Command, words: &[String]) -> State {
+    let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+    (command.run)(&args).map_or_else(State::Failed, |()| State::Done)
+}
+
 /// Starts a command with all of its words as a job.
 pub fn start(command: &'static Command, words: &[String]) -> Result<(), String> {
     if NOT.contains(&command.name) {
         return Err(format!("{} cannot be a job; nothing was done", command.name));
     }
-    let job = {
-        let mut jobs = JOBS.lock();
-        let running = jobs.1.iter().filter(|job| job.runs()).count();
-        if running >= MOST {
-            return Err(format!("{running} jobs run already (wait waits for them)"));
-        }
-        jobs.0 += 1;
-        let job = Arc::new(Job { nr: jobs.0, line: words.join(" "), state: Mutex::new(State::Running) });
-        jobs.1.push(Arc::clone(&job));
-        job
-    };
+    let job = enter(words.join(" "))?;
     job.say(&State::Running);
     let words: Vec<String> = words.to_vec();
     // Not where the shell runs, as far as there is another.
     let cpus: Vec<_> = percpu::online().iter().collect();
     let cpu = cpus.get(job.nr as usize % cpus.len().max(1)).copied().unwrap_or(0);
     sched::spawn(&format!("{NAME}{}", job.nr), cpu, None, move || {
-        let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
-        let done = (command.run)(&args);
-        let state = done.map_or_else(State::Failed, |()| State::Done);
+        let state = run(command, &words);
         // First, so that whoever has waited for it has read it.
         job.say(&state);
         *job.state.lock() = state;
         Ok(())
     });
     Ok(())
+}
+
+/// A command that somebody waits for, or has waited for.
+enum Watched {
+    /// It runs, and is waited for.
+    Waited,
+    /// It runs, and is a job now.
+    Left(Arc<Job>),
+    /// It has ended while it was waited for.
+    Ended(State),
+}
+
+/// Runs a command for somebody at a terminal, in a task of its own: Control-C gives the prompt back, and the command, which
+/// may hold what only it can give back, goes on as a job.
+pub fn watch(command: &'static Command, words: &[String]) -> Result<(), String> {
+    if NOT.contains(&command.name) {
+        let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        return (command.run)(&args);
+    }
+    let watched = Arc::new(Mutex::new(Watched::Waited));
+    let (theirs, line) = (Arc::clone(&watched), words.to_vec());
+    sched::spawn(WATCHED, percpu::this().id(), None, move || {
+        let state = run(command, &line);
+        let mut watched = theirs.lock();
+        if let Watched::Left(job) = &*watched {
+            job.say(&state);
+            *job.state.lock() = state;
+        } else {
+            *watched = Watched::Ended(state);
+        }
+        Ok(())
+    });
+    loop {
+        {
+            let mut watched = watched.lock();
+            match &*watched {
+                Watched::Ended(State::Failed(message)) => return Err(message.clone()),
+                Watched::Ended(_) => return Ok(()),
+                _ if !input::is_interrupted() => {}
+                // Where there is no room for one more, it is waited for.
+                _ => match enter(words.join(" ")) {
+                    Err(error) => console::line(format_args!("{error}")),
+                    Ok(job) => {
+                        job.say(&State::Running);
+                        *watched = Watched::Left(job);
+                        return Ok(());
+                    }
+                },
+            }
+        }
+        sched::sleep_ns(input::POLL_NS);
+    }
 }
 
 /// Lists them, and forgets those that have ended.

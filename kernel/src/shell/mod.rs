@@ -109,6 +109,7 @@ pub fn run(runs: Runs, columns: usize, is_terminal: bool) -> ! {
     loop {
         ring::drain();
         let done = match reader.read() {
+            Typed::Line(line) if is_terminal => execute_by(&line, jobs::watch),
             Typed::Line(line) => execute(&line),
             Typed::TooLong => Err(format!("a line of more than {MAX_LINE} characters; nothing was done")),
             Typed::Dropped => Ok(()),
@@ -120,8 +121,16 @@ pub fn run(runs: Runs, columns: usize, is_terminal: bool) -> ! {
     }
 }
 
-/// Does what a line says.
+/// Does what a line says, and waits for it.
 fn execute(line: &str) -> Result<(), String> {
+    execute_by(line, |command, words| {
+        let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
+        (command.run)(&args)
+    })
+}
+
+/// Does what a line says; `run` does a command that is no job, with all of its words.
+fn execute_by(line: &str, run: impl FnOnce(&'static Command, &[String]) -> Result<(), String>) -> Result<(), String> {
     let line = words::split(line).map_err(|error| format!("{error}"))?;
     let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
     let Some((&name, args)) = words.split_first() else { return Ok(()) };
@@ -132,7 +141,7 @@ fn execute(line: &str) -> Result<(), String> {
     }
     match line.is_job {
         true => jobs::start(command, &line.words),
-        false => (command.run)(args),
+        false => run(command, &line.words),
     }
 }
 
