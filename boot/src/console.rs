@@ -1,7 +1,8 @@
 //! The guest's serial console, read by a thread of its own into lines that others can wait for.
 //!
 //! The firmware writes to the same serial port before the kernel does. Its chatter is kept apart: the console begins
-//! with the kernel's first line, `@unplug …`.
+//! with the kernel's first line, which for ours is `@unplug …`; of another kernel the caller says how it begins, or all
+//! counts.
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{ChildStderr, ChildStdout};
@@ -22,13 +23,40 @@ pub enum Echo {
 pub const PROMPT: &str = "unplug> ";
 
 /// How the kernel's first line begins.
-const FIRST: &[u8] = b"@unplug ";
+const FIRST: &str = "@unplug ";
+
+/// What of a kernel's console has a meaning of its own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Dialect {
+    /// How its first line begins, maybe in the middle of a line of the firmware's. Empty: the first byte is the kernel's.
+    pub first: String,
+    /// What its shell prints in column 0 when it waits for a command. Empty: it has none.
+    pub prompt: String,
+    /// Terminal escapes and other control characters are taken out of its lines.
+    pub is_painted: bool,
+}
+
+impl Default for Dialect {
+    /// Our own kernel's.
+    fn default() -> Self {
+        Self { first: FIRST.into(), prompt: PROMPT.into(), is_painted: false }
+    }
+}
+
+impl Dialect {
+    /// That of a kernel of which nothing is known.
+    #[must_use]
+    pub fn foreign() -> Self {
+        Self { first: String::new(), prompt: String::new(), is_painted: true }
+    }
+}
 
 /// A message of QEMU 7.2 about each feature that `-cpu max` promises and TCG does not have. The kernel asks CPUID.
 const NOT_NEWS: &str = "TCG doesn't support requested feature";
 
 #[derive(Debug, Default)]
 struct State {
+    dialect: Dialect,
     /// The kernel's complete lines.
     lines: Vec<String>,
     /// The line that has no end yet: a prompt, for instance.
@@ -68,6 +96,13 @@ pub enum Gone {
 }
 
 impl Console {
+    /// The console of a kernel that speaks so.
+    #[must_use]
+    pub fn new(dialect: Dialect) -> Self {
+        let state = State { started: dialect.first.is_empty(), dialect, ..State::default() };
+        Self { state: Mutex::new(state), ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A reader that panicked leaves whole lines behind it; they are worth reading.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,13 +149,13 @@ impl Console {
                 state.end_line();
             } else {
                 state.partial.push(byte);
-                if state.partial == PROMPT.as_bytes() {
+                if state.partial == state.dialect.prompt.as_bytes() {
                     let before = state.lines.len();
                     state.prompts.push(before);
                 }
-                if !state.started && state.partial.ends_with(FIRST) {
+                if !state.started && state.partial.ends_with(state.dialect.first.as_bytes()) {
                     state.start();
-                    shown.extend_from_slice(FIRST);
+                    shown.extend_from_slice(state.dialect.first.as_bytes());
                 }
             }
         }
@@ -199,6 +234,30 @@ impl Console {
             let found = state.lines.iter().skip(next).position(|line| wanted(line)).map(|at| next + at);
             next = next.max(state.lines.len());
             found
+        })
+    }
+
+    /// Waits for text from line `from` on that `wanted` takes: a complete line, or as much of one as has come. Says how many
+    /// complete lines come before it, and what it was.
+    ///
+    /// # Errors
+    /// As [`Console::wait_line`].
+    pub fn wait_text(
+        &self,
+        from: usize,
+        deadline: Option<Instant>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(usize, String), Gone> {
+        let mut next = from;
+        self.wait(deadline, |state| {
+            let found = state.lines.iter().enumerate().skip(next).find(|(_, line)| wanted(line));
+            next = next.max(state.lines.len());
+            if let Some((at, line)) = found {
+                return Some((at, line.clone()));
+            }
+            let begun = state.started && !state.partial.is_empty() && state.lines.len() >= from;
+            let partial = begun.then(|| state.text(&state.partial)).filter(|text| wanted(text))?;
+            Some((state.lines.len(), partial))
         })
     }
 
@@ -293,7 +352,7 @@ impl State {
     /// The kernel's first line begins here, maybe in the middle of a line of the firmware's.
     fn start(&mut self) {
         self.started = true;
-        let before = self.partial.len() - FIRST.len();
+        let before = self.partial.len() - self.dialect.first.len();
         let rest = self.partial.split_off(before);
         if !self.partial.is_empty() {
             self.firmware.push(without_escapes(&self.partial));
@@ -301,11 +360,19 @@ impl State {
         self.partial = rest;
     }
 
+    /// The kernel's bytes as text.
+    fn text(&self, bytes: &[u8]) -> String {
+        if self.dialect.is_painted {
+            return without_escapes(bytes);
+        }
+        let text = String::from_utf8_lossy(bytes);
+        text.strip_suffix('\r').unwrap_or(&text).to_string()
+    }
+
     fn end_line(&mut self) {
         let bytes = std::mem::take(&mut self.partial);
         if self.started {
-            let text = String::from_utf8_lossy(&bytes);
-            let line = text.strip_suffix('\r').unwrap_or(&text).to_string();
+            let line = self.text(&bytes);
             if self.has_stops && line.starts_with("@next ") {
                 self.stopped = Some(Instant::now());
             }
@@ -324,7 +391,7 @@ fn without_escapes(bytes: &[u8]) -> String {
     while let Some(char) = chars.next() {
         match char {
             '\u{1b}' => while chars.next().is_some_and(|c| !c.is_ascii_alphabetic()) {},
-            c if c.is_control() => {}
+            c if c.is_control() && c != '\t' => {}
             c => plain.push(c),
         }
     }
@@ -394,6 +461,23 @@ mod tests {
         console.changed.notify_all();
         assert_eq!(thread.join().expect("no panic"), Err(Gone::Ended));
         assert_eq!(console.wait_end(soon()), Ok(()));
+    }
+
+    /// covers: T5
+    #[test]
+    fn a_kernel_of_which_nothing_is_known_begins_with_its_first_byte() {
+        let console = Console::new(Dialect { prompt: "# ".into(), ..Dialect::foreign() });
+        console.feed(b"\x1b[1mLinux\x1b[0m version 6\r\r\n\tlogin: ", Echo::Off);
+        assert_eq!(console.lines(), ["Linux version 6"]);
+        let found = console.wait_text(0, soon(), |text| text.ends_with("login: "));
+        assert_eq!(found, Ok((1, "\tlogin: ".into())));
+        assert_eq!(console.wait_text(2, soon(), |_| true), Err(Gone::Late), "that line was looked at");
+        console.feed(b"me\n# ", Echo::Off);
+        assert_eq!(console.wait_prompt(0, soon()), Ok(2));
+        assert_eq!(console.wait_text(1, soon(), |_| true), Ok((1, "\tlogin: me".into())));
+        let nothing_is_a_prompt = Console::new(Dialect::foreign());
+        nothing_is_a_prompt.feed(b"\n\n", Echo::Off);
+        assert_eq!(nothing_is_a_prompt.wait_prompt(0, soon()), Err(Gone::Late));
     }
 
     #[test]

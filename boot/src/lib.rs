@@ -5,11 +5,14 @@
 //! With the kernel it shares the words on the console (see [`records`] for the lines that begin with `@` and [`ktap`] for
 //! the results of the in-kernel tests), what is known of media that others made, and the file system.
 
+pub mod answer;
 pub mod backing;
 pub mod bench;
 pub mod build;
+pub mod builder;
 pub mod cli;
 pub mod console;
+pub mod error;
 pub mod explore;
 #[cfg(feature = "fs")]
 pub mod fsimage;
@@ -20,6 +23,8 @@ pub mod hang;
 mod host_request;
 pub mod hotplug;
 pub mod image;
+#[cfg(feature = "junit")]
+pub mod junit;
 pub mod keep;
 pub mod ktap;
 mod limits;
@@ -37,19 +42,29 @@ pub mod qmp;
 pub mod records;
 #[cfg(feature = "report")]
 pub mod report;
+mod results;
 #[cfg(test)]
 mod rooms;
 pub mod run;
 mod screen;
 pub mod size;
+mod spawn;
 pub mod suite;
 pub mod summary;
 pub mod symbols;
 pub mod tally;
+pub mod tap;
 pub mod terminal;
 #[cfg(feature = "trace")]
 pub mod trace;
 pub mod whole;
+
+pub use answer::Answer;
+pub use builder::Builder;
+pub use error::Error;
+pub use guest::Guest;
+pub use outcome::{Outcome, Status};
+pub use serde_json::{Value, json};
 
 use std::process::ExitCode;
 
