@@ -182,30 +182,47 @@ impl Guest {
         Ok(self.console.lines()[at].clone())
     }
 
-    /// Waits at most so long for a line with these words, among those that no wait has looked at, and returns it. A line that
-    /// has no end yet counts, as far as it has come: `login: `.
+    /// Waits at most so long for a line with these words, among those that no wait has looked at, and returns it.
     ///
     /// # Errors
     /// [`Error::TimedOut`], or [`Error::Ended`] when the guest ends first; both have what was seen instead.
     pub fn expect(&mut self, words: &str, within: Duration) -> Result<String> {
-        self.expect_that(&format!("{words:?}"), within, |text| text.contains(words))
+        self.expect_that(&format!("{words:?}"), within, |line| line.contains(words))
     }
 
-    /// The same for text that `wanted` takes; `what` says in an error what that would have been.
+    /// The same for a line that `wanted` takes; `what` says in an error what that would have been.
     ///
     /// # Errors
     /// As [`Guest::expect`].
     pub fn expect_that(&mut self, what: &str, within: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let asked = Instant::now() + within;
-        let (deadline, after) = match self.deadline {
-            Some(own) if own < asked => (own, self.allowed),
-            _ => (asked, within),
-        };
-        let found = self.console.wait_text(self.cursor, Some(deadline), wanted);
-        let (at, text) = found.map_err(|gone| self.unheard(what, gone, after))?;
+        let (deadline, after) = self.until(within);
+        let found = self.console.wait_line(self.cursor, Some(deadline), wanted);
+        let at = found.map_err(|gone| self.unheard(what, gone, after))?;
+        self.cursor = at + 1;
+        Ok(self.console.lines()[at].clone())
+    }
+
+    /// The same for text that may have no end yet, such as `login: `. Returns the line as far as it has come; what comes
+    /// behind in it counts as looked at.
+    ///
+    /// # Errors
+    /// As [`Guest::expect`].
+    pub fn expect_text(&mut self, words: &str, within: Duration) -> Result<String> {
+        let (deadline, after) = self.until(within);
+        let found = self.console.wait_text(self.cursor, Some(deadline), |text| text.contains(words));
+        let (at, text) = found.map_err(|gone| self.unheard(&format!("{words:?}"), gone, after))?;
         self.cursor = at + 1;
         self.is_up |= text == self.prompt;
         Ok(text)
+    }
+
+    /// When a wait ends that begins now, and how long it was allowed to take: the guest's own time may be up before.
+    fn until(&self, within: Duration) -> (Instant, Duration) {
+        let asked = Instant::now() + within;
+        match self.deadline {
+            Some(own) if own < asked => (own, self.allowed),
+            _ => (asked, within),
+        }
     }
 
     /// Sends a line to the guest's serial console.

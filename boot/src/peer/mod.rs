@@ -7,7 +7,7 @@
 
 mod guest;
 mod machine;
-mod packages;
+pub mod packages;
 mod results;
 pub(crate) mod rows;
 mod table;
