@@ -1,3 +1,4 @@
+//! Boots Unplug, attaches its NVDIMM, and runs some of its tests.
 use boot::size::{GIB, MIB};
 use boot::{Error, Guest, Status};
 use std::time::Duration;

@@ -96,7 +96,6 @@ fn without_echo(command: &str, mut lines: Vec<String>) -> Vec<String> {
 
 impl Guest {
     /// Describes a machine, and starts a guest on it: see [`Builder`].
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }

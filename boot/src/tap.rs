@@ -13,7 +13,7 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// What the console's next line is in TAP; `None`: it is for the log. A name is `- name`, and a `#` in it is escaped.
+    /// What the console's next line is in TAP; `None`: it is for the log.
     #[must_use]
     pub fn line(&mut self, line: &str) -> Option<String> {
         match ktap::classify(line) {
@@ -50,7 +50,7 @@ fn result(number: usize, name: &str, verdict: &Verdict) -> String {
         Verdict::Skipped(reason) => format!(" # SKIP {reason}"),
         _ => String::new(),
     };
-    format!("{ok} {number} - {}{skip}", name.replace('\\', "\\\\").replace('#', "\\#"))
+    format!("{ok} {number} - {name}{skip}")
 }
 
 #[cfg(test)]

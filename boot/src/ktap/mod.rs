@@ -13,7 +13,8 @@
 //! off all lines.
 //!
 //! A report that is cut off, that skips a number or that has more results than its plan is never a success: what is
-//! wrong with it is in [`Report::problems`]. A line `not ok` is a failure whatever stands behind its `#`.
+//! wrong with it is in [`Report::problems`]. As KTAP has it, a test is skipped whose line says `# SKIP`, be it `ok` or
+//! `not ok`; with any other word (`TODO`, `XFAIL`) `not ok` is a failure.
 
 /// How one test ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -321,8 +322,8 @@ fn result(passed: bool, rest: &str) -> Option<Line<'_>> {
     let name = if name == "-" { "" } else { name.trim_start_matches("- ") };
     let skip = note.trim().strip_prefix("SKIP").map(|reason| reason.trim().to_string());
     let verdict = match (passed, skip) {
-        (false, _) => Verdict::Failed,
-        (true, Some(reason)) => Verdict::Skipped(reason),
+        (_, Some(reason)) => Verdict::Skipped(reason),
+        (false, None) => Verdict::Failed,
         (true, None) => Verdict::Passed,
     };
     Some(Line::Result { number: number.parse().ok()?, name, verdict })

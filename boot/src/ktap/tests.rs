@@ -58,9 +58,14 @@ fn a_crash_leaves_its_words_in_the_rest() {
     assert_eq!(report.problems, ["2 of 3 tests did not run, or did not end"]);
 }
 
+/// As KTAP's own text has it (`Documentation/dev-tools/ktap.rst` of Linux), and all parsers of others.
 #[test]
-fn a_failed_test_that_says_skip_is_still_a_failure() {
-    assert_eq!(read("KTAP version 1\n1..1\nnot ok 1 a # SKIP no").tests[0].verdict, Verdict::Failed);
+fn a_test_that_says_skip_is_skipped_and_one_that_says_another_word_is_not() {
+    let verdict = |line: &str| read(&format!("KTAP version 1\n1..1\n{line}")).tests[0].verdict.clone();
+    assert_eq!(verdict("not ok 1 a # SKIP no"), Verdict::Skipped("no".into()));
+    for line in ["not ok 1 a # TODO", "not ok 1 a # XFAIL no", "not ok 1 a # TIMEOUT", "not ok 1 a"] {
+        assert_eq!(verdict(line), Verdict::Failed, "{line}");
+    }
 }
 
 /// As KUnit prints it, by way of the kernel's log.

@@ -1,9 +1,9 @@
 //! Kernels that are not ours: Debian's Linux, with an initial file system whose only program tests the machine, prints KTAP and
 //! reads commands; and our own disk image, driven as if nothing were known of what is in it.
 
-use super::{Done, find, passed_over, place, trial};
+use super::{Done, passed_over, trial};
 use boot::ktap::{Counts, Verdict};
-use boot::peer::packages::{self, Apt};
+use boot::peer::packages;
 use boot::size::{GIB, MIB};
 use boot::{Error, Guest, Status, junit, paths};
 use libtest_mimic::{Completion, Failed, Trial};
@@ -15,8 +15,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const META: &str = "linux-image-cloud-amd64";
-/// What reads the packages.
-const TOOLS: [&str; 4] = ["apt-get", "apt-cache", "dpkg-deb", "sha256sum"];
 /// Patience alone.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -33,17 +31,14 @@ struct Guests {
 
 /// Fetches Debian's kernel and busybox, and makes the file system. The error is why not.
 fn fetch(work: &Path) -> anyhow::Result<Guests> {
-    if let Some(tool) = TOOLS.iter().find(|tool| find(tool).is_none()) {
-        anyhow::bail!("Debian's kernel cannot be fetched without {tool}");
-    }
-    let place = place();
-    fs::create_dir_all(&place)?;
-    let apt = Apt::new(&place)?;
-    let meta = apt.find(META)?;
-    let image = meta.needs("linux-image-", "-cloud-amd64").unwrap_or_default().to_string();
-    for package in [&apt.find(&image)?, &apt.find("busybox-static")?] {
-        packages::unpack(&apt.fetch(package)?, work)?;
-    }
+    let image = super::with_apt(|apt| {
+        let meta = apt.find(META)?;
+        let image = meta.needs("linux-image-", "-cloud-amd64").unwrap_or_default();
+        for package in [&apt.find(image)?, &apt.find("busybox-static")?] {
+            packages::unpack(&apt.fetch(package)?, work)?;
+        }
+        Ok(image.to_string())
+    })?;
     let release = image.trim_start_matches("linux-image-").to_string();
     Ok(Guests { vmlinuz: work.join("boot").join(format!("vmlinuz-{release}")), initrd: work.join("initrd"), release })
 }

@@ -5,9 +5,14 @@ mod example;
 mod foreign;
 mod readers;
 
+use boot::peer::packages::Apt;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+/// What reads Debian's packages.
+const TOOLS: [&str; 4] = ["apt-get", "apt-cache", "dpkg-deb", "sha256sum"];
 
 /// How a test ends: it passed, or why it could not be tried here.
 type Done = Result<Completion, Failed>;
@@ -25,6 +30,17 @@ fn passed_over(why: impl Into<String>) -> Done {
 /// Where what is fetched for these tests is kept.
 fn place() -> PathBuf {
     boot::paths::target().join("others")
+}
+
+/// Debian's packages, one test at a time: apt keeps others away from its lists.
+fn with_apt<T>(fetch: impl FnOnce(&Apt) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(tool) = TOOLS.iter().find(|tool| find(tool).is_none()) {
+        anyhow::bail!("Debian's packages cannot be fetched without {tool}");
+    }
+    std::fs::create_dir_all(place())?;
+    fetch(&Apt::new(&place())?)
 }
 
 /// Are the slow cases wanted?

@@ -3,7 +3,7 @@
 
 use super::{Done, find, full, output, passed_over, place, trial};
 use boot::ktap::{self, Counts, Report};
-use boot::peer::packages::{self, Apt};
+use boot::peer::packages;
 use boot::size::MIB;
 use boot::tap::Tap;
 use boot::{Guest, paths};
@@ -21,10 +21,10 @@ const LINUX_SOURCE: &str = "linux-source-6.1";
 /// Results of every kind, as a kernel may print them.
 const EVERY_KIND: &str = "[    0.1] before\n@unplug version=0\nKTAP version 1\n1..5\n[    1.0] mm: working\nok 1 a.b # covers: G1\n\
     @topic a=1\nnot ok 2 a.c\n# expected 1, found 2\nok 3 a.d # SKIP there is none\n[    1.0] words: ok 7 x\nok 4 a.e\n\
-    not ok 5 a.f\n# why\n# passed: 2 failed: 2 skipped: 1\n@verdict result=bad\n";
+    not ok 5 a.f # SKIP it says so\n# why\n# passed: 2 failed: 1 skipped: 2\n@verdict result=bad\n";
 
 pub fn trials() -> Vec<Trial> {
-    let readers: [(&str, fn() -> Reader); 3] = [("kunit_py", kunit_py), ("tap_py", tap_py), ("perl", perl)];
+    let readers = [("kunit_py", kunit_py as fn() -> Reader), ("tap_py", tap_py), ("perl", perl)];
     let mut trials = vec![trial("readers::the_program_prints_tap_and_xml_and_nothing_else", program)];
     for (name, reader) in readers {
         trials.push(trial(&format!("readers::{name}"), move || held_to(&reader())));
@@ -32,8 +32,11 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// A parser of others: whether it wants the console or TAP, and what it counts in a file; or why it is not here.
-type Reader = Result<(bool, Box<dyn Fn(&Path) -> Result<Counts, Failed>>), String>;
+/// A parser of others: whether it wants the console or TAP, and how it counts; or why it is not here.
+type Reader = Result<(bool, Count), String>;
+
+/// What it counts in a file.
+type Count = Box<dyn Fn(&Path) -> Result<Counts, Failed>>;
 
 /// Tests of which some pass, and some are skipped where every NVDIMM takes writes.
 const TESTS: &str = "dax.r*";
@@ -133,13 +136,12 @@ fn kunit_tool() -> anyhow::Result<PathBuf> {
     let archive = if installed.exists() {
         installed
     } else if full() {
-        fs::create_dir_all(place())?;
-        let apt = Apt::new(&place())?;
-        packages::unpack(&apt.fetch(&apt.find(LINUX_SOURCE)?)?, unpacked.path())?;
+        super::with_apt(|apt| packages::unpack(&apt.fetch(&apt.find(LINUX_SOURCE)?)?, unpacked.path()))?;
         unpacked.path().join("usr/src").join(format!("{LINUX_SOURCE}.tar.xz"))
     } else {
         anyhow::bail!("{LINUX_SOURCE} is not installed, and its 139 MB are fetched with --full alone");
     };
+    fs::create_dir_all(place())?;
     let part = tempfile::Builder::new().prefix("unfinished-").tempdir_in(place())?;
     let mut tar = Command::new("tar");
     tar.arg("-xJf").arg(archive).arg("-C").arg(part.path()).arg(format!("{LINUX_SOURCE}/tools/testing/kunit"));
