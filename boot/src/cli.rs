@@ -56,7 +56,7 @@ pub enum Command {
     },
 }
 
-/// The options of every job. Those that have a default which depends on others are resolved in [`Options::settle`].
+/// The options of every job. A default that depends on others is resolved where it is used.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Number of CPUs.
