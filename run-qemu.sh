@@ -13,17 +13,18 @@ say() { printf 'run-qemu: %s\n' "$*" >&2; }
 
 # `fs` has options and a help text of its own, which the program prints, and output that others read. What only some
 # jobs need is installed for those.
-program=boot verbosity=() tests='' debugs='' peers='' before=''
+program=boot verbosity=() tests='' debugs='' peers='' junit='' before=''
 [[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
 [[ ${1:-} != report ]] || program=report
 [[ ${1:-} != trace ]] || program=trace verbosity=(--quiet)
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
-        --mode:* | --append:* | --pmem-file:* | --acpitable:* | --baseline:* | --save:*) ;; # an option's value, whatever word it is
+        --mode:* | --append:* | --pmem-file:* | --acpitable:* | --baseline:* | --save:* | --junit:*) ;; # an option's value, whatever word it is
         *:--quiet) verbosity=(--quiet) ;;
         *:test) tests=1 debugs=1 ;;
         *:--debug) debugs=1 ;;
+        *:--junit | *:--junit=*) junit=1 ;;
         *:--linux | *:--linux=*) peers=1 ;;
         *:-h | *:--help) exec cat -- "$root/boot/help.txt" ;;
     esac
@@ -147,11 +148,12 @@ if ! has_rust_lld; then
 fi
 
 # `boot` builds the kernel and the loader; without the file system's commands it needs nothing of the kernel's itself, and
-# without the report nothing that draws.
+# without the report nothing that draws, without JUnit nothing that writes XML.
 features=(--no-default-features)
 [[ $program != fsimage ]] || features+=(--features fs)
 [[ $program != report ]] || features+=(--features report)
 [[ $program != trace ]] || features+=(--features trace)
+[[ -z $junit ]] || features+=(--features junit)
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
 build=("${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool -p boot --bin "$program" "${features[@]}")
 if ! "$toolchain/cargo" build "${build[@]}"; then

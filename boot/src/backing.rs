@@ -168,6 +168,13 @@ impl<K: Kind> OverFile<K> {
     }
 }
 
+/// One of so many bytes, whose contents go with the run.
+impl<K: Kind> From<u64> for OverFile<K> {
+    fn from(size_bytes: u64) -> Self {
+        Self::temporary(size_bytes)
+    }
+}
+
 impl Nvdimm {
     /// The same, not armed.
     #[must_use]
@@ -195,6 +202,13 @@ pub struct VirtioPmem {
     pub size_bytes: u64,
     /// Whether QEMU can flush it: it can where there is a file. Where there is only memory, every flush is an error.
     pub can_flush: bool,
+}
+
+/// One of so many bytes, which works.
+impl From<u64> for VirtioPmem {
+    fn from(size_bytes: u64) -> Self {
+        Self::new(size_bytes)
+    }
 }
 
 impl VirtioPmem {

@@ -1,11 +1,12 @@
 //! Builds the kernel for its own target, with the compiler that `run-qemu.sh` put first on the path; and beside it the
 //! program that makes disk images, with the UEFI loader in it.
 
+use crate::error::Error;
 use crate::paths::{self, Profile};
 use anyhow::{Context, Result, bail};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -61,6 +62,22 @@ pub fn kernel(profile: Profile, quiet: bool) -> Result<PathBuf> {
     let kernel = kernel?;
     maker?;
     Ok(kernel)
+}
+
+/// Has `run-qemu.sh build` bring kernel and disk image up to date, which finds the compiler for it. Both go to the project's
+/// own `target`, whatever directory the program that asks is built in.
+///
+/// # Errors
+/// [`Error::Machine`] when something does not build; what it was is on standard error.
+pub fn by_the_front_door(profile: Profile) -> Result<(), Error> {
+    let mut command = Command::new(paths::root().join("run-qemu.sh"));
+    command.args(paths::front_door_words(profile)).env_remove("CARGO_TARGET_DIR");
+    let said = paths::front_door(profile);
+    match command.stdin(Stdio::null()).stdout(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Error::Machine(format!("{said}: {status}"))),
+        Err(error) => Err(Error::Machine(format!("{said} cannot be started: {error}"))),
+    }
 }
 
 fn kernel_alone(profile: Profile, quiet: bool) -> Result<PathBuf> {

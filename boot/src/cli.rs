@@ -4,11 +4,14 @@
 use crate::explore::Explore;
 use crate::paths::Profile;
 use crate::peer::{self, Series};
-use crate::size::{self, GIB, MIB, PAGE_BYTES};
+use crate::size::MIB;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use values::*;
+
+mod values;
 
 /// The least RAM with which the kernel runs, in bytes: of this the firmware and the kernel's own image (some
 /// 22 MB with what debuggers want to know) leave it the 64 MiB that it wants, and some more. With less
@@ -36,6 +39,8 @@ pub enum Command {
     Run,
     /// Boot to the kernel's shell.
     Shell,
+    /// Bring kernel and disk image up to date, and say where the image is.
+    Build,
     /// Run every test.
     Test,
     /// Run the tests against deliberate faults.
@@ -51,7 +56,7 @@ pub enum Command {
     },
 }
 
-/// The options of every job. Those that have a default which depends on others are resolved in [`Options::settle`].
+/// The options of every job. A default that depends on others is resolved where it is used.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Number of CPUs.
@@ -135,6 +140,12 @@ pub struct Options {
     /// Only machine-readable lines and errors.
     #[arg(long, global = true)]
     pub quiet: bool,
+    /// The results of the in-kernel tests as TAP, and nothing else, on standard output.
+    #[arg(long, global = true)]
+    pub tap: bool,
+    /// The same as JUnit's XML, in this file.
+    #[arg(long, global = true)]
+    pub junit: Option<PathBuf>,
     /// Hold the measurements against those in this file.
     #[arg(long, global = true)]
     pub baseline: Option<PathBuf>,
@@ -259,6 +270,12 @@ impl Cli {
         if options.step && self.job() == Command::Run && options.mode != Mode::Demo {
             return bad(&format!("--step is for the demonstration, and this is --mode {}", options.mode.word()));
         }
+        if (options.tap || options.junit.is_some()) && self.job() == Command::Run && options.mode != Mode::Test {
+            return bad(&format!("--tap and --junit are for --mode test, and this is {}", options.mode.word()));
+        }
+        if options.tap && options.verbose {
+            return bad("--tap leaves out what --verbose shows");
+        }
         if options.release && (options.trace || options.bug.is_some()) {
             return bad("--trace and --bug are of the kernel with checks: they go without --release");
         }
@@ -280,7 +297,11 @@ impl Cli {
 
     /// The same of the fault that is to be on: where a kernel is booted with it, it is one of the zoo.
     fn check_bug(&self) -> Result<(), Refusal> {
-        let Some(name) = self.options.bug.as_deref().filter(|_| matches!(self.job(), Command::Run | Command::Shell))
+        let Some(name) = self
+            .options
+            .bug
+            .as_deref()
+            .filter(|_| matches!(self.job(), Command::Run | Command::Shell | Command::Build))
         else {
             return Ok(());
         };
@@ -326,16 +347,20 @@ impl Cli {
             ),
             Command::Shell => (
                 "shell",
-                |option| matches!(option, "full" | "mode" | "baseline" | "save" | "linux"),
-                "--full is for test, --baseline, --save and --linux for bench, and the mode is shell",
+                |option| matches!(option, "full" | "mode" | "baseline" | "save" | "linux" | "tap" | "junit"),
+                "--full is for test, --tap and --junit are for tests in the kernel, --baseline, --save and --linux for bench, and the mode is shell",
             ),
             Command::Bench => (
                 "bench",
                 |option| {
-                    matches!(option, "full" | "mode" | "pull_every" | "seed" | "verbose" | "step" | "trace" | "bug")
+                    let mode = matches!(option, "full" | "mode" | "tap" | "junit");
+                    mode || matches!(option, "pull_every" | "seed" | "verbose" | "step" | "trace" | "bug")
                 },
                 "the kernel's mode is bench, which shows all that it measures, and nobody pulls anything out or traces",
             ),
+            Command::Build => {
+                ("build", |option| !matches!(option, "release" | "trace" | "bug" | "quiet"), "it starts no machine")
+            }
             Command::Test => {
                 ("test", |option| !matches!(option, "full" | "quiet"), "each test has a machine of its own")
             }
@@ -389,63 +414,6 @@ impl Refusal {
             }
         }
     }
-}
-
-fn parse_smp(text: &str) -> Result<u32, String> {
-    let known = text.parse().ok().filter(|smp| (1..=64).contains(smp));
-    known.ok_or_else(|| "the number of CPUs is between 1 and 64".into())
-}
-
-fn parse_timeout(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "a time limit is a whole number of seconds, 0 for none".into())
-}
-
-fn parse_mem(text: &str) -> Result<u64, String> {
-    let bytes = size::parse(text)?;
-    if !(LEAST_MEM_BYTES..=512 * GIB).contains(&bytes) || !bytes.is_multiple_of(MIB) {
-        return Err(format!("RAM is between {} and 512G, in whole megabytes", size::show(LEAST_MEM_BYTES)));
-    }
-    Ok(bytes)
-}
-
-fn parse_pmem(text: &str) -> Result<u64, String> {
-    if text == "none" {
-        return Ok(0);
-    }
-    let bytes = size::parse(text)?;
-    if !bytes.is_multiple_of(PAGE_BYTES) {
-        return Err(format!("{bytes} bytes are not a multiple of the page size, {PAGE_BYTES}"));
-    }
-    Ok(bytes)
-}
-
-fn parse_virtio_pmem(text: &str) -> Result<u64, String> {
-    match parse_pmem(text)? {
-        0 => Err("a virtio-pmem device has at least one page".into()),
-        bytes => Ok(bytes),
-    }
-}
-
-/// Blocks of 512 bytes are what QEMU's disks have; with less than a mebibyte there is nothing to try.
-fn parse_nvme(text: &str) -> Result<u64, String> {
-    match parse_pmem(text)? {
-        0 => Ok(0),
-        bytes if (MIB..=size::TIB).contains(&bytes) => Ok(bytes),
-        _ => Err("an NVMe disk has between 1M and 1T".into()),
-    }
-}
-
-fn parse_pull(text: &str) -> Result<u64, String> {
-    let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
-    seconds.ok_or_else(|| "the module is pulled once in so many seconds, from 1 to 3600".into())
-}
-
-fn parse_append(text: &str) -> Result<String, String> {
-    // QEMU's own option parser would take a comma as the start of its next property, and the kernel splits on spaces.
-    if text.chars().any(|c| c == ',' || c.is_control()) {
-        return Err("a boot option has no comma and no control character".into());
-    }
-    Ok(text.trim().to_string())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The guest's serial console, read by a thread of its own into lines that others can wait for.
 //!
 //! The firmware writes to the same serial port before the kernel does. Its chatter is kept apart: the console begins
-//! with the kernel's first line, `@unplug …`.
+//! with the kernel's first line, which for ours is `@unplug …`; of another kernel the caller says how it begins, or all
+//! counts.
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::{ChildStderr, ChildStdout};
@@ -22,13 +23,40 @@ pub enum Echo {
 pub const PROMPT: &str = "unplug> ";
 
 /// How the kernel's first line begins.
-const FIRST: &[u8] = b"@unplug ";
+const FIRST: &str = "@unplug ";
+
+/// What of a kernel's console has a meaning of its own.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Dialect {
+    /// How its first line begins, maybe in the middle of a line of the firmware's. Empty: the first byte is the kernel's.
+    pub first: String,
+    /// What its shell prints in column 0 when it waits for a command. Empty: it has none.
+    pub prompt: String,
+    /// Terminal escapes and other control characters are taken out of its lines.
+    pub is_painted: bool,
+}
+
+impl Default for Dialect {
+    /// Our own kernel's.
+    fn default() -> Self {
+        Self { first: FIRST.into(), prompt: PROMPT.into(), is_painted: false }
+    }
+}
+
+impl Dialect {
+    /// That of a kernel of which nothing is known.
+    #[must_use]
+    pub fn foreign() -> Self {
+        Self { first: String::new(), prompt: String::new(), is_painted: true }
+    }
+}
 
 /// A message of QEMU 7.2 about each feature that `-cpu max` promises and TCG does not have. The kernel asks CPUID.
 const NOT_NEWS: &str = "TCG doesn't support requested feature";
 
 #[derive(Debug, Default)]
 struct State {
+    dialect: Dialect,
     /// The kernel's complete lines.
     lines: Vec<String>,
     /// The line that has no end yet: a prompt, for instance.
@@ -68,6 +96,13 @@ pub enum Gone {
 }
 
 impl Console {
+    /// The console of a kernel that speaks so.
+    #[must_use]
+    pub fn new(dialect: Dialect) -> Self {
+        let state = State { started: dialect.first.is_empty(), dialect, ..State::default() };
+        Self { state: Mutex::new(state), ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A reader that panicked leaves whole lines behind it; they are worth reading.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -114,13 +149,13 @@ impl Console {
                 state.end_line();
             } else {
                 state.partial.push(byte);
-                if state.partial == PROMPT.as_bytes() {
+                if state.partial == state.dialect.prompt.as_bytes() {
                     let before = state.lines.len();
                     state.prompts.push(before);
                 }
-                if !state.started && state.partial.ends_with(FIRST) {
+                if !state.started && state.partial.ends_with(state.dialect.first.as_bytes()) {
                     state.start();
-                    shown.extend_from_slice(FIRST);
+                    shown.extend_from_slice(state.dialect.first.as_bytes());
                 }
             }
         }
@@ -199,6 +234,30 @@ impl Console {
             let found = state.lines.iter().skip(next).position(|line| wanted(line)).map(|at| next + at);
             next = next.max(state.lines.len());
             found
+        })
+    }
+
+    /// Waits for text from line `from` on that `wanted` takes: a complete line, or as much of one as has come. Says how many
+    /// complete lines come before it, and what it was.
+    ///
+    /// # Errors
+    /// As [`Console::wait_line`].
+    pub fn wait_text(
+        &self,
+        from: usize,
+        deadline: Option<Instant>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(usize, String), Gone> {
+        let mut next = from;
+        self.wait(deadline, |state| {
+            let found = state.lines.iter().enumerate().skip(next).find(|(_, line)| wanted(line));
+            next = next.max(state.lines.len());
+            if let Some((at, line)) = found {
+                return Some((at, line.clone()));
+            }
+            let begun = state.started && !state.partial.is_empty() && state.lines.len() >= from;
+            let partial = begun.then(|| state.text(&state.partial)).filter(|text| wanted(text))?;
+            Some((state.lines.len(), partial))
         })
     }
 
@@ -293,7 +352,7 @@ impl State {
     /// The kernel's first line begins here, maybe in the middle of a line of the firmware's.
     fn start(&mut self) {
         self.started = true;
-        let before = self.partial.len() - FIRST.len();
+        let before = self.partial.len() - self.dialect.first.len();
         let rest = self.partial.split_off(before);
         if !self.partial.is_empty() {
             self.firmware.push(without_escapes(&self.partial));
@@ -301,11 +360,19 @@ impl State {
         self.partial = rest;
     }
 
+    /// The kernel's bytes as text.
+    fn text(&self, bytes: &[u8]) -> String {
+        if self.dialect.is_painted {
+            return without_escapes(bytes);
+        }
+        let text = String::from_utf8_lossy(bytes);
+        text.strip_suffix('\r').unwrap_or(&text).to_string()
+    }
+
     fn end_line(&mut self) {
         let bytes = std::mem::take(&mut self.partial);
         if self.started {
-            let text = String::from_utf8_lossy(&bytes);
-            let line = text.strip_suffix('\r').unwrap_or(&text).to_string();
+            let line = self.text(&bytes);
             if self.has_stops && line.starts_with("@next ") {
                 self.stopped = Some(Instant::now());
             }
@@ -324,7 +391,7 @@ fn without_escapes(bytes: &[u8]) -> String {
     while let Some(char) = chars.next() {
         match char {
             '\u{1b}' => while chars.next().is_some_and(|c| !c.is_ascii_alphabetic()) {},
-            c if c.is_control() => {}
+            c if c.is_control() && c != '\t' => {}
             c => plain.push(c),
         }
     }
@@ -332,109 +399,4 @@ fn without_escapes(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    fn soon() -> Option<Instant> {
-        Some(Instant::now())
-    }
-
-    #[test]
-    fn the_console_begins_with_the_kernels_first_line() {
-        let console = Console::default();
-        console.feed(b"\x1b[2J\x1b[01;01HBdsDxe: starting\r\n\x1b[0m@unp", Echo::Off);
-        assert!(!console.started());
-        assert_eq!(console.tail(9), ["BdsDxe: starting", "\u{1b}[0m@unp"]);
-        console.feed(b"lug version=0.1.0\nnext\r\nprom", Echo::Off);
-        assert_eq!(console.lines(), ["@unplug version=0.1.0", "next"]);
-        assert_eq!(console.tail(2), ["next", "prom"]);
-    }
-
-    #[test]
-    fn a_wait_looks_at_each_line_once_and_from_where_it_was_told() {
-        let console = Console::default();
-        console.feed(b"@unplug v\na\nb\na\n", Echo::Off);
-        assert_eq!(console.wait_line(0, soon(), |line| line == "a"), Ok(1));
-        assert_eq!(console.wait_line(2, soon(), |line| line == "a"), Ok(3));
-        assert_eq!(console.wait_line(4, soon(), |line| line == "a"), Err(Gone::Late));
-    }
-
-    #[test]
-    fn a_prompt_is_a_line_without_an_end() {
-        let console = Console::default();
-        console.feed(b"@unplug v\nunplug>", Echo::Off);
-        assert_eq!(console.wait_prompt(0, soon()), Err(Gone::Late));
-        console.feed(b" ", Echo::Off);
-        assert_eq!(console.wait_prompt(0, soon()), Ok(1));
-        // The prompt that was answered is not the next one: that comes after at least one more line.
-        assert_eq!(console.wait_prompt(2, soon()), Err(Gone::Late));
-        console.feed(b"help\nwords\nunplug> ", Echo::Off);
-        assert_eq!(console.wait_prompt(2, soon()), Ok(3));
-    }
-
-    /// A line that the kernel prints by itself begins in column 0, and so ends the prompt's line.
-    #[test]
-    fn a_prompt_that_a_line_follows_at_once_has_come() {
-        let console = Console::default();
-        console.feed(b"@unplug v\nunplug> \n[    1.0] by itself\n", Echo::Off);
-        assert_eq!(console.wait_prompt(0, soon()), Ok(1));
-        assert_eq!(console.wait_prompt(2, soon()), Err(Gone::Late));
-        console.feed(b"help\nwords\nunplug> ", Echo::Off);
-        assert_eq!(console.wait_prompt(2, soon()), Ok(5));
-    }
-
-    #[test]
-    fn a_wait_ends_when_the_guest_does() {
-        let console = Arc::new(Console::default());
-        let waiter = console.clone();
-        let thread =
-            thread::spawn(move || waiter.wait_line(0, Some(Instant::now() + Duration::from_secs(60)), |_| false));
-        console.lock().ended = true;
-        console.changed.notify_all();
-        assert_eq!(thread.join().expect("no panic"), Err(Gone::Ended));
-        assert_eq!(console.wait_end(soon()), Ok(()));
-    }
-
-    #[test]
-    fn bytes_that_are_not_text_do_not_lose_the_line() {
-        let console = Console::default();
-        console.feed(b"@unplug v\n\xff\xfe ok\n", Echo::Off);
-        assert_eq!(console.lines()[1], "\u{fffd}\u{fffd} ok");
-    }
-
-    #[test]
-    fn the_time_of_a_guest_that_is_stopped_does_not_pass() {
-        let console = Console::default();
-        console.feed(b"@unplug v\n@next n=1\n", Echo::Off);
-        // Nobody has promised to tell it to go on: it is as late as any other.
-        assert_eq!(console.wait_end_with_stops(soon()), Err(Gone::Late));
-        console.stops_at_each_act();
-        let began = Instant::now();
-        console.feed(b"@next n=2\n", Echo::Off);
-        std::thread::scope(|scope| {
-            let waits = scope.spawn(|| console.wait_end_with_stops(Some(began)));
-            // However long that takes, the deadline, which has passed, is none while it is stopped.
-            assert_eq!(console.wait_line(0, Some(began + Duration::from_millis(50)), |_| false), Err(Gone::Late));
-            assert!(!waits.is_finished());
-            console.go_on();
-            assert_eq!(waits.join().expect("no panic"), Err(Gone::Late));
-        });
-        console.feed(b"@next n=3\n", Echo::Off);
-        console.say_the_end();
-        assert_eq!(console.wait_end_with_stops(soon()), Ok(()));
-    }
-
-    #[test]
-    fn lines_are_handed_out_once_and_the_last_one_without_its_end() {
-        let console = Console::default();
-        console.feed(b"firmware", Echo::Off);
-        assert_eq!(console.partial(), None);
-        console.feed(b"@unplug v\nsecond\nthi", Echo::Off);
-        assert_eq!(console.more(0).expect("lines"), ["@unplug v", "second"]);
-        assert_eq!(console.more(1).expect("a line"), ["second"]);
-        assert_eq!(console.partial().as_deref(), Some("thi"));
-        console.say_the_end();
-        assert_eq!(console.more(2), Err(Gone::Ended));
-    }
-}
+mod tests;

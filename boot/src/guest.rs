@@ -1,26 +1,30 @@
 //! A guest that runs: QEMU as a child process, its serial console as lines, and how it ended.
 
+use crate::answer::Answer;
 use crate::backing::{self, Ready};
-use crate::console::{Console, Echo, Gone};
+use crate::builder::Builder;
+use crate::console::{Console, Dialect, Echo, Gone};
+use crate::error::{Error, SEEN_LINES};
 use crate::hang;
 use crate::host_request;
 use crate::hotplug::Hotplug;
-use crate::machine::{Files, Machine};
+use crate::machine::{Boots, Files, Machine};
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Firmware};
 use crate::progress;
-use anyhow::{Context, Result, bail, ensure};
-use rustix::io::Errno;
-use rustix::process::{
-    Pid, Signal, WaitOptions, getpid, getppid, kill_process, set_parent_process_death_signal, waitpid,
-};
+use crate::qmp::Qmp;
+use crate::spawn;
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use serde_json::Value;
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Error>;
 
 /// How many guests of one process run at once; a further one waits. More would only take each other's time on the two
 /// cores that the time limits are meant for.
@@ -63,30 +67,21 @@ pub struct Guest {
     allowed: Duration,
     /// Index of the first console line that no wait has looked at.
     cursor: usize,
+    /// What its shell prints when it waits; empty where that is not known.
+    prompt: String,
+    /// It has done so.
+    is_up: bool,
     hand: Arc<Hotplug>,
     qmp_socket: PathBuf,
-    /// The kernel's ELF file, for the names in it.
-    kernel: PathBuf,
+    /// Our kernel's ELF file, for the names in it; `None` of another kernel.
+    kernel: Option<PathBuf>,
     _backings: Vec<Ready>,
     _scratch: tempfile::TempDir,
     _slot: Slot,
 }
 
-/// Lets the host's kernel end QEMU when the thread that starts it ends, however that is: SIGKILL leaves this program no
-/// time to do it. The thread is the one that works with the guest.
-pub(crate) fn ends_with_us(command: &mut Command) {
-    let parent = getpid();
-    let ask = move || {
-        set_parent_process_death_signal(Some(Signal::KILL))?;
-        // It may have ended before it was asked for.
-        if getppid() == Some(parent) { Ok(()) } else { Err(Errno::SRCH.into()) }
-    };
-    // SAFETY: between fork and exec only two system calls are made: nothing is allocated, and no lock is taken.
-    unsafe { command.pre_exec(ask) };
-}
-
 /// Makes each device's backing ready, by its number among those of its kind.
-fn each<T>(devices: &[T], prepare: impl Fn(&T, usize) -> Result<Ready>) -> Result<Vec<Ready>> {
+fn each<T>(devices: &[T], prepare: impl Fn(&T, usize) -> anyhow::Result<Ready>) -> anyhow::Result<Vec<Ready>> {
     devices.iter().enumerate().map(|(index, device)| prepare(device, index)).collect()
 }
 
@@ -100,25 +95,34 @@ fn without_echo(command: &str, mut lines: Vec<String>) -> Vec<String> {
 }
 
 impl Guest {
+    /// Describes a machine, and starts a guest on it: see [`Builder`].
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
     /// Starts QEMU. What the guest prints also goes to `echo`, as it comes.
     ///
     /// # Errors
-    /// When there is no disk image or firmware, when a backing file cannot be had, or when QEMU cannot be started.
+    /// [`Error::Machine`] when there is no disk image or firmware, when a backing file cannot be had, or when QEMU cannot be
+    /// started.
     pub fn start(machine: &Machine, echo: Echo) -> Result<Self> {
+        let dialect = if machine.boots.is_unplug() { Dialect::default() } else { Dialect::foreign() };
+        Self::start_with(machine, echo, dialect)
+    }
+
+    pub(crate) fn start_with(machine: &Machine, echo: Echo, dialect: Dialect) -> Result<Self> {
+        Self::try_start(machine, echo, dialect).map_err(Error::machine)
+    }
+
+    fn try_start(machine: &Machine, echo: Echo, dialect: Dialect) -> anyhow::Result<Self> {
         let image = machine.image();
-        if !image.exists() {
-            bail!(
-                "there is no disk image at {}: run-qemu.sh makes it, and `run-qemu.sh test` names it",
-                image.display()
-            );
+        if let Some(image) = &image {
+            ensure!(image.exists(), no_image(image, machine));
         }
         let slot = Slot::take();
         // Short, because the path of a socket may not have more than 107 bytes.
         let scratch = tempfile::Builder::new().prefix("unplug").tempdir().context("a temporary directory")?;
-        let installed = paths::firmware()?;
-        let vars = scratch.path().join("vars");
-        std::fs::copy(&installed.vars, &vars).with_context(|| installed.vars.display().to_string())?;
-        let firmware = Firmware { code: installed.code, vars };
+        let firmware = image.as_ref().map(|_| own_firmware(scratch.path())).transpose()?;
         let qmp_socket = scratch.path().join("qmp");
         let backings = each(&machine.pmem, |nvdimm, index| nvdimm.prepare(scratch.path(), index))?;
         let virtio_backings = each(&machine.virtio_pmem, |lent, index| lent.prepare(scratch.path(), index))?;
@@ -128,8 +132,7 @@ impl Guest {
             bytes => Some(backing::nvme_file(scratch.path(), bytes)?),
         };
         let files = Files {
-            image: &image,
-            firmware: &firmware,
+            disk: image.as_deref().zip(firmware.as_ref()),
             qmp_socket: &qmp_socket,
             backings: &backings,
             dimm_backings: &dimm_backings,
@@ -138,9 +141,9 @@ impl Guest {
         };
         let mut command = Command::new("qemu-system-x86_64");
         command.args(machine.arguments(&files)?).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        ends_with_us(&mut command);
-        let mut child = command.spawn().context("qemu-system-x86_64 cannot be started")?;
-        let console = Arc::new(Console::default());
+        let mut child = spawn::spawn(command).context("qemu-system-x86_64 cannot be started")?;
+        let prompt = dialect.prompt.clone();
+        let console = Arc::new(Console::new(dialect));
         let pipes = (child.stdout.take(), child.stderr.take());
         let (Some(stdout), Some(stderr)) = pipes else { unreachable!("both were asked for as pipes") };
         let reader = console.clone().read_from(stdout, stderr, echo);
@@ -156,6 +159,8 @@ impl Guest {
             deadline: machine.timeout.map(|timeout| Instant::now() + timeout),
             allowed: machine.timeout.unwrap_or_default(),
             cursor: 0,
+            prompt,
+            is_up: false,
             hand,
             qmp_socket,
             kernel: machine.kernel(),
@@ -171,9 +176,52 @@ impl Guest {
     /// When the guest ends or its time is up first; the message has the last lines.
     pub fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let found = self.console.wait_line(self.cursor, self.deadline, wanted);
-        let at = found.map_err(|gone| self.unheard(what, gone))?;
+        let at = found.map_err(|gone| self.unheard(what, gone, self.allowed))?;
         self.cursor = at + 1;
         Ok(self.console.lines()[at].clone())
+    }
+
+    /// Waits at most so long for a line with these words, among those that no wait has looked at, and returns it.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], or [`Error::Ended`] when the guest ends first; both have what was seen instead.
+    pub fn expect(&mut self, words: &str, within: Duration) -> Result<String> {
+        self.expect_that(&format!("{words:?}"), within, |line| line.contains(words))
+    }
+
+    /// The same for a line that `wanted` takes; `what` says in an error what that would have been.
+    ///
+    /// # Errors
+    /// As [`Guest::expect`].
+    pub fn expect_that(&mut self, what: &str, within: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let (deadline, after) = self.until(within);
+        let found = self.console.wait_line(self.cursor, Some(deadline), wanted);
+        let at = found.map_err(|gone| self.unheard(what, gone, after))?;
+        self.cursor = at + 1;
+        Ok(self.console.lines()[at].clone())
+    }
+
+    /// The same for text that may have no end yet, such as `login: `. Returns the line as far as it has come; what comes
+    /// behind in it counts as looked at.
+    ///
+    /// # Errors
+    /// As [`Guest::expect`].
+    pub fn expect_text(&mut self, words: &str, within: Duration) -> Result<String> {
+        let (deadline, after) = self.until(within);
+        let found = self.console.wait_text(self.cursor, Some(deadline), |text| text.contains(words));
+        let (at, text) = found.map_err(|gone| self.unheard(&format!("{words:?}"), gone, after))?;
+        self.cursor = at + 1;
+        self.is_up |= text == self.prompt;
+        Ok(text)
+    }
+
+    /// When a wait ends that begins now, and how long it was allowed to take: the guest's own time may be up before.
+    fn until(&self, within: Duration) -> (Instant, Duration) {
+        let asked = Instant::now() + within;
+        match self.deadline {
+            Some(own) if own < asked => (own, self.allowed),
+            _ => (asked, within),
+        }
     }
 
     /// Sends a line to the guest's serial console.
@@ -181,8 +229,12 @@ impl Guest {
     /// # Errors
     /// When the guest has ended.
     pub fn send(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the guest's input has been closed")?;
-        stdin.write_all(format!("{line}\n").as_bytes()).context("the guest does not listen any more")
+        let sent = self.stdin.as_mut().map(|stdin| stdin.write_all(format!("{line}\n").as_bytes()));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(self.unheard(&format!("{line:?}"), Gone::Ended, self.allowed)),
+            None => Err(Error::Machine("the guest's input has been given away".into())),
+        }
     }
 
     /// Waits for the shell's prompt and returns the lines before it that no wait has looked at.
@@ -190,11 +242,15 @@ impl Guest {
     /// # Errors
     /// As [`Guest::line`].
     pub fn prompt(&mut self) -> Result<Vec<String>> {
+        if self.prompt.is_empty() {
+            return Err(Error::Machine("what prompt this kernel has was not said (Builder::prompt)".into()));
+        }
         let found = self.console.wait_prompt(self.cursor, self.deadline);
-        let end = found.map_err(|gone| self.unheard("a prompt", gone))?;
+        let end = found.map_err(|gone| self.unheard("a prompt", gone, self.allowed))?;
         let lines = self.console.lines()[self.cursor.min(end)..end].to_vec();
         // The next prompt comes only after the line that answers this one.
         self.cursor = end + 1;
+        self.is_up = true;
         Ok(lines)
     }
 
@@ -207,9 +263,28 @@ impl Guest {
         let start = self.cursor;
         self.send(command)?;
         let found = self.console.wait_prompt(start + 1, self.deadline);
-        let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone))?;
+        let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone, self.allowed))?;
         self.cursor = end + 1;
         Ok(without_echo(command, self.console.lines()[start + 1..end].to_vec()))
+    }
+
+    /// Sends a command to the shell, and returns its answer. The first call waits for the shell.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the answer is `error: …`; else as [`Guest::line`].
+    pub fn shell(&mut self, command: &str) -> Result<Answer> {
+        if !self.is_up {
+            self.prompt()?;
+        }
+        Answer::of(command, self.command(command)?)
+    }
+
+    /// Runs a command of QEMU's monitor (QMP), and returns what it answers.
+    ///
+    /// # Errors
+    /// [`Error::Qmp`] with QEMU's words where it is refused, [`Error::Monitor`] when QEMU has ended.
+    pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value> {
+        Qmp::connect(&self.qmp_socket)?.execute(command, arguments)
     }
 
     /// Gives the guest this much time from now on, whatever it had before.
@@ -236,12 +311,15 @@ impl Guest {
     /// # Errors
     /// When QEMU has ended.
     pub fn freeze(&self) -> Result<()> {
-        let pid = self.pid();
-        kill_process(pid, Signal::STOP).context("QEMU cannot be stopped")?;
-        // Until all of its threads have stopped.
-        let stopped = waitpid(Some(pid), WaitOptions::UNTRACED).context("QEMU's state")?;
-        ensure!(stopped.is_some_and(|(_, status)| status.stopped()), "QEMU has ended instead of stopping");
-        Ok(())
+        let stopped = kill_process(self.pid(), Signal::STOP).and_then(|()| {
+            // Until all of its threads have stopped.
+            waitpid(Some(self.pid()), WaitOptions::UNTRACED)
+        });
+        match stopped {
+            Ok(Some((_, status))) if status.stopped() => Ok(()),
+            Ok(_) => Err(Error::Machine("QEMU has ended instead of stopping".into())),
+            Err(error) => Err(Error::Machine(format!("QEMU cannot be stopped: {error}"))),
+        }
     }
 
     /// Lets it go on.
@@ -249,7 +327,7 @@ impl Guest {
     /// # Errors
     /// When QEMU has ended.
     pub fn thaw(&self) -> Result<()> {
-        kill_process(self.pid(), Signal::CONT).context("QEMU cannot go on")
+        kill_process(self.pid(), Signal::CONT).map_err(|error| Error::Machine(format!("QEMU cannot go on: {error}")))
     }
 
     /// QEMU's process.
@@ -285,31 +363,56 @@ impl Guest {
         let at_work = progress::is_at_work(self.console.quiet_for(), self.allowed);
         let mut hang = Vec::new();
         if late {
-            hang = hang::report(&self.qmp_socket, &self.console, &self.kernel);
-            self.child.kill().context("QEMU cannot be ended")?;
+            hang = hang::report(&self.qmp_socket, &self.console, self.kernel.as_deref());
+            self.child.kill().map_err(|error| Error::Machine(format!("QEMU cannot be ended: {error}")))?;
         }
-        let exit = self.child.wait().context("QEMU's exit status")?;
+        let exit = self.child.wait().map_err(|error| Error::Machine(format!("QEMU's exit status: {error}")))?;
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
         let console = self.console.lines();
         let status = match (late, at_work) {
-            (true, true) => Status::Slow(progress::stage(&console)),
-            (true, false) => Status::Hung(progress::stage(&console)),
+            (true, true) => Status::Slow(self.stage(&console)),
+            (true, false) => Status::Hung(self.stage(&console)),
+            (false, _) if self.kernel.is_none() => Status::of_another(exit, &self.console.qemu_messages()),
             (false, _) => Status::of(exit, &console, &self.console.qemu_messages()),
         };
         Ok(Outcome { status, console, hang })
     }
 
-    fn unheard(&self, what: &str, gone: Gone) -> anyhow::Error {
-        let why = match gone {
-            Gone::Ended => "the guest ended",
-            Gone::Late => "its time was up",
-        };
-        let mut tail = self.console.tail(20);
-        tail.extend(self.console.qemu_messages());
-        anyhow::anyhow!("{why} before {what} came; the last lines were:\n    {}", tail.join("\n    "))
+    /// What the guest was in.
+    fn stage(&self, console: &[String]) -> String {
+        match &self.kernel {
+            Some(_) => progress::stage(console),
+            None => format!("what it did after {} lines", console.len()),
+        }
     }
+
+    fn unheard(&self, what: &str, gone: Gone, after: Duration) -> Error {
+        let mut seen = self.console.tail(SEEN_LINES);
+        seen.extend(self.console.qemu_messages());
+        match gone {
+            Gone::Ended => Error::Ended { awaited: what.into(), seen },
+            Gone::Late => Error::TimedOut { awaited: what.into(), after, seen },
+        }
+    }
+}
+
+/// This run's own copy of the firmware's variables, and its code.
+fn own_firmware(scratch: &Path) -> anyhow::Result<Firmware> {
+    let installed = paths::firmware()?;
+    let vars = scratch.join("vars");
+    std::fs::copy(&installed.vars, &vars).with_context(|| installed.vars.display().to_string())?;
+    Ok(Firmware { code: installed.code, vars })
+}
+
+/// What is said where there is no disk image.
+fn no_image(image: &Path, machine: &Machine) -> String {
+    let made = match machine.boots {
+        Boots::Unplug => format!(": {} makes it", paths::front_door(machine.build)),
+        _ => String::new(),
+    };
+    format!("there is no disk image at {}{made}", image.display())
 }
 
 impl Drop for Guest {

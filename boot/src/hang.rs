@@ -26,17 +26,18 @@ struct Cpu {
     halted: bool,
 }
 
-/// Stops the guest and says where it is, by the names in its `kernel`'s ELF file. What cannot be found out is said too, instead: a report never fails.
+/// Stops the guest and says where it is, by the names in its `kernel`'s ELF file if that is known. What cannot be found out is said too, instead: a report never fails.
 #[must_use]
-pub fn report(qmp_socket: &Path, console: &Console, kernel: &Path) -> Vec<String> {
+pub fn report(qmp_socket: &Path, console: &Console, kernel: Option<&Path>) -> Vec<String> {
     let mut lines = vec!["the guest's last console lines:".to_string()];
     lines.extend(console.tail(TAIL_LINES).into_iter().map(|line| format!("    {line}")));
     lines.push("Its CPUs:".into());
-    let symbols = Symbols::load(kernel, &console.lines());
-    if let Err(error) = &symbols {
+    let symbols = kernel.map(|kernel| Symbols::load(kernel, &console.lines()));
+    if let Some(Err(error)) = &symbols {
         lines.push(format!("    no names of functions: {error:#}"));
     }
-    if let Err(error) = describe_cpus(qmp_socket, symbols.as_ref().ok(), &mut lines) {
+    let symbols = symbols.and_then(Result::ok);
+    if let Err(error) = describe_cpus(qmp_socket, symbols.as_ref(), &mut lines) {
         lines.push(format!("    unknown: {error:#}"));
     }
     lines
@@ -159,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_report_says_what_it_could_not_find_out() {
-        let lines = report(Path::new("/nonexistent/qmp"), &Console::default(), Path::new("/nonexistent/kernel"));
+        let lines = report(Path::new("/nonexistent/qmp"), &Console::default(), Some(Path::new("/nonexistent/kernel")));
         assert!(lines.last().is_some_and(|line| line.contains("unknown: QEMU's monitor")), "{lines:?}");
     }
 }

@@ -78,11 +78,11 @@ impl HostRequest {
             What::MachineCheck { addr, len_bytes } => (addr, len_bytes),
             What::Pull { slot } => {
                 drop(qmp);
-                return hand.pull(slot);
+                return Ok(hand.pull(slot)?);
             }
             What::Put { slot } => {
                 drop(qmp);
-                return hand.put(slot);
+                return Ok(hand.put(slot)?);
             }
         };
         let misc = PHYSICAL | u64::from(len_bytes.ilog2());

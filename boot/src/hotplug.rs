@@ -5,8 +5,8 @@
 
 use crate::backing::{LABEL_BYTES, qemu_value};
 use crate::console::Console;
+use crate::error::Error;
 use crate::qmp::Qmp;
-use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -33,6 +33,13 @@ fn id(index: usize) -> String {
 /// The module `index` for QEMU's command line: in the slot of that number.
 pub(crate) fn device(index: usize) -> String {
     format!("pc-dimm,memdev={},id={},slot={index}", backend(index), id(index))
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// What the machine is not as it has to be for an act.
+fn otherwise<T>(what: String) -> Result<T> {
+    Err(Error::Machine(what))
 }
 
 /// The hand that pulls and plugs.
@@ -64,7 +71,7 @@ impl Hotplug {
     /// When it is not there, or QEMU does not let it go.
     pub fn pull(&self, index: usize) -> Result<()> {
         let mut qmp = self.monitor()?;
-        let address = address(&mut qmp, index)?.with_context(|| format!("module {index} is not there"))?;
+        let Some(address) = address(&mut qmp, index)? else { return otherwise(format!("module {index} is not there")) };
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(index, address);
         // With the CPUs stopped, so that none of them selects another slot in between.
         qmp.execute("stop", json!({}))?;
@@ -72,13 +79,15 @@ impl Hotplug {
             [format!("o /4 {SELECT:#x} {index}"), format!("o /1 {CONTROL:#x} {EJECT}")].iter().try_for_each(|line| {
                 match qmp.monitor(line)?.trim() {
                     "" => Ok(()),
-                    said => bail!("QEMU's monitor says {said:?}"),
+                    said => Err(Error::Monitor(format!("it says {said:?}"))),
                 }
             });
         qmp.execute("cont", json!({}))?;
         pulled?;
-        ensure!(self::address(&mut qmp, index)?.is_none(), "module {index} is there still");
-        Ok(())
+        match self::address(&mut qmp, index)? {
+            None => Ok(()),
+            Some(_) => otherwise(format!("module {index} is there still")),
+        }
     }
 
     /// Puts module `index` back, where it was.
@@ -133,7 +142,7 @@ impl Hotplug {
 }
 
 fn add_file(qmp: &mut Qmp, name: &str, file: &Path, size_bytes: u64) -> Result<()> {
-    let path = qemu_value(file)?.replace(",,", ",");
+    let path = qemu_value(file).map_err(Error::machine)?.replace(",,", ",");
     let object =
         json!({ "qom-type": "memory-backend-file", "id": name, "mem-path": path, "share": true, "size": size_bytes });
     qmp.execute("object-add", object).map(drop)
@@ -142,8 +151,7 @@ fn add_file(qmp: &mut Qmp, name: &str, file: &Path, size_bytes: u64) -> Result<(
 /// Where module `index` is; `None` where it is not there.
 fn address(qmp: &mut Qmp, index: usize) -> Result<Option<u64>> {
     let all = qmp.execute("query-memory-devices", json!({}))?;
-    let all = all.as_array().context("a list of memory devices")?;
-    let ours = all.iter().map(|device| &device["data"]).find(|data| data["id"] == id(index));
+    let ours = all.as_array().into_iter().flatten().map(|device| &device["data"]).find(|data| data["id"] == id(index));
     Ok(ours.and_then(|data| data["addr"].as_u64()))
 }
 

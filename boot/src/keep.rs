@@ -1,5 +1,5 @@
-//! The whole log of a demonstration, kept in a file: that of the last run has always the same name, those of some runs before
-//! it have a number each.
+//! The whole log of a run, kept in a file: that of the last one has always the same name, those of some runs before it have a
+//! number each.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,22 +15,24 @@ const MOST_BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Kept {
     directory: PathBuf,
+    /// Of what.
+    of: &'static str,
     /// `None` once it could not be written.
     file: Option<File>,
     bytes: usize,
     lines: usize,
 }
 
-/// The name of the log that is so many runs old.
-fn name(age: usize) -> String {
-    if age == 0 { "demo.log".into() } else { format!("demo.{age}.log") }
+/// The name of the log of this kind that is so many runs old.
+fn name(of: &str, age: usize) -> String {
+    if age == 0 { format!("{of}.log") } else { format!("{of}.{age}.log") }
 }
 
 impl Kept {
-    /// Begins a log in this directory. One that cannot be written is one line on standard error.
+    /// Begins a log `of` something in this directory. One that cannot be written is one line on standard error.
     #[must_use]
-    pub fn begin(directory: &Path) -> Self {
-        let mut kept = Self { directory: directory.to_path_buf(), file: None, bytes: 0, lines: 0 };
+    pub fn begin(directory: &Path, of: &'static str) -> Self {
+        let mut kept = Self { directory: directory.to_path_buf(), of, file: None, bytes: 0, lines: 0 };
         match kept.open() {
             Ok(file) => kept.file = Some(file),
             Err(error) => kept.give_up(&error),
@@ -41,18 +43,18 @@ impl Kept {
     fn open(&self) -> io::Result<File> {
         fs::create_dir_all(&self.directory)?;
         for age in (1..KEPT).rev() {
-            let older = self.directory.join(name(age));
-            match fs::rename(self.directory.join(name(age - 1)), older) {
+            let older = self.directory.join(name(self.of, age));
+            match fs::rename(self.directory.join(name(self.of, age - 1)), older) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        File::create_new(self.directory.join(name(0)))
+        File::create_new(self.directory.join(name(self.of, 0)))
     }
 
     fn give_up(&mut self, error: &io::Error) {
         self.file = None;
-        let path = self.directory.join(name(0));
+        let path = self.directory.join(name(self.of, 0));
         eprintln!("run-qemu: no log is kept: {} cannot be written ({error})", path.display());
     }
 
@@ -82,7 +84,7 @@ impl Kept {
             fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
         };
         // Another run may have begun meanwhile.
-        let path = (0..KEPT).map(|age| self.directory.join(name(age))).find(is_ours)?;
+        let path = (0..KEPT).map(|age| self.directory.join(name(self.of, age))).find(is_ours)?;
         let here = std::env::current_dir().unwrap_or_default();
         let path = path.strip_prefix(here).unwrap_or(&path);
         let cut = if self.bytes + 1024 > MOST_BYTES { ", and was cut" } else { "" };
@@ -103,7 +105,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let logs = directory.path().join("log");
         for run in 0..KEPT + 3 {
-            let mut kept = Kept::begin(&logs);
+            let mut kept = Kept::begin(&logs, "demo");
             kept.add(&lines(&format!("run {run}\nmore")));
             let place = kept.place().expect("it is kept");
             assert!(place.ends_with("log/demo.log (2 lines)."), "{place}");
@@ -116,8 +118,8 @@ mod tests {
     #[test]
     fn a_run_that_begins_meanwhile_takes_the_name_and_not_the_log() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut first = Kept::begin(directory.path());
-        let mut second = Kept::begin(directory.path());
+        let mut first = Kept::begin(directory.path(), "demo");
+        let mut second = Kept::begin(directory.path(), "demo");
         second.add(&lines("second"));
         first.add(&lines("first"));
         assert!(first.place().is_some_and(|place| place.contains("demo.1.log")));
@@ -129,7 +131,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("file");
         fs::write(&file, "").expect("written");
-        let mut kept = Kept::begin(&file.join("log"));
+        let mut kept = Kept::begin(&file.join("log"), "demo");
         kept.add(&lines("a line"));
         assert_eq!(kept.place(), None);
     }
@@ -137,7 +139,7 @@ mod tests {
     #[test]
     fn a_log_has_an_end() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut kept = Kept::begin(directory.path());
+        let mut kept = Kept::begin(directory.path(), "demo");
         kept.add(&vec!["x".repeat(1 << 10); 70 << 10]);
         let len = fs::metadata(directory.path().join("demo.log")).expect("it is there").len();
         assert!(len <= MOST_BYTES as u64, "{len}");

@@ -65,10 +65,43 @@ pub struct Machine {
     /// Raise the machine check that the demonstration asks for. Not in deterministic mode, in which it would come at
     /// another instruction each time.
     pub grants_host_requests: bool,
-    /// Which kernel it boots: those with trace points, and with faults, have images of their own.
+    /// What it boots.
+    pub boots: Boots,
+    /// Which of our kernels that is: those with trace points, and with faults, have images of their own.
     pub build: Profile,
+    /// More words for QEMU's command line, as they are.
+    pub qemu: Vec<String>,
     /// How long the guest may take before it counts as hung.
     pub timeout: Option<Duration>,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Boots {
+    /// Our kernel, of the disk image that is found for [`Machine::build`].
+    #[default]
+    Unplug,
+    /// Our kernel, of this disk image.
+    UnplugFrom(PathBuf),
+    /// Another kernel, by way of the firmware (UEFI), from this disk image.
+    Disk(PathBuf),
+    /// Another kernel, which QEMU loads itself: Linux, or an ELF file for multiboot or PVH.
+    Kernel {
+        /// Its file.
+        kernel: PathBuf,
+        /// Linux's initial file system, or multiboot's modules.
+        initrd: Option<PathBuf>,
+        /// Its command line.
+        command_line: String,
+    },
+}
+
+impl Boots {
+    /// Is it our own kernel?
+    #[must_use]
+    pub fn is_unplug(&self) -> bool {
+        matches!(self, Self::Unplug | Self::UnplugFrom(_))
+    }
 }
 
 /// Room for what is plugged in while the guest runs.
@@ -104,7 +137,9 @@ impl Default for Machine {
             acpitables: Vec::new(),
             gdb: None,
             grants_host_requests: true,
+            boots: Boots::Unplug,
             build: Profile::Dev,
+            qemu: Vec::new(),
             timeout: Some(Duration::from_secs(300)),
         }
     }
@@ -113,10 +148,9 @@ impl Default for Machine {
 /// The files of one run, named on the command line.
 #[derive(Debug)]
 pub struct Files<'a> {
-    /// The disk image.
-    pub image: &'a Path,
-    /// The firmware; `vars` is this run's own copy.
-    pub firmware: &'a Firmware,
+    /// The disk image, and the firmware that boots it; its `vars` are this run's own copy. `None` where QEMU loads the
+    /// kernel itself.
+    pub disk: Option<(&'a Path, &'a Firmware)>,
     /// Where QEMU's monitor listens.
     pub qmp_socket: &'a Path,
     /// The NVDIMMs' backings, as many as [`Machine::pmem`].
@@ -177,7 +211,9 @@ impl Machine {
             acpitables: options.acpitable.clone(),
             gdb: options.debug.then(|| "tcp::1234".into()),
             grants_host_requests: true,
+            boots: Boots::Unplug,
             build: options.build(),
+            qemu: Vec::new(),
             timeout: (seconds != 0).then(|| Duration::from_secs(seconds)),
         };
         machine.check_number()?;
@@ -202,24 +238,30 @@ impl Machine {
         self.nvme.unwrap_or(if self.deterministic { 0 } else { DEFAULT_NVME_BYTES })
     }
 
-    /// The disk image that it boots.
+    /// The disk image that it boots; `None` where QEMU loads a kernel itself.
     #[must_use]
-    pub fn image(&self) -> PathBuf {
-        paths::image_of(self.build)
+    pub fn image(&self) -> Option<PathBuf> {
+        match &self.boots {
+            Boots::Unplug => Some(paths::image_of(self.build)),
+            Boots::UnplugFrom(image) | Boots::Disk(image) => Some(image.clone()),
+            Boots::Kernel { .. } => None,
+        }
     }
 
-    /// The ELF file, with its symbols, of the kernel in that image.
+    /// The ELF file, with its symbols, of our kernel in that image; `None` of another kernel.
     #[must_use]
-    pub fn kernel(&self) -> PathBuf {
-        match self.build {
-            Profile::Dev | Profile::Release => paths::kernel(),
-            Profile::Trace | Profile::Zoo => paths::kernel_in(&self.image()),
+    pub fn kernel(&self) -> Option<PathBuf> {
+        match (&self.boots, self.build) {
+            (Boots::Unplug, Profile::Dev | Profile::Release) => Some(paths::kernel()),
+            (Boots::Unplug, profile) => Some(paths::kernel_in(&paths::image_of(profile))),
+            (Boots::UnplugFrom(image), _) => Some(paths::kernel_in(image)),
+            (Boots::Disk(_) | Boots::Kernel { .. }, _) => None,
         }
     }
 
     /// Is the kernel told that its requests are granted?
     pub(crate) fn promises_host_requests(&self) -> bool {
-        self.grants_host_requests && self.mode == Mode::Demo && !self.deterministic
+        self.grants_host_requests && self.mode == Mode::Demo && !self.deterministic && self.boots.is_unplug()
     }
 
     /// The kernel's boot options, in the form in which they go through fw_cfg.
@@ -271,14 +313,36 @@ impl Machine {
         for table in &self.acpitables {
             args.pair("-acpitable", format!("file={}", qemu_value(table)?));
         }
-        let (code, vars) = (qemu_value(&files.firmware.code)?, qemu_value(&files.firmware.vars)?);
-        args.pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
-        args.pair("-drive", format!("if=pflash,unit=1,format=raw,file={vars}"));
-        args.pair("-drive", format!("if=none,id=disk,format=raw,readonly=on,file={}", qemu_value(files.image)?));
-        args.pair("-device", "virtio-blk-pci,drive=disk,bootindex=0");
-        args.pair("-fw_cfg", format!("name=opt/unplug/cmdline,string={}", self.boot_options().replace(',', ",,")));
+        self.kernel_of_choice(files, &mut args)?;
         args.pair("-qmp", format!("unix:{},server=on,wait=off", qemu_value(files.qmp_socket)?));
+        args.0.extend(self.qemu.iter().cloned());
         Ok(args.0)
+    }
+
+    /// What it boots, and what that is told.
+    fn kernel_of_choice(&self, files: &Files<'_>, args: &mut Arguments) -> Result<()> {
+        if let Some((image, firmware)) = files.disk {
+            let (code, vars) = (qemu_value(&firmware.code)?, qemu_value(&firmware.vars)?);
+            args.pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"));
+            args.pair("-drive", format!("if=pflash,unit=1,format=raw,file={vars}"));
+            args.pair("-drive", format!("if=none,id=disk,format=raw,readonly=on,file={}", qemu_value(image)?));
+            args.pair("-device", "virtio-blk-pci,drive=disk,bootindex=0");
+        }
+        match &self.boots {
+            Boots::Unplug | Boots::UnplugFrom(_) => {
+                let options = self.boot_options().replace(',', ",,");
+                args.pair("-fw_cfg", format!("name=opt/unplug/cmdline,string={options}"));
+            }
+            Boots::Disk(_) => {}
+            Boots::Kernel { kernel, initrd, command_line } => {
+                args.pair("-kernel", utf8(kernel)?);
+                if let Some(initrd) = initrd {
+                    args.pair("-initrd", utf8(initrd)?);
+                }
+                args.pair("-append", command_line);
+            }
+        }
+        Ok(())
     }
 
     /// The board, the CPUs, the memory and the devices that every run has.
@@ -322,6 +386,11 @@ impl Machine {
             args.0.push("-S".into());
         }
     }
+}
+
+/// A path as a word of its own: no comma of it has a meaning.
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// The devices of one kind, of these sizes (0 is none): the first one is kept in `file` if there is one, which says its size, or

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
             Some(series) => peer::job(&cli, series),
             None => run::run(&cli),
         },
+        Command::Build => run::build_only(&cli.options),
         Command::Test => suite::run(&cli),
         Command::Mutants => mutants::job(),
         Command::Explore(asked) => explore::job(asked, &cli.options),

@@ -1,6 +1,7 @@
 //! How a guest ended, and what that means to whoever started it.
 
-use crate::records;
+use crate::ktap;
+use crate::records::{self, Record};
 use std::fmt;
 use std::process::ExitStatus;
 
@@ -23,6 +24,9 @@ pub enum Status {
     Slow(String),
     /// QEMU itself failed, or the guest ended without the kernel's saying so (a triple fault, say).
     Qemu(String),
+    /// A kernel that is not ours ended, with this exit status of QEMU: 0 where it switched the machine off or reset it, an odd
+    /// number `(value << 1) | 1` where it wrote a value to the debug-exit device. What that means its caller knows.
+    Ended(u8),
     /// The user ended the run.
     Interrupted,
 }
@@ -36,6 +40,19 @@ pub struct Outcome {
     pub console: Vec<String>,
     /// For a guest that took too long: where it was, line by line.
     pub hang: Vec<String>,
+}
+
+impl Outcome {
+    /// The results of the tests that the kernel ran: the first report of its console.
+    #[must_use]
+    pub fn ktap(&self) -> ktap::Report {
+        ktap::parse(&self.console)
+    }
+
+    /// All records of this topic, in order.
+    pub fn records<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = Record> + 'a {
+        records::of_topic(&self.console, topic)
+    }
 }
 
 impl Status {
@@ -55,6 +72,17 @@ impl Status {
             ),
             Some(0) => Self::Qemu(format!("the machine stopped by itself (a triple fault?); {}", last_words(console))),
             _ => Self::Qemu(format!("QEMU ended with {exit}: {}", qemu.join("; "))),
+        }
+    }
+
+    /// The same of a kernel that is not ours.
+    #[must_use]
+    pub fn of_another(exit: ExitStatus, qemu: &[String]) -> Self {
+        match exit.code().and_then(|code| u8::try_from(code).ok()) {
+            // With this status QEMU itself fails, too; then it says why.
+            Some(1) if !qemu.is_empty() => Self::Qemu(format!("QEMU ended with {exit}: {}", qemu.join("; "))),
+            Some(code) => Self::Ended(code),
+            None => Self::Qemu(format!("QEMU ended with {exit}: {}", qemu.join("; "))),
         }
     }
 
@@ -78,6 +106,7 @@ impl Status {
             Self::Refused(_) => 4,
             Self::Qemu(_) => 5,
             Self::Hung(_) | Self::Slow(_) => 124,
+            Self::Ended(code) => *code,
             Self::Interrupted => 130,
         }
     }
@@ -101,6 +130,8 @@ impl fmt::Display for Status {
                 )
             }
             Self::Qemu(message) => write!(f, "{message}"),
+            Self::Ended(0) => write!(f, "the machine was switched off or reset"),
+            Self::Ended(code) => write!(f, "QEMU ended with {code}"),
             Self::Interrupted => write!(f, "interrupted"),
         }
     }
@@ -172,6 +203,18 @@ mod tests {
         assert_eq!((slow.exit_code(), hung.exit_code()), (124, 124));
         assert!(hung.to_string().contains("hangs") && hung.to_string().contains("act 2"));
         assert!(!slow.to_string().contains("hang") && slow.to_string().contains("still at work, in act 2"));
+    }
+
+    /// covers: T5
+    #[test]
+    fn how_another_kernel_ends_is_left_to_whoever_knows_it() {
+        let of = |raw: i32, qemu: &[String]| Status::of_another(ExitStatus::from_raw(raw), qemu);
+        assert_eq!(of(0, &[]), Status::Ended(0));
+        assert_eq!((of(33 << 8, &[]), of(33 << 8, &[]).exit_code()), (Status::Ended(33), 33));
+        assert_eq!(of(1 << 8, &[]), Status::Ended(1));
+        let failed = of(1 << 8, &["no such device".into()]);
+        assert!(matches!(&failed, Status::Qemu(why) if why.contains("no such device")) && failed.exit_code() == 5);
+        assert!(matches!(of(9, &[]), Status::Qemu(_)));
     }
 
     #[test]

@@ -96,22 +96,45 @@ pub fn kernel_in(image: &Path) -> PathBuf {
     crate::image::made_of(image).unwrap_or_else(|| built_kernel(Profile::Dev))
 }
 
-/// The UEFI disk image: `UNPLUG_IMAGE`, else where [`crate::image`] puts it.
+/// The UEFI disk image of the kernel that is tested: see [`image_of`].
 #[must_use]
 pub fn image() -> PathBuf {
-    env::var_os("UNPLUG_IMAGE").map_or_else(|| target().join("unplug.img"), PathBuf::from)
+    image_of(Profile::Dev)
 }
 
-/// The UEFI disk image of a kernel that is built so, where [`crate::image`] puts it: that with trace points is where
-/// `UNPLUG_TRACE_IMAGE` says, that with faults where `UNPLUG_ZOO_IMAGE` does, if anything is said.
+/// The UEFI disk image of a kernel that is built so: what `UNPLUG_IMAGE` names, or of the kernel with trace points
+/// `UNPLUG_TRACE_IMAGE`, of that with faults `UNPLUG_ZOO_IMAGE`. Else the one in [`target`], where [`crate::image`] puts it;
+/// and where there is none the one in the project's own `target`: what builds a program that uses this library may have
+/// been told by `CARGO_TARGET_DIR` to put that elsewhere.
 #[must_use]
 pub fn image_of(profile: Profile) -> PathBuf {
     let (variable, name) = match profile {
-        Profile::Dev | Profile::Release => return image(),
+        Profile::Dev | Profile::Release => ("UNPLUG_IMAGE", "unplug.img"),
         Profile::Trace => ("UNPLUG_TRACE_IMAGE", "unplug-trace.img"),
         Profile::Zoo => ("UNPLUG_ZOO_IMAGE", "unplug-zoo.img"),
     };
-    env::var_os(variable).map_or_else(|| target().join(name), PathBuf::from)
+    env::var_os(variable).map_or_else(|| first_of(name, &target(), &root().join("target")), PathBuf::from)
+}
+
+/// The file of this name in the first directory, but where it is only in the second.
+fn first_of(name: &str, first: &Path, second: &Path) -> PathBuf {
+    let [first, second] = [first, second].map(|directory| directory.join(name));
+    if !first.exists() && second.exists() { second } else { first }
+}
+
+/// The words that tell the front door of a kernel that is built so: which fault is named makes no other kernel.
+pub(crate) fn front_door_words(profile: Profile) -> Vec<&'static str> {
+    match profile {
+        Profile::Dev => vec!["build"],
+        Profile::Release => vec!["build", "--release"],
+        Profile::Trace => vec!["build", "--trace"],
+        Profile::Zoo => vec!["build", "--bug", zoo::BUGS[0].name],
+    }
+}
+
+/// The command that makes the disk image of a kernel that is built so.
+pub(crate) fn front_door(profile: Profile) -> String {
+    format!("{} {}", root().join("run-qemu.sh").display(), front_door_words(profile).join(" "))
 }
 
 /// The firmware: its code, and the empty variable store that goes with it.
@@ -141,4 +164,22 @@ pub fn firmware() -> Result<Firmware> {
     .map(|(code, vars)| Firmware { code: code.into(), vars: vars.into() })
     .find(|firmware| firmware.code.exists() && firmware.vars.exists())
     .context("no OVMF firmware found: install Debian's package `ovmf`, or set OVMF_CODE and OVMF_VARS")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// covers: T5
+    #[test]
+    fn an_image_is_found_where_it_is_whatever_directory_something_else_is_built_in() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let [own, ours] = ["own", "ours"].map(|name| dir.path().join(name));
+        [&own, &ours].into_iter().for_each(|directory| std::fs::create_dir(directory).expect("made"));
+        assert_eq!(first_of("x", &own, &ours), own.join("x"), "there is none: it will be where it is built");
+        std::fs::write(ours.join("x"), "").expect("written");
+        assert_eq!(first_of("x", &own, &ours), ours.join("x"));
+        std::fs::write(own.join("x"), "").expect("written");
+        assert_eq!(first_of("x", &own, &ours), own.join("x"));
+    }
 }

@@ -1,14 +1,20 @@
 //! QEMU's monitor: one command and its answer at a time.
 
-use anyhow::{Context, Result, bail};
+use crate::error::Error;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 /// How long the monitor may take for one answer: it is a thread of QEMU's that no guest can keep busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+type Result<T> = std::result::Result<T, Error>;
+
+fn broken(error: io::Error) -> Error {
+    Error::Monitor(error.to_string())
+}
 
 /// A connection to the monitor of a QEMU that runs.
 #[derive(Debug)]
@@ -24,13 +30,13 @@ impl Qmp {
     /// # Errors
     /// When nobody listens, or the other side does not speak QMP.
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).context("QEMU's monitor")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = UnixStream::connect(socket).map_err(broken)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(broken)?;
         let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         let greeting = qmp.receive()?;
         if greeting.get("QMP").is_none() {
-            bail!("QEMU's monitor greets with {greeting}");
+            return Err(Error::Monitor(format!("it greets with {greeting}")));
         }
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -42,14 +48,15 @@ impl Qmp {
     /// When the connection ends, or the command is refused, with QEMU's words.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).context("QEMU's monitor")?;
+        self.stream.get_mut().write_all(format!("{request}\n").as_bytes()).map_err(broken)?;
         loop {
             let mut answer = self.receive()?;
             if let Some(result) = answer.get_mut("return") {
                 return Ok(result.take());
             }
             if let Some(error) = answer.get("error") {
-                bail!("{command}: {}", error.get("desc").and_then(Value::as_str).unwrap_or("refused"));
+                let reason = error.get("desc").and_then(Value::as_str).unwrap_or("refused").into();
+                return Err(Error::Qmp { command: command.into(), reason });
             }
             self.events.push(answer);
         }
@@ -80,10 +87,10 @@ impl Qmp {
 
     fn receive(&mut self) -> Result<Value> {
         let mut line = String::new();
-        if self.stream.read_line(&mut line).context("QEMU's monitor")? == 0 {
-            bail!("QEMU's monitor closed the connection");
+        if self.stream.read_line(&mut line).map_err(broken)? == 0 {
+            return Err(Error::Monitor("it closed the connection".into()));
         }
-        serde_json::from_str(&line).with_context(|| format!("QEMU's monitor says {line:?}"))
+        serde_json::from_str(&line).map_err(|error| Error::Monitor(format!("it says {line:?}: {error}")))
     }
 }
 
@@ -95,10 +102,10 @@ mod tests {
 
     /// A monitor that greets, agrees, and then answers each request with the next of `answers`.
     fn monitor(answers: &'static [&'static str]) -> Result<Value> {
-        let dir = tempfile::tempdir()?;
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let socket = dir.path().join("qmp");
-        let listener = UnixListener::bind(&socket)?;
-        let server = thread::spawn(move || -> Result<()> {
+        let listener = UnixListener::bind(&socket).expect("bound");
+        let server = thread::spawn(move || -> io::Result<()> {
             let (stream, _) = listener.accept()?;
             let mut reader = BufReader::new(stream.try_clone()?);
             let mut writer = stream;
@@ -111,7 +118,7 @@ mod tests {
             Ok(())
         });
         let result = Qmp::connect(&socket).and_then(|mut qmp| qmp.execute("query-status", json!({})));
-        server.join().expect("no panic")?;
+        server.join().expect("no panic").expect("it listens");
         result
     }
 
@@ -124,7 +131,7 @@ mod tests {
     #[test]
     fn a_refusal_and_garbage_are_errors_with_their_words() {
         let refused = monitor(&["{\"error\": {\"class\": \"x\", \"desc\": \"no such thing\"}}"]).expect_err("refused");
-        assert!(refused.to_string().contains("no such thing"));
+        assert!(matches!(&refused, Error::Qmp { reason, .. } if reason == "no such thing"), "{refused}");
         let garbled = monitor(&["{\"return\": "]).expect_err("garbled");
         assert!(garbled.to_string().contains("return"));
         assert!(monitor(&[]).is_err());

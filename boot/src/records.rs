@@ -1,5 +1,6 @@
 //! The machine-readable lines of the console: `@topic key=value key=value`.
 
+use crate::error::Error;
 use std::fmt;
 
 /// One such line, taken apart.
@@ -30,6 +31,15 @@ impl Record {
         self.fields.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
+    /// The value as what the caller takes it for: a number, a truth (`0` or `1`), text.
+    ///
+    /// # Errors
+    /// [`Error::Answer`] when there is no such field, or its value is nothing of that type; the record is named.
+    pub fn field<T: Field>(&self, key: &str) -> Result<T, Error> {
+        let Some(value) = self.get(key) else { return Err(Error::Answer(format!("there is no {key}= in \"{self}\""))) };
+        T::read(value).ok_or_else(|| Error::Answer(format!("{key}={value} is no {} in \"{self}\"", T::WHAT)))
+    }
+
     /// The value as a number: decimal, or hexadecimal after `0x`. `None` when it is not there or not a number.
     #[must_use]
     pub fn number(&self, key: &str) -> Option<u64> {
@@ -45,6 +55,52 @@ impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "@{}", self.topic)?;
         self.fields.iter().try_for_each(|(key, value)| write!(f, " {key}={value}"))
+    }
+}
+
+/// What the value of a field can be read as.
+pub trait Field: Sized {
+    /// What it is called where a value is none.
+    const WHAT: &'static str;
+
+    /// The value; `None` where the word is none.
+    fn read(word: &str) -> Option<Self>;
+}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {$(
+        impl Field for $number {
+            const WHAT: &'static str = concat!("number (", stringify!($number), ")");
+
+            fn read(word: &str) -> Option<Self> {
+                match word.strip_prefix("0x") {
+                    Some(digits) => Self::from_str_radix(digits, 16).ok(),
+                    None => word.parse().ok(),
+                }
+            }
+        }
+    )*};
+}
+
+numbers!(u8, u16, u32, u64, u128, usize, i64);
+
+impl Field for bool {
+    const WHAT: &'static str = "0 or 1";
+
+    fn read(word: &str) -> Option<Self> {
+        match word {
+            "0" => Some(false),
+            "1" => Some(true),
+            _ => None,
+        }
+    }
+}
+
+impl Field for String {
+    const WHAT: &'static str = "text";
+
+    fn read(word: &str) -> Option<Self> {
+        Some(word.into())
     }
 }
 
@@ -71,6 +127,26 @@ mod tests {
         assert_eq!(record.number("name"), None);
         assert_eq!(record.get("absent"), None);
         assert_eq!(record.to_string(), line);
+    }
+
+    /// covers: T5
+    #[test]
+    fn a_field_is_of_the_type_that_the_caller_takes_it_for_or_an_error_that_names_it() {
+        let record = Record::parse("@cpu id=3 base=0x1f online=1 state=idle big=300").expect("a record");
+        assert_eq!(record.field::<u32>("id").expect("a number"), 3);
+        assert_eq!(record.field::<usize>("base").expect("a number"), 31);
+        assert!(record.field::<bool>("online").expect("a truth"));
+        assert_eq!(record.field::<String>("state").expect("text"), "idle");
+        let error = |error: Error| error.to_string();
+        assert_eq!(
+            error(record.field::<u8>("big").expect_err("too large")),
+            format!("big=300 is no number (u8) in \"{record}\"")
+        );
+        assert_eq!(
+            error(record.field::<bool>("id").expect_err("no truth")),
+            format!("id=3 is no 0 or 1 in \"{record}\"")
+        );
+        assert_eq!(error(record.field::<u8>("x").expect_err("none")), format!("there is no x= in \"{record}\""));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::guest::Guest;
 use crate::machine::Machine;
 use crate::outcome::Status;
 use crate::paths;
+use crate::results::Results;
 use crate::screen::{self, Screen};
 use crate::terminal::{self, Interrupt};
 use crate::{build, hotplug, image, medium};
@@ -47,6 +48,13 @@ pub fn run(cli: &Cli) -> Result<u8> {
             return Ok(BAD_COMMAND_LINE);
         }
     };
+    let results = match Results::reserve(&options) {
+        Ok(results) => results,
+        Err(error) => {
+            eprintln!("run-qemu: {error:#}");
+            return Ok(BAD_COMMAND_LINE);
+        }
+    };
     if cli.options.quiet {
         machine.append.push("quiet=1".into());
     }
@@ -67,7 +75,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine, &options, held)
+    boot(&machine, &options, held, results)
 }
 
 /// What the figures of `bench` are held against; `None` for another job.
@@ -101,13 +109,26 @@ fn refuse_foreign(cli: &Cli) -> Result<()> {
     old.try_for_each(|file| medium::refuse(file))
 }
 
-fn boot(machine: &Machine, options: &Options, held: Option<Held>) -> Result<u8> {
+/// The job `build`: prints where the disk image is.
+///
+/// # Errors
+/// When something cannot be built.
+pub fn build_only(options: &Options) -> Result<u8> {
+    let profile = options.build();
+    let kernel = build::kernel(profile, options.quiet)?;
+    println!("{}", image::make_for(&kernel, profile)?.display());
+    Ok(0)
+}
+
+fn boot(machine: &Machine, options: &Options, held: Option<Held>, results: Results) -> Result<u8> {
     let interrupt = Interrupt::install()?;
     let measures = held.is_some();
     let is_demo = options.mode == Mode::Demo;
     let is_summed_up = is_demo && screen::replaces_the_console(options);
-    let mut guest = Guest::start(machine, if is_summed_up { Echo::Off } else { Echo::Stdout })?;
+    let is_shown = !is_summed_up && !options.tap;
+    let mut guest = Guest::start(machine, if is_shown { Echo::Stdout } else { Echo::Off })?;
     interrupt.ends(&guest);
+    let results = results.follow(guest.console());
     let screen = is_demo.then(|| Screen::start(&mut guest, options));
     if let Some(seconds) = options.pull_every {
         hotplug::pull_at_random(guest.hand(), guest.console(), Duration::from_secs(seconds), options.seed);
@@ -122,6 +143,7 @@ fn boot(machine: &Machine, options: &Options, held: Option<Held>) -> Result<u8> 
     } else if let Some(held) = held {
         outcome.status = held.judge(&outcome);
     }
+    results.end(&outcome, options.quiet)?;
     let all_is_said = screen.is_some_and(|screen| screen.end(&outcome, options.quiet));
     for line in &outcome.hang {
         eprintln!("run-qemu: {line}");

@@ -63,7 +63,7 @@ impl Screen {
         }
         let follower = Follower {
             summary: Summary::default(),
-            kept: Kept::begin(&paths::target().join("log")),
+            kept: Kept::begin(&paths::target().join("log"), "demo"),
             paint: Paint::of_stdout(),
             shows,
             asks: options.step && stdin().is_terminal(),

@@ -35,6 +35,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
         full(&mut portable, options.full),
     );
     tally.stage("unit tests: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--lib"]));
+    tally.stage("examples in the documentation: boot", Kind::Tests, host_cargo("test").args(["-pboot", "--doc"]));
     let mut judges = host_cargo("test");
     judges.args(["-pboot", "--test", "judges"]);
     tally.stage("mounted images, outside testers", Kind::Tests, full(&mut judges, options.full));
@@ -52,7 +53,9 @@ pub fn run(cli: &Cli) -> Result<u8> {
     match build::kernel(Profile::Dev, options.quiet).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
-            for (name, test) in [("in-kernel tests", "guest"), ("end-to-end tests", "e2e")] {
+            for (name, test) in
+                [("in-kernel tests", "guest"), ("end-to-end tests", "e2e"), ("the harness, used by others", "harness")]
+            {
                 let mut command = end_to_end(test, &kernel, &image);
                 command.envs(others.clone());
                 tally.stage(name, Kind::Tests, full(&mut command, options.full));
@@ -129,6 +132,9 @@ fn lint(tally: &mut Tally) {
         .args(["-ptestkit", "-Ftestkit/all", "-pmutants", "-pzoo", "-pexplorer", "--no-deps"])
         .env("RUSTDOCFLAGS", "-Dwarnings");
     tally.stage("documentation: mm, dax, nvdimm, fs, media, nvme, sched, slabs, iommu, cli", Kind::Check, &mut pages);
+    let mut page = host_cargo("doc");
+    page.args(["-pboot", "--lib", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings");
+    tally.stage("documentation: boot", Kind::Check, &mut page);
 }
 
 /// Each deliberate fault is one test: it passes when the fault is caught.

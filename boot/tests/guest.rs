@@ -5,13 +5,11 @@
 
 use boot::backing::{Dimm, Nvdimm, VirtioPmem};
 use boot::cli::Mode;
-use boot::console::Echo;
-use boot::guest::Guest;
-use boot::ktap::{self, Test, Verdict};
+use boot::ktap::{Test, Verdict};
 use boot::machine::{DEFAULT_NVME_BYTES, Machine};
-use boot::outcome::{Outcome, Status};
 use boot::paths::Profile;
 use boot::size::{GIB, MIB, TIB};
+use boot::{Builder, Error, Outcome, Status};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -101,13 +99,13 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn boot(machine: &Machine) -> anyhow::Result<Outcome> {
-    Guest::start(machine, Echo::Off)?.finish()
+fn boot(machine: &Machine) -> Result<Outcome, Error> {
+    Builder::from(machine.clone()).run()
 }
 
 /// One trial for each test of the report, one for each that is missing, and one for how the guest ended.
 fn trials_of(configuration: &str, outcome: &Outcome) -> Vec<Trial> {
-    let report = ktap::parse(&outcome.console);
+    let report = outcome.ktap();
     let mut trials: Vec<_> = report.tests.iter().map(|test| trial(configuration, test)).collect();
     for number in report.tests.len() + 1..=report.plan.unwrap_or(0) {
         let why = format!("did not run, or did not end: {}\n{}", outcome.status, report.rest.join("\n"));

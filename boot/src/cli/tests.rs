@@ -1,6 +1,7 @@
 //! What is taken, and what is refused with one line.
 
 use super::*;
+use crate::size::GIB;
 use std::collections::BTreeSet;
 
 fn read(args: &[&str]) -> Result<Cli, Refusal> {
@@ -31,6 +32,25 @@ fn shell_is_a_run_in_that_mode() {
     let cli = taken(&["shell", "--smp", "2"]);
     assert_eq!((cli.job(), cli.options.mode, cli.options.smp), (Command::Shell, Mode::Shell, 2));
     assert!(refused(&["shell", "--mode", "demo"]).contains("--mode has no use in shell"));
+}
+
+/// covers: T5
+#[test]
+fn results_for_others_are_those_of_the_in_kernel_tests() {
+    let cli = taken(&["run", "--mode", "test", "--tap", "--junit", "results.xml"]);
+    assert!(cli.options.tap && cli.options.junit.is_some());
+    assert!(refused(&["--tap"]).contains("--mode test, and this is demo"));
+    assert!(refused(&["shell", "--junit", "x"]).contains("--junit has no use in shell"));
+    assert!(refused(&["test", "--tap"]).contains("--tap has no use in test"));
+    assert!(refused(&["--mode", "test", "--tap", "--verbose"]).contains("leaves out"));
+}
+
+#[test]
+fn a_build_is_of_one_kernel_and_starts_no_machine() {
+    let profile = |args: &[&str]| taken(args).options.build();
+    assert_eq!((profile(&["build"]), profile(&["build", "--trace"])), (Profile::Dev, Profile::Trace));
+    assert!(refused(&["build", "--smp", "2"]).contains("--smp has no use in build"));
+    assert!(refused(&["build", "--bug", "none"]).contains("there is no bug"));
 }
 
 #[test]

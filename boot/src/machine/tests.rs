@@ -22,8 +22,7 @@ fn line(machine: &Machine) -> String {
         machine.dimms.iter().enumerate().map(|(index, dimm)| dimm.prepare(dir.path(), index).expect("ready")).collect();
     let firmware = Firmware { code: "code".into(), vars: "vars".into() };
     let files = Files {
-        image: Path::new("a,b"),
-        firmware: &firmware,
+        disk: machine.image().is_some().then_some((Path::new("a,b"), &firmware)),
         qmp_socket: Path::new("qmp"),
         backings: &backings,
         dimm_backings: &dimm_backings,
@@ -168,4 +167,23 @@ fn deterministic_counts_instructions_and_tells_the_kernel() {
     let line = line(&Machine { deterministic: true, append: vec!["log=debug".into()], ..Machine::default() });
     assert!(line.contains("-icount shift=6,sleep=off"), "{line}");
     assert!(line.contains("string=mode=demo deterministic=1 log=debug"), "{line}");
+}
+
+/// covers: T5
+#[test]
+fn another_kernel_is_loaded_without_firmware_and_told_what_the_caller_says() {
+    let initrd = Some("initrd".into());
+    let boots = Boots::Kernel { kernel: "a,b/vmlinuz".into(), initrd, command_line: "console=ttyS0 x=1,2".into() };
+    let line = line(&Machine { boots, qemu: vec!["-device".into(), "virtio-rng-pci".into()], ..Machine::default() });
+    for part in ["-kernel a,b/vmlinuz -initrd initrd -append console=ttyS0 x=1,2 ", " -device virtio-rng-pci"] {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+    assert!(!line.contains("pflash") && !line.contains("opt/unplug") && !line.contains("id=disk"), "{line}");
+}
+
+/// covers: T5
+#[test]
+fn a_disk_with_another_kernel_is_booted_by_the_firmware_and_told_nothing() {
+    let line = line(&Machine { boots: Boots::Disk("a,b".into()), ..Machine::default() });
+    assert!(line.contains("pflash") && line.contains("file=a,,b") && !line.contains("opt/unplug"), "{line}");
 }

@@ -1,7 +1,7 @@
 //! The guest that measures: Debian's kernel, and an initial file system with busybox, the modules of its NVDIMM driver,
 //! and what is built here of the sources in `boot/peer`.
 
-use super::packages::{Apt, Kernel, Package, last_words};
+use super::packages::{Apt, Kernel, Package, last_words, unpack};
 use super::unfinished;
 use crate::paths;
 use anyhow::{Context, Result, bail, ensure};
@@ -77,8 +77,7 @@ fn build(kernel: &Kernel, busybox: &Package, apt: &Apt, work: &Path) -> Result<P
         fs::create_dir_all(directory)?;
     }
     for package in kernel.headers.iter().chain([&kernel.image, busybox]) {
-        let file = apt.fetch(package)?;
-        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&tree), &format!("{} cannot be unpacked", package.name))?;
+        unpack(&apt.fetch(package)?, &tree)?;
     }
     module(kernel, &tree, work)?;
     let mut order = String::new();

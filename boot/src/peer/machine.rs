@@ -8,8 +8,8 @@ use super::guest::Guest;
 use super::packages::Kernel;
 use super::{CPU, LARGE_GIB, SIZES_GIB, guest};
 use crate::backing::{LARGEST_FILE_BYTES, qemu_value};
-use crate::guest::ends_with_us;
 use crate::size::{GIB, MIB, TIB};
+use crate::spawn::spawn;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -200,8 +200,7 @@ pub fn run(guest: &Guest, boot: Boot, scratch: &Path) -> Result<Vec<String>> {
     }
     command.args(arguments(boot)).arg("-kernel").arg(&guest.vmlinuz).arg("-initrd").arg(&guest.initrd);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    ends_with_us(&mut command);
-    let mut qemu = Ended(command.spawn().context("qemu-system-x86_64 cannot be started")?);
+    let mut qemu = Ended(spawn(command).context("qemu-system-x86_64 cannot be started")?);
     let stdout = qemu.0.stdout.take().context("QEMU's output")?;
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,13 +1,13 @@
 //! `bench --linux`: Debian's kernel is measured in the same emulator, and stands beside ours in one table.
 //!
 //! Its packages are unpacked, not installed ([`packages`]); of the kernel, three programs' worth of sources in
-//! `boot/peer` and busybox a guest is made ([`guest`]), which measures and prints ([`machine`]). What of it belongs to
-//! which figure of ours is one list ([`rows`]). Everything is kept in `target/peer`: a file or directory there has its
+//! `boot/peer` and busybox a guest is made (`guest`), which measures and prints (`machine`). What of it belongs to
+//! which figure of ours is one list (`rows`). Everything is kept in `target/peer`: a file or directory there has its
 //! name only when it is whole.
 
 mod guest;
 mod machine;
-mod packages;
+pub mod packages;
 mod results;
 pub(crate) mod rows;
 mod table;

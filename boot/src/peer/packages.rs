@@ -54,6 +54,7 @@ fn missing(found: &dyn Fn(&str) -> bool, exists: &dyn Fn(&str) -> bool) -> Vec<&
 }
 
 /// apt, with lists and a cache of its own.
+#[derive(Debug)]
 pub struct Apt {
     place: PathBuf,
     /// The directory for what is not whole.
@@ -85,7 +86,8 @@ impl Package {
     }
 
     /// The first package that it depends on whose name begins and ends so.
-    fn needs(&self, begins: &str, ends: &str) -> Option<&str> {
+    #[must_use]
+    pub fn needs(&self, begins: &str, ends: &str) -> Option<&str> {
         let names = self.depends.split([',', '|']).filter_map(|one| one.split_whitespace().next());
         names.into_iter().find(|name| name.starts_with(begins) && name.ends_with(ends))
     }
@@ -138,10 +140,7 @@ impl Apt {
         }
         // It says what stands in the way now.
         let update = self.command("apt-get").arg("update").output()?;
-        bail!(
-            "{name} is in no list of apt: --linux needs the network and Debian 12's sources ({})",
-            last_words(&update)
-        )
+        bail!("{name} is in no list of apt: it needs the network and Debian 12's sources ({})", last_words(&update))
     }
 
     /// The package's file: fetched, or kept from before; its checksum is looked at in either case.
@@ -162,11 +161,22 @@ impl Apt {
         let done = self.command("apt-get").args(["download", &asked]).current_dir(directory.path()).output()?;
         let file = fs::read_dir(directory.path())?.flatten().map(|entry| entry.path());
         let Some(file) = file.into_iter().find(|file| file.extension().is_some_and(|ending| ending == "deb")) else {
-            bail!("{asked} cannot be fetched: --linux needs the network ({})", last_words(&done));
+            bail!("{asked} cannot be fetched: it needs the network ({})", last_words(&done));
         };
         keep_whole(&file, &kept, package)?;
         Ok(kept)
     }
+}
+
+/// Unpacks a package's file into a directory.
+///
+/// # Errors
+/// One line.
+pub fn unpack(file: &Path, into: &Path) -> Result<()> {
+    let done = Command::new("dpkg-deb").arg("-x").arg(file).arg(into).stdin(Stdio::null()).output();
+    let done = done.context("dpkg-deb")?;
+    ensure!(done.status.success(), "{} cannot be unpacked: {}", file.display(), last_words(&done));
+    Ok(())
 }
 
 /// Gives a file that was fetched its name, if it is whole.

@@ -280,7 +280,7 @@ fn linux_is_not_measured_without_its_tools_or_the_network() {
     let message = bench();
     // A machine may lack the two libraries, which are not looked for on the path.
     if !message.contains("libelf1") && !message.contains("libc6-dev") {
-        let wanted = "linux-image-amd64 is in no list of apt: --linux needs the network";
+        let wanted = "linux-image-amd64 is in no list of apt: it needs the network";
         assert!(message.contains(wanted) && message.contains("(E: Could not resolve the mirror)"), "{message}");
     }
 

@@ -144,7 +144,7 @@ fn control_c_gives_the_prompt_back_and_the_command_goes_on_as_a_job() {
     ask(&mut guest, "attach 0 fsdax");
     ask(&mut guest, "mkfs 0");
     guest.send("fsload 0 1 2 0\n").unwrap_or_else(|error| panic!("{error:#}"));
-    guest.line("the load", |line| line.starts_with("fsload: task ")).expect("it works");
+    guest.line("the load", |line| line.starts_with("fsload: mounted ")).expect("it works");
     guest.send("\u{3}").unwrap_or_else(|error| panic!("{error:#}"));
     let said = guest.prompt().unwrap_or_else(|error| panic!("{error:#}")).join("\n");
     has(&said, &["job 1 is running: fsload 0 1 2 0"]);

@@ -1,0 +1,335 @@
+//! Reads the results of tests: KTAP version 1 or TAP 13 and 14, among whatever else a kernel prints.
+//!
+//! ```text
+//! KTAP version 1
+//! 1..3
+//! ok 1 mm.table.install # covers: G1
+//! not ok 2 mm.gup.race
+//! # the page was freed early
+//! ok 3 nvdimm.two # SKIP there is one
+//! ```
+//! What is tested in a test stands, indented, in front of its result: as a report of its own, with the line `KTAP version 1`
+//! or `# Subtest: NAME` first. Where the first line has a time in front, as Linux's log has (`[    1.234567] `), it is taken
+//! off all lines.
+//!
+//! A report that is cut off, that skips a number or that has more results than its plan is never a success: what is
+//! wrong with it is in [`Report::problems`]. As KTAP has it, a test is skipped whose line says `# SKIP`, be it `ok` or
+//! `not ok`; with any other word (`TODO`, `XFAIL`) `not ok` is a failure.
+
+/// How one test ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// It passed.
+    Passed,
+    /// It failed.
+    Failed,
+    /// It says that it cannot run here, and why.
+    Skipped(String),
+}
+
+/// One test.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Test {
+    /// Its place in the plan, from 1.
+    pub number: usize,
+    /// Its name; empty where it has none.
+    pub name: String,
+    /// How it ended.
+    pub verdict: Verdict,
+    /// What was printed between the result before it and its own, and the `#` lines that follow its own; those behind another
+    /// result that name this test (`# NAME: …`) are this one's.
+    pub output: Vec<String>,
+    /// What was tested in it.
+    pub subtests: Vec<Test>,
+}
+
+/// A whole report.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Report {
+    /// The results, in the order in which they came.
+    pub tests: Vec<Test>,
+    /// How many tests there should be; `None` when the report ended before it said.
+    pub plan: Option<usize>,
+    /// What is wrong with the report itself.
+    pub problems: Vec<String>,
+    /// What was printed after the last result: for a kernel that crashed, why.
+    pub rest: Vec<String>,
+}
+
+/// How many tests passed, failed and were skipped.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Passed.
+    pub passed: usize,
+    /// Failed.
+    pub failed: usize,
+    /// Skipped, each with a reason.
+    pub skipped: usize,
+}
+
+/// One line of a report.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Line<'a> {
+    Version,
+    Plan(usize),
+    Result { number: usize, name: &'a str, verdict: Verdict },
+    Subtest,
+    Diagnostic,
+    BailOut,
+    Noise,
+}
+
+/// Reads the first report among console lines. Lines before it are not looked at.
+#[must_use]
+pub fn parse(console: &[String]) -> Report {
+    let begin = console.iter().position(|line| begins(line));
+    let mut reader = Reader::default();
+    for line in console.iter().skip(begin.map_or(usize::MAX, |at| at + 1)) {
+        reader.take(line, begin.is_some_and(|at| unstamped(&console[at]).is_some()));
+    }
+    reader.finish()
+}
+
+/// Reads all reports among console lines, where one follows the other; none, where there is none.
+#[must_use]
+pub fn parse_all(console: &[String]) -> Vec<Report> {
+    let mut begins: Vec<_> = (0..console.len()).filter(|&at| begins(&console[at])).collect();
+    begins.push(console.len());
+    begins.windows(2).map(|pair| parse(&console[pair[0]..pair[1]])).collect()
+}
+
+/// Does a report begin here, that is in no other?
+fn begins(line: &str) -> bool {
+    classify(unstamped(line).unwrap_or(line)) == Line::Version
+}
+
+/// The line without the time in front; `None` where there is none.
+fn unstamped(line: &str) -> Option<&str> {
+    let (stamp, mut rest) = line.strip_prefix('[')?.split_once(']')?;
+    if !stamp.contains('.') || !stamp.trim_start().bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return None;
+    }
+    // Some kernels also say who speaks: `[   T1]`, `[   C0]`.
+    if let Some((_, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        rest = after;
+    }
+    Some(rest.strip_prefix(' ').unwrap_or(rest))
+}
+
+impl Report {
+    /// Did every planned test run, and none fail?
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.problems.is_empty() && !any_failed(&self.tests)
+    }
+
+    /// How many passed, failed and were skipped: of a test in which others are, those others count.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        count(&self.tests, &mut counts);
+        counts
+    }
+}
+
+impl Report {
+    /// The lines behind the last result that name the test whose result comes next, as KUnit's do: `# NAME: …`.
+    fn claimed_by(&mut self, name: &str) -> Vec<String> {
+        let named = format!("# {name}: ");
+        let Some(last) = self.tests.last_mut() else { return Vec::new() };
+        let first = last.output.iter().rposition(|line| !line.trim_start().starts_with('#')).map_or(0, |at| at + 1);
+        let claimed = last.output[first..].iter().position(|line| line.trim_start().starts_with(&named));
+        claimed.map_or_else(Vec::new, |at| last.output.split_off(first + at))
+    }
+}
+
+fn any_failed(tests: &[Test]) -> bool {
+    tests.iter().any(|test| test.verdict == Verdict::Failed || any_failed(&test.subtests))
+}
+
+fn count(tests: &[Test], counts: &mut Counts) {
+    for test in tests {
+        match &test.verdict {
+            _ if !test.subtests.is_empty() => count(&test.subtests, counts),
+            Verdict::Passed => counts.passed += 1,
+            Verdict::Failed => counts.failed += 1,
+            Verdict::Skipped(_) => counts.skipped += 1,
+        }
+    }
+}
+
+/// A report that is being read: the outermost one, or one in a test.
+#[derive(Default)]
+struct Level {
+    indent: usize,
+    report: Report,
+    /// What was tested in the test whose result comes next.
+    below: Option<Report>,
+}
+
+#[derive(Default)]
+struct Reader {
+    outer: Level,
+    /// Those that are open in it, each in the one before.
+    inner: Vec<Level>,
+}
+
+impl Reader {
+    fn top(&mut self) -> &mut Level {
+        self.inner.last_mut().unwrap_or(&mut self.outer)
+    }
+
+    /// Is a report open whose lines begin in this column?
+    fn is_open(&self, indent: usize) -> bool {
+        indent == 0 || self.inner.iter().any(|level| level.indent == indent)
+    }
+
+    /// Closes the reports that begin further to the right.
+    fn close_to(&mut self, indent: usize) {
+        while let Some(level) = self.inner.pop_if(|level| level.indent > indent) {
+            let report = level.finish();
+            self.top().below = Some(report);
+        }
+    }
+
+    fn take(&mut self, line: &str, stamped: bool) {
+        let line = if stamped { unstamped(line).unwrap_or(line) } else { line };
+        let text = line.trim_start_matches(' ');
+        let indent = line.len() - text.len();
+        let kind = classify(text);
+        if matches!(kind, Line::Version | Line::Subtest) && indent > self.top().indent {
+            self.inner.push(Level { indent, ..Level::default() });
+            return;
+        }
+        match kind {
+            Line::Plan(_) | Line::Result { .. } | Line::Version | Line::Subtest if !self.is_open(indent) => {
+                self.top().report.rest.push(line.to_string());
+            }
+            Line::Plan(_) | Line::Result { .. } | Line::Version | Line::BailOut => {
+                self.close_to(indent);
+                self.top().take(kind, line);
+            }
+            Line::Diagnostic | Line::Subtest => {
+                let is_top = self.top().indent <= indent;
+                let level = self.inner.iter_mut().rev().find(|level| level.indent <= indent);
+                level.unwrap_or(&mut self.outer).remark(line, is_top);
+            }
+            Line::Noise => self.top().report.rest.push(line.to_string()),
+        }
+    }
+
+    fn finish(mut self) -> Report {
+        self.close_to(0);
+        if self.outer.report == Report::default() && self.outer.below.is_none() {
+            self.outer.report.problems.push("the kernel printed no test report".into());
+        }
+        self.outer.finish()
+    }
+}
+
+impl Level {
+    fn take(&mut self, kind: Line<'_>, line: &str) {
+        let report = &mut self.report;
+        match kind {
+            Line::Version => report.problems.push("a second report begins inside the first".into()),
+            Line::Plan(plan) if report.plan.is_none() => report.plan = Some(plan),
+            Line::Plan(_) => report.problems.push(format!("a second plan: {line:?}")),
+            Line::Result { number, name, verdict } => self.result(number, name, verdict),
+            _ => report.problems.push(line.to_string()),
+        }
+    }
+
+    fn result(&mut self, number: usize, name: &str, verdict: Verdict) {
+        let report = &mut self.report;
+        let expected = report.tests.len() + 1;
+        if number != expected {
+            report.problems.push(format!("result {number} ({name}) came where {expected} was due"));
+        }
+        let mut output = report.claimed_by(name);
+        output.append(&mut report.rest);
+        let below = self.below.take().unwrap_or_default();
+        report.problems.extend(below.problems.iter().map(|problem| format!("{name}: {problem}")));
+        if verdict == Verdict::Passed && any_failed(&below.tests) {
+            report.problems.push(format!("{name} is said to have passed, and a test in it failed"));
+        }
+        output.extend(below.rest);
+        report.tests.push(Test { number, name: name.to_string(), verdict, output, subtests: below.tests });
+    }
+
+    /// A line with a `#`. Behind a result it belongs to that, unless another report is open in this one, or something was
+    /// printed in between; but where the last test has failed and has not said why, that may be another task that spoke.
+    fn remark(&mut self, line: &str, is_top: bool) {
+        let says_why = |test: &Test| test.output.iter().any(|line| line.starts_with('#'));
+        let is_behind = |test: &Test| self.report.rest.is_empty() || test.verdict == Verdict::Failed && !says_why(test);
+        let is_its = is_top && self.below.is_none() && self.report.tests.last().is_some_and(is_behind);
+        match self.report.tests.last_mut() {
+            Some(test) if is_its => test.output.push(line.to_string()),
+            _ => self.report.rest.push(line.to_string()),
+        }
+    }
+
+    /// Compares the results with the plan, once every line has been taken.
+    fn finish(mut self) -> Report {
+        let report = &mut self.report;
+        match report.plan {
+            _ if !report.problems.is_empty() && report.tests.is_empty() => {}
+            None => report.problems.push("the report has no plan".into()),
+            Some(0) => report.problems.push("the plan has no tests".into()),
+            Some(plan) if plan > report.tests.len() => {
+                let ran = report.tests.len();
+                report.problems.push(format!("{} of {plan} tests did not run, or did not end", plan - ran));
+            }
+            Some(plan) if plan < report.tests.len() => {
+                report.problems.push(format!("{} results, but a plan of {plan}", report.tests.len()));
+            }
+            Some(_) => {}
+        }
+        if let Some(below) = self.below {
+            report.problems.push("what was tested last had no result".into());
+            report.rest.extend(below.rest);
+        }
+        self.report
+    }
+}
+
+/// What a line is, without what it is indented by.
+pub(crate) fn classify(line: &str) -> Line<'_> {
+    if line.starts_with("KTAP version ") || line.starts_with("TAP version ") {
+        return Line::Version;
+    }
+    if line.starts_with("Bail out!") {
+        return Line::BailOut;
+    }
+    if line.starts_with("# Subtest: ") {
+        return Line::Subtest;
+    }
+    if let Some(plan) = line.strip_prefix("1..").and_then(|count| count.trim_end().parse().ok()) {
+        return Line::Plan(plan);
+    }
+    let (passed, rest) = match (line.strip_prefix("ok "), line.strip_prefix("not ok ")) {
+        (Some(rest), _) => (true, rest),
+        (_, Some(rest)) => (false, rest),
+        _ if line.starts_with('#') => return Line::Diagnostic,
+        _ => return Line::Noise,
+    };
+    result(passed, rest).unwrap_or(Line::Noise)
+}
+
+/// Reads what follows `ok ` or `not ok `: a number, a name, and after a `#` a directive or a description.
+fn result(passed: bool, rest: &str) -> Option<Line<'_>> {
+    let rest = rest.trim_start();
+    let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    let (name, note) = rest.split_once('#').unwrap_or((rest, ""));
+    let name = name.trim();
+    let name = if name == "-" { "" } else { name.trim_start_matches("- ") };
+    let skip = note.trim().strip_prefix("SKIP").map(|reason| reason.trim().to_string());
+    let verdict = match (passed, skip) {
+        (_, Some(reason)) => Verdict::Skipped(reason),
+        (false, None) => Verdict::Failed,
+        (true, None) => Verdict::Passed,
+    };
+    Some(Line::Result { number: number.parse().ok()?, name, verdict })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! Reports whole and broken, flat and nested.
+
+use super::*;
+
+fn read(text: &str) -> Report {
+    parse(&text.lines().map(String::from).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_whole_report_among_noise() {
+    let report = read(
+        "@unplug version=0.1.0\nok 9 not.part.of.it\nKTAP version 1\n1..3\n[    0.1] mm: working\n\
+         ok 1 mm.table # covers: G1\n@cpu id=1\nnot ok 2 mm.gup\n# freed early\n# at 7\nok 3 two # SKIP there is one\n\
+         @verdict result=bad",
+    );
+    let names: Vec<_> = report.tests.iter().map(|test| test.name.as_str()).collect();
+    assert_eq!(names, ["mm.table", "mm.gup", "two"]);
+    assert_eq!(report.tests[0].output, ["[    0.1] mm: working"]);
+    assert_eq!(report.tests[1].output, ["@cpu id=1", "# freed early", "# at 7"]);
+    assert_eq!(report.tests[2].verdict, Verdict::Skipped("there is one".into()));
+    assert!(report.problems.is_empty() && !report.is_success());
+    assert_eq!(report.rest, ["@verdict result=bad"]);
+}
+
+#[test]
+fn why_a_test_failed_is_its_own_although_another_task_spoke_before_it() {
+    let report = read("KTAP version 1\n1..2\nnot ok 1 a\n[    0.1] dma: late\n# freed early\nok 2 b\n# passed: 1");
+    assert_eq!(report.tests[0].output, ["# freed early"]);
+    assert_eq!(report.tests[1].output, ["[    0.1] dma: late", "# passed: 1"]);
+}
+
+#[test]
+fn all_passed_or_skipped_is_success() {
+    assert!(read("KTAP version 1\n1..2\nok 1 a\nok 2 - b # SKIP no").is_success());
+}
+
+#[test]
+fn what_is_not_a_whole_report_is_never_success() {
+    for text in [
+        "",
+        "no report at all",
+        "KTAP version 1",
+        "KTAP version 1\n1..0",
+        "KTAP version 1\nok 1 a",
+        "KTAP version 1\n1..2\nok 1 a",
+        "KTAP version 1\n1..1\nok 1 a\nok 2 b",
+        "KTAP version 1\n1..2\nok 2 b\nok 1 a",
+        "KTAP version 1\n1..2\nok 1 a\nok 1 a",
+        "KTAP version 1\n1..2\n1..1\nok 1 a\nok 2 b",
+        "KTAP version 1\n1..1\nok 1 a\nKTAP version 1",
+        "KTAP version 1\n1..1\nok 1 a\nBail out! no memory",
+        "KTAP version 1\n1..1\nok",
+        "KTAP version 1\n1..1\nok one a",
+        "KTAP version 1\n1..1\n[ 0.1] ok 1 a",
+        "KTAP version 1\n1..99999999999999999999\nok 1 a",
+    ] {
+        assert!(!read(text).is_success(), "{text:?}");
+    }
+}
+
+#[test]
+fn a_crash_leaves_its_words_in_the_rest() {
+    let report = read("KTAP version 1\n1..3\nok 1 a\n@panic cpu=0\npage 7 put twice\n@epitaph end");
+    assert_eq!(report.rest, ["@panic cpu=0", "page 7 put twice", "@epitaph end"]);
+    assert_eq!(report.problems, ["2 of 3 tests did not run, or did not end"]);
+}
+
+/// As KTAP's own text has it (`Documentation/dev-tools/ktap.rst` of Linux), and all parsers of others.
+#[test]
+fn a_test_that_says_skip_is_skipped_and_one_that_says_another_word_is_not() {
+    let verdict = |line: &str| read(&format!("KTAP version 1\n1..1\n{line}")).tests[0].verdict.clone();
+    assert_eq!(verdict("not ok 1 a # SKIP no"), Verdict::Skipped("no".into()));
+    for line in ["not ok 1 a # TODO", "not ok 1 a # XFAIL no", "not ok 1 a # TIMEOUT", "not ok 1 a"] {
+        assert_eq!(verdict(line), Verdict::Failed, "{line}");
+    }
+}
+
+/// As KUnit prints it, by way of the kernel's log.
+const KUNIT: &str = "[    0.9] noise
+[    1.000000] KTAP version 1
+[    1.000001] 1..2
+[    1.000002]     KTAP version 1
+[    1.000003]     # Subtest: list
+[    1.000004]     # module: list_test
+[    1.000005]     1..3
+[    1.000006]     ok 1 list_add
+[    1.000007]         KTAP version 1
+[    1.000008]         # Subtest: list_del
+[    1.000009]         ok 1 head
+[    1.000010]         ok 2 tail # SKIP there is none
+[    1.000011]         1..2
+[    1.000012]     ok 2 list_del
+[    1.000013]     # list_move: EXPECTATION FAILED at lib/list.c:7
+[    1.000014]     not ok 3 list_move
+[    1.000015] # list: pass:2 fail:1 skip:0 total:3
+[    1.000016] not ok 1 list
+[    1.000017] ok 2 empty
+[    2.0] reboot: Power down";
+
+/// covers: T5
+#[test]
+fn what_is_tested_in_a_test_is_below_it() {
+    let report = read(KUNIT);
+    assert_eq!(report.problems, [""; 0]);
+    assert!(!report.is_success());
+    let list = &report.tests[0];
+    assert_eq!((&*list.name, list.subtests.len(), report.tests[1].subtests.len()), ("list", 3, 0));
+    let names: Vec<_> = list.subtests[1].subtests.iter().map(|test| &*test.name).collect();
+    assert_eq!(names, ["head", "tail"]);
+    assert_eq!(list.subtests[2].output, ["    # list_move: EXPECTATION FAILED at lib/list.c:7"]);
+    assert_eq!(report.rest, ["reboot: Power down"]);
+    // Those in which nothing else is tested, as `kunit.py` counts them.
+    assert_eq!(report.counts(), Counts { passed: 3, failed: 1, skipped: 1 });
+}
+
+/// covers: T5
+#[test]
+fn a_report_in_a_report_that_is_not_whole_is_a_problem() {
+    let nested = |inner: &str, outer: &str| {
+        let inner: String = inner.lines().map(|line| format!("  {line}\n")).collect();
+        read(&format!("KTAP version 1\n1..1\n{inner}{outer}")).problems.join("; ")
+    };
+    assert_eq!(nested("KTAP version 1\n1..1\nok 1 a", "ok 1 x"), "");
+    assert_eq!(nested("# Subtest: x\n1..1\nok 1 a", "ok 1 x"), "");
+    for (inner, outer, problem) in [
+        ("KTAP version 1\n1..2\nok 1 a", "ok 1 x", "x: 1 of 2 tests did not run, or did not end"),
+        ("KTAP version 1\n1..1\nok 2 a", "ok 1 x", "x: result 2 (a) came where 1 was due"),
+        ("KTAP version 1\n1..1\nnot ok 1 a", "ok 1 x", "x is said to have passed, and a test in it failed"),
+        (
+            "KTAP version 1\n1..1\nok 1 a",
+            "",
+            "1 of 1 tests did not run, or did not end; what was tested last had no result",
+        ),
+        (
+            "KTAP version 1\nok 1 a\nKTAP version 1\n",
+            "ok 1 x",
+            "x: a second report begins inside the first; x: the report has no plan",
+        ),
+    ] {
+        assert_eq!(nested(inner, outer), problem, "{inner:?}");
+    }
+}
+
+/// covers: T5
+#[test]
+fn one_report_after_the_other_are_so_many() {
+    let text = "noise\nKTAP version 1\n1..1\nok 1 a\nTAP version 14\n1..2\nok 1 - b\nnot ok 2\n";
+    let all = parse_all(&text.lines().map(String::from).collect::<Vec<_>>());
+    let names: Vec<_> = all.iter().flat_map(|report| &report.tests).map(|test| &*test.name).collect();
+    assert_eq!((all.len(), names), (2, vec!["a", "b", ""]));
+    assert!(all[0].is_success() && all[1].problems.is_empty() && !all[1].is_success());
+    assert!(parse_all(&[]).is_empty());
+}
