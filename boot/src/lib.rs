@@ -22,6 +22,8 @@ pub mod hotplug;
 pub mod image;
 pub mod keep;
 pub mod ktap;
+#[cfg(feature = "lab")]
+pub mod lab;
 mod limits;
 #[cfg(test)]
 mod links;
