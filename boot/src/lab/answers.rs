@@ -93,7 +93,8 @@ pub fn check(directory: &Path, seed: u64, lab: &Lab) -> Result<Vec<Mark>> {
     let right: BTreeMap<_, _> = questions(&dump).into_iter().map(|(name, _, right)| (name, right)).collect();
     let text = fs::read(directory.join(FILE)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text = text.unwrap_or_default();
-    let given: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
+    let given: BTreeMap<_, _> =
+        text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();
     let mark = |name: &str| match (given.get(name).copied().unwrap_or(OPEN), &right[name]) {
         (OPEN | "", _) => Mark::Lost(format!("{name} has no answer")),
         (given, right) if is_same(given, right) => Mark::Had,

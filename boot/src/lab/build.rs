@@ -25,6 +25,8 @@ pub enum Product {
     Host,
     /// Models under shuttle.
     Models,
+    /// Models under loom.
+    Loom,
     /// The kernel, in a disk image.
     Kernel,
 }
@@ -48,10 +50,14 @@ pub struct Workshop {
 }
 
 impl Product {
+    /// All of them, in the order in which a grade comes to them.
+    pub const ALL: [Self; 4] = [Self::Host, Self::Models, Self::Loom, Self::Kernel];
+
     fn word(self) -> &'static str {
         match self {
             Self::Host => "host",
             Self::Models => "shuttle",
+            Self::Loom => "loom",
             Self::Kernel => "kernel",
         }
     }
@@ -96,31 +102,29 @@ impl Workshop {
         }
     }
 
-    /// Builds the products of the project's own sources where that was not done yet: what a student's build then finds done
-    /// is all that no part is of.
+    /// Builds a product of the project's own sources where that was not done yet: what a student's build then finds done is
+    /// all that no part is of.
     ///
     /// # Errors
     /// They do not build.
-    pub fn prepare(&self, products: &[Product], tests: &[&str], model: &Files) -> Result<()> {
+    pub fn prepare(&self, product: Product, tests: &[&str], model: &Files) -> Result<()> {
         let fingerprint = tree::fingerprint(model);
-        for &product in products {
-            let stamp = self.place.join(format!("{}.stamp", product.word()));
-            if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == fingerprint) {
-                continue;
-            }
-            let start = Instant::now();
-            self.say(&format!("lab: building for the first time since the kernel has changed: {}", product.word()));
-            tree::write(&self.tree(), model)?;
-            if product == Product::Kernel {
-                self.seed()?;
-                self.image_maker()?;
-            }
-            match self.build(product, tests, FIRST_BUILD)? {
-                Built::Programs(_) => fs::write(&stamp, &fingerprint)?,
-                Built::Not(error) => bail!("the project's own sources do not build for a lab: {error}"),
-            }
-            self.say(&format!("lab: built in {:.1} s: {}", start.elapsed().as_secs_f64(), product.word()));
+        let stamp = self.place.join(format!("{}.stamp", product.word()));
+        if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == fingerprint) {
+            return Ok(());
         }
+        let start = Instant::now();
+        self.say(&format!("lab: building for the first time since the kernel has changed: {}", product.word()));
+        tree::write(&self.tree(), model)?;
+        if product == Product::Kernel {
+            self.seed()?;
+            self.image_maker()?;
+        }
+        match self.build(product, tests, FIRST_BUILD)? {
+            Built::Programs(_) => fs::write(&stamp, &fingerprint)?,
+            Built::Not(error) => bail!("the project's own sources do not build for a lab: {error}"),
+        }
+        self.say(&format!("lab: built in {:.1} s: {}", start.elapsed().as_secs_f64(), product.word()));
         Ok(())
     }
 
@@ -177,8 +181,8 @@ impl Workshop {
             command.args(["--test", test]);
         }
         command.env_remove("RUSTC_BOOTSTRAP");
-        if product == Product::Models {
-            command.env("RUSTFLAGS", "--cfg shuttle");
+        if product != Product::Host {
+            command.env("RUSTFLAGS", format!("--cfg {}", product.word()));
         }
         command
     }

@@ -1,7 +1,9 @@
 //! The labs: what of the kernel each takes out, and what each point is given for.
 
+mod metadata;
 mod paging;
 mod pinning;
+mod removal;
 
 use crate::paths;
 use std::path::PathBuf;
@@ -54,8 +56,10 @@ pub struct Point {
 pub enum Check {
     /// Tests of `mm` on the emulated machine, as `file::test`.
     Host(&'static [&'static str]),
-    /// Models of `mm` under shuttle, likewise.
+    /// Models of `mm` under shuttle, likewise: many interleavings.
     Model(&'static [&'static str]),
+    /// Models of `mm` under loom, likewise: weak ordering, too.
+    Loom(&'static [&'static str]),
     /// In-kernel tests.
     Guest(&'static [&'static str]),
     /// Answers, by their names, with spaces between them.
@@ -63,7 +67,16 @@ pub enum Check {
 }
 
 /// All of them, in their order.
-pub const LABS: [&Lab; 2] = [&paging::WALK_BY_HAND, &pinning::LOOK_AGAIN];
+pub const LABS: [&Lab; 8] = [
+    &paging::WALK_BY_HAND,
+    &paging::WALK,
+    &paging::INSTALL_AND_ZAP,
+    &paging::WAIT,
+    &pinning::LOOK_AGAIN,
+    &metadata::ON_DEMAND,
+    &removal::RANGED,
+    &removal::REVOKE,
+];
 
 impl Lab {
     /// The lab of that number.

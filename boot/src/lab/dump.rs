@@ -113,7 +113,8 @@ fn truth(task: &Task, va: u64) -> Result<Truth> {
         return Ok(Truth::Nothing { level: ends_at(task, at) });
     }
     let cached = machine.cached(0).into_iter();
-    let found = cached.filter(|cached| cached.va.as_u64() <= va && va - cached.va.as_u64() < cached.size.bytes()).last();
+    let found =
+        cached.filter(|cached| cached.va.as_u64() <= va && va - cached.va.as_u64() < cached.size.bytes()).last();
     let found = found.context("what a CPU has read is in its TLB")?;
     let physical = found.pfn.addr().as_u64() + (va - found.va.as_u64());
     ensure!(found.user, "a student's page is the user's");

@@ -113,13 +113,17 @@ pub fn part(source: &str, lab: u32, name: &str) -> Result<Part> {
 mod tests {
     use super::*;
 
-    const SOURCE: &str = "fn a() {}\n// lab 5 begin: look\nfn b() {}\n// lab 5 end\n    // lab 3 begin: zap\n    // lab 3 end\n";
+    const SOURCE: &str =
+        "fn a() {}\n// lab 5 begin: look\nfn b() {}\n// lab 5 end\n    // lab 3 begin: zap\n    // lab 3 end\n";
 
     /// covers: T5
     #[test]
     fn a_part_is_taken_out_and_put_back() {
         let found = parts(SOURCE).expect("they are balanced");
-        assert_eq!(found.iter().map(|part| (part.lab, part.name.as_str())).collect::<Vec<_>>(), [(5, "look"), (3, "zap")]);
+        assert_eq!(
+            found.iter().map(|part| (part.lab, part.name.as_str())).collect::<Vec<_>>(),
+            [(5, "look"), (3, "zap")]
+        );
         assert_eq!((found[0].text(SOURCE), found[1].text(SOURCE)), ("fn b() {}\n", ""));
         for text in ["", "todo!()", "fn c() {}\n\nfn d() {}\n"] {
             let out = found[0].replace(SOURCE, text);

@@ -38,7 +38,11 @@ const MOST_BYTES: u64 = 1 << 20;
 const NOT_ALL: u8 = 1;
 
 #[derive(Debug, Parser)]
-#[command(name = "lab", bin_name = "./run-qemu.sh lab", about = "Labs: parts of the kernel to be written, and their grader (docs/labs)")]
+#[command(
+    name = "lab",
+    bin_name = "./run-qemu.sh lab",
+    about = "Labs: parts of the kernel to be written, and their grader (docs/labs)"
+)]
 struct Cli {
     #[command(subcommand)]
     job: Job,
@@ -197,7 +201,9 @@ fn note(lab: &Lab, directory: &Path) -> Result<u64> {
     let shown = directory.display();
     let text = fs::read_to_string(directory.join(NOTE))
         .with_context(|| format!("{shown} is no lab: `lab new {} {shown}` makes one", lab.number))?;
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().parse::<u64>().ok());
+    let value = |key: &str| {
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().parse::<u64>().ok())
+    };
     let number = value("lab").with_context(|| format!("{shown}/{NOTE} does not say which lab it is"))?;
     ensure!(number == u64::from(lab.number), "{shown} is lab {number}, not lab {}", lab.number);
     value("seed").with_context(|| format!("{shown}/{NOTE} has no seed"))

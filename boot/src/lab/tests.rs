@@ -23,7 +23,8 @@ fn every_part_in_the_kernel_is_of_a_lab_and_every_lab_has_its_parts() {
         let parts = markers::parts(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         found.extend(parts.into_iter().map(|part| (part.lab, part.name, path.display().to_string())));
     }
-    let wanted = LABS.iter().flat_map(|lab| lab.parts.iter().map(|part| (lab.number, part.name.into(), part.file.into())));
+    let wanted =
+        LABS.iter().flat_map(|lab| lab.parts.iter().map(|part| (lab.number, part.name.into(), part.file.into())));
     let mut wanted: Vec<(u32, String, String)> = wanted.collect();
     found.sort();
     wanted.sort();
@@ -72,7 +73,8 @@ fn a_part_that_is_taken_out_and_put_back_changes_nothing() {
     for lab in LABS {
         let mut theirs = ours.clone();
         tree::with_parts(&mut theirs, lab, &|place| start(lab, place)).expect("its parts are there");
-        let changed: Vec<_> = ours.iter().filter(|(path, bytes)| theirs[*path] != **bytes).map(|(path, _)| path).collect();
+        let changed: Vec<_> =
+            ours.iter().filter(|(path, bytes)| theirs[*path] != **bytes).map(|(path, _)| path).collect();
         assert_eq!(changed.len(), lab.files().len(), "lab {}: {changed:?}", lab.number);
         let text = |place: &Place| {
             let source = read(&paths::root().join(place.file));
@@ -99,7 +101,13 @@ fn a_starting_point_is_formatted() {
             .expect("`run-qemu.sh test` has installed rustfmt");
         rustfmt.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("it reads");
         let said = rustfmt.wait_with_output().expect("it ends");
-        assert!(said.status.success(), "lab {}, {}:\n{}", lab.number, place.name, String::from_utf8_lossy(&said.stdout));
+        assert!(
+            said.status.success(),
+            "lab {}, {}:\n{}",
+            lab.number,
+            place.name,
+            String::from_utf8_lossy(&said.stdout)
+        );
     }
 }
 
@@ -121,7 +129,8 @@ fn a_lab_has_a_page_ten_points_and_a_hint_for_each() {
         let stage = |check| match check {
             Check::Answers(_) | Check::Host(_) => 0,
             Check::Model(_) => 1,
-            Check::Guest(_) => 2,
+            Check::Loom(_) => 2,
+            Check::Guest(_) => 3,
         };
         assert!(lab.points.is_sorted_by_key(|point| stage(point.check)), "{}", lab.title);
     }
@@ -130,17 +139,23 @@ fn a_lab_has_a_page_ten_points_and_a_hint_for_each() {
 /// covers: T5
 #[test]
 fn the_tests_that_give_points_exist() {
-    let kernel: String = kernel_sources().into_iter().filter(|(path, _)| path.starts_with("kernel/src/ktest")).map(|(_, text)| text).collect();
+    let kernel: String = kernel_sources()
+        .into_iter()
+        .filter(|(path, _)| path.starts_with("kernel/src/ktest"))
+        .map(|(_, text)| text)
+        .collect();
     for point in LABS.iter().flat_map(|lab| lab.points) {
         match point.check {
-            Check::Host(names) | Check::Model(names) => {
+            Check::Host(names) | Check::Model(names) | Check::Loom(names) => {
                 for name in names {
                     let (file, test) = name.split_once("::").expect("a file and a test");
                     let text = read(&paths::root().join(format!("kernel/mm/tests/{file}.rs")));
                     assert!(text.contains(&format!("fn {test}()")), "there is no {name}");
                 }
             }
-            Check::Guest(names) => names.iter().for_each(|name| assert!(kernel.contains(&format!("\"{name}\"")), "{name}")),
+            Check::Guest(names) => {
+                names.iter().for_each(|name| assert!(kernel.contains(&format!("\"{name}\"")), "{name}"))
+            }
             Check::Answers(_) => {}
         }
     }
@@ -179,7 +194,9 @@ fn a_directory_that_is_no_lab_is_one_line() {
     let file = place.path().join(lab.parts[0].file);
     fs::create_dir_all(file.parent().expect("it has one")).expect("made");
     assert!(format!("{:#}", line(lab)).contains("No such file"));
-    for (bytes, words) in [(&b"fn a() {}"[..], "are gone"), (b"\xff\xfe", "is no text"), (b"// lab 5 end\n", "has not begun")] {
+    for (bytes, words) in
+        [(&b"fn a() {}"[..], "are gone"), (b"\xff\xfe", "is no text"), (b"// lab 5 end\n", "has not begun")]
+    {
         fs::write(&file, bytes).expect("written");
         let error = format!("{:#}", line(lab));
         assert!(error.contains(words) && error.lines().count() == 1, "{error}");

@@ -22,11 +22,9 @@ const NO_MEMBERS: [&str; 2] = ["boot", "boot/diskimage"];
 const MEASURED: &str = "[profile.dev.package.mm]\nopt-level = 3\n";
 /// Packages that are built quickly, because they are built again for each grade: `mm` and all that is made of it. The others
 /// stay as the project's own build has them, which has built them.
-const REBUILT: [&str; 14] =
-    ["arch", "cli", "dax", "fs", "iommu", "kernel", "media", "mutants", "nvdimm", "nvme", "sched", "slabs", "zoo", "mm"];
-/// Of these, what no lab's guest runs. The others are optimised, if only a little: without that the kernel needs more stack than
-/// it has.
-const UNUSED: [&str; 5] = ["cli", "fs", "media", "nvme", "zoo"];
+const REBUILT: [&str; 14] = [
+    "arch", "cli", "dax", "fs", "iommu", "kernel", "media", "mutants", "nvdimm", "nvme", "sched", "slabs", "zoo", "mm",
+];
 /// For the tests on the host: what they are made of is never measured.
 const HOST_PROFILE: &str = "
 [profile.lab]
@@ -77,7 +75,11 @@ pub fn for_grading() -> Result<Files> {
 ///
 /// # Errors
 /// A source or a comment is missing, or `text_of` fails.
-pub fn with_parts(files: &mut Files, lab: &Lab, text_of: &dyn Fn(&super::catalog::Place) -> Result<String>) -> Result<()> {
+pub fn with_parts(
+    files: &mut Files,
+    lab: &Lab,
+    text_of: &dyn Fn(&super::catalog::Place) -> Result<String>,
+) -> Result<()> {
     for place in lab.parts {
         let source = files.get_mut(Path::new(place.file)).with_context(|| format!("there is no {}", place.file))?;
         let before = String::from_utf8(std::mem::take(source)).with_context(|| place.file.to_string())?;
@@ -156,7 +158,7 @@ fn workspace(table: &str) -> Result<String> {
     let as_it_was = gone.len() == NO_MEMBERS.len() && text.contains(MEASURED) && !text.contains(&named("boot"));
     ensure!(as_it_was, "the workspace's table is not what a lab's can be made of");
     let quick = |package: &str| {
-        let level = u8::from(!UNUSED.contains(&package));
+        let level = u8::from(package == "mm");
         format!("\n[profile.dev.package.{package}]\nopt-level = {level}\ndebug = false\n")
     };
     Ok(text.replace(MEASURED, "") + &REBUILT.map(quick).concat() + HOST_PROFILE)
@@ -171,7 +173,11 @@ mod tests {
     fn a_tree_has_the_kernel_and_not_the_host_side() {
         let files = for_grading().expect("the project is there");
         assert!(files.contains_key(Path::new("kernel/mm/src/gup/recheck.rs")));
-        assert!(!files.keys().any(|path| path.starts_with("boot") || path.components().any(|part| part.as_os_str() == "fuzz")));
+        assert!(
+            !files
+                .keys()
+                .any(|path| path.starts_with("boot") || path.components().any(|part| part.as_os_str() == "fuzz"))
+        );
         let text = |path: &str| String::from_utf8_lossy(&files[Path::new(path)]).into_owned();
         assert!(!text("kernel/mm/Cargo.toml").contains("proptest"));
         let table = text("Cargo.toml");
@@ -183,7 +189,8 @@ mod tests {
     fn a_tree_is_written_again_only_where_it_differs() {
         let place = tempfile::tempdir().expect("a temporary directory");
         let files = |text: &str| Files::from([("a".into(), b"1".to_vec()), ("kernel/b".into(), text.into())]);
-        let date = |name: &str| fs::metadata(place.path().join(name)).and_then(|meta| meta.modified()).expect("it is there");
+        let date =
+            |name: &str| fs::metadata(place.path().join(name)).and_then(|meta| meta.modified()).expect("it is there");
         write(place.path(), &files("2")).expect("written");
         fs::write(place.path().join("kernel/left"), "over").expect("written");
         let before = date("a");

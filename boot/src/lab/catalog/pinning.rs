@@ -50,13 +50,22 @@ pub static LOOK_AGAIN: Lab = Lab {
         Point {
             what: "no interleaving of pins with an unmap is wrong",
             points: 1,
-            check: Check::Model(&["loom_gup::gup_fast_against_zap", "loom_gup::gup_fast_against_freeing_the_table_page"]),
+            check: Check::Model(&[
+                "loom_gup::gup_fast_against_zap",
+                "loom_gup::gup_fast_against_freeing_the_table_page",
+            ]),
             hint: "Some order of steps of the walk and the unmap gives a pin through an entry that is known to be gone. Draw the two columns at the head of gup/mod.rs, and put your steps into the left one.",
         },
         Point {
             what: "the kernel's own tests of pins pass in the guest",
             points: 1,
-            check: Check::Guest(&["mm.gup.pins_are_counted_exactly", "mm.gup.huge_leaves_are_one_range", "mm.gup.loaded_space_goes_fast", "mm.gup.a_pin_outlives_its_mapping", "mm.gup.every_cpu_pins_one_page"]),
+            check: Check::Guest(&[
+                "mm.gup.pins_are_counted_exactly",
+                "mm.gup.huge_leaves_are_one_range",
+                "mm.gup.loaded_space_goes_fast",
+                "mm.gup.a_pin_outlives_its_mapping",
+                "mm.gup.every_cpu_pins_one_page",
+            ]),
             hint: "On the real page table, with four CPUs, pins are not what they should be: the line below says which test, and it is in kernel/src/ktest/mm_gup.rs.",
         },
     ],
