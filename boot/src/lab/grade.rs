@@ -18,6 +18,10 @@ pub const MOST_SECONDS: u64 = 90;
 const TEST_CPU_S: u64 = 8;
 /// Address space of one test, in bytes.
 const TEST_BYTES: u64 = 4 << 30;
+/// When so many tests have not ended, the others of their kind are not begun: a student's time is limited.
+const MOST_HANGS: u32 = 2;
+/// How a test has ended that has not ended.
+const HANGS: &str = "it does not end";
 /// Schedules of a model.
 const SCHEDULES: &str = "2000";
 /// What is left of the time for a guest after its own patience, to end it and say so.
@@ -168,8 +172,14 @@ fn code(work: &Work<'_>, quiet: bool, sum: &mut Sum) -> Result<()> {
             Built::Not(error) => sum.lose(points, &format!("it does not build: {error}")),
             Built::Programs(built) if product == Product::Kernel => guest(&shop, points, &built, deadline, sum)?,
             Built::Programs(built) => {
+                let mut hangs = 0;
                 for point in points {
-                    let mark = tests(&shop, point, &built, deadline)?;
+                    let mark = if hangs < MOST_HANGS {
+                        tests(&shop, point, &built, deadline)?
+                    } else {
+                        Mark::Lost(format!("not run: {hangs} tests before it did not end"))
+                    };
+                    hangs += u32::from(matches!(&mark, Mark::Lost(said) if said.contains(HANGS)));
                     sum.take(mark);
                 }
             }
@@ -199,7 +209,6 @@ fn tests(shop: &Workshop, point: &Point, built: &BTreeMap<String, PathBuf>, dead
 
 /// What a test that failed has said, or how it ended.
 fn why(ended: &Ended) -> String {
-    const HANGS: &str = "it does not end";
     match ended.end {
         // Its CPU time was up, and it did not listen.
         End::OverTime | End::Signal(24) => return HANGS.into(),
