@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const MOST_SECONDS: u64 = 90;
 /// Seconds of CPU time that one test of a student's code has; the model's take a small part of one.
 const TEST_CPU_S: u64 = 8;
+/// The same of a model, which runs thousands of schedules.
+const MODEL_CPU_S: u64 = 30;
 /// Address space of one test, in bytes.
 const TEST_BYTES: u64 = 4 << 30;
 /// When so many tests have not ended, the others of their kind are not begun: a student's time is limited.
@@ -195,7 +197,8 @@ fn tests(shop: &Workshop, point: &Point, built: &BTreeMap<String, PathBuf>, dead
         let (file, test) = name.split_once("::").context("a test is named by its file, too")?;
         let program = built.get(file).with_context(|| format!("{file} was not built"))?;
         let wall = deadline.saturating_duration_since(Instant::now());
-        let limits = Limits { wall, cpu_s: Some(TEST_CPU_S), memory_bytes: Some(TEST_BYTES) };
+        let cpu_s = if product_of(point) == Some(Product::Host) { TEST_CPU_S } else { MODEL_CPU_S };
+        let limits = Limits { wall, cpu_s: Some(cpu_s), memory_bytes: Some(TEST_BYTES) };
         let mut command = Command::new(program);
         command.args([test, "--exact", "--test-threads=1"]).current_dir(shop.package()).env("RUST_BACKTRACE", "0");
         command.env("UNPLUG_SCHEDULES", SCHEDULES).env_remove("MM_MUTANT").env_remove("UNPLUG_FULL");

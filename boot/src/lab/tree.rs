@@ -39,7 +39,13 @@ opt-level = 1
 [profile.lab.package.testkit]
 opt-level = 1
 
-[profile.lab.package.shuttle]
+[profile.lab.package.shuttle-engine]
+opt-level = 2
+
+[profile.lab.package.shuttle-schedulers]
+opt-level = 2
+
+[profile.lab.package.corosensei]
 opt-level = 2
 ";
 

@@ -1,5 +1,5 @@
 //= part: close
-//= loses: no interleaving of owner, kernel, uses and devices is wrong
+//= loses: it is said to be over only when it is
     fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<(u64, Option<CutOff>)> {
         lock_check::might_sleep("the uses of a registration");
         let machine = &self.mm.machine;

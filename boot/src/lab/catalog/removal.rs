@@ -95,14 +95,19 @@ pub static REVOKE: Lab = Lab {
             hint: "gate.close answers None to who comes second, and what is behind the gate is not given back yet: wait_released before you return, for your caller takes the pages to be free.",
         },
         Point {
-            what: "no interleaving of owner, kernel, uses and devices is wrong",
-            points: 2,
-            check: Check::Model(&[
-                "loom_region::a_use_against_a_revocation",
-                "loom_region::the_owner_against_the_kernel",
-                "loom_region::a_device_that_is_let_in_against_a_revocation",
-            ]),
+            what: "it is said to be over only when it is",
+            points: 1,
+            check: Check::Host(&["lab_revoke::it_is_said_to_be_over_only_when_it_is"]),
             hint: "set_released is the last step of all: it tells who came second that everything is given back, so it comes after the device, the pins and the lists.",
+        },
+        Point {
+            what: "no interleaving with a device or a removal is wrong",
+            points: 1,
+            check: Check::Model(&[
+                "loom_region::a_device_that_is_let_in_against_a_revocation",
+                "loom_region::a_registration_against_a_removal",
+            ]),
+            hint: "In some order of steps the pages are given back while somebody reaches them: close, wait for uses, cut off the device, give back, in this order.",
         },
         Point {
             what: "transfers of a real device are cut off in the guest",
