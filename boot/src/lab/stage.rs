@@ -191,6 +191,15 @@ mod tests {
         Running::default().run(Command::new("sh").args(["-c", script]), limits).expect("there is a shell")
     }
 
+    /// Waits until that `sleep` has gone: it has its signal, and ends as soon as it has a CPU. One that had none would sleep on.
+    fn wait_until_gone(pid: &str) {
+        let pid: i32 = pid.trim().parse().expect("the other's number");
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        while state().contains("(sleep)") && !state().contains(") Z ") {
+            thread::sleep(TICK);
+        }
+    }
+
     const PATIENT: Limits = Limits { wall: Duration::from_secs(600), cpu_s: None, memory_bytes: None };
 
     /// covers: T5
@@ -206,9 +215,7 @@ mod tests {
     fn what_hangs_is_ended_with_all_that_it_has_started() {
         let ended = shell("sleep 1000 & echo $!; wait", Limits { wall: Duration::from_millis(300), ..PATIENT });
         assert_eq!(ended.end, End::OverTime);
-        let pid: i32 = ended.stdout.trim().parse().expect("the other's number");
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z ") || !state.contains("(sleep)"), "{state}");
+        wait_until_gone(&ended.stdout);
     }
 
     /// One that ends and leaves another behind leaves nobody. covers: T5
@@ -216,9 +223,7 @@ mod tests {
     fn who_stays_behind_is_ended() {
         let ended = shell("sleep 1000 & echo $!", PATIENT);
         assert_eq!(ended.end, End::Exited(0));
-        let pid: i32 = ended.stdout.trim().parse().expect("the other's number");
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z ") || !state.contains("(sleep)"), "{state}");
+        wait_until_gone(&ended.stdout);
     }
 
     /// covers: T5
