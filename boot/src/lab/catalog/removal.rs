@@ -114,8 +114,8 @@ pub static REVOKE: Lab = Lab {
             points: 1,
             check: Check::Guest(&[
                 "dma.iommu.registered_pages_are_reached",
-                "dma.iommu.revoked_in_flight",
-                "dma.iommu.given_back_in_flight",
+                "dma.iommu.rights_are_kept",
+                "dma.iommu.many_registrations_by_range",
                 "dma.iommu.registered_against_a_removal",
             ]),
             hint: "With an IOMMU and a DMA engine a revocation is not what it should be: the line below says which test, and it is in kernel/src/ktest/iommu.rs.",
