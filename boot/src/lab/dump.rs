@@ -9,7 +9,7 @@ use mm::space::AddressSpace;
 use mm::sync::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use testkit::emu::{self, Frames, Task};
+use testkit::emu::{self, Cached, Frames, Task};
 
 /// Where the device's frames begin, and how many there are: 3 GiB.
 const FIRST_FRAME: u64 = 0x10_0000;
@@ -82,9 +82,9 @@ pub fn make(seed: u64) -> Result<Dump> {
     map(middle, MIB2, Prot::USER_WRITE, (1 + numbers.below(1000)) << 9)?;
     // At an offset that no larger leaf has in common with the address.
     let small = numbers.address(2) + numbers.below(500) * MIB2 + numbers.below(500) * PAGE_SIZE;
-    map(small, SMALL_PAGES * PAGE_SIZE, Prot::USER_WRITE, (1 + numbers.below(700)) * 1001 | 1)?;
+    map(small, SMALL_PAGES * PAGE_SIZE, Prot::USER_WRITE, ((1 + numbers.below(700)) * 1001) | 1)?;
     let locked = numbers.address(3) + numbers.below(500) * MIB2 + numbers.below(500) * PAGE_SIZE;
-    map(locked, SMALL_PAGES * PAGE_SIZE, Prot::USER_READ, (1 + numbers.below(700)) * 1003 | 1)?;
+    map(locked, SMALL_PAGES * PAGE_SIZE, Prot::USER_READ, ((1 + numbers.below(700)) * 1003) | 1)?;
 
     let task = Task::start(&space, 0);
     let touched = numbers.below(SMALL_PAGES / 2) * PAGE_SIZE;
@@ -112,9 +112,8 @@ fn truth(task: &Task, va: u64) -> Result<Truth> {
     if task.run(|_| machine.read(at, true)).is_err() {
         return Ok(Truth::Nothing { level: ends_at(task, at) });
     }
-    let cached = machine.cached(0).into_iter();
-    let found =
-        cached.filter(|cached| cached.va.as_u64() <= va && va - cached.va.as_u64() < cached.size.bytes()).last();
+    let covers = |cached: &Cached| cached.va.as_u64() <= va && va - cached.va.as_u64() < cached.size.bytes();
+    let found = machine.cached(0).into_iter().rfind(covers);
     let found = found.context("what a CPU has read is in its TLB")?;
     let physical = found.pfn.addr().as_u64() + (va - found.va.as_u64());
     ensure!(found.user, "a student's page is the user's");
