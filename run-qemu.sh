@@ -15,6 +15,7 @@ say() { printf 'run-qemu: %s\n' "$*" >&2; }
 # jobs need is installed for those.
 program=boot verbosity=() tests='' debugs='' peers='' junit='' before=''
 [[ ${1:-} != fs ]] || program=fsimage verbosity=(--quiet)
+[[ ${1:-} != lab ]] || program=lab
 [[ ${1:-} != report ]] || program=report
 [[ ${1:-} != trace ]] || program=trace verbosity=(--quiet)
 for arg in "$@"; do
@@ -151,6 +152,7 @@ fi
 # without the report nothing that draws, without JUnit nothing that writes XML.
 features=(--no-default-features)
 [[ $program != fsimage ]] || features+=(--features fs)
+[[ $program != lab ]] || features+=(--features lab)
 [[ $program != report ]] || features+=(--features report)
 [[ $program != trace ]] || features+=(--features trace)
 [[ -z $junit ]] || features+=(--features junit)

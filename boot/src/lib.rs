@@ -47,6 +47,8 @@ pub mod image;
 pub mod junit;
 pub mod keep;
 pub mod ktap;
+#[cfg(feature = "lab")]
+pub mod lab;
 mod limits;
 #[cfg(test)]
 mod links;

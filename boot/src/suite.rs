@@ -53,9 +53,12 @@ pub fn run(cli: &Cli) -> Result<u8> {
     match build::kernel(Profile::Dev, options.quiet).and_then(|kernel| Ok((image::make(&kernel)?, kernel))) {
         Ok((image, kernel)) => {
             tally.record("build: kernel and disk image", Counts::one(true), start.elapsed());
-            for (name, test) in
-                [("in-kernel tests", "guest"), ("end-to-end tests", "e2e"), ("the harness, used by others", "harness")]
-            {
+            for (name, test) in [
+                ("in-kernel tests", "guest"),
+                ("end-to-end tests", "e2e"),
+                ("the harness, used by others", "harness"),
+                ("labs", "labs"),
+            ] {
                 let mut command = end_to_end(test, &kernel, &image);
                 command.envs(others.clone());
                 tally.stage(name, Kind::Tests, full(&mut command, options.full));

@@ -55,7 +55,8 @@ static BOOTLOADER_CONFIG: BootloaderConfig = {
     config.mappings.kernel_stack = Mapping::FixedAddress(layout::LOADER_STACK);
     config.mappings.boot_info = Mapping::FixedAddress(layout::LOADER_INFO);
     config.mappings.framebuffer = Mapping::FixedAddress(layout::LOADER_FRAMEBUFFER);
-    config.kernel_stack_size = 128 << 10;
+    // A quarter of it is used, but where nothing is optimised (docs/labs): the memory of an early structure is copied.
+    config.kernel_stack_size = 512 << 10;
     config
 };
 

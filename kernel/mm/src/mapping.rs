@@ -246,6 +246,7 @@ pub fn unmap_mapping_range<M: Machine>(
 /// As [`unmap_mapping_range`], which tells `each` who mapped the range: it needs no memory. Where there is none for
 /// a list of the VMAs, they are taken in small batches, and where there is none for what was removed, there are more
 /// shootdowns than one.
+// lab 7 begin: unmap each
 pub fn unmap_each<M: Machine>(
     mapping: &Mapping<M>,
     first: u64,
@@ -268,6 +269,7 @@ pub fn unmap_each<M: Machine>(
         }
     });
 }
+// lab 7 end
 
 /// Takes what is installed in `range` out of the space's page table, and tables with it: where these are whole VMAs, also those
 /// that reach beyond them and are nobody else's.

@@ -457,6 +457,17 @@ impl<M: Machine> Dispatched<'_, M> {
     pub fn sync(self) {
         assert!(self.machine.irqs_on(), "a shootdown was waited for with interrupts off");
         lock_check::might_sleep("a shootdown");
+        self.wait_for_all();
+        mark!(self.machine, Mark::new(Kind::Synced, self.waiting.bits(), 0));
+        for space in self.first.iter().chain(&self.more) {
+            space.pending.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    // lab 4 begin: the wait
+    /// Step 4 of the protocol: waits until every CPU in `waiting` has answered what it was asked, or more.
+    #[inline(always)]
+    fn wait_for_all(&self) {
         for cpu in self.waiting.iter() {
             let cpu = &self.shootdown.cpus[cpu];
             // Our own request, or a later one: a number that has stopped growing for us, since it is read once.
@@ -466,9 +477,6 @@ impl<M: Machine> Dispatched<'_, M> {
                 self.machine.relax();
             }
         }
-        mark!(self.machine, Mark::new(Kind::Synced, self.waiting.bits(), 0));
-        for space in self.first.iter().chain(&self.more) {
-            space.pending.fetch_sub(1, Ordering::AcqRel);
-        }
     }
+    // lab 4 end
 }

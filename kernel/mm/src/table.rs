@@ -24,8 +24,11 @@
 //!
 //! Linux: `mm/memory.c` (`zap_page_range`, `free_pgd_range` with its floor and ceiling), `mm/huge_memory.c`.
 
+mod found;
+
 use core::ops::ControlFlow;
 
+pub use self::found::{Found, InstallError};
 use crate::addr::{ENTRIES, PageSize, Pfn, VirtAddr, VirtRange};
 use crate::context::MmContext;
 use crate::entry::{Entry, Prot};
@@ -35,33 +38,6 @@ use crate::mutant::Mutant;
 use crate::shootdown::{FlushRange, TlbState};
 use crate::sync::{Arc, AtomicU64, Ordering};
 use crate::trace::{Kind, Mark, mark};
-
-/// Why an install did not happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InstallError {
-    /// No frame for a table page.
-    OutOfMemory,
-    /// A leaf is there already (another CPU was faster, or a larger leaf covers the address).
-    Occupied(Entry, PageSize),
-    /// A table page stands where this large a leaf would go: use a smaller one.
-    TableInTheWay,
-}
-
-/// What a walk found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// The leaf.
-    pub entry: Entry,
-    /// Its size.
-    pub size: PageSize,
-}
-
-impl Found {
-    /// The frame of the base page at `va`, inside the leaf.
-    pub fn pfn_at(&self, va: VirtAddr) -> Pfn {
-        self.entry.pfn().add((va.as_u64() & (self.size.bytes() - 1)) >> crate::addr::PAGE_SHIFT)
-    }
-}
 
 /// Bytes that one entry of a table of `level` spans.
 #[inline]
@@ -220,6 +196,7 @@ impl<'g, M: Machine> Traversal<'g, M> {
         self.start <= start && end <= self.end
     }
 
+    // lab 3 begin: clear
     /// Takes a leaf out.
     #[inline(always)]
     fn clear(&mut self, leaf: &Leaf<'_>) {
@@ -228,6 +205,7 @@ impl<'g, M: Machine> Traversal<'g, M> {
         self.gather.leaf(entry, leaf.size);
         self.flush(leaf.start, leaf.end(), leaf.size);
     }
+    // lab 3 end
 
     /// Counts the entries, of `span` bytes each, that share an address with the range, in a table whose first address is
     /// `base`; answers which they are.
@@ -263,6 +241,7 @@ impl<'a, M: Machine> Table<'a, M> {
         self.mm.machine.entry(table, index)
     }
 
+    // lab 2 begin: walk
     /// The leaf that maps `va`. The caller holds the address space's lock, or has interrupts off.
     pub(crate) fn walk(&self, va: VirtAddr) -> Option<Found> {
         let mut table = self.tlb.root();
@@ -280,6 +259,7 @@ impl<'a, M: Machine> Table<'a, M> {
             }
         }
     }
+    // lab 2 end
 
     /// The table of `level` on the way to `va`, made where it is missing.
     fn table_at(&self, va: VirtAddr, level: u8) -> Result<Pfn, InstallError> {
@@ -310,6 +290,7 @@ impl<'a, M: Machine> Table<'a, M> {
         Ok(table)
     }
 
+    // lab 3 begin: install
     /// Maps one leaf. The caller holds the address space's lock shared and owns a reference on the folio, which
     /// belongs to the entry from here on if this succeeds.
     pub(crate) fn install(&self, va: VirtAddr, pfn: Pfn, size: PageSize, prot: Prot) -> Result<(), InstallError> {
@@ -323,6 +304,7 @@ impl<'a, M: Machine> Table<'a, M> {
             Err(bits) => Err(InstallError::Occupied(Entry::from_bits(bits), size)),
         }
     }
+    // lab 3 end
 
     /// The largest leaf for which there is a place at `va`: no table stands in its way at this moment.
     pub(crate) fn room(&self, va: VirtAddr) -> PageSize {
@@ -368,6 +350,7 @@ impl<'a, M: Machine> Table<'a, M> {
         }
     }
 
+    // lab 3 begin: zap
     /// Takes every translation of `range` out and puts it into `gather`. `window` contains `range`, and nothing
     /// outside `range` is mapped in it. The caller holds the address space's lock exclusively.
     pub(crate) fn zap(&self, range: VirtRange, window: (VirtAddr, VirtAddr), gather: &mut Gather<M>) {
@@ -379,6 +362,7 @@ impl<'a, M: Machine> Table<'a, M> {
         }
         mark!(self.mm.machine, Mark::range(Kind::ZapDone, range));
     }
+    // lab 3 end
 
     /// Is a leaf in the range? The looks are counted in `gather`. The caller holds the address space's lock exclusively.
     pub(crate) fn has_leaf(&self, range: VirtRange, gather: &mut Gather<M>) -> bool {

@@ -106,6 +106,7 @@ pub(super) enum Taken {
 }
 
 impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
+    // lab 5 begin: look again
     /// **The rule** (G1; steps 3 to 5): takes `nr` references on `page`, and then looks whether the entries are still what
     /// they were when it was found. Each pin of the fast path is taken here. Who takes several, one after the other,
     /// under one table may look at the entry above once, after the last.
@@ -148,6 +149,7 @@ impl<M: Machine, const PIN: bool> Walk<'_, M, PIN> {
             }
         }
     }
+    // lab 5 end
 
     /// The same for groups of pages whose entries follow each other from `first` on, that at the start of `group`, and which
     /// are all held as the first one is: in each group a reference on every page, and then every entry again. Ends at the

@@ -420,6 +420,7 @@ impl MetaStore {
         self.retire(pfn, size);
     }
 
+    // lab 6 begin: retire
     /// The folio of `size` around `pfn` has lost its last reference: step 3 of the protocol.
     fn retire(&self, pfn: Pfn, size: PageSize) {
         if size == PageSize::Size4K {
@@ -437,6 +438,7 @@ impl MetaStore {
         let (map, _) = inner.maps.find(pfn).expect("a live folio keeps its page map registered");
         self.bury(&mut inner.held, map, head, size);
     }
+    // lab 6 end
     /// `nr` order-0 pages of one page map, all in the chunk of `pfn`, have lost their last reference.
     #[cold]
     #[inline(never)]

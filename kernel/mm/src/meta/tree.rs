@@ -217,6 +217,7 @@ impl Tree {
         self.prune(held, head);
     }
 
+    // lab 6 begin: prune
     /// Frees the nodes on the way to `pfn` that have nothing in use, from the bottom.
     pub(super) fn prune(&self, held: &mut Held, pfn: Pfn) {
         let mut orphans = ArrayVec::<AnyOrphan, 3>::new();
@@ -242,6 +243,7 @@ impl Tree {
             self.charge(-(orphan.free(held) as i64));
         }
     }
+    // lab 6 end
 
     fn charge(&self, bytes: i64) {
         self.ledger.charge(Kind::MetadataBytes, bytes);

@@ -122,6 +122,7 @@ impl<M: Machine> Region<M> {
         self.runs.iter().any(|&run| ranges.iter().any(|&range| range.overlaps(run)))
     }
 
+    // lab 8 begin: close
     /// Ends it. `None` where somebody else does; it is ended then, too, when this returns. Otherwise, the uses that were
     /// in flight when it was closed, all of which have been waited for, and what cutting its device off has cost. `slow` is
     /// called, ever more seldom, while that takes long.
@@ -148,6 +149,7 @@ impl<M: Machine> Region<M> {
         self.gate.set_released();
         Some((uses, cut_off))
     }
+    // lab 8 end
 }
 
 /// The registrations of one machine.

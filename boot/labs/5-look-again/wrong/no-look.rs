@@ -1,0 +1,19 @@
+//= part: look again
+//= loses: an entry that was cleared before the reference is noticed
+    #[inline(always)]
+    pub(super) fn take_and_recheck<const AT_ONCE: bool>(
+        &self,
+        page: &Page,
+        nr: u32,
+        entries: impl Recheck,
+        above: Option<Seen<'_>>,
+    ) -> Taken {
+        let machine = &self.mm().machine;
+        machine.reached(Point::GupLeafRead);
+        let taken = if AT_ONCE { page.try_take_at_once::<PIN>(nr) } else { self.take(page, nr).is_ok() };
+        if !taken {
+            return Taken::Refused;
+        }
+        machine.reached(Point::GupPinned);
+        Taken::Kept
+    }

@@ -1,0 +1,18 @@
+//= part: unmap each
+//= loses: one shootdown serves all address spaces
+pub fn unmap_each<M: Machine>(
+    mapping: &Mapping<M>,
+    first: u64,
+    nr_pages: u64,
+    gather: &mut Gather<M>,
+    each: &mut dyn FnMut(&Arc<AddressSpace<M>>, VirtRange),
+) {
+    for_each_space(mapping, first, nr_pages, |space, vmas, listed| {
+        vmas.for_each_part(mapping.id(), (first, nr_pages), listed, |part| {
+            each(space, part.range);
+            take_out(space, vmas, (part.range, part.whole), gather);
+        });
+        // Before the next space: nobody is to use the old translations longer than need be.
+        gather.shoot_down();
+    });
+}

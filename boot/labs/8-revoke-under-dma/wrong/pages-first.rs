@@ -1,0 +1,24 @@
+//= part: close
+//= loses: the device is cut off before the pages are given back
+    fn close(&self, by: By, slow: &mut dyn FnMut(RegionInfo<'_>)) -> Option<(u64, Option<CutOff>)> {
+        lock_check::might_sleep("the uses of a registration");
+        let machine = &self.mm.machine;
+        let (began, mut notice_ns) = (machine.now_ns(), SLOW_USE_NS);
+        let relax = || {
+            machine.relax();
+            if machine.now_ns().saturating_sub(began) >= notice_ns {
+                notice_ns = notice_ns.saturating_mul(2);
+                slow(self.info());
+            }
+        };
+        let Some(uses) = self.gate.close(by) else {
+            self.gate.wait_released(relax);
+            return None;
+        };
+        self.gate.wait_for_uses(relax);
+        drop(self.pins.lock().take());
+        let cut_off = self.device.cut_off(by);
+        self.mm.regions.take_off(self);
+        self.gate.set_released();
+        Some((uses, cut_off))
+    }

@@ -1,0 +1,103 @@
+//! The labs as a teacher has them: handed out, and graded right, wrong and hanging. Lab 5 in each run; every lab's model, starting
+//! point and wrong solutions where `UNPLUG_FULL` is 1.
+//!
+//! What a grade is made of is built where `run-qemu.sh` builds, so that it is built once.
+
+mod bench;
+
+use bench::{Bench, Grade};
+use boot::lab::catalog::{LABS, Lab};
+
+/// What the student has written in the place of a part.
+const HANGS: &str = "loop {\n    core::hint::spin_loop();\n}";
+
+/// covers: T5
+#[test]
+fn lab_5_is_handed_out_and_graded_right_wrong_and_hanging() {
+    let bench = Bench::new(Lab::find(5).expect("there is one"), None);
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (0, 1), "what was handed out has no points:\n{grade}");
+    bench.put_model();
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (10, 0), "the kernel's own text has all of them:\n{grade}");
+    bench.put_wrong("leaf-only");
+    let grade = bench.grade();
+    assert!(grade.points < 10 && grade.status == 1, "{grade}");
+    let hint = grade.hint("a page table that was unlinked is noticed").unwrap_or_else(|| panic!("{grade}"));
+    assert!(hint.contains("Look at the entry above, too"), "{hint}");
+
+    bench.put_body("look again", HANGS);
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (0, 1), "it hangs:\n{grade}");
+    assert!(grade.text.contains("it does not end"), "{grade}");
+    bench.assert_nothing_runs();
+    bench.interrupt_a_grade();
+    bench.assert_nothing_runs();
+
+    bench.put_body("look again", "this is no Rust");
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (0, 1), "{grade}");
+    assert!(grade.text.contains("# said: it does not build: error"), "{grade}");
+
+    bench.put_part("look again", "// lab 5 end\n");
+    let grade = bench.grade();
+    assert_eq!(grade.status, 2, "{grade}");
+    assert!(grade.text.is_empty() && grade.error.lines().count() == 1, "{grade}");
+}
+
+/// covers: T5
+#[test]
+fn lab_1_is_another_one_for_each_seed_and_its_wrong_answers_are_known() {
+    let lab = Lab::find(1).expect("there is one");
+    let (one, two) = (Bench::new(lab, Some(1)), Bench::new(lab, Some(2)));
+    assert_ne!(one.read("dump.txt"), two.read("dump.txt"));
+    one.put_model();
+    std::fs::copy(one.place().join("answers.txt"), two.place().join("answers.txt")).expect("copied");
+    assert!(two.grade().points < 10, "one student's answers are not another's");
+    whole(lab);
+}
+
+/// covers: T5
+#[test]
+fn a_lab_that_is_not_there_or_has_no_room_is_one_line() {
+    let bench = Bench::new(Lab::find(1).expect("there is one"), None);
+    for (args, words) in [
+        (&["new", "9", "/tmp/x"][..], "there is no lab 9 (expected 1 to 8)"),
+        (&["new", "x", "/tmp/x"], "x"),
+        (&["new", "5", &bench.shown()], "is not empty"),
+        (&["grade", "5", &bench.shown()], "is lab 1, not lab 5"),
+        (&["grade", "5", "/nowhere"], "is no lab"),
+        (&["grade", "5", &bench.shown(), "--seconds", "1"], "--seconds"),
+        (&["dance"], "dance"),
+    ] {
+        let Grade { status, text, error, .. } = bench.lab(args);
+        assert_eq!((status, text.as_str(), error.lines().count()), (2, "", 1), "{args:?}: {error}");
+        assert!(error.starts_with("run-qemu: ") && error.contains(words), "{args:?}: {error}");
+    }
+}
+
+/// covers: T5
+#[test]
+fn every_model_passes_every_starting_point_has_nothing_and_every_wrong_solution_is_known() {
+    if std::env::var_os("UNPLUG_FULL").is_none() {
+        return;
+    }
+    LABS.into_iter().filter(|lab| lab.number != 1).for_each(whole);
+}
+
+/// The model, the starting point, and the wrong solutions of a lab.
+fn whole(lab: &'static Lab) {
+    // The wrong answers of lab 1 are those of this seed.
+    let bench = Bench::new(lab, Some(7));
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (0, 1), "lab {}, the starting point:\n{grade}", lab.number);
+    bench.put_model();
+    let grade = bench.grade();
+    assert_eq!((grade.points, grade.status), (10, 0), "lab {}, the model:\n{grade}", lab.number);
+    for name in bench.wrong_ones() {
+        let loses = bench.put_wrong(&name);
+        let grade = bench.grade();
+        let point = lab.points.iter().find(|point| point.what == loses).expect("it names a point");
+        assert_eq!(grade.hint(&loses).as_deref(), Some(point.hint), "lab {}, {name}:\n{grade}", lab.number);
+    }
+}
