@@ -7,10 +7,13 @@
 
 pub mod backing;
 pub mod bench;
+#[cfg(feature = "book")]
+pub mod book;
 pub mod build;
 pub mod cli;
 pub mod console;
 pub mod explore;
+pub mod fences;
 #[cfg(feature = "fs")]
 pub mod fsimage;
 #[cfg(feature = "fs")]
