@@ -62,11 +62,13 @@ fn printed(args: &[String]) -> Vec<String> {
     program.args(args).env_remove("ACCEL").env("TERM", "dumb");
     // Where the program that makes images has been built, so that it is not built again.
     let image = paths::image();
-    program.env("CARGO_TARGET_DIR", image.parent().expect("a file has a directory"));
+    let target = image.parent().expect("a file has a directory");
+    program.env("CARGO_TARGET_DIR", target).current_dir(paths::root());
     let output = program.output().expect("it starts");
     let messages = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {}\n{messages}", output.status);
-    String::from_utf8_lossy(&output.stdout).lines().map(String::from).collect()
+    let text = String::from_utf8_lossy(&output.stdout).replace(&target.display().to_string(), "target");
+    text.lines().map(String::from).collect()
 }
 
 // covers: T1 T5
