@@ -10,6 +10,8 @@ const MOST_COLUMNS: usize = 100;
 pub(super) fn figure(text: &str, caption: &str) -> Result<String> {
     ensure!(!caption.is_empty(), "it has no caption: expected ```bob and what it shows");
     ensure!(!text.trim().is_empty(), "it is empty");
+    let guards = MARKS.map(|(_, guard)| guard);
+    ensure!(!text.contains(guards), "it has one of the characters {guards:?}, which cannot be drawn");
     let columns = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
     ensure!(columns <= MOST_COLUMNS, "it has {columns} columns, and there is room for {MOST_COLUMNS}");
     // Colours are those of the page, which has light and dark ones: they are in the style sheet.
@@ -21,28 +23,26 @@ pub(super) fn figure(text: &str, caption: &str) -> Result<String> {
     Ok(format!("<figure class=\"diagram\">\n{drawn}\n<figcaption>{label}</figcaption>\n</figure>\n\n"))
 }
 
-/// Where characters that are no part of a line go while it is drawn: to Unicode's private ones, which nobody draws with.
-const PRIVATE: u32 = 0xe000;
+/// Marks that are lines by themselves and letters in a word, each with what stands for it while it is drawn. (It has to be
+/// one byte: the library takes bytes for columns.)
+const MARKS: [(char, char); 3] = [('_', '@'), ('-', '$'), ('/', '%')];
 
-/// The text in which no letter of a word, and no mark in one, is taken for a part of a line: `stop_io`, `gup-fast`, `I/O`.
+/// The text in which no mark of a word is taken for a line: `stop_io`, `gup-fast`, `I/O`.
 fn guarded(text: &str) -> String {
     let letters: Vec<_> = text.chars().collect();
     let is_word = |at: Option<usize>| at.and_then(|at| letters.get(at)).is_some_and(|letter| letter.is_alphanumeric());
-    let is_end = |at: usize| letters.get(at).is_none_or(|letter| letter.is_whitespace());
     let guard = |(at, letter): (usize, &char)| {
-        let (before, after) = (is_word(at.checked_sub(1)), is_word(Some(at + 1)));
-        let is_letter = letter.is_ascii_alphanumeric() && (before || after);
-        let is_mark = "_-/.',:".contains(*letter) && before && (after || is_end(at + 1));
-        let private = char::from_u32(PRIVATE + u32::from(*letter));
-        private.filter(|_| is_letter || is_mark).unwrap_or(*letter)
+        let is_inside = is_word(at.checked_sub(1)) && is_word(Some(at + 1));
+        let mark = MARKS.iter().find(|(mark, _)| mark == letter && is_inside);
+        mark.map_or(*letter, |(_, guard)| *guard)
     };
     letters.iter().enumerate().map(guard).collect()
 }
 
+/// The text of a drawing, as it was before.
 fn unguarded(drawn: &str) -> String {
-    let is_private = |letter: &char| (PRIVATE..PRIVATE + 0x80).contains(&u32::from(*letter));
-    let back = |letter: char| char::from_u32(u32::from(letter) - PRIVATE).unwrap_or(letter);
-    drawn.chars().map(|letter| if is_private(&letter) { back(letter) } else { letter }).collect()
+    let back = |letter: char| MARKS.iter().find(|(_, guard)| *guard == letter).map_or(letter, |(mark, _)| *mark);
+    drawn.chars().map(back).collect()
 }
 
 /// As text and as an attribute of HTML.

@@ -174,6 +174,7 @@ fn a_diagram_needs_a_caption_and_room() {
     assert!(!figure.trim_end().contains("\n\n"), "an empty line would end it");
     let words = diagram::figure("+----------+\n| stop_io  |\n| gup-fast |\n+----------+", "c").unwrap();
     assert!(words.contains("stop_io") && words.contains("gup-fast"), "a word's marks are no lines: {words}");
+    assert!(diagram::figure("5 %", "c").unwrap_err().to_string().contains("cannot be drawn"));
     assert!(diagram::figure("x", "").unwrap_err().to_string().contains("no caption"));
     assert!(diagram::figure("\n", "c").unwrap_err().to_string().contains("empty"));
     assert!(diagram::figure(&"-".repeat(101), "c").unwrap_err().to_string().contains("101 columns"));
