@@ -18,6 +18,7 @@ program=boot verbosity=() tests='' debugs='' peers='' junit='' before=''
 [[ ${1:-} != lab ]] || program=lab
 [[ ${1:-} != report ]] || program=report
 [[ ${1:-} != trace ]] || program=trace verbosity=(--quiet)
+[[ ${1:-} != book ]] || program=book
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
@@ -156,6 +157,7 @@ features=(--no-default-features)
 [[ $program != report ]] || features+=(--features report)
 [[ $program != trace ]] || features+=(--features trace)
 [[ -z $junit ]] || features+=(--features junit)
+[[ $program != book ]] || features+=(--features book)
 [[ -n ${verbosity[*]} || -x $target/tool/$program ]] || say 'building for the first time, which takes some minutes'
 build=("${verbosity[@]}" --manifest-path "$root/Cargo.toml" --profile tool -p boot --bin "$program" "${features[@]}")
 if ! "$toolchain/cargo" build "${build[@]}"; then

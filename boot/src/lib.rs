@@ -28,12 +28,15 @@
 pub mod answer;
 pub mod backing;
 pub mod bench;
+#[cfg(feature = "book")]
+pub mod book;
 pub mod build;
 pub mod builder;
 pub mod cli;
 pub mod console;
 pub mod error;
 pub mod explore;
+pub mod fences;
 #[cfg(feature = "fs")]
 pub mod fsimage;
 #[cfg(feature = "fs")]

@@ -71,6 +71,25 @@ fn named_sources(text: &str) -> Vec<&str> {
     whole.filter(|word| word.ends_with(".rs") && !word.contains('*')).collect()
 }
 
+/// The book's list of pages names every page of `docs/` once, and the front page.
+// covers: T5
+#[test]
+fn every_page_is_in_the_book_once() {
+    let docs = paths::root().join("docs");
+    let summary = fs::read_to_string(docs.join("SUMMARY.md")).unwrap();
+    let mut listed: Vec<_> = links(&summary).into_iter().map(|page| docs.join(page)).collect();
+    let front = listed.iter_mut().find(|page| page.ends_with("../README.md")).expect("the front page");
+    *front = paths::root().join("README.md");
+    let mut expected: Vec<_> = pages().into_iter().filter(|page| !page.ends_with("SUMMARY.md")).collect();
+    listed.sort();
+    expected.sort();
+    for page in &expected {
+        let nr = listed.iter().filter(|listed| *listed == page).count();
+        assert_eq!(nr, 1, "docs/SUMMARY.md lists {} {nr} times; see docs/contributing.md", page.display());
+    }
+    assert_eq!(listed.len(), expected.len(), "docs/SUMMARY.md lists a page that is not there: {listed:#?}");
+}
+
 #[test]
 fn what_the_docs_point_to_is_there() {
     let mut faults = Vec::new();
@@ -92,6 +111,30 @@ fn what_the_docs_point_to_is_there() {
     }
     assert!(nr_links > 100 && nr_sources > 10, "{nr_links} links and {nr_sources} sources were found");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The functions that a page names with their file: `` `name` in [`file.rs`](../path/file.rs) ``.
+fn named_functions(text: &str) -> Vec<(&str, &str)> {
+    let named = text.split("` in [`").collect::<Vec<_>>();
+    let pairs = named.windows(2).filter_map(|pair| {
+        let name = pair[0].rsplit('`').next()?;
+        let (_, path) = pair[1].split_once("](../")?;
+        Some((name, path.split_once(')')?.0))
+    });
+    pairs.collect()
+}
+
+// covers: T5
+#[test]
+fn the_functions_in_the_life_of_a_page_are_where_it_says() {
+    let text = fs::read_to_string(paths::root().join("docs/life-of-a-page.md")).unwrap();
+    let named = named_functions(&text);
+    assert!(named.len() > 20, "{} functions", named.len());
+    for (name, path) in named {
+        let source = fs::read_to_string(paths::root().join(path)).unwrap();
+        let is_there = [format!("fn {name}("), format!("fn {name}<")].iter().any(|head| source.contains(head));
+        assert!(is_there, "there is no function {name} in {path}");
+    }
 }
 
 #[test]
