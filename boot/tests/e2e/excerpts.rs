@@ -20,7 +20,7 @@ fn shell_of(args: &[String]) -> Option<Options> {
     let cli = Cli::try_parse_from([&["run-qemu.sh".to_string()], args].concat());
     let cli = cli.unwrap_or_else(|error| panic!("{args:?}: {error}"));
     let is_shell = cli.job() == Command::Shell || cli.job() == Command::Run && cli.options.mode == Mode::Shell;
-    is_shell.then(|| Options { mode: Mode::Shell, ..cli.options })
+    is_shell.then_some(Options { mode: Mode::Shell, ..cli.options })
 }
 
 /// What is to be compared here, by command: either the sessions, or the rest.
