@@ -141,9 +141,9 @@ impl Workshop {
     /// # Errors
     /// The tools fail, not the sources.
     pub fn build(&self, product: Product, tests: &[&str], wall: Duration) -> Result<Built> {
-        let mut command = self.cargo(product, tests);
+        let command = self.cargo(product, tests);
         let limits = Limits { wall, cpu_s: None, memory_bytes: Some(COMPILER_BYTES) };
-        let ended = self.running.run(&mut command, limits)?;
+        let ended = self.running.run(command, limits)?;
         match ended.end {
             End::Exited(0) => {}
             End::OverTime => return Ok(Built::Not(format!("it was not built after {} s", wall.as_secs()))),
@@ -214,7 +214,7 @@ impl Workshop {
             return Ok(());
         }
         let limits = Limits { wall: FIRST_BUILD, cpu_s: None, memory_bytes: None };
-        let ended = self.running.run(&mut image_maker_cargo("build"), limits)?;
+        let ended = self.running.run(image_maker_cargo("build"), limits)?;
         ensure!(ended.end == End::Exited(0), "what makes disk images did not build: {}", first_error(&ended.stderr));
         Ok(())
     }

@@ -202,7 +202,7 @@ fn tests(shop: &Workshop, point: &Point, built: &BTreeMap<String, PathBuf>, dead
         let mut command = Command::new(program);
         command.args([test, "--exact", "--test-threads=1"]).current_dir(shop.package()).env("RUST_BACKTRACE", "0");
         command.env("UNPLUG_SCHEDULES", SCHEDULES).env_remove("MM_MUTANT").env_remove("UNPLUG_FULL");
-        let ended = shop.running().run(&mut command, limits)?;
+        let ended = shop.running().run(command, limits)?;
         if !(ended.end == End::Exited(0) && ended.stdout.contains("test result: ok. 1 passed")) {
             return Ok(Mark::Lost(format!("{test}: {}", why(&ended))));
         }
@@ -254,7 +254,7 @@ fn guest(
     let mut command = Command::new(std::env::current_exe().context("this program")?);
     command.args(["lab", "guest", &sum.lab.number.to_string(), &seconds.max(1).to_string()]);
     command.env("UNPLUG_IMAGE", &image).env("UNPLUG_KERNEL", kernel).env("TMPDIR", scratch.path());
-    let ended = shop.running().run(&mut command, Limits { wall, cpu_s: None, memory_bytes: None })?;
+    let ended = shop.running().run(command, Limits { wall, cpu_s: None, memory_bytes: None })?;
     let lines: Vec<String> = ended.stdout.lines().map(String::from).collect();
     let report = ktap::parse(&lines);
     let ending = match ended.end {

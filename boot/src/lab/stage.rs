@@ -1,7 +1,7 @@
 //! A stage of a grade: a program that runs a student's code, in a process group of its own, for so long and with so much
 //! memory. When it ends, in whatever way, nothing of its group is left.
 
-use crate::guest::ends_with_us;
+use crate::spawn::spawn;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, kill_process_group, prlimit, waitid};
 use std::io::Read;
@@ -101,14 +101,13 @@ impl Running {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn run(&self, command: &mut Command, limits: Limits) -> Result<Ended> {
+    pub fn run(&self, mut command: Command, limits: Limits) -> Result<Ended> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        ends_with_us(command);
         let deadline = Instant::now() + limits.wall;
         // Nobody interrupts between its start and the note of it.
         let mut kept = self.kept();
         let name = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.spawn().with_context(|| format!("{name} cannot be started"))?;
+        let mut child = spawn(command).with_context(|| format!("{name} cannot be started"))?;
         let pid = Pid::from_child(&child);
         kept.push(Kept::Group(pid));
         drop(kept);
@@ -188,7 +187,9 @@ mod tests {
     use super::*;
 
     fn shell(script: &str, limits: Limits) -> Ended {
-        Running::default().run(Command::new("sh").args(["-c", script]), limits).expect("there is a shell")
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Running::default().run(command, limits).expect("there is a shell")
     }
 
     /// Waits until that `sleep` has gone: it has its signal, and ends as soon as it has a CPU. One that had none would sleep on.
@@ -254,7 +255,9 @@ mod tests {
     fn an_interrupt_ends_what_runs() {
         let running = Running::default();
         let other = running.clone();
-        let stage = thread::spawn(move || other.run(Command::new("sleep").arg("1000"), PATIENT).expect("it starts"));
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let stage = thread::spawn(move || other.run(command, PATIENT).expect("it starts"));
         while running.kept().is_empty() {
             thread::yield_now();
         }
