@@ -7,6 +7,7 @@ mod bench;
 
 use bench::{Bench, Grade};
 use boot::lab::catalog::{LABS, Lab};
+use boot::paths;
 
 /// What the student has written in the place of a part.
 const HANGS: &str = "loop {\n    core::hint::spin_loop();\n}";
@@ -25,6 +26,7 @@ fn lab_5_is_handed_out_and_graded_right_wrong_and_hanging() {
     assert!(grade.points < 10 && grade.status == 1, "{grade}");
     let hint = grade.hint("a page table that was unlinked is noticed").unwrap_or_else(|| panic!("{grade}"));
     assert!(hint.contains("Look at the entry above, too"), "{hint}");
+    is_what_the_page_shows(&grade);
 
     bench.put_body("look again", HANGS);
     let grade = bench.grade();
@@ -43,6 +45,20 @@ fn lab_5_is_handed_out_and_graded_right_wrong_and_hanging() {
     let grade = bench.grade();
     assert_eq!(grade.status, 2, "{grade}");
     assert!(grade.text.is_empty() && grade.error.lines().count() == 1, "{grade}");
+}
+
+/// The excerpt in `docs/labs/README.md` is of this grade: its lines, as far as a `…`, in their order.
+fn is_what_the_page_shows(grade: &Grade) {
+    let page = std::fs::read_to_string(paths::root().join("docs/labs/README.md")).expect("the page");
+    let block = page.split("```console by boot/tests/labs/main.rs\n").nth(1).expect("the excerpt");
+    let mut said = grade.text.lines();
+    for shown in block.lines().take_while(|line| !line.starts_with("```")) {
+        let is_shown = |line: &str| match shown.strip_suffix('…') {
+            Some(begins) => line.starts_with(begins),
+            None => line == shown,
+        };
+        assert!(said.any(is_shown), "{shown:?} is not there, or not in its place:\n{grade}");
+    }
 }
 
 /// covers: T5
