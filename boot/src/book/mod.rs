@@ -1,8 +1,8 @@
 //! The job `book`: `docs/` as a book of HTML pages that needs no network and no server.
 //!
-//! mdBook makes the pages, the sidebar and the search index. What it does not know is done before ([`chapter`]): pages link
-//! to sources, which are no pages of the book, and are made pages beside it ([`sources`]); and diagrams are drawn from the
-//! text that stands in the page ([`diagram`]).
+//! mdBook makes the pages, the sidebar and the search index. What it does not know is done before (`chapter`): pages link
+//! to sources, which are no pages of the book, and are made pages beside it (`sources`); and diagrams are drawn from the
+//! text that stands in the page (`diagram`).
 
 mod chapter;
 mod diagram;

@@ -1,8 +1,8 @@
 //! The job `lab`: hands the kernel's parts out to students, and grades what comes back.
 //!
 //! What is graded is the text between a part's comments ([`markers`]) and nothing else: it is put into the project's own
-//! sources, with the project's own tests, in a place of its own ([`build`]). Each stage of it is a process group with limits
-//! ([`stage`]).
+//! sources, with the project's own tests, in a place of its own (`build`). Each stage of it is a process group with limits
+//! (`stage`).
 
 mod answers;
 mod build;
