@@ -315,6 +315,11 @@ impl Controller {
         self.io.lock().rings.forge(self.reach(), entry);
     }
 
+    /// Has the device hear of no I/O command until the next reset. For tests.
+    pub fn hush(&self) {
+        self.io.lock().rings.hush();
+    }
+
     /// Resets it, unless somebody has done so since `resets` was read.
     fn reset(&self, resets: u64, failure: Failure) {
         let mut admin = self.admin();

@@ -191,6 +191,11 @@ impl Disk {
         self.controller.forge(entry);
     }
 
+    /// Has the device hear of no command until the next reset, as one does that has stopped listening. For tests.
+    pub fn hush(&self) {
+        self.controller.hush();
+    }
+
     /// Takes DMA from the controller until its next reset, which it then asks for. For tests.
     pub fn break_dma(&self) {
         self.dma().forbid();

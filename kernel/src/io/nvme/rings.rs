@@ -113,6 +113,8 @@ pub struct Reach<'c> {
 /// A pair of queues with their pages.
 pub struct Rings<const N: usize> {
     pair: Pair<N>,
+    /// The device does not hear of commands, until the next reset: for tests.
+    is_hushed: bool,
     submission: u64,
     completion: u64,
 }
@@ -120,7 +122,7 @@ pub struct Rings<const N: usize> {
 impl<const N: usize> Rings<N> {
     /// Queue `id`, with a page for each ring.
     pub const fn new(id: u16, submission: u64, completion: u64) -> Self {
-        Self { pair: Pair::new(id, ENTRIES), submission, completion }
+        Self { pair: Pair::new(id, ENTRIES), is_hushed: false, submission, completion }
     }
 
     /// The arithmetic.
@@ -137,8 +139,15 @@ impl<const N: usize> Rings<N> {
         }
         // The entry and its list are there before the device hears of them.
         fence(Ordering::SeqCst);
-        reach.registers.write_u32(reach.caps.tail_doorbell(self.pair.id()), u32::from(ticket.tail()));
+        if !self.is_hushed {
+            reach.registers.write_u32(reach.caps.tail_doorbell(self.pair.id()), u32::from(ticket.tail()));
+        }
         Some(ticket)
+    }
+
+    /// Tells the device of no command until the next [`reset`](Self::reset), as if it had stopped listening.
+    pub fn hush(&mut self) {
+        self.is_hushed = true;
     }
 
     /// Takes what the device has written, at most as many entries as the ring has: a device that goes on and on does not
@@ -170,6 +179,7 @@ impl<const N: usize> Rings<N> {
     /// Empties both rings. The device is stopped, or has not started.
     pub fn reset(&mut self, shared: &Shared) {
         self.pair.reset();
+        self.is_hushed = false;
         shared.zero(self.submission);
         shared.zero(self.completion);
     }
