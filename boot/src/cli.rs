@@ -402,6 +402,13 @@ impl From<clap::Error> for Refusal {
     }
 }
 
+/// The words behind a program's own name, as `C` has them; the process ends where they are no such command, or ask for the
+/// help, as [`Refusal::exit`] says.
+#[cfg(any(feature = "book", feature = "lab", feature = "report", feature = "trace"))]
+pub(crate) fn words_of<C: Parser>(args: impl IntoIterator<Item = OsString>, help: &str) -> C {
+    C::try_parse_from(args.into_iter().skip(1)).unwrap_or_else(|error| Refusal::from(error).exit(help))
+}
+
 impl Refusal {
     /// Ends the process: with the text that was asked for, or with one line on standard error that names `help`, and
     /// status 2.

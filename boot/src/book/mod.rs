@@ -10,7 +10,7 @@ mod sources;
 #[cfg(test)]
 mod tests;
 
-use crate::cli::Refusal;
+use crate::cli::{Refusal, words_of};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -44,8 +44,7 @@ struct Cli {
 /// # Errors
 /// One line.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
-    let cli = Cli::try_parse_from(args.into_iter().skip(1));
-    let cli = cli.unwrap_or_else(|error| Refusal::from(error).exit("book --help"));
+    let cli: Cli = words_of(args, "book --help");
     if let Err(error) = may_be_replaced(&cli.output) {
         Refusal::Bad(format!("{error:#}")).exit("book --help");
     }

@@ -16,7 +16,7 @@ mod tree;
 use self::catalog::{LABS, Lab, Place};
 use self::grade::Work;
 use crate::backing::Nvdimm;
-use crate::cli::{Mode, Refusal};
+use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
@@ -97,8 +97,7 @@ enum Job {
 /// # Errors
 /// One line, when the tools fail.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
-    let cli = Cli::try_parse_from(args.into_iter().skip(1));
-    let cli = cli.unwrap_or_else(|error| Refusal::from(error).exit("lab --help"));
+    let cli: Cli = words_of(args, "lab --help");
     match cli.job {
         Job::List => list(),
         Job::New { lab, directory, seed } => new(given(find(lab)), &directory, seed),

@@ -13,7 +13,7 @@ use crate::backing::Nvdimm;
 use crate::bench::baseline::{Baseline, IN_TREE, of_tree};
 use crate::bench::figures::{self, Figures, Kind};
 use crate::bench::{BENCH_PATIENCE_S, PMEM_BYTES, was_measured};
-use crate::cli::{Mode, Refusal};
+use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
@@ -57,8 +57,7 @@ struct Cli {
 /// # Errors
 /// One line.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
-    let cli = Cli::try_parse_from(args.into_iter().skip(1));
-    let cli = cli.unwrap_or_else(|error| Refusal::from(error).exit("report --help"));
+    let cli: Cli = words_of(args, "report --help");
     let from_file = cli.records.as_deref().map(read_records).transpose();
     let given = from_file.and_then(|records| Ok((records, Place::reserve(&cli.output)?)));
     let (records, place) = match given {

@@ -10,7 +10,7 @@ mod slices;
 
 use self::capture::Capture;
 use self::slices::Story;
-use crate::cli::Refusal;
+use crate::cli::{Refusal, words_of};
 use crate::whole::Place;
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -36,8 +36,7 @@ struct Cli {
 /// # Errors
 /// One line, when a file cannot be written.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
-    let cli = Cli::try_parse_from(args.into_iter().skip(1));
-    let cli = cli.unwrap_or_else(|error| Refusal::from(error).exit("trace --help"));
+    let cli: Cli = words_of(args, "trace --help");
     let given = read(&cli.file).and_then(|capture| Ok((capture, places(&cli)?)));
     let (capture, places) = given.unwrap_or_else(|error| Refusal::Bad(format!("{error:#}")).exit("trace --help"));
     for (text, (path, place)) in draw(&capture)?.into_iter().zip(places) {

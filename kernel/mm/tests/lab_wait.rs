@@ -6,13 +6,12 @@ mod common;
 
 use std::sync::Mutex;
 
-use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
+use common::cached::{assert_gone, shoot_at_each_other, small_pages, unmap};
 use common::{Device, EmuContext, machine, page, space_with, store_to};
 use mm::addr::PageSize;
 use mm::gather::Gather;
 use mm::machine::Machine;
 use mm::mapping::unmap_mapping_range;
-use mm::pagemap::MemoryKind;
 use mm::sync::Arc;
 use testkit::emu::{EmuMachine, Event};
 
@@ -115,21 +114,5 @@ fn nobody_waits_for_what_others_ask_later() {
 // covers: G2, R12, T5
 #[test]
 fn two_cpus_that_shoot_at_each_other_both_get_through() {
-    let (emu, mm, one) = small_pages(2, 4);
-    let elsewhere = common::DEVICE_START.add(DEVICE_PAGES);
-    let device = Device::new(&mm, elsewhere, 64, MemoryKind::DevDax, PageSize::Size4K);
-    // Each CPU takes from the space that the other one has loaded.
-    let two = space_with(&mm, &device, 4, &[0]);
-    emu.on_cpu(0, || {
-        store_to(&two, &emu, page(0), 2).expect("it is mapped");
-        let second = Arc::new(Mutex::new(None));
-        let (at, started, theirs) = (emu.clone(), second.clone(), two.clone());
-        emu.at(0, Event::IpiSent, 1, move || {
-            *started.lock().unwrap() = Some(at.start(1, move || unmap(&theirs, 0, 1)))
-        });
-        unmap(&one, 0, 1);
-        emu.finish(second.lock().unwrap().take().unwrap());
-        emu.assert_hooks_ran();
-    });
-    emu.assert_no_stale();
+    shoot_at_each_other();
 }

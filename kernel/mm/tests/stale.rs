@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Mutex;
 
-use common::cached::{DEVICE_PAGES, assert_gone, small_pages, unmap};
+use common::cached::{assert_gone, shoot_at_each_other, small_pages, unmap};
 use common::{Device, EmuContext, Space, go_idle, load, load_from, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
@@ -14,7 +14,6 @@ use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::machine::{Machine, Point};
 use mm::mapping::unmap_mapping_range;
-use mm::pagemap::MemoryKind;
 use mm::space::{AddressSpace, FaultError};
 use mm::sync::Arc;
 use mm::tlb::{FULL_FLUSH_ABOVE, RING};
@@ -222,25 +221,7 @@ fn a_request_that_comes_during_the_flush_is_not_acknowledged_with_it() {
 // covers: G2, R12
 #[test]
 fn two_cpus_that_shoot_at_each_other_both_get_through() {
-    let (emu, mm, one) = small_pages(2, 4);
-    let elsewhere = common::DEVICE_START.add(DEVICE_PAGES);
-    let device = Device::new(&mm, elsewhere, 64, MemoryKind::DevDax, PageSize::Size4K);
-    // Each CPU takes from the space that the other one has loaded.
-    let two = space_with(&mm, &device, 4, &[0]);
-    emu.on_cpu(0, || {
-        store_to(&two, &emu, page(0), 2).unwrap();
-        let second = Arc::new(Mutex::new(None));
-        let (at, started, theirs) = (emu.clone(), second.clone(), two.clone());
-        emu.at(0, Event::IpiSent, 1, move || {
-            // This CPU's interrupts are off; the other one sends its own round and has to wait.
-            *started.lock().unwrap() = Some(at.start(1, move || unmap(&theirs, 0, 1)));
-        });
-        unmap(&one, 0, 1);
-        emu.finish(second.lock().unwrap().take().unwrap());
-        emu.assert_hooks_ran();
-    });
-    assert!(one.translate(page(0)).is_none() && two.translate(page(0)).is_none());
-    emu.assert_no_stale();
+    shoot_at_each_other();
 }
 
 /// CPU 1 loads `space` and, between the load of the root and the end of the switch, fetches the translation of page

@@ -1,9 +1,12 @@
 //! What the tests of shootdowns share: spaces that every CPU has in its TLB.
 
+use std::sync::Mutex;
+
 use mm::addr::{PAGE_SIZE, PageSize};
+use mm::pagemap::MemoryKind;
 use mm::space::FaultError;
 use mm::sync::Arc;
-use testkit::emu::EmuMachine;
+use testkit::emu::{EmuMachine, Event};
 
 use super::{Device, EmuContext, Space, load_from, machine, page, space_with, store_to};
 
@@ -39,5 +42,29 @@ pub fn assert_gone(emu: &EmuMachine, space: &Space, nr: u64) {
         let result = emu.on_cpu(cpu, || load_from(space, emu, page(nr)));
         assert_eq!(result, Err(FaultError::NotMapped(page(nr))), "CPU {cpu}, page {nr}");
     }
+    emu.assert_no_stale();
+}
+
+/// Two CPUs send a shootdown to each other at once, each while its own interrupts are off; both get through, and nothing stale
+/// is left.
+pub fn shoot_at_each_other() {
+    let (emu, mm, one) = small_pages(2, 4);
+    let elsewhere = super::DEVICE_START.add(DEVICE_PAGES);
+    let device = Device::new(&mm, elsewhere, 64, MemoryKind::DevDax, PageSize::Size4K);
+    // Each CPU takes from the space that the other one has loaded.
+    let two = space_with(&mm, &device, 4, &[0]);
+    emu.on_cpu(0, || {
+        store_to(&two, &emu, page(0), 2).expect("it is mapped");
+        let second = Arc::new(Mutex::new(None));
+        let (at, started, theirs) = (emu.clone(), second.clone(), two.clone());
+        emu.at(0, Event::IpiSent, 1, move || {
+            // This CPU's interrupts are off; the other one sends its own round and has to wait.
+            *started.lock().unwrap() = Some(at.start(1, move || unmap(&theirs, 0, 1)));
+        });
+        unmap(&one, 0, 1);
+        emu.finish(second.lock().unwrap().take().unwrap());
+        emu.assert_hooks_ran();
+    });
+    assert!(one.translate(page(0)).is_none() && two.translate(page(0)).is_none());
     emu.assert_no_stale();
 }
