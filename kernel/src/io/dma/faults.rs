@@ -90,7 +90,7 @@ pub fn strays() -> u64 {
 /// What telling the faults has cost since boot.
 ///
 /// A fault of a device is in exactly one of `singly`, `as_number` and `unsaid`, at any time: whoever finds nothing unsaid
-/// finds all of them counted.
+/// finds all of them counted. While nothing is said ([`speak`]) they count as if it were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     /// Interrupts that were taken.
