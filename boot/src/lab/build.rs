@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the project's own sources may take to build: nobody waits for ever.
@@ -102,30 +103,47 @@ impl Workshop {
         }
     }
 
-    /// Builds a product of the project's own sources where that was not done yet: what a student's build then finds done is
-    /// all that no part is of.
+    /// Builds products, each with its files of tests, of the project's own sources where that was not done yet: what a
+    /// student's build then finds done is all that no part is of. They are built at once: each waits for its own last unit.
     ///
     /// # Errors
     /// They do not build.
-    pub fn prepare(&self, product: Product, tests: &[&str], model: &Files) -> Result<()> {
+    pub fn prepare(&self, products: &[(Product, Vec<&str>)], model: &Files) -> Result<()> {
         let fingerprint = tree::fingerprint(model);
-        let stamp = self.place.join(format!("{}.stamp", product.word()));
-        if fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == fingerprint) {
+        let is_done = |product| fs::read_to_string(self.stamp(product)).is_ok_and(|made_of| made_of == fingerprint);
+        let due: Vec<_> = products.iter().filter(|(product, _)| !is_done(*product)).collect();
+        if due.is_empty() {
             return Ok(());
         }
+        let words: Vec<_> = due.iter().map(|(product, _)| product.word()).collect();
+        self.say(&format!("lab: building for the first time since the kernel has changed: {}", words.join(", ")));
         let start = Instant::now();
-        self.say(&format!("lab: building for the first time since the kernel has changed: {}", product.word()));
         tree::write(&self.tree(), model)?;
+        let of_one = |product: Product, tests: &[&str]| {
+            self.prepare_one(product, tests)?;
+            fs::write(self.stamp(product), &fingerprint).with_context(|| self.stamp(product).display().to_string())?;
+            self.say(&format!("lab: built after {:.1} s: {}", start.elapsed().as_secs_f64(), product.word()));
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let builds: Vec<_> = due.iter().map(|(product, tests)| scope.spawn(|| of_one(*product, tests))).collect();
+            builds.into_iter().try_for_each(|build| build.join().expect("a build does not panic"))
+        })
+    }
+
+    fn prepare_one(&self, product: Product, tests: &[&str]) -> Result<()> {
         if product == Product::Kernel {
             self.seed()?;
             self.image_maker()?;
         }
         match self.build(product, tests, FIRST_BUILD)? {
-            Built::Programs(_) => fs::write(&stamp, &fingerprint)?,
+            Built::Programs(_) => Ok(()),
             Built::Not(error) => bail!("the project's own sources do not build for a lab: {error}"),
         }
-        self.say(&format!("lab: built in {:.1} s: {}", start.elapsed().as_secs_f64(), product.word()));
-        Ok(())
+    }
+
+    fn stamp(&self, product: Product) -> PathBuf {
+        self.place.join(format!("{}.stamp", product.word()))
     }
 
     /// Puts a student's sources in place.

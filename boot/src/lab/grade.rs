@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Seconds that a grade takes at most, where nobody says otherwise.
@@ -25,7 +26,7 @@ const MOST_HANGS: u32 = 2;
 /// How a test has ended that has not ended.
 const HANGS: &str = "it does not end";
 /// Schedules of a model.
-const SCHEDULES: &str = "2000";
+const SCHEDULES: &str = "1000";
 /// What is left of the time for a guest after its own patience, to end it and say so.
 const AROUND_A_GUEST: Duration = Duration::from_secs(3);
 /// Most characters of what a test said that are shown.
@@ -127,6 +128,10 @@ fn product_of(point: &Point) -> Option<Product> {
     }
 }
 
+fn has(lab: &Lab, product: Product) -> bool {
+    lab.points.iter().any(|point| product_of(point) == Some(product))
+}
+
 /// The files of tests that a lab's points of one kind are in.
 fn files_of(lab: &Lab, product: Product) -> Vec<&'static str> {
     let mut files: Vec<_> = lab
@@ -155,59 +160,82 @@ fn code(work: &Work<'_>, quiet: bool, sum: &mut Sum) -> Result<()> {
     tree::with_parts(&mut files, lab, &|place: &Place| {
         work.parts.get(place.name).cloned().with_context(|| format!("there is no part \"{}\"", place.name))
     })?;
-    let mut left = work.most;
-    for product in Product::ALL {
-        let points = sum.due(product);
-        if points.is_empty() {
-            continue;
+    let of_lab = Product::ALL.map(|product| (product, files_of(lab, product)));
+    let used: Vec<_> = of_lab.into_iter().filter(|(product, _)| has(lab, *product)).collect();
+    shop.prepare(&used, &model)?;
+    shop.put(&files)?;
+    // What is not the student's takes none of the student's time.
+    let deadline = Instant::now() + work.most;
+    let build = |product| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        shop.build(product, &files_of(lab, product), left)
+    };
+    on_the_host(&shop, build(Product::Host)?, Product::Host, deadline, sum)?;
+    if sum.had == 0 {
+        sum.lose(&lab.points[sum.next..], "not run: nothing on the host has passed");
+        return Ok(());
+    }
+    // The kernel is built while models run.
+    thread::scope(|scope| {
+        let kernel = has(lab, Product::Kernel).then(|| scope.spawn(|| build(Product::Kernel)));
+        for product in [Product::Models, Product::Loom].into_iter().filter(|product| has(lab, *product)) {
+            on_the_host(&shop, build(product)?, product, deadline, sum)?;
         }
-        if product != Product::Host && sum.had == 0 {
-            sum.lose(points, "not run: nothing on the host has passed");
-            continue;
-        }
-        shop.prepare(product, &files_of(lab, product), &model)?;
-        shop.put(&files)?;
-        // What is not the student's takes none of the student's time.
-        let start = Instant::now();
-        let deadline = start + left;
-        match shop.build(product, &files_of(lab, product), left)? {
-            Built::Not(error) => sum.lose(points, &format!("it does not build: {error}")),
-            Built::Programs(built) if product == Product::Kernel => guest(&shop, points, &built, deadline, sum)?,
-            Built::Programs(built) => {
-                let mut hangs = 0;
-                for point in points {
-                    let mark = if hangs < MOST_HANGS {
-                        tests(&shop, point, &built, deadline)?
-                    } else {
-                        Mark::Lost(format!("not run: {hangs} tests before it did not end"))
-                    };
-                    hangs += u32::from(matches!(&mark, Mark::Lost(said) if said.contains(HANGS)));
-                    sum.take(mark);
-                }
+        match kernel.map(|build| build.join().expect("a build does not panic")).transpose()? {
+            Some(Built::Programs(built)) => guest(&shop, sum.due(Product::Kernel), &built, deadline, sum),
+            Some(Built::Not(error)) => {
+                sum.lose(sum.due(Product::Kernel), &format!("it does not build: {error}"));
+                Ok(())
             }
+            None => Ok(()),
         }
-        left = left.saturating_sub(start.elapsed());
+    })
+}
+
+/// The points of tests or models that are next.
+fn on_the_host(shop: &Workshop, built: Built, product: Product, deadline: Instant, sum: &mut Sum) -> Result<()> {
+    let points = sum.due(product);
+    let built = match built {
+        Built::Programs(built) => built,
+        Built::Not(error) => {
+            sum.lose(points, &format!("it does not build: {error}"));
+            return Ok(());
+        }
+    };
+    let mut hangs = 0;
+    for point in points {
+        let mark = if hangs < MOST_HANGS {
+            tests(shop, point, &built, deadline)?
+        } else {
+            Mark::Lost(format!("not run: {hangs} tests before it did not end"))
+        };
+        hangs += u32::from(matches!(&mark, Mark::Lost(said) if said.contains(HANGS)));
+        sum.take(mark);
     }
     Ok(())
 }
 
-/// Runs the tests of a point, each as a program of its own, up to the first that fails.
+/// Runs the tests of a point at once, each as a program of its own; the first that failed is the one that is told of.
 fn tests(shop: &Workshop, point: &Point, built: &BTreeMap<String, PathBuf>, deadline: Instant) -> Result<Mark> {
-    for name in names(point) {
+    let cpu_s = if product_of(point) == Some(Product::Host) { TEST_CPU_S } else { MODEL_CPU_S };
+    let one = |name: &str| {
         let (file, test) = name.split_once("::").context("a test is named by its file, too")?;
         let program = built.get(file).with_context(|| format!("{file} was not built"))?;
         let wall = deadline.saturating_duration_since(Instant::now());
-        let cpu_s = if product_of(point) == Some(Product::Host) { TEST_CPU_S } else { MODEL_CPU_S };
         let limits = Limits { wall, cpu_s: Some(cpu_s), memory_bytes: Some(TEST_BYTES) };
         let mut command = Command::new(program);
         command.args([test, "--exact", "--test-threads=1"]).current_dir(shop.package()).env("RUST_BACKTRACE", "0");
         command.env("UNPLUG_SCHEDULES", SCHEDULES).env_remove("MM_MUTANT").env_remove("UNPLUG_FULL");
         let ended = shop.running().run(command, limits)?;
-        if !(ended.end == End::Exited(0) && ended.stdout.contains("test result: ok. 1 passed")) {
-            return Ok(Mark::Lost(format!("{test}: {}", why(&ended))));
-        }
-    }
-    Ok(Mark::Had)
+        let passed = ended.end == End::Exited(0) && ended.stdout.contains("test result: ok. 1 passed");
+        Ok(if passed { Mark::Had } else { Mark::Lost(format!("{test}: {}", why(&ended))) })
+    };
+    thread::scope(|scope| {
+        let runs: Vec<_> = names(point).iter().map(|name| scope.spawn(|| one(name))).collect();
+        let marks = runs.into_iter().map(|run| run.join().expect("a run does not panic"));
+        let marks = marks.collect::<Result<Vec<_>>>()?;
+        Ok(marks.into_iter().find(|mark| *mark != Mark::Had).unwrap_or(Mark::Had))
+    })
 }
 
 /// What a test that failed has said, or how it ended.
