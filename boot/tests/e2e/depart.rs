@@ -156,7 +156,7 @@ fn a_module_that_is_asked_for_goes_in_order_or_the_host_hears_that_it_does_not()
         let mut qmp = hand.monitor().expect("a monitor");
         qmp.execute("device_del", serde_json::json!({ "id": "dimm0" })).expect("accepted");
         let told = qmp.event("ACPI_DEVICE_OST").expect("told")["info"].clone();
-        // An ejection request, and "in use" (ACPI 6.5 §6.3.5.2).
+        // An ejection request, and "in use" (ACPI 6.5 §6.3.5).
         assert_eq!((&told["device"], &told["source"], &told["status"]), (&"dimm0".into(), &3.into(), &0x82.into()));
     }
     record(&mut guest, "departure", &["device=dimm0", "answer=refused"]);

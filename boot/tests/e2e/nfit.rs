@@ -31,7 +31,7 @@ fn structure(kind: u16, claimed_bytes: u16, body: &[u8]) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &claimed_bytes.to_le_bytes(), body].concat()
 }
 
-/// A System Physical Address Range Structure (ACPI 6.4, table 5.132) for persistent memory.
+/// A System Physical Address Range Structure (ACPI 6.5 §5.2.26.2) for persistent memory.
 fn range(index: u16, base: u64, bytes: u64) -> Vec<u8> {
     const PERSISTENT_MEMORY: [u8; 16] =
         [0x79, 0xd3, 0xf0, 0x66, 0xf3, 0xb4, 0x74, 0x40, 0xac, 0x43, 0x0d, 0x33, 0x18, 0xb7, 0x8c, 0xdb];
@@ -46,7 +46,7 @@ fn range(index: u16, base: u64, bytes: u64) -> Vec<u8> {
     structure(0, 56, &body)
 }
 
-/// A Memory Device to System Physical Address Range Map Structure (ACPI 6.5 §5.2.25.3): a device that has all of the range.
+/// A Memory Device to System Physical Address Range Map Structure (ACPI 6.5 §5.2.26.3): a device that has all of the range.
 fn device(handle: u32, range_index: u16, control_index: u16, bytes: u64, flags: u16) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(handle.to_le_bytes());
@@ -61,7 +61,7 @@ fn device(handle: u32, range_index: u16, control_index: u16, bytes: u64, flags: 
     structure(1, 48, &body)
 }
 
-/// An NVDIMM Control Region Structure (ACPI 6.5 §5.2.25.6).
+/// An NVDIMM Control Region Structure (ACPI 6.5 §5.2.26.6).
 fn control(index: u16, serial: u32) -> Vec<u8> {
     let mut body = vec![0; 28];
     body[..2].copy_from_slice(&index.to_le_bytes());

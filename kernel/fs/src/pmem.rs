@@ -14,7 +14,7 @@
 //! CPU issued before it, so that [`WrittenBack`] values may be joined and fenced once.
 //!
 //! Idea: H. LeBlanc et al., "SquirrelFS: using the Rust compiler to check file-system crash consistency" (OSDI 2024).
-//! x86: `clwb` or `clflushopt` is the write-back, `sfence` the fence; Intel SDM vol. 1 §11.4.4 and vol. 2.
+//! x86: `clwb` or `clflushopt` is the write-back, `sfence` the fence; Intel SDM vol. 2 at each of them.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

@@ -8,7 +8,7 @@
 //! All numbers on the medium are little-endian.
 //!
 //! Linux: `drivers/nvdimm/btt.c` (`discover_arenas`, `log_set_indices`, `btt_freelist_init`, `btt_map_read`,
-//! `btt_read_pg`), `btt.h`; UEFI 2.10 §6.3.
+//! `btt_read_pg`), `btt.h`; UEFI 2.10 §6.2 (the layout) and §6.3.
 
 use alloc::collections::BTreeMap;
 use alloc::vec;

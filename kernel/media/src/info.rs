@@ -4,7 +4,7 @@
 //! a BTT arena is repeated in the arena's last page.
 //!
 //! Linux: `drivers/nvdimm/pfn.h`, `pfn_devs.c` (`nd_pfn_validate`), `btt.h`, `btt_devs.c` (`nd_btt_arena_is_valid`);
-//! UEFI 2.10 §6.3 for BTT.
+//! UEFI 2.10 §6.2.1 for BTT.
 
 use alloc::vec;
 use core::fmt;

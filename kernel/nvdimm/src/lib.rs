@@ -16,7 +16,7 @@
 //!
 //! An NVDIMM may keep a label area, which divides it into namespaces. That area is no part of the range that
 //! the NFIT reports: QEMU takes it off the end of the backing memory before it computes the range, and it is
-//! reached only by calling the device's `_DSM` method (ACPI 6.5 §9.20.6), or as the kernel does it. Labels and the
+//! reached only by calling the device's `_DSM` method (ACPI 6.5 §9.19.8), or as the kernel does it. Labels and the
 //! info blocks of namespaces are read by the package `media`; what is attached here is a range of frames, a whole one or
 //! the data of a namespace.
 

@@ -1,6 +1,6 @@
 //! What QEMU's NVDIMMs are asked for: their label areas, and an NFIT that has changed since boot.
 //!
-//! Firmware offers both by a method of ACPI (`_DSM`, ACPI 6.5 §9.20.6). QEMU's method writes its arguments into a page and
+//! Firmware offers both by a method of ACPI (`_DSM`, ACPI 6.5 §9.19.8). QEMU's method writes its arguments into a page and
 //! the page's address to a port, and finds the answer in the page when the write is done (QEMU `docs/specs/acpi_nvdimm.rst`);
 //! so it can be asked without an interpreter of that method. Which port that is stands in the firmware's programs. On a machine
 //! that is not QEMU nobody is asked.

@@ -1,4 +1,4 @@
-//! NFITs (ACPI 6.5 §5.2.25), sound ones and broken ones, and what must hold whatever a table says.
+//! NFITs (ACPI 6.5 §5.2.26), sound ones and broken ones, and what must hold whatever a table says.
 //!
 //! The bytes are written field by field, and not by the parser's own description of them: a field that is in the wrong
 //! place there would be in the same wrong place here.

@@ -44,11 +44,11 @@ const INSERTED: u8 = 2;
 const ASKED_FOR: u8 = 4;
 const EJECT: u8 = 8;
 
-/// The event of a report that is about a request to let a module go (ACPI 6.5, table 6.29: ejection request).
+/// The event of a report that is about a request to let a module go (ACPI 6.5 §6.3.5: ejection request).
 const EVENT_EJECT: u32 = 3;
-/// Its status: the module cannot go, for it is in use (ACPI 6.5, table 6.31).
+/// Its status: the module cannot go, for it is in use (ACPI 6.5 §6.3.5).
 const STATUS_IN_USE: u32 = 0x82;
-/// Its status: the removal has begun (table 6.31: ejection in progress).
+/// Its status: the removal has begun (the same: ejection in progress).
 const STATUS_GOING: u32 = 0x84;
 
 /// The block of registers.

@@ -1,4 +1,4 @@
-//! The NVDIMM Firmware Interface Table: where persistent memory is (ACPI 6.5 §5.2.25).
+//! The NVDIMM Firmware Interface Table: where persistent memory is (ACPI 6.5 §5.2.26).
 //!
 //! The table is a header and a row of structures, each of which begins with its type and its length. Nothing else
 //! says where the next one begins, so a wrong length costs the rest of the table, and a wrong field costs its own

@@ -1,4 +1,4 @@
-//! The NFIT's structures as they lie in memory (ACPI 6.5 §5.2.25.2 to §5.2.25.9): little-endian, unaligned.
+//! The NFIT's structures as they lie in memory (ACPI 6.5 §5.2.26.2 to §5.2.26.9): little-endian, unaligned.
 //!
 //! Only the fixed part of each structure is described, in its oldest and therefore shortest form: a newer
 //! revision may add fields at the end, and those are left alone.
@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Bytes before the first structure: the common table header and a reserved word.
 pub const FIRST_STRUCTURE: usize = crate::acpi::sdt::HEADER_BYTES + 4;
 
-/// Structure types (ACPI 6.5, table 5.129).
+/// Structure types (ACPI 6.5 §5.2.26).
 pub mod kind {
     /// System physical address (SPA) range.
     pub const SPA_RANGE: u16 = 0;

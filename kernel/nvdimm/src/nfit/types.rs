@@ -102,7 +102,7 @@ bitflags! {
         const _ = !0;
     }
 
-    /// State of a memory device at boot (ACPI 6.5, table 5.132).
+    /// State of a memory device at boot (ACPI 6.5 §5.2.26.3).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct DeviceFlags: u16 {
         /// The last save to the device's medium failed: data was lost.
@@ -122,7 +122,7 @@ bitflags! {
         const _ = !0;
     }
 
-    /// What the platform does when the power fails (ACPI 6.5, table 5.139). All clear if the table does not say.
+    /// What the platform does when the power fails (ACPI 6.5 §5.2.26.9). All clear if the table does not say.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct PlatformCapabilities: u32 {
         /// The CPU's caches are flushed to the devices on power loss.
@@ -197,7 +197,7 @@ impl fmt::Display for DeviceFlags {
     }
 }
 
-/// What an SPA range is for (ACPI 6.5, table 5.131).
+/// What an SPA range is for (ACPI 6.5 §5.2.26.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeKind {
     /// Byte-addressable persistent memory: what the pmem driver attaches.
@@ -290,7 +290,7 @@ impl fmt::Display for Guid {
     }
 }
 
-/// A device's place in the machine (ACPI 6.5, table 5.133): from bit 0 on, four bits each for the slot, the channel, the
+/// A device's place in the machine (ACPI 6.5 §5.2.26.3): from bit 0 on, four bits each for the slot, the channel, the
 /// controller and the socket, and twelve for the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceHandle(pub u32);

@@ -42,7 +42,7 @@ fn several_states_are_one_line() {
     assert_eq!(nfit.ranges[1].flags, flags);
 }
 
-/// A device that the firmware could not map has no range (ACPI 6.5, table 5.132), and its line is what matters.
+/// A device that the firmware could not map has no range (ACPI 6.5 §5.2.26.3), and its line is what matters.
 #[test]
 fn a_state_is_told_wherever_the_device_stands() {
     let flags = DeviceFlags::MAP_FAILED | DeviceFlags::HEALTH_EVENT;
