@@ -23,8 +23,7 @@ const MEASURED: &str = "[profile.dev.package.mm]\nopt-level = 3\n";
 /// Packages that are built quickly, because they are built again for each grade: `mm` and all that is made of it. The others
 /// stay as the project's own build has them, which has built them.
 const REBUILT: [&str; 8] = ["arch", "dax", "fs", "iommu", "kernel", "nvdimm", "sched", "mm"];
-/// For the tests on the host: what they are made of is never measured, and waited for. What chooses schedules does so many
-/// thousand times.
+/// For the tests on the host: their builds are waited for, and nothing in them is measured.
 const HOST_PROFILE: &str = "
 [profile.lab]
 inherits = \"dev\"

@@ -134,3 +134,12 @@ fn a_reset_fails_what_was_in_flight() {
     let tickets: Vec<_> = std::iter::from_fn(|| pair.begin()).collect();
     assert_eq!((tickets.len(), tickets[0].place()), (SLOTS, 0));
 }
+
+/// The line in `docs/dma-devices.md` is the one that the kernel says, with a ring of 16.
+#[test]
+fn the_line_in_the_docs_is_what_is_said() {
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/dma-devices.md")).expect("the page");
+    let error = Broken::CommandOutOfRange { command: 0xffff, slots: 16 };
+    assert!(page.contains(&format!("\nnvme0: {error}; the controller is reset\n")), "{error}");
+}
