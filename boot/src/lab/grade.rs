@@ -19,6 +19,8 @@ pub const MOST_SECONDS: u64 = 90;
 const TEST_CPU_S: u64 = 8;
 /// The same of a model, which runs thousands of schedules.
 const MODEL_CPU_S: u64 = 30;
+/// The same of a guest, which needs some five: one whose CPUs spin is not waited for until all time is up.
+const GUEST_CPU_S: u64 = 60;
 /// Address space of one test, in bytes.
 const TEST_BYTES: u64 = 4 << 30;
 /// When so many tests have not ended, the others of their kind are not begun: a student's time is limited.
@@ -282,19 +284,25 @@ fn guest(
     let mut command = Command::new(std::env::current_exe().context("this program")?);
     command.args(["lab", "guest", &sum.lab.number.to_string(), &seconds.max(1).to_string()]);
     command.env("UNPLUG_IMAGE", &image).env("UNPLUG_KERNEL", kernel).env("TMPDIR", scratch.path());
-    let ended = shop.running().run(command, Limits { wall, cpu_s: None, memory_bytes: None })?;
+    let ended = shop.running().run(command, Limits { wall, cpu_s: Some(GUEST_CPU_S), memory_bytes: None })?;
     let lines: Vec<String> = ended.stdout.lines().map(String::from).collect();
     let report = ktap::parse(&lines);
-    let ending = match ended.end {
-        End::OverTime => "the guest did not end".into(),
-        _ => {
-            ended.stderr.lines().last().unwrap_or("the guest ended without a word").replace("run-qemu: ", "the guest: ")
-        }
-    };
+    let ending = ending_of(&ended);
     for point in points {
         sum.take(mark_of(names(point), &report, &ending));
     }
     Ok(())
+}
+
+/// How a guest ended, for whose results are not there.
+fn ending_of(ended: &Ended) -> String {
+    let said = ended.stderr.lines().last().unwrap_or("the guest ended without a word");
+    // What ends QEMU when its CPU time is up.
+    let is_out_of_time = ["SIGKILL", "SIGXCPU"].iter().any(|signal| said.contains(signal));
+    if ended.end == End::OverTime || is_out_of_time {
+        return "the guest did not end".into();
+    }
+    said.replace("run-qemu: ", "the guest: ")
 }
 
 /// The mark of a point by a guest's report.
@@ -343,6 +351,19 @@ mod tests {
         assert_eq!(why(&ended(End::OverTime, said)), "it does not end");
         assert_eq!(why(&ended(End::Signal(11), "")), "it has touched memory that is not its own");
         assert_eq!(why(&ended(End::Exited(0), "")), "it failed without a word");
+    }
+
+    /// covers: T5
+    #[test]
+    fn how_a_guest_ended_is_said_in_a_line() {
+        let of = |end, stderr: &str| ending_of(&Ended { end, stdout: String::new(), stderr: stderr.into() });
+        assert_eq!(of(End::Exited(5), "x\nrun-qemu: kernel panic: y\n"), "the guest: kernel panic: y");
+        let killed = "run-qemu: QEMU ended with signal: 24 (SIGXCPU): \n";
+        assert_eq!(
+            (of(End::Exited(5), killed), of(End::OverTime, "x")),
+            (of(End::OverTime, ""), of(End::OverTime, ""))
+        );
+        assert_eq!(of(End::Exited(0), ""), "the guest ended without a word");
     }
 
     /// covers: T5
