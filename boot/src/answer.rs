@@ -3,6 +3,9 @@
 use crate::error::Error;
 use crate::records::{self, Record};
 
+/// Most characters of an answer that an error shows.
+const SHOWN: usize = 200;
+
 /// An answer that is no error.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Answer {
@@ -15,9 +18,12 @@ pub struct Answer {
 
 impl Answer {
     /// # Errors
-    /// [`Error::Refused`], when a line begins with `error: `: the first such one.
+    /// [`Error::Refused`], when a line begins with `error: `: the first such one. That of a job in the background is the
+    /// answer to `wait` alone.
     pub(crate) fn of(command: &str, lines: Vec<String>) -> Result<Self, Error> {
-        match lines.iter().find_map(|line| line.strip_prefix("error: ")) {
+        let waits = command.split_whitespace().next() == Some("wait");
+        let errors = lines.iter().filter_map(|line| line.strip_prefix("error: "));
+        match errors.into_iter().find(|reason| waits || !reason.starts_with("job ")) {
             Some(reason) => Err(Error::Refused { command: command.into(), reason: reason.into() }),
             None => Ok(Self { command: command.into(), lines }),
         }
@@ -29,11 +35,10 @@ impl Answer {
     /// [`Error::Answer`] when there is none.
     pub fn record(&self, topic: &str) -> Result<Record, Error> {
         self.records(topic).next().ok_or_else(|| {
-            Error::Answer(format!(
-                "{:?} was answered without a line @{topic}: {:?}",
-                self.command,
-                self.lines.join(" / ")
-            ))
+            let all = self.lines.join(" / ");
+            let shown: String = all.chars().take(SHOWN).collect();
+            let more = if shown == all { "" } else { "…" };
+            Error::Answer(format!("{:?} was answered without a line @{topic}: {shown:?}{more}", self.command))
         })
     }
 
@@ -72,5 +77,10 @@ mod tests {
         let refused = answer(&["[ 1.0] x: error: y", "error: no such device", "error: 2"]).expect_err("refused");
         assert!(matches!(&refused, Error::Refused { reason, .. } if reason == "no such device"));
         assert_eq!(refused.to_string(), "\"cpus\" was refused: no such device");
+        let of_a_job = "error: job 1 (attach 7): there is no NVDIMM 7";
+        assert!(answer(&[of_a_job, "two CPUs"]).is_ok(), "another command's");
+        assert!(Answer::of("wait 1", vec![of_a_job.into()]).is_err());
+        let long = answer(&["x"; 1000]).expect("no error").record("mem").expect_err("there is none").to_string();
+        assert!(long.len() < 300 && long.ends_with("\"…"), "{long}");
     }
 }

@@ -313,9 +313,17 @@ impl Console {
     /// # Errors
     /// As [`Console::wait_line`].
     pub fn wait_prompt(&self, from: usize, deadline: Option<Instant>) -> Result<usize, Gone> {
+        self.wait_prompts(from, 1, deadline)
+    }
+
+    /// The same for the last of so many prompts, one at least.
+    ///
+    /// # Errors
+    /// As [`wait_prompt`](Self::wait_prompt).
+    pub fn wait_prompts(&self, from: usize, nr: usize, deadline: Option<Instant>) -> Result<usize, Gone> {
         self.wait(deadline, |state| {
             let at = state.prompts.partition_point(|&before| before < from);
-            state.prompts.get(at).copied()
+            state.prompts.get(at + nr - 1).copied()
         })
     }
 

@@ -71,6 +71,8 @@ pub struct Guest {
     prompt: String,
     /// It has done so.
     is_up: bool,
+    /// Lines that were sent and whose prompt no wait has come to: from which console line on their prompts count, and how many.
+    unanswered: Option<(usize, usize)>,
     hand: Arc<Hotplug>,
     qmp_socket: PathBuf,
     /// Our kernel's ELF file, for the names in it; `None` of another kernel.
@@ -161,6 +163,7 @@ impl Guest {
             cursor: 0,
             prompt,
             is_up: false,
+            unanswered: None,
             hand,
             qmp_socket,
             kernel: machine.kernel(),
@@ -181,12 +184,17 @@ impl Guest {
         Ok(self.console.lines()[at].clone())
     }
 
-    /// Waits at most so long for a line with these words, among those that no wait has looked at, and returns it.
+    /// Waits at most so long for a line with these words, among those that no wait has looked at, and returns it. The lines
+    /// of a command's answer have been looked at.
     ///
     /// # Errors
     /// [`Error::TimedOut`], or [`Error::Ended`] when the guest ends first; both have what was seen instead.
     pub fn expect(&mut self, words: &str, within: Duration) -> Result<String> {
-        self.expect_that(&format!("{words:?}"), within, |line| line.contains(words))
+        let wanted = |line: &str| line.contains(words);
+        let came_before =
+            self.console.lines()[..self.cursor.min(self.console.lines().len())].iter().any(|line| wanted(line));
+        let before = if came_before { " (which came in lines that were read before)" } else { "" };
+        self.expect_that(&format!("{words:?}{before}"), within, wanted)
     }
 
     /// The same for a line that `wanted` takes; `what` says in an error what that would have been.
@@ -224,11 +232,19 @@ impl Guest {
         }
     }
 
-    /// Sends a line to the guest's serial console.
+    /// Sends a line to the guest's serial console, and waits for nothing.
     ///
     /// # Errors
     /// When the guest has ended.
     pub fn send(&mut self, line: &str) -> Result<()> {
+        if !self.prompt.is_empty() {
+            let (from, nr) = self.unanswered.unwrap_or((self.console.lines().len(), 0));
+            self.unanswered = Some((from, nr + 1 + line.matches('\n').count()));
+        }
+        self.write(line)
+    }
+
+    fn write(&mut self, line: &str) -> Result<()> {
         let sent = self.stdin.as_mut().map(|stdin| stdin.write_all(format!("{line}\n").as_bytes()));
         match sent {
             Some(Ok(())) => Ok(()),
@@ -250,18 +266,35 @@ impl Guest {
         let lines = self.console.lines()[self.cursor.min(end)..end].to_vec();
         // The next prompt comes only after the line that answers this one.
         self.cursor = end + 1;
-        self.is_up = true;
+        // The first prompt answers nobody.
+        let was_up = std::mem::replace(&mut self.is_up, true);
+        self.unanswered = match self.unanswered {
+            Some((from, nr)) if was_up && end > from => (nr > 1).then_some((end, nr - 1)),
+            Some((_, nr)) if !was_up => Some((end, nr)),
+            other => other,
+        };
         Ok(lines)
     }
 
-    /// Sends a command to the shell and returns what it printed, without the command's echo.
+    /// Sends a command to the shell and returns what it printed, without the command's echo. Lines that were
+    /// [sent](Self::send) before are answered first.
     ///
     /// # Errors
-    /// As [`Guest::line`].
+    /// As [`Guest::line`]; [`Error::Refused`] where the command is more than one line.
     pub fn command(&mut self, command: &str) -> Result<Vec<String>> {
+        if command.contains(['\n', '\r']) {
+            let reason = "a command is one line".into();
+            return Err(Error::Refused { command: command.into(), reason });
+        }
+        if let Some((from, nr)) = self.unanswered.take() {
+            let nr = nr + usize::from(!self.is_up);
+            let found = self.console.wait_prompts(from + 1, nr, self.deadline);
+            let end = found.map_err(|gone| self.unheard("an answer to what was sent", gone, self.allowed))?;
+            self.cursor = self.cursor.max(end + 1);
+        }
         self.cursor = self.cursor.saturating_sub(1);
         let start = self.cursor;
-        self.send(command)?;
+        self.write(command)?;
         let found = self.console.wait_prompt(start + 1, self.deadline);
         let end = found.map_err(|gone| self.unheard(&format!("the end of {command:?}"), gone, self.allowed))?;
         self.cursor = end + 1;
@@ -390,6 +423,10 @@ impl Guest {
 
     fn unheard(&self, what: &str, gone: Gone, after: Duration) -> Error {
         let mut seen = self.console.tail(SEEN_LINES);
+        // That it waits is no news.
+        if !self.prompt.is_empty() && seen.last() == Some(&self.prompt) {
+            seen.pop();
+        }
         seen.extend(self.console.qemu_messages());
         match gone {
             Gone::Ended => Error::Ended { awaited: what.into(), seen },

@@ -3,21 +3,21 @@
 //! A suite is a guest; a test in a test has the outer ones in its class name. How the guest ended is a test of its own, `ending`:
 //! one that hangs, panics or leaves tests out is a failure even where none of its tests says `not ok`.
 
+use crate::error::Error;
 use crate::ktap::{Test, Verdict};
 use crate::outcome::{Outcome, Status};
-use anyhow::{Context, Result};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 /// The XML of guests that have ended, each with the name of its suite; `name` is that of the whole.
 ///
 /// # Errors
 /// One line; what comes from a guest is no reason for one.
-pub fn xml(name: &str, guests: &[(&str, &Outcome)]) -> Result<String> {
+pub fn xml(name: &str, guests: &[(&str, &Outcome)]) -> Result<String, Error> {
     let mut report = Report::new(name);
     for (suite, outcome) in guests {
         report.add_test_suite(suite_of(suite, outcome));
     }
-    report.to_string().context("JUnit's XML")
+    report.to_string().map_err(|error| Error::Answer(format!("JUnit's XML: {error}")))
 }
 
 fn suite_of(name: &str, outcome: &Outcome) -> TestSuite {

@@ -74,6 +74,17 @@ pub fn sheet(seed: u64, _lab: &Lab) -> Result<Files> {
     Ok(Files::from([(DUMP.into(), dump.text.into_bytes()), (FILE.into(), open.into_bytes())]))
 }
 
+/// Is nothing filled in, or nothing there? Right answers that were put in by [`solve`] count as open.
+///
+/// # Errors
+/// As [`dump::make`].
+pub fn is_open(directory: &Path, seed: u64) -> Result<bool> {
+    let dump = dump::make(seed)?;
+    let is = |text: &str, answer: &dyn Fn(&str) -> String| text == filled(&dump, answer);
+    let text = fs::read_to_string(directory.join(FILE));
+    Ok(text.map_or(true, |text| is(&text, &|_| OPEN.into()) || is(&text, &|right| right.into())))
+}
+
 /// Writes the right answers.
 ///
 /// # Errors

@@ -25,6 +25,9 @@ const GUEST_CPU_S: u64 = 60;
 const TEST_BYTES: u64 = 4 << 30;
 /// When so many tests have not ended, the others of their kind are not begun: a student's time is limited.
 const MOST_HANGS: u32 = 2;
+/// What the reason of a lost point begins with where its test has not run, and where it could not be built.
+const NOT_RUN: &str = "not run: ";
+const NOT_BUILT: &str = "it does not build: ";
 /// How a test has ended that has not ended.
 const HANGS: &str = "it does not end";
 /// Schedules of a model.
@@ -32,7 +35,7 @@ const SCHEDULES: &str = "1000";
 /// What is left of the time for a guest after its own patience, to end it and say so.
 const AROUND_A_GUEST: Duration = Duration::from_secs(3);
 /// Most characters of what a test said that are shown.
-const SAID: usize = 200;
+const SAID: usize = 400;
 
 /// What has become of a point.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -109,6 +112,10 @@ fn lines(number: usize, point: &Point, mark: &Mark) -> Vec<String> {
     match mark {
         Mark::Had => vec![format!("ok {name}")],
         Mark::Lost(said) if said.is_empty() => vec![format!("not ok {name}"), format!("# hint: {}", point.hint)],
+        // Nobody knows of a mistake there.
+        Mark::Lost(said) if said.starts_with(NOT_RUN) || said.starts_with(NOT_BUILT) => {
+            vec![format!("not ok {name}"), format!("# said: {}", one_line(said))]
+        }
         Mark::Lost(said) => {
             vec![format!("not ok {name}"), format!("# hint: {}", point.hint), format!("# said: {}", one_line(said))]
         }
@@ -117,7 +124,11 @@ fn lines(number: usize, point: &Point, mark: &Mark) -> Vec<String> {
 
 /// What a student's program has printed may be anything.
 fn one_line(said: &str) -> String {
-    said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SAID).collect()
+    let mut shown: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SAID).collect();
+    if said.chars().nth(SAID).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn product_of(point: &Point) -> Option<Product> {
@@ -174,7 +185,7 @@ fn code(work: &Work<'_>, quiet: bool, sum: &mut Sum) -> Result<()> {
     };
     on_the_host(&shop, build(Product::Host)?, Product::Host, deadline, sum)?;
     if sum.had == 0 {
-        sum.lose(&lab.points[sum.next..], "not run: nothing on the host has passed");
+        sum.lose(&lab.points[sum.next..], &format!("{NOT_RUN}nothing on the host has passed"));
         return Ok(());
     }
     // The kernel is built while models run.
@@ -186,7 +197,7 @@ fn code(work: &Work<'_>, quiet: bool, sum: &mut Sum) -> Result<()> {
         match kernel.map(|build| build.join().expect("a build does not panic")).transpose()? {
             Some(Built::Programs(built)) => guest(&shop, sum.due(Product::Kernel), &built, deadline, sum),
             Some(Built::Not(error)) => {
-                sum.lose(sum.due(Product::Kernel), &format!("it does not build: {error}"));
+                sum.lose(sum.due(Product::Kernel), &format!("{NOT_BUILT}{error}"));
                 Ok(())
             }
             None => Ok(()),
@@ -200,7 +211,7 @@ fn on_the_host(shop: &Workshop, built: Built, product: Product, deadline: Instan
     let built = match built {
         Built::Programs(built) => built,
         Built::Not(error) => {
-            sum.lose(points, &format!("it does not build: {error}"));
+            sum.lose(points, &format!("{NOT_BUILT}{error}"));
             return Ok(());
         }
     };
@@ -209,7 +220,7 @@ fn on_the_host(shop: &Workshop, built: Built, product: Product, deadline: Instan
         let mark = if hangs < MOST_HANGS {
             tests(shop, point, &built, deadline)?
         } else {
-            Mark::Lost(format!("not run: {hangs} tests before it did not end"))
+            Mark::Lost(format!("{NOT_RUN}{hangs} tests before it did not end"))
         };
         hangs += u32::from(matches!(&mark, Mark::Lost(said) if said.contains(HANGS)));
         sum.take(mark);
@@ -336,7 +347,11 @@ mod tests {
         assert_eq!(lost[0], "not ok 1 - the leaf is looked at again (1 point)");
         assert_eq!(lost[1..], ["# hint: look again", "# said: b: no  [2Jend"]);
         assert_eq!(lines(1, &POINT, &Mark::Lost(String::new())).len(), 2);
-        assert_eq!(one_line(&"x".repeat(1000)).len(), SAID);
+        assert_eq!(one_line(&"x".repeat(1000)).chars().count(), SAID + 1);
+        for why in [format!("{NOT_RUN}x"), format!("{NOT_BUILT}x")] {
+            let lost = lines(1, &POINT, &Mark::Lost(why));
+            assert!(lost.len() == 2 && !lost[1].contains("hint"), "{lost:?}");
+        }
     }
 
     fn ended(end: End, stdout: &str) -> Ended {

@@ -58,7 +58,7 @@ enum Job {
         lab: u32,
         /// The directory, which is made.
         directory: PathBuf,
-        /// Where the random questions of lab 1 begin; another one each time where it is not given.
+        /// Where the random questions of lab 1 begin, and of no other; another one each time where it is not given.
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -68,7 +68,7 @@ enum Job {
         lab: u32,
         /// The student's directory.
         directory: PathBuf,
-        /// Most seconds that it takes, once all is built that is not the student's.
+        /// Most seconds that it takes, once all is built that is not the student's: 10 to 3600.
         #[arg(long, default_value_t = grade::MOST_SECONDS, value_parser = clap::value_parser!(u64).range(10..=3600))]
         seconds: u64,
         /// Say nothing of what goes on.
@@ -81,6 +81,9 @@ enum Job {
         lab: u32,
         /// The student's directory.
         directory: PathBuf,
+        /// Also over what somebody has written there.
+        #[arg(long)]
+        force: bool,
     },
     /// Boot what a student's kernel is in: for `grade`.
     #[command(hide = true)]
@@ -106,7 +109,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
             let work = given(work(lab, &directory, Duration::from_secs(seconds)));
             Ok(if grade::grade(&work, quiet)? == lab.most() { 0 } else { NOT_ALL })
         }
-        Job::Model { lab, directory } => model(given(find(lab)), &directory),
+        Job::Model { lab, directory, force } => model(given(find(lab)), &directory, force),
         Job::Guest { lab, seconds } => boot(given(find(lab)), seconds),
     }
 }
@@ -140,8 +143,16 @@ fn refuse_full(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A lab without questions has none that begin anywhere.
+fn refuse_seed(lab: &Lab, seed: Option<u64>) -> Result<()> {
+    let is_used = lab.parts.is_empty() || seed.is_none();
+    ensure!(is_used, "--seed is for a lab with random questions, and lab {} has none", lab.number);
+    Ok(())
+}
+
 fn new(lab: &'static Lab, directory: &Path, seed: Option<u64>) -> Result<u8> {
     given(refuse_full(directory));
+    given(refuse_seed(lab, seed));
     let seed = seed.unwrap_or_else(rand_seed);
     let mut files = if lab.parts.is_empty() { answers::sheet(seed, lab)? } else { tree::sources()? };
     tree::with_parts(&mut files, lab, &|place| start(lab, place))?;
@@ -175,7 +186,8 @@ fn rand_seed() -> u64 {
 /// The pages that a student gets: the documentation; with a lab of questions its page alone.
 fn pages(lab: &Lab) -> Result<Vec<PathBuf>> {
     if lab.parts.is_empty() {
-        return Ok(vec![lab.page()]);
+        // And what it says to read.
+        return Ok(vec![lab.page(), "docs/memory-layout.md".into(), "kernel/mm/src/entry.rs".into()]);
     }
     let mut pages = Vec::new();
     let mut directories = vec![PathBuf::from("docs")];
@@ -198,8 +210,10 @@ fn start(lab: &Lab, place: &Place) -> Result<String> {
 /// What a student's directory says that it is; its seed.
 fn note(lab: &Lab, directory: &Path) -> Result<u64> {
     let shown = directory.display();
-    let text = fs::read_to_string(directory.join(NOTE))
-        .with_context(|| format!("{shown} is no lab: `lab new {} {shown}` makes one", lab.number))?;
+    ensure!(directory.is_dir(), "there is no directory {shown} (`lab new {} {shown}` makes it)", lab.number);
+    let file = directory.join(NOTE);
+    ensure!(file.exists(), "{shown} is no lab: it has no {NOTE}, which `lab new {} DIR` makes", lab.number);
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let value = |key: &str| {
         text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().parse::<u64>().ok())
     };
@@ -230,11 +244,24 @@ fn source(file: &Path) -> Result<String> {
     String::from_utf8(bytes).ok().with_context(|| format!("{} is no text (UTF-8)", shown()))
 }
 
-fn model(lab: &'static Lab, directory: &Path) -> Result<u8> {
+fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
     let seed = given(note(lab, directory));
+    let untouched = |is: bool, file: &Path| {
+        ensure!(is || force, "somebody has written in {} (--force writes over it)", file.display());
+        Ok(())
+    };
     if lab.parts.is_empty() {
+        let file = directory.join(answers::FILE);
+        given(untouched(answers::is_open(directory, seed)?, &file));
         answers::solve(directory, seed, lab)?;
+        println!("{}: the right answers", file.display());
         return Ok(0);
+    }
+    for place in lab.parts {
+        let file = directory.join(place.file);
+        let theirs = given(source(&file));
+        let part = given(markers::part(&theirs, lab.number, place.name).with_context(|| file.display().to_string()));
+        given(untouched(part.text(&theirs).trim_end() == start(lab, place)?.trim_end(), &file));
     }
     for place in lab.parts {
         let file = directory.join(place.file);
@@ -243,6 +270,7 @@ fn model(lab: &'static Lab, directory: &Path) -> Result<u8> {
         let part = given(markers::part(&theirs, lab.number, place.name).with_context(|| file.display().to_string()));
         let text = markers::part(&ours, lab.number, place.name)?.text(&ours).to_string();
         fs::write(&file, part.replace(&theirs, &text)).with_context(|| file.display().to_string())?;
+        println!("{}: the kernel's own text of \"{}\"", file.display(), place.name);
     }
     Ok(0)
 }

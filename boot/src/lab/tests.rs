@@ -187,7 +187,7 @@ fn a_directory_that_is_no_lab_is_one_line() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let lab = Lab::find(5).expect("there is one");
     let line = |lab| work(lab, place.path(), Duration::ZERO).expect_err("refused");
-    assert!(line(lab).to_string().contains("is no lab: `lab new 5"));
+    assert!(line(lab).to_string().contains("is no lab: it has no .lab, which `lab new 5"));
     fs::write(place.path().join(NOTE), "lab = 3\nseed = 1\n").expect("written");
     assert!(line(lab).to_string().contains("is lab 3, not lab 5"));
     fs::write(place.path().join(NOTE), "lab = 5\nseed = 1\n").expect("written");

@@ -102,7 +102,7 @@ impl Bench {
     }
 
     pub fn put_model(&self) {
-        let done = self.lab(&["model", &self.lab.number.to_string(), &self.shown()]);
+        let done = self.lab(&["model", &self.lab.number.to_string(), &self.shown(), "--force"]);
         assert_eq!(done.status, 0, "{done}");
     }
 
