@@ -86,7 +86,7 @@ impl Following {
 
 #[cfg(feature = "junit")]
 fn xml(outcome: &Outcome) -> Result<String> {
-    crate::junit::xml("unplug", &[("kernel", outcome)])
+    Ok(crate::junit::xml("unplug", &[("kernel", outcome)])?)
 }
 
 #[cfg(not(feature = "junit"))]
