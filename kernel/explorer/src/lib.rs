@@ -9,6 +9,7 @@
 //! | [`strategy`] | how that is decided: at random, by priorities, all ways, as it is written |
 //! | [`schedule`] | a schedule as text |
 //! | [`run`], [`search`] | one schedule; many, and how one is made short |
+//! | [`fault`] | the deliberate faults that it knows |
 //! | [`lanes`] | what has happened, as text |
 //! | [`coroutine`] | the one door to raw memory |
 #![deny(unsafe_code)]
@@ -17,6 +18,7 @@
 pub mod board;
 pub mod conductor;
 pub mod coroutine;
+pub mod fault;
 pub mod lanes;
 pub mod run;
 pub mod scenario;

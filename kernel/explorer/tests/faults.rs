@@ -83,7 +83,7 @@ fn each_fault_strikes_by_priorities() {
 #[test]
 fn what_is_wrong_on_the_command_line_is_one_line() {
     for (args, line) in [
-        (&["--bug", "no_such"][..], "explore: expected a fault of mm or `none`, found `no_such` (see --list)\n"),
+        (&["--bug", "no_such"][..], "explore: expected a deliberate fault or `none`, found `no_such` (see --list)\n"),
         (&["--bug", "relaxed_ack"], "explore: relaxed_ack strikes in no scenario: see --list\n"),
         (&["--scenario", "x"], "explore: expected a scenario, found `x` (see --list)\n"),
         (&["--replay", "none:x:"], "explore: expected a scenario, found `x` (see --list)\n"),
