@@ -7,17 +7,20 @@ pub enum Fault {
     Mm(mm::mutant::Mutant),
     /// One of `iommu`.
     Iommu(iommu::Mutant),
+    /// One of `fs`.
+    Fs(fs::mutant::Mutant),
 }
 
 /// The variable of each package that chooses a fault, which is read once: a program that is to have another starts itself
 /// anew.
-pub const VARIABLES: [&str; 2] = ["MM_MUTANT", "IOMMU_MUTANT"];
+pub const VARIABLES: [&str; 3] = ["MM_MUTANT", "IOMMU_MUTANT", "FS_MUTANT"];
 
 impl Fault {
     /// All faults, those of one package side by side.
     pub fn all() -> impl Iterator<Item = Self> {
         let mm = mm::mutant::Mutant::ALL.iter().copied().map(Self::Mm);
-        mm.chain(iommu::Mutant::ALL.iter().copied().map(Self::Iommu))
+        let iommu = iommu::Mutant::ALL.iter().copied().map(Self::Iommu);
+        mm.chain(iommu).chain(fs::mutant::Mutant::ALL.iter().copied().map(Self::Fs))
     }
 
     /// The one of this word.
@@ -30,6 +33,7 @@ impl Fault {
         match self {
             Self::Mm(fault) => fault.name(),
             Self::Iommu(fault) => fault.name(),
+            Self::Fs(fault) => fault.name(),
         }
     }
 
@@ -38,6 +42,7 @@ impl Fault {
         match self {
             Self::Mm(_) => VARIABLES[0],
             Self::Iommu(_) => VARIABLES[1],
+            Self::Fs(_) => VARIABLES[2],
         }
     }
 

@@ -8,12 +8,14 @@
 //! | `count` | references and pins of a folio against each other, and faults of one page |
 //! | `region` | registrations: uses, and who gives them back, against a revocation |
 //! | `dma` | a device's transfers against what takes its translations away, on the IOMMU of `rig` |
+//! | `files` | a file that is cut short, and a file system that is frozen, against tasks that use it |
 //!
 //! A detector is a panic: it names the CPU, the page, and what it should not have seen. The emulated machine has its own
 //! (a table page that is freed while somebody may be walking there), and so has `mm` (a broken count).
 
 mod count;
 mod dma;
+mod files;
 mod gup;
 mod loads;
 mod reach;
@@ -73,7 +75,14 @@ impl Stage {
 
 /// All of them, those of one file side by side.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    gup::ALL.iter().chain(reach::ALL).chain(loads::ALL).chain(count::ALL).chain(region::ALL).chain(dma::ALL)
+    gup::ALL
+        .iter()
+        .chain(reach::ALL)
+        .chain(loads::ALL)
+        .chain(count::ALL)
+        .chain(region::ALL)
+        .chain(dma::ALL)
+        .chain(files::ALL)
 }
 
 /// The scenario of this name.
