@@ -1,5 +1,6 @@
-//! The schedule explorer: runs scenarios with the real code of `mm` on `testkit`'s emulated machine, decides at each event
-//! which CPU goes on, and so finds the order in which a deliberate fault strikes. See `docs/explorer.md`.
+//! The schedule explorer: runs scenarios with the real code of `mm`, `iommu` and `fs` on `testkit`'s emulated machine,
+//! decides at each event which CPU, or which device, goes on, and so finds the order in which a deliberate fault strikes. See
+//! `docs/explorer.md`.
 //!
 //! | module | what it is |
 //! |---|---|

@@ -43,6 +43,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "load-against-table",
         what: "CPU 1 loads through a table that CPU 0 unmaps and frees",
         faults: &[
+            Mm(Mutant::FlushBeforeClear),
             Mm(Mutant::NoShootdown),
             Mm(Mutant::CpuMissing),
             Mm(Mutant::AckBeforeFlush),
@@ -86,7 +87,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "two-unmaps",
         what: "CPUs 0 and 1 unmap a page each of one space, and load from the other's",
-        faults: &[Mm(Mutant::NoLocalFlush), Mm(Mutant::NoShootdown)],
+        faults: &[Mm(Mutant::FlushBeforeClear), Mm(Mutant::NoLocalFlush), Mm(Mutant::NoShootdown)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(3);
