@@ -71,7 +71,7 @@ fn a_device_has_a_lane_that_says_so() {
 #[test]
 fn the_page_shows_what_its_schedule_does() {
     let page = page("explorer.md");
-    let (_, block) = page.split_once("```console by kernel/explorer/tests/faults.rs\n").expect("the block");
+    let (_, block) = page.split_once("```console by kernel/explorer/tests/pages.rs\n").expect("the block");
     let (block, _) = block.split_once("```").expect("its end");
     let schedule = block.lines().next().expect("the schedule");
     let (replayed, status) = explorer(&["--replay", schedule]);

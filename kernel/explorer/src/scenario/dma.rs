@@ -234,7 +234,7 @@ fn left_table(_: &Rc<Board>) -> Stage {
     let first = rig.map(OTHER, 1);
     let left = first.address();
     rig.domain().revoke(&first);
-    // It is in the table beside that, and no two of its pages are one leaf: so it does not take one of 2 MiB.
+    // It lies in the table beside that one: its frames are not aligned, so that they are no leaf of 2 MiB.
     let mapping = rig.map(FRAME, TABLE);
     rig.map_elsewhere(ABOVE);
     let (theirs, device) = (rig.clone(), rig.transfers(&mapping, FRAME, 2));
@@ -251,7 +251,7 @@ fn left_table(_: &Rc<Board>) -> Stage {
     rig.stage(Vec::new(), vec![revokes, device], FRAME)
 }
 
-/// Who has mapped `frame` lets the device store there, and comes to look.
+/// The device reaches what was just mapped.
 fn is_reached(rig: &Rig, made: &Mapping, frame: Pfn) {
     let reached = rig.transfer(made.address());
     assert!(

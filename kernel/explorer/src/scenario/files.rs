@@ -214,7 +214,7 @@ impl Rig {
     }
 }
 
-/// A task that maps the file on both CPUs, and at the end forgets it.
+/// A space that maps the file's page, which is not installed yet; both CPUs have it loaded.
 fn mapped(board: &Rc<Board>, rig: &Rig) -> Arc<Space> {
     let space = board.empty_space();
     space.map(page(0), PAGE_SIZE, Prot::USER_WRITE, &rig.file().ops(), 0).expect("nothing is mapped there");
@@ -273,7 +273,7 @@ fn loads(board: &Board, rig: &Rc<Rig>, space: &Arc<Space>) {
 fn said(served: &Result<(), FaultError>) -> &'static str {
     match served {
         Ok(()) => "is served",
-        Err(FaultError::SigBus { .. }) => "beyond the end",
+        Err(FaultError::SigBus { .. }) => "is a SIGBUS",
         Err(_) => "is not served",
     }
 }

@@ -77,7 +77,7 @@ pub(super) const ALL: &[Scenario] = &[
     },
 ];
 
-/// Registers a page, on the running CPU.
+/// Registers page 0.
 pub(super) fn register(
     board: &Board,
     space: &Arc<Space>,
