@@ -46,15 +46,15 @@ pub struct Explore {
     pub guest: bool,
 }
 
-/// A fault of the zoo by its word in `mm`; any other name as it is.
-fn of_mm(bug: &str) -> String {
+/// A fault of the zoo by its word in its package; any other name as it is.
+fn word_of(bug: &str) -> String {
     zoo::Bug::find(bug).map_or(bug, |bug| bug.fault).into()
 }
 
 impl Explore {
     /// As the explorer takes them.
     fn words(&self, options: &Options) -> Vec<OsString> {
-        let (bug, seed) = (options.bug.as_ref().map(|bug| of_mm(bug)), options.seed);
+        let (bug, seed) = (options.bug.as_ref().map(|bug| word_of(bug)), options.seed);
         let values = [
             ("bug", &bug),
             ("seeds", &self.seeds),
@@ -129,6 +129,8 @@ mod tests {
         let words = asked.words(&options(&["--bug", "no_shootdown", "--seed", "7"]));
         assert_eq!(words, ["--bug=no_shootdown", "--seed=7", "--list"]);
         assert_eq!(Explore::default().words(&options(&["--bug", "no-look-again"])), ["--bug=no_entry_recheck"]);
+        let of_iommu = Explore::default().words(&options(&["--bug", "iotlb-not-invalidated"]));
+        assert_eq!(of_iommu, ["--bug=no_invalidation"], "whichever package's fault it is");
         assert!(Explore::default().words(&options(&[])).is_empty());
     }
 }

@@ -37,12 +37,32 @@ pub fn page(nr: u64) -> VirtAddr {
     VirtAddr::new(BASE + nr * PAGE_SIZE)
 }
 
-/// A file whose page n is frame `FIRST` + n, in leaves of one size.
+/// A file whose pages are frames in a row, in leaves of one size.
 pub struct File {
+    frames: PfnRange,
     mapping: Arc<Mapping<EmuMachine>>,
     map: Arc<DevPagemap>,
     leaf: PageSize,
     notes_stores: bool,
+}
+
+impl File {
+    /// One of frames that nobody else has, from now on.
+    ///
+    /// # Panics
+    /// Somebody has them.
+    pub fn new(mm: &Arc<Context>, first: Pfn, nr_pages: u64, shape: Shape) -> Arc<Self> {
+        let frames = PfnRange::new(first, nr_pages).expect("there are frames");
+        let map = DevPagemap::new(MemoryKind::DevDax, [frames]).expect("one range");
+        mm.meta.register(&map).expect("they are nobody else's");
+        let mapping = Mapping::new(mm, &map);
+        Arc::new(Self { frames, mapping, map, leaf: shape.leaf, notes_stores: shape.notes_stores })
+    }
+
+    /// Its page map.
+    pub fn page_map(&self) -> &Arc<DevPagemap> {
+        &self.map
+    }
 }
 
 impl VmOps<EmuMachine> for File {
@@ -51,11 +71,11 @@ impl VmOps<EmuMachine> for File {
         request: &FaultRequest,
         install: &mut dyn FnMut(FaultTarget) -> Result<(), FaultError>,
     ) -> Result<(), FaultError> {
-        if request.offset_pages >= FILE_PAGES {
+        if request.offset_pages >= self.frames.nr_pages() {
             let cause = SigBusCause::BeyondEnd;
             return Err(FaultError::SigBus { addr: request.addr, len_bytes: PAGE_SIZE, cause });
         }
-        install(FaultTarget { pfn: FIRST.add(request.offset_pages), size: self.leaf })
+        install(FaultTarget { pfn: self.frames.start().add(request.offset_pages), size: self.leaf })
     }
     fn mmap(&self, _offset_pages: u64, _nr_pages: u64, insert: &mut dyn FnMut()) -> Result<(), MapError> {
         insert();
@@ -77,6 +97,8 @@ impl VmOps<EmuMachine> for File {
 pub struct Shape {
     /// CPUs.
     pub cpus: usize,
+    /// Devices that do DMA. To the conductor each is one more CPU, which loads no space.
+    pub devices: usize,
     /// The file's leaves.
     pub leaf: PageSize,
     /// Does the file want to know what is stored to?
@@ -86,11 +108,25 @@ pub struct Shape {
 impl Shape {
     /// So many CPUs, small leaves.
     pub const fn small(cpus: usize) -> Self {
-        Self { cpus, leaf: PageSize::Size4K, notes_stores: false }
+        Self { cpus, devices: 0, leaf: PageSize::Size4K, notes_stores: false }
     }
     /// So many CPUs, leaves of 2 MiB.
     pub const fn huge(cpus: usize) -> Self {
-        Self { cpus, leaf: PageSize::Size2M, notes_stores: false }
+        Self { cpus, devices: 0, leaf: PageSize::Size2M, notes_stores: false }
+    }
+    /// So many CPUs, small leaves, and a device.
+    pub const fn with_device(cpus: usize) -> Self {
+        Self { devices: 1, ..Self::small(cpus) }
+    }
+
+    /// CPUs and devices.
+    pub const fn players(&self) -> usize {
+        self.cpus + self.devices
+    }
+    /// The name of each, whose number is its own: devices come behind CPUs.
+    pub fn names(&self) -> Vec<String> {
+        let name = |nr| format!("{} {nr}", if nr < self.cpus { "CPU" } else { "device" });
+        (0..self.players()).map(name).collect()
     }
 }
 
@@ -112,18 +148,14 @@ impl Board {
     /// # Panics
     /// Never: what it asks for is there.
     pub fn new(shape: Shape) -> Rc<Self> {
-        let mm = emu::context_on(Config { cpus: shape.cpus, table_pages: TABLE_PAGES, ..Config::default() });
+        let mm = emu::context_on(Config { cpus: shape.players(), table_pages: TABLE_PAGES, ..Config::default() });
         let emu = mm.machine.clone();
         emu.set_conductor(conductor::at_event);
-        let frames = PfnRange::new(FIRST, FILE_PAGES).expect("there are frames");
-        let map = DevPagemap::new(MemoryKind::DevDax, [frames]).expect("one range");
-        mm.meta.register(&map).expect("they are nobody else's");
-        let mapping = Mapping::new(&mm, &map);
-        let file = Arc::new(File { mapping, map, leaf: shape.leaf, notes_stores: shape.notes_stores });
+        let file = File::new(&mm, FIRST, FILE_PAGES, shape);
         Rc::new(Self { emu, mm, file, spare: RefCell::default() })
     }
 
-    /// Number of CPUs.
+    /// Number of CPUs, and devices.
     pub fn cpus(&self) -> usize {
         self.emu.cpu_count()
     }
@@ -162,7 +194,15 @@ impl Board {
     /// # Panics
     /// Something is mapped there.
     pub fn map(&self, space: &Arc<Space>, first: u64, nr_pages: u64) {
-        let file: Arc<dyn VmOps<EmuMachine>> = self.file.clone();
+        self.map_file(space, &self.file, first, nr_pages);
+    }
+
+    /// Maps pages of another file than the usual one, in the same way.
+    ///
+    /// # Panics
+    /// Something is mapped there.
+    pub fn map_file(&self, space: &Arc<Space>, file: &Arc<File>, first: u64, nr_pages: u64) {
+        let file: Arc<dyn VmOps<EmuMachine>> = file.clone();
         space.map(page(first), nr_pages * PAGE_SIZE, Prot::USER_WRITE, &file, first).expect("nothing is mapped there");
     }
 

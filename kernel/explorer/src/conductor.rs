@@ -38,6 +38,8 @@ pub enum Mark {
     Lock,
     /// A lock that another has.
     LockTaken,
+    /// It has looked at a word, and is about to change it.
+    Between,
     /// A place that the program itself has named.
     Step(&'static str),
     /// The end of its program.
@@ -69,6 +71,7 @@ impl fmt::Display for Mark {
             Self::Event(Event::At(point)) => return write!(f, "at {point:?}"),
             Self::Lock => "takes a lock",
             Self::LockTaken => "waits for a lock",
+            Self::Between => "has looked at a word",
             Self::Step(name) => name,
             Self::Over => "has ended",
         })
@@ -293,12 +296,26 @@ fn at_lock(step: LockStep) {
     mark(match step {
         LockStep::Before => Mark::Lock,
         LockStep::Taken => Mark::LockTaken,
+        LockStep::Between => Mark::Between,
     });
 }
 
 /// A mark that a program sets by itself.
 pub fn step(name: &'static str) {
     mark(Mark::Step(name));
+}
+
+/// The running CPU waits for another.
+pub fn relax() {
+    mark(Mark::Event(Event::Relax));
+}
+
+/// Runs what is one step of the hardware: there is no mark in it. No lock that it takes may be held at a mark.
+pub fn in_one_step<R>(work: impl FnOnce() -> R) -> R {
+    let was_on = ON.replace(false);
+    let done = work();
+    ON.set(was_on);
+    done
 }
 
 /// Says something in the running CPU's lane.

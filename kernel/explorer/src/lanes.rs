@@ -1,4 +1,4 @@
-//! What has happened, as text: a column for each CPU, a line for each mark.
+//! What has happened, as text: a column for each CPU and device, a line for each mark.
 
 use crate::conductor::Line;
 
@@ -6,9 +6,9 @@ use crate::conductor::Line;
 const WIDTH: usize = 34;
 
 /// The lines. Marks of one kind that follow each other are one line.
-pub fn lanes(cpus: usize, trace: &[Line]) -> String {
+pub fn lanes(names: &[String], trace: &[Line]) -> String {
     let mut text = String::new();
-    let head: Vec<String> = (0..cpus).map(|cpu| format!("{:<WIDTH$}", format!("CPU {cpu}"))).collect();
+    let head: Vec<String> = names.iter().map(|name| format!("{name:<WIDTH$}")).collect();
     push(&mut text, &head.concat());
     let mut at = 0;
     while at < trace.len() {

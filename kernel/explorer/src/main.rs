@@ -6,16 +6,14 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
+use explorer::fault::Fault;
 use explorer::lanes::lanes;
 use explorer::run::{Replayed, replay};
 use explorer::scenario::{self, Scenario};
 use explorer::schedule::Named;
 use explorer::search::{Outcome, Search, Strike, search, shorten};
 use explorer::strategy::Strategy;
-use mm::mutant::Mutant;
 
-/// The variable that chooses a fault, which is read once: a program that is to have another starts itself anew.
-const VARIABLE: &str = "MM_MUTANT";
 /// What is said of no fault.
 const NO_BUG: &str = "none";
 /// Schedules of each scenario for a measurement.
@@ -108,7 +106,7 @@ fn job(args: &Args) -> Result<ExitCode> {
     let named = args.replay.as_deref().map(str::parse::<Named>).transpose()?;
     let bug = named.as_ref().map_or(args.bug.as_str(), |named| named.bug.as_str());
     let fault = fault(bug)?;
-    if std::env::var(VARIABLE).unwrap_or_default() != fault.map_or("", Mutant::name) {
+    if Fault::environment(fault).any(|(variable, word)| std::env::var(variable).unwrap_or_default() != word) {
         return anew(fault);
     }
     if let Some(named) = named {
@@ -120,23 +118,25 @@ fn job(args: &Args) -> Result<ExitCode> {
     explore(args, fault)
 }
 
-fn fault(bug: &str) -> Result<Option<Mutant>> {
+fn fault(bug: &str) -> Result<Option<Fault>> {
     if bug == NO_BUG {
         return Ok(None);
     }
-    let known = Mutant::ALL.iter().copied().find(|fault| fault.name() == bug);
-    known.map(Some).with_context(|| format!("expected a fault of mm or `{NO_BUG}`, found `{bug}` (see --list)"))
+    let known = Fault::find(bug).map(Some);
+    known.with_context(|| format!("expected a deliberate fault or `{NO_BUG}`, found `{bug}` (see --list)"))
 }
 
-/// Starts this program with the variable as it has to be.
-fn anew(fault: Option<Mutant>) -> Result<ExitCode> {
+/// Starts this program with the variables as they have to be.
+fn anew(fault: Option<Fault>) -> Result<ExitCode> {
     let program = std::env::current_exe().context("this program does not find itself")?;
     let mut command = Command::new(&program);
     command.args(std::env::args_os().skip(1));
-    match fault {
-        Some(fault) => command.env(VARIABLE, fault.name()),
-        None => command.env_remove(VARIABLE),
-    };
+    for (variable, word) in Fault::environment(fault) {
+        match word {
+            "" => command.env_remove(variable),
+            word => command.env(variable, word),
+        };
+    }
     let status = command.status().with_context(|| format!("{} cannot be started", program.display()))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(3)))
 }
@@ -147,12 +147,12 @@ fn list() {
         let faults: Vec<_> = scenario.faults.iter().map(|fault| fault.name()).collect();
         println!("{:<24} {}\n{:<24}   {}", scenario.name, faults.join(" "), "", scenario.what);
     }
-    let never = Mutant::ALL.iter().filter(|fault| scenario::of(**fault).next().is_none());
+    let never = Fault::all().filter(|fault| scenario::of(*fault).next().is_none());
     println!("no scenario: {}", never.map(|fault| fault.name()).collect::<Vec<_>>().join(" "));
 }
 
 /// The scenarios that were asked for.
-fn chosen(args: &Args, fault: Option<Mutant>) -> Result<Vec<&'static Scenario>> {
+fn chosen(args: &Args, fault: Option<Fault>) -> Result<Vec<&'static Scenario>> {
     if let Some(name) = &args.scenario {
         let found = scenario::find(name);
         return Ok(vec![found.with_context(|| format!("expected a scenario, found `{name}` (see --list)"))?]);
@@ -163,7 +163,7 @@ fn chosen(args: &Args, fault: Option<Mutant>) -> Result<Vec<&'static Scenario>> 
     Ok(found)
 }
 
-fn explore(args: &Args, fault: Option<Mutant>) -> Result<ExitCode> {
+fn explore(args: &Args, fault: Option<Fault>) -> Result<ExitCode> {
     let asked = args.search(args.seeds)?;
     for scenario in chosen(args, fault)? {
         let outcome = search(scenario, asked);
@@ -187,9 +187,9 @@ fn say_nothing_struck(scenario: &Scenario, outcome: &Outcome) {
     println!("{}: {run} schedules of {marks:.0} marks{all}, nothing struck", scenario.name);
 }
 
-fn say_strike(scenario: &'static Scenario, fault: Option<Mutant>, seed: u64, strike: &Strike) {
+fn say_strike(scenario: &'static Scenario, fault: Option<Fault>, seed: u64, strike: &Strike) {
     let name =
-        |schedule| Named { bug: fault.map_or(NO_BUG, Mutant::name).into(), scenario: scenario.name.into(), schedule };
+        |schedule| Named { bug: fault.map_or(NO_BUG, Fault::name).into(), scenario: scenario.name.into(), schedule };
     println!("{}: strikes in schedule {} of seed {seed}", scenario.name, strike.nth);
     println!("  {}", strike.what);
     println!("found ({} switches)\n  {}", strike.schedule.0.len(), name(strike.schedule.clone()));
@@ -201,7 +201,7 @@ fn say_strike(scenario: &'static Scenario, fault: Option<Mutant>, seed: u64, str
 }
 
 fn say_lanes(scenario: &Scenario, of: &Replayed) {
-    print!("\n{}", lanes(scenario.shape.cpus, &of.trace));
+    print!("\n{}", lanes(&scenario.shape.names(), &of.trace));
     match &of.struck {
         Some(what) => println!("\nstrikes: {what}"),
         None => println!("\nnothing strikes"),

@@ -169,7 +169,7 @@ fn at_random(shared: &Shared) {
             if nth > shared.first.load(Ordering::SeqCst) {
                 return;
             }
-            let pilot = Pilot::nth(strategy, seed, nth, shared.scenario.shape.cpus, shared.marks);
+            let pilot = Pilot::nth(strategy, seed, nth, shared.scenario.shape.players(), shared.marks);
             if place.run(shared, nth, pilot).is_none() {
                 return;
             }

@@ -1,5 +1,5 @@
 //! Each fault strikes in each scenario that names it, by either strategy; and what is printed of it holds. The fault is the
-//! process's, so each is a run of the program.
+//! process's, so each is a run of the program. What the pages promise of scenarios is in `pages.rs`.
 #![cfg(not(any(loom, shuttle)))]
 
 use std::process::Command;
@@ -83,7 +83,7 @@ fn each_fault_strikes_by_priorities() {
 #[test]
 fn what_is_wrong_on_the_command_line_is_one_line() {
     for (args, line) in [
-        (&["--bug", "no_such"][..], "explore: expected a fault of mm or `none`, found `no_such` (see --list)\n"),
+        (&["--bug", "no_such"][..], "explore: expected a deliberate fault or `none`, found `no_such` (see --list)\n"),
         (&["--bug", "relaxed_ack"], "explore: relaxed_ack strikes in no scenario: see --list\n"),
         (&["--scenario", "x"], "explore: expected a scenario, found `x` (see --list)\n"),
         (&["--replay", "none:x:"], "explore: expected a scenario, found `x` (see --list)\n"),
@@ -94,35 +94,4 @@ fn what_is_wrong_on_the_command_line_is_one_line() {
     ] {
         assert_eq!(explorer(args), (line.to_string(), 2), "{args:?}");
     }
-}
-
-/// The lanes in docs/explorer.md are those of the schedule above them.
-// covers: T4 T5
-#[test]
-fn the_page_shows_what_its_schedule_does() {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/explorer.md");
-    let page = std::fs::read_to_string(page).expect("the page");
-    let (_, block) = page.split_once("```console by kernel/explorer/tests/faults.rs\n").expect("the block");
-    let (block, _) = block.split_once("```").expect("its end");
-    let schedule = block.lines().next().expect("the schedule");
-    let (replayed, status) = explorer(&["--replay", schedule]);
-    assert_eq!(status, 1, "{replayed}");
-    let (_, shown) = replayed.split_once("replayed (").expect("the lanes");
-    let (_, shown) = shown.split_once("\n  ").expect("the schedule");
-    assert_eq!(
-        without_frames(shown.trim_end()),
-        without_frames(block.trim_end()),
-        "docs/explorer.md shows something else"
-    );
-}
-
-/// Without the numbers of table pages, as above.
-fn without_frames(text: &str) -> String {
-    let mut parts = text.split("table page 0x");
-    let mut left = parts.next().unwrap_or_default().to_string();
-    for part in parts {
-        left.push_str("table page …");
-        left.push_str(part.trim_start_matches(|digit: char| digit.is_ascii_hexdigit()));
-    }
-    left
 }

@@ -1,8 +1,11 @@
-//! References of one folio against each other, and faults of one page.
+//! References and pins of one folio against each other, and faults of one page.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use mm::addr::{PAGE_SIZE, PageSize};
+use mm::gup::{self, GupFlags, PageArray, pin_user_pages_fast};
+use mm::machine::Machine;
 use mm::meta::Owner;
 use mm::mutant::Mutant;
 use mm::space::Access;
@@ -10,19 +13,20 @@ use mm::space::Access;
 use super::{Scenario, Stage};
 use crate::board::{Board, Shape, page};
 use crate::conductor::{self, Program};
+use crate::fault::Fault::Mm;
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "get-against-last-put",
         what: "CPU 1 asks for a reference of a page whose last one CPU 0 drops",
-        faults: &[Mutant::ReferenceFromZero],
+        faults: &[Mm(Mutant::ReferenceFromZero)],
         shape: Shape::small(2),
         stage: |board| held(board, PageSize::Size4K),
     },
     Scenario {
         name: "get-against-last-put-huge",
         what: "CPU 1 asks for a reference of a folio of 2 MiB whose last one CPU 0 drops",
-        faults: &[Mutant::RetireNoRecheck],
+        faults: &[Mm(Mutant::RetireNoRecheck)],
         shape: Shape::huge(2),
         stage: |board| held(board, PageSize::Size2M),
     },
@@ -69,7 +73,49 @@ pub(super) const ALL: &[Scenario] = &[
             })
         },
     },
+    Scenario {
+        name: "two-pins",
+        what: "CPU 1 holds a pin of a page that CPU 0 has pinned as well, and unpins",
+        faults: &[Mm(Mutant::UnpinTwice)],
+        shape: Shape::small(2),
+        stage: two_pins,
+    },
 ];
+
+/// Each pins the page; when both have, CPU 0 gives its pin back, and CPU 1 looks after its own.
+fn two_pins(board: &Rc<Board>) -> Stage {
+    let space = board.space(2);
+    (0..2).for_each(|cpu| board.warm(cpu, &space, &[]));
+    let (held, given_back) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let program = |unpins: bool| -> Program {
+        let (board, space) = (board.clone(), space.clone());
+        let (held, given_back) = (held.clone(), given_back.clone());
+        Box::new(move || {
+            let mut frames = [board.frame(0)];
+            let got = pin_user_pages_fast(&space, page(0), 1, GupFlags::FAST_ONLY, &mut PageArray::new(&mut frames));
+            assert_eq!(got, Ok(1), "a page that is mapped is pinned");
+            let (mine, others) = if unpins { (&given_back, &held) } else { (&held, &given_back) };
+            let until = |flag: &Cell<bool>| {
+                while !flag.get() {
+                    board.emu.relax();
+                }
+            };
+            if unpins {
+                until(others);
+            } else {
+                mine.set(true);
+                until(others);
+                conductor::step("looks after its pin");
+                let pins = board.mm.meta.inspect(frames[0]).map_or(0, |folio| folio.counts.pins);
+                assert!(pins > 0, "frame {} counts no pin, and CPU 1 holds one", frames[0]);
+            }
+            conductor::note(|| "gives its pin back".into());
+            gup::unpin(&board.mm, frames[0], 1);
+            mine.set(true);
+        })
+    };
+    Stage::of(vec![space.clone()], vec![program(true), program(false)])
+}
 
 /// So many references on the folio of `size` at frame 0.
 fn take(board: &Board, size: PageSize, refs: u32) {

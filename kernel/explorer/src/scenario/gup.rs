@@ -15,6 +15,7 @@ use mm::space::Access;
 use super::{Scenario, Stage};
 use crate::board::{Board, Shape, Space, page};
 use crate::conductor::{self, Program};
+use crate::fault::Fault::Mm;
 
 const FAST: GupFlags = GupFlags::FAST_ONLY.union(GupFlags::WRITE);
 
@@ -22,7 +23,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "gup-against-zap",
         what: "CPU 1 pins a page that CPU 0 unmaps",
-        faults: &[Mutant::NoEntryRecheck],
+        faults: &[Mm(Mutant::NoEntryRecheck)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);
@@ -33,12 +34,12 @@ pub(super) const ALL: &[Scenario] = &[
         name: "gup-against-table",
         what: "CPU 1 pins a page of a table that CPU 0 unmaps and frees",
         faults: &[
-            Mutant::NoUpperRecheck,
-            Mutant::TableFreedBeforeSync,
-            Mutant::GupIrqsOn,
-            Mutant::NoShootdown,
-            Mutant::CpuMissing,
-            Mutant::ReferenceFromZero,
+            Mm(Mutant::NoUpperRecheck),
+            Mm(Mutant::TableFreedBeforeSync),
+            Mm(Mutant::GupIrqsOn),
+            Mm(Mutant::NoShootdown),
+            Mm(Mutant::CpuMissing),
+            Mm(Mutant::ReferenceFromZero),
         ],
         shape: Shape::small(2),
         stage: |board| {
@@ -49,7 +50,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "gup-run-against-table",
         what: "CPU 1 pins two pages as a run, of a table that CPU 0 unmaps and frees",
-        faults: &[Mutant::NoUpperRecheck, Mutant::TableFreedBeforeSync],
+        faults: &[Mm(Mutant::NoUpperRecheck), Mm(Mutant::TableFreedBeforeSync)],
         shape: Shape::small(2),
         stage: |board| {
             let space = two_pages(board);
@@ -59,7 +60,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "gup-against-huge-zap",
         what: "CPU 1 pins a page of a huge leaf that CPU 0 unmaps",
-        faults: &[Mutant::NoEntryRecheck],
+        faults: &[Mm(Mutant::NoEntryRecheck)],
         shape: Shape::huge(2),
         stage: |board| {
             let space = board.space(1024);
@@ -69,7 +70,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "gup-after-anew",
         what: "CPU 1 pins a page twice, which CPU 0 unmaps and maps again in between: its metadata is made anew",
-        faults: &[Mutant::RecentNotEmptied],
+        faults: &[Mm(Mutant::RecentNotEmptied)],
         shape: Shape::huge(2),
         stage: |board| {
             let space = board.space(512);

@@ -12,12 +12,13 @@ use mm::tlb::RING;
 use super::{Scenario, Stage};
 use crate::board::{Board, Shape, Space, page};
 use crate::conductor::{self, Program};
+use crate::fault::Fault::Mm;
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "switch-against-unmap",
         what: "CPU 1 loads the space, and fetches ahead, while CPU 0 unmaps a page",
-        faults: &[Mutant::SwitchEntersLate],
+        faults: &[Mm(Mutant::SwitchEntersLate)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);
@@ -28,7 +29,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "idle-switch-against-unmap",
         what: "CPU 1, which idles, loads the space, and fetches ahead, while CPU 0 unmaps a page",
-        faults: &[Mutant::SwitchStaysLazy, Mutant::SwitchEntersLate],
+        faults: &[Mm(Mutant::SwitchStaysLazy), Mm(Mutant::SwitchEntersLate)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);
@@ -47,7 +48,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "wake-against-unmap",
         what: "CPU 1 idles with the space loaded, and wakes, while CPU 0 unmaps a page",
-        faults: &[Mutant::LazyNotCaughtUp],
+        faults: &[Mm(Mutant::LazyNotCaughtUp)],
         shape: Shape::small(2),
         stage: |board| {
             let space = idle(board, 2);
@@ -57,7 +58,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "wake-against-many-unmaps",
         what: "CPU 1 idles, and wakes, while CPU 0 unmaps more pages one by one than the ring remembers",
-        faults: &[Mutant::RingOverflowIgnored, Mutant::LazyNotCaughtUp],
+        faults: &[Mm(Mutant::RingOverflowIgnored), Mm(Mutant::LazyNotCaughtUp)],
         shape: Shape::small(2),
         stage: |board| {
             let nr = RING as u64 + 2;
@@ -69,7 +70,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "idle-against-table",
         what: "CPU 1 idles, and may walk ahead of need, while CPU 0 unmaps and frees a table",
-        faults: &[Mutant::LazySkippedForTables],
+        faults: &[Mm(Mutant::LazySkippedForTables)],
         shape: Shape::small(2),
         stage: |board| {
             let space = idle(board, 2);
@@ -85,7 +86,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "leave-against-unmap",
         what: "CPU 1 leaves the space and loads it again, while CPU 0 unmaps a page",
-        faults: &[Mutant::SwitchEntersLate],
+        faults: &[Mm(Mutant::SwitchEntersLate)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);

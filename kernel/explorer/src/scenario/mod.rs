@@ -5,24 +5,31 @@
 //! | `gup` | gup-fast against what takes pages and tables away |
 //! | `reach` | loads and stores against what takes translations away |
 //! | `loads` | loads of an address space, and idle CPUs, against zaps |
-//! | `count` | references of a folio against each other, and faults of one page |
+//! | `count` | references and pins of a folio against each other, and faults of one page |
+//! | `region` | registrations: uses, and who gives them back, against a revocation |
+//! | `dma` | a device's transfers against what takes its translations away, on the IOMMU of `rig` |
+//! | `files` | a file that is cut short, and a file system that is frozen, against tasks that use it |
 //!
 //! A detector is a panic: it names the CPU, the page, and what it should not have seen. The emulated machine has its own
 //! (a table page that is freed while somebody may be walking there), and so has `mm` (a broken count).
 
 mod count;
+mod dma;
+mod files;
 mod gup;
 mod loads;
 mod reach;
+mod region;
+mod rig;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mm::addr::VirtAddr;
-use mm::mutant::Mutant;
 
 use crate::board::{Board, Shape, Space};
 use crate::conductor::Program;
+use crate::fault::Fault;
 
 /// A scenario.
 #[derive(Clone, Copy)]
@@ -32,7 +39,7 @@ pub struct Scenario {
     /// What it races, in a line.
     pub what: &'static str,
     /// The faults that it can make strike.
-    pub faults: &'static [Mutant],
+    pub faults: &'static [Fault],
     /// What it runs on.
     pub shape: Shape,
     /// Makes ready one schedule.
@@ -68,7 +75,14 @@ impl Stage {
 
 /// All of them, those of one file side by side.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    gup::ALL.iter().chain(reach::ALL).chain(loads::ALL).chain(count::ALL)
+    gup::ALL
+        .iter()
+        .chain(reach::ALL)
+        .chain(loads::ALL)
+        .chain(count::ALL)
+        .chain(region::ALL)
+        .chain(dma::ALL)
+        .chain(files::ALL)
 }
 
 /// The scenario of this name.
@@ -77,6 +91,6 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
 }
 
 /// Those that make `fault` strike.
-pub fn of(fault: Mutant) -> impl Iterator<Item = &'static Scenario> {
+pub fn of(fault: Fault) -> impl Iterator<Item = &'static Scenario> {
     all().filter(move |scenario| scenario.faults.contains(&fault))
 }

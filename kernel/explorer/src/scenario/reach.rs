@@ -15,18 +15,19 @@ use mm::space::{Access, VmOps};
 use super::{Scenario, Stage};
 use crate::board::{Board, Shape, Space, page};
 use crate::conductor::{self, Program};
+use crate::fault::Fault::Mm;
 
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "load-against-unmap",
         what: "CPUs 1 and 2 load from a page that CPU 0 unmaps",
         faults: &[
-            Mutant::NoShootdown,
-            Mutant::CpuMissing,
-            Mutant::NoLocalFlush,
-            Mutant::AckBeforeFlush,
-            Mutant::PageFreedBeforeSync,
-            Mutant::FlushBeforeClear,
+            Mm(Mutant::NoShootdown),
+            Mm(Mutant::CpuMissing),
+            Mm(Mutant::NoLocalFlush),
+            Mm(Mutant::AckBeforeFlush),
+            Mm(Mutant::PageFreedBeforeSync),
+            Mm(Mutant::FlushBeforeClear),
         ],
         shape: Shape::small(3),
         stage: |board| {
@@ -41,7 +42,13 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "load-against-table",
         what: "CPU 1 loads through a table that CPU 0 unmaps and frees",
-        faults: &[Mutant::NoShootdown, Mutant::CpuMissing, Mutant::AckBeforeFlush, Mutant::TableFreedBeforeSync],
+        faults: &[
+            Mm(Mutant::FlushBeforeClear),
+            Mm(Mutant::NoShootdown),
+            Mm(Mutant::CpuMissing),
+            Mm(Mutant::AckBeforeFlush),
+            Mm(Mutant::TableFreedBeforeSync),
+        ],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);
@@ -55,7 +62,12 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "two-zaps",
         what: "CPUs 0 and 2 take a page each from outside, at once, while CPU 1 loads from both",
-        faults: &[Mutant::RequestReadLate, Mutant::NoShootdown, Mutant::CpuMissing, Mutant::AckBeforeFlush],
+        faults: &[
+            Mm(Mutant::RequestReadLate),
+            Mm(Mutant::NoShootdown),
+            Mm(Mutant::CpuMissing),
+            Mm(Mutant::AckBeforeFlush),
+        ],
         shape: Shape::small(3),
         stage: |board| {
             let space = board.space(3);
@@ -75,7 +87,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "two-unmaps",
         what: "CPUs 0 and 1 unmap a page each of one space, and load from the other's",
-        faults: &[Mutant::NoLocalFlush, Mutant::NoShootdown],
+        faults: &[Mm(Mutant::FlushBeforeClear), Mm(Mutant::NoLocalFlush), Mm(Mutant::NoShootdown)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(3);
@@ -97,7 +109,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "load-against-split",
         what: "CPU 1 loads from a huge leaf of which CPU 0 unmaps one page",
-        faults: &[Mutant::SplitNoFlush, Mutant::NoShootdown],
+        faults: &[Mm(Mutant::SplitNoFlush), Mm(Mutant::NoShootdown)],
         shape: Shape::huge(2),
         stage: |board| {
             let space = board.space(512);
@@ -110,7 +122,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "load-against-promotion",
         what: "CPU 1 loads small pages that CPU 0 makes one huge leaf, and then unmaps",
-        faults: &[Mutant::PromoteFlushesOnePage],
+        faults: &[Mm(Mutant::PromoteFlushesOnePage)],
         shape: Shape::huge(2),
         stage: |board| {
             let space = board.space(1024);
@@ -129,7 +141,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "cut-against-zap",
         what: "CPU 1 unmaps a page in the middle of what CPU 0 takes from outside",
-        faults: &[Mutant::CutAreaMissed],
+        faults: &[Mm(Mutant::CutAreaMissed)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(3);
@@ -144,7 +156,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "store-against-protect",
         what: "CPU 1 stores to a page of which CPU 0 takes away the right to store",
-        faults: &[Mutant::ProtectNoFlush],
+        faults: &[Mm(Mutant::ProtectNoFlush)],
         shape: Shape::small(2),
         stage: |board| {
             let space = board.space(2);
@@ -159,7 +171,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "store-against-clean",
         what: "CPU 1 stores to a page that CPU 0 cleans",
-        faults: &[Mutant::CleanNoFlush],
+        faults: &[Mm(Mutant::CleanNoFlush)],
         shape: Shape { notes_stores: true, ..Shape::small(2) },
         stage: |board| {
             let space = board.space(2);

@@ -28,7 +28,7 @@
 //! Model: `tests/loom_region.rs`, with a mutant for each of U3, U5, C2 and the wait of who comes second.
 
 use crate::mutant::Mutant;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, between};
 
 const CLOSED: u64 = 1 << 63;
 const REVOKED: u64 = 1 << 62;
@@ -72,6 +72,7 @@ impl Gate {
         if seen & CLOSED != 0 {
             return Err(closed_by(seen));
         }
+        between();
         let seen = self.word.fetch_add(1, Ordering::Relaxed);
         // Taken back when this is dropped.
         let entered = Entered { gate: self };

@@ -11,13 +11,15 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::cell::{Cell, RefCell};
 
-/// What the running CPU does about a lock.
+/// What the running CPU does about a lock, or a word that does a lock's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockStep {
     /// It is about to take it.
     Before,
     /// It has found it taken, and tries again after this.
     Taken,
+    /// It has looked at a word without a lock, and is about to change it.
+    Between,
 }
 
 std::thread_local! {

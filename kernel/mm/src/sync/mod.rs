@@ -38,3 +38,11 @@ pub mod model;
 mod sampled;
 #[cfg(not(any(loom, shuttle)))]
 mod spinning;
+
+/// Between two looks at a word that others change: there the host's schedule explorer lets another CPU go on. Nothing
+/// anywhere else.
+#[inline(always)]
+pub(crate) fn between() {
+    #[cfg(all(feature = "hosted", not(any(loom, shuttle))))]
+    hosted::tell(hosted::LockStep::Between);
+}
