@@ -21,6 +21,7 @@ pub mod fs_sync;
 pub mod heap;
 pub mod idle;
 pub mod iommu;
+pub mod locks;
 pub mod mm_gup;
 pub mod mm_map;
 pub mod mm_tlb;
@@ -45,6 +46,7 @@ static AREAS: &[&[test::Test]] = &[
     heap::TESTS,
     protection::TESTS,
     tasks::TESTS,
+    locks::TESTS,
     signals::TESTS,
     mm_map::TESTS,
     mm_gup::TESTS,

@@ -4,7 +4,7 @@
 //! away.
 
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 
 use arch::percpu as area;
 use mm::machine::CpuId;
@@ -21,6 +21,8 @@ pub struct Runner {
     cpu: PerCpu,
     /// The interrupt that is ending should switch tasks.
     pub need_resched: AtomicBool,
+    /// How often such a switch was put off since the last one was made.
+    pub put_off: AtomicU32,
     /// The running task, for the task itself: see [`crate::task::sched::with_current`].
     pub current: AtomicPtr<Task>,
     /// Tasks that want to run here.
@@ -35,6 +37,7 @@ impl Runner {
         Self {
             cpu: PerCpu::new(id),
             need_resched: AtomicBool::new(false),
+            put_off: AtomicU32::new(0),
             current: AtomicPtr::new(core::ptr::null_mut()),
             queue: IrqLock::new(RunQueue::new()),
             switches: AtomicU64::new(0),

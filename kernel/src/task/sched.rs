@@ -27,6 +27,9 @@ use crate::task::{runner, watch};
 /// How long a task runs while another waits for its CPU, in nanoseconds.
 pub const SLICE_NS: u64 = 1_000_000;
 
+/// How often a switch that was asked for is put off at most, since the running task holds a lock: some turn in all.
+const MOST_PUT_OFF: u32 = 20;
+
 /// How a timer ticks: does another task wait for the CPU, and is something watched?
 type Rhythm = (bool, bool);
 
@@ -344,15 +347,22 @@ pub fn rearm() {
 /// At the end of an interrupt, with interrupts off: switches if that was asked for and is allowed. Not away from a task that
 /// holds a spin lock, where that is counted (debug builds): until its turn comes again everybody who wants the lock would spend
 /// theirs on spinning for it. It is looked at again soon. (Linux: `spin_lock` turns preemption off, `include/linux/spinlock_api_smp.h`.)
+///
+/// Not for ever: who holds a counted lock may spin for one that nobody counts, such as those of the crate `spin`, and whose holder
+/// waits for this CPU.
 pub fn preempt_if_needed() {
     const SOON_NS: u64 = 50_000;
     let this = runner::this();
     if !this.need_resched.load(Ordering::Relaxed) || area::preempt_count() != 0 || percpu::in_interrupt() {
         return;
     }
-    if lock_check::locks_held() == 0 {
+    let put_off = this.put_off.load(Ordering::Relaxed);
+    if lock_check::locks_held() == 0 || put_off >= MOST_PUT_OFF {
         schedule();
-    } else if !time::is_deterministic() {
+        return;
+    }
+    this.put_off.store(put_off + 1, Ordering::Relaxed);
+    if !time::is_deterministic() {
         this.queue.lock().armed_for = 0;
         apic::timer_arm(time::timer_ticks(SOON_NS));
     }
@@ -365,6 +375,7 @@ fn schedule() {
         let mut queue = this.queue.lock();
         let queue = &mut *queue;
         this.need_resched.store(false, Ordering::Relaxed);
+        this.put_off.store(0, Ordering::Relaxed);
         let chosen = queue.tasks.choose();
         if matches!(chosen, Chosen::Nothing) {
             return;

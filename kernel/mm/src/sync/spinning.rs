@@ -25,7 +25,9 @@ impl<T> Mutex<T> {
         if super::hosted::is_watched() {
             return self.lock_watched();
         }
-        MutexGuard { guard: self.0.lock(), _held: HeldLock::new() }
+        // First: who was switched away between the two would hold a lock that is not counted.
+        let held = HeldLock::new();
+        MutexGuard { guard: self.0.lock(), _held: held }
     }
     /// Who has it may be a CPU that this very thread runs.
     #[cfg(feature = "hosted")]
@@ -43,7 +45,8 @@ impl<T> Mutex<T> {
     /// Takes the lock if it is free.
     #[inline(always)]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        Some(MutexGuard { guard: self.0.try_lock()?, _held: HeldLock::new() })
+        let held = HeldLock::new();
+        Some(MutexGuard { guard: self.0.try_lock()?, _held: held })
     }
     /// The value, which nobody else can reach.
     pub fn get_mut(&mut self) -> &mut T {
@@ -58,7 +61,7 @@ impl<T> Mutex<T> {
 /// Guard of a [`Mutex`].
 #[derive(Debug)]
 pub struct MutexGuard<'a, T> {
-    // In this order: it is counted for as long as it is held.
+    // In this order: it is counted for as long as it is held, and from before that.
     guard: SpinMutexGuard<'a, T>,
     _held: HeldLock,
 }

@@ -1,0 +1,93 @@
+//! Tests of who is switched away while he holds a spin lock. With one CPU nobody else lets go of it.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use mm::sync::Mutex;
+
+use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::task::{runner, sched};
+
+/// The tests of this file.
+pub const TESTS: &[Test] = &[
+    Test { name: "tasks.locks.a_holder_is_not_switched_away", covers: "G2", run: a_holder_stays },
+    Test {
+        name: "tasks.locks.a_lock_that_nobody_counts_comes_all_the_same",
+        covers: "G2",
+        run: an_uncounted_one_comes,
+    },
+];
+
+/// Turns of the other task that are looked for.
+const TURNS: u64 = 100;
+/// Timer interrupts after which a lock that has not come will not come.
+const MOST_TICKS: u64 = 10_000;
+
+/// Another task of this CPU takes a lock and lets go of it, over and over, and is switched away wherever the timer finds it.
+/// Whenever it is our turn the lock is free.
+fn a_holder_stays(ctx: &mut Ctx) -> Result<(), String> {
+    if !cfg!(debug_assertions) {
+        ctx.skip("a release build counts no locks");
+        return Ok(());
+    }
+    let (lock, stop, rounds) =
+        (Arc::new(Mutex::new(())), Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (theirs, seen, counted) = (Arc::clone(&lock), Arc::clone(&stop), Arc::clone(&rounds));
+    let other = sched::spawn("locker", arch::percpu::cpu(), None, move || {
+        while !seen.load(Ordering::Relaxed) {
+            drop(theirs.lock());
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    let (mut turns, mut taken, mut before) = (0, 0, 0);
+    while turns < TURNS {
+        sched::yield_now();
+        let now = rounds.load(Ordering::Relaxed);
+        turns += u64::from(now != before);
+        taken += u64::from(lock.try_lock().is_none());
+        before = now;
+    }
+    stop.store(true, Ordering::Relaxed);
+    check_eq!(sched::join(&other), Ok(()), "end of the other task");
+    check_eq!(taken, 0, "turns in which the task that was switched away held the lock");
+    Ok(())
+}
+
+/// A holder of a lock that is not counted is switched away, and a task that holds one that is counted spins for it. That one is
+/// not switched away at once, and yet not left to spin for ever.
+fn an_uncounted_one_comes(_: &mut Ctx) -> Result<(), String> {
+    let (lock, is_held, is_wanted) =
+        (Arc::new(spin::Mutex::new(())), Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (theirs, held, wanted) = (Arc::clone(&lock), Arc::clone(&is_held), Arc::clone(&is_wanted));
+    let other = sched::spawn("holder", arch::percpu::cpu(), None, move || {
+        let _guard = theirs.lock();
+        held.store(true, Ordering::Relaxed);
+        while !wanted.load(Ordering::Relaxed) {
+            arch::cpu::pause();
+        }
+        Ok(())
+    });
+    while !is_held.load(Ordering::Relaxed) {
+        sched::yield_now();
+    }
+    let counted = Mutex::new(());
+    let since = runner::this().ticks.load(Ordering::Relaxed);
+    let comes = {
+        let _guard = counted.lock();
+        is_wanted.store(true, Ordering::Relaxed);
+        loop {
+            if lock.try_lock().is_some() {
+                break true;
+            }
+            if runner::this().ticks.load(Ordering::Relaxed) - since > MOST_TICKS {
+                break false;
+            }
+            arch::cpu::pause();
+        }
+    };
+    check_eq!(sched::join(&other), Ok(()), "end of the other task");
+    check!(comes, "the lock has not come in {MOST_TICKS} timer interrupts");
+    Ok(())
+}
