@@ -60,6 +60,14 @@ impl Error {
         }
     }
 
+    /// The same, with more said of what was waited for.
+    pub(crate) fn awaited_with(mut self, more: &str) -> Self {
+        if let Self::TimedOut { awaited, .. } | Self::Ended { awaited, .. } = &mut self {
+            awaited.push_str(more);
+        }
+        self
+    }
+
     /// One line of a chain of causes, as an error of the machine's.
     pub(crate) fn machine(error: anyhow::Error) -> Self {
         // What was already one of ours stays what it was.

@@ -191,10 +191,12 @@ impl Guest {
     /// [`Error::TimedOut`], or [`Error::Ended`] when the guest ends first; both have what was seen instead.
     pub fn expect(&mut self, words: &str, within: Duration) -> Result<String> {
         let wanted = |line: &str| line.contains(words);
-        let came_before =
-            self.console.lines()[..self.cursor.min(self.console.lines().len())].iter().any(|line| wanted(line));
-        let before = if came_before { " (which came in lines that were read before)" } else { "" };
-        self.expect_that(&format!("{words:?}{before}"), within, wanted)
+        let came = self.expect_that(&format!("{words:?}"), within, wanted);
+        let was_read = || self.console.lines().iter().take(self.cursor).any(|line| wanted(line));
+        came.map_err(|error| match was_read() {
+            true => error.awaited_with(" (which is in lines that were read before)"),
+            false => error,
+        })
     }
 
     /// The same for a line that `wanted` takes; `what` says in an error what that would have been.
@@ -232,12 +234,13 @@ impl Guest {
         }
     }
 
-    /// Sends a line to the guest's serial console, and waits for nothing.
+    /// Sends a line to the guest's serial console, and waits for nothing. What comes before the shell's first
+    /// [prompt](Self::prompt) may be lost: nobody reads then.
     ///
     /// # Errors
     /// When the guest has ended.
     pub fn send(&mut self, line: &str) -> Result<()> {
-        if !self.prompt.is_empty() {
+        if self.is_up && !self.prompt.is_empty() {
             let (from, nr) = self.unanswered.unwrap_or((self.console.lines().len(), 0));
             self.unanswered = Some((from, nr + 1 + line.matches('\n').count()));
         }
@@ -266,13 +269,10 @@ impl Guest {
         let lines = self.console.lines()[self.cursor.min(end)..end].to_vec();
         // The next prompt comes only after the line that answers this one.
         self.cursor = end + 1;
-        // The first prompt answers nobody.
-        let was_up = std::mem::replace(&mut self.is_up, true);
-        self.unanswered = match self.unanswered {
-            Some((from, nr)) if was_up && end > from => (nr > 1).then_some((end, nr - 1)),
-            Some((_, nr)) if !was_up => Some((end, nr)),
-            other => other,
-        };
+        self.is_up = true;
+        if let Some((_, nr)) = self.unanswered.filter(|(from, _)| end > *from) {
+            self.unanswered = (nr > 1).then_some((end, nr - 1));
+        }
         Ok(lines)
     }
 
@@ -287,7 +287,6 @@ impl Guest {
             return Err(Error::Refused { command: command.into(), reason });
         }
         if let Some((from, nr)) = self.unanswered.take() {
-            let nr = nr + usize::from(!self.is_up);
             let found = self.console.wait_prompts(from + 1, nr, self.deadline);
             let end = found.map_err(|gone| self.unheard("an answer to what was sent", gone, self.allowed))?;
             self.cursor = self.cursor.max(end + 1);

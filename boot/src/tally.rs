@@ -1,6 +1,9 @@
 //! Counts tests: runs a command, shows what it prints as it comes, and adds up the results that it reports.
 
+mod failures;
+
 use anyhow::{Context, Result};
+use failures::{Failure, Failures};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +38,9 @@ impl Counts {
 pub struct Tally {
     total: Counts,
     stages: Vec<(String, Counts, Duration)>,
+    failures: Vec<Failure>,
+    /// How many of them are of the stages before.
+    failures_told: usize,
     quiet: bool,
 }
 
@@ -65,21 +71,27 @@ impl Tally {
     pub fn stage(&mut self, name: &str, kind: Kind, command: &mut Command) -> bool {
         let start = Instant::now();
         eprintln!("\n== {name}");
-        let counts = match self.watch(command) {
-            Ok((succeeded, reported)) => settle(kind, succeeded, reported),
+        let (counts, mut failures) = match self.watch(command) {
+            Ok((succeeded, reported, failures)) => (settle(kind, succeeded, reported), failures),
             Err(error) => {
                 eprintln!("{name}: {error:#}");
-                Counts::one(false)
+                (Counts::one(false), vec![Failure { name: name.into(), reason: vec![format!("{error:#}")] }])
             }
         };
-        if kind == Kind::Tests && counts == Counts::one(false) {
+        if kind == Kind::Tests && counts == Counts::one(false) && failures.is_empty() {
             eprintln!("{name}: no test ran");
         }
+        self.failures.append(&mut failures);
         self.record(name, counts, start.elapsed())
     }
 
     /// Adds a stage that this program did itself, and says whether nothing in it failed.
     pub fn record(&mut self, name: &str, counts: Counts, took: Duration) -> bool {
+        // A lint, a crash, a build: the stage itself.
+        if counts.failed > 0 && self.failures.len() == self.failures_told {
+            self.failures.push(Failure { name: name.into(), reason: Vec::new() });
+        }
+        self.failures_told = self.failures.len();
         self.total.add(counts);
         self.stages.push((name.to_string(), counts, took));
         let Counts { passed, failed, .. } = counts;
@@ -88,26 +100,27 @@ impl Tally {
     }
 
     /// Runs a command; its standard error goes straight through, its standard output is shown and read.
-    fn watch(&self, command: &mut Command) -> Result<(bool, Counts)> {
+    fn watch(&self, command: &mut Command) -> Result<(bool, Counts, Vec<Failure>)> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("{} cannot be started", command.get_program().to_string_lossy()))?;
-        let mut reported = Counts::default();
+        let (mut reported, mut failures) = (Counts::default(), Failures::default());
         for line in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).split(b'\n')) {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             reported.add(summary(&line).unwrap_or_default());
+            failures.line(&line);
             if !(self.quiet && is_chatter(&line)) {
                 println!("{line}");
             }
         }
-        Ok((child.wait()?.success(), reported))
+        Ok((child.wait()?.success(), reported, failures.into_found()))
     }
 
-    /// Prints what each stage came to and, as the last line, the sum. Says whether all is well: something passed and
-    /// nothing failed.
+    /// Prints what each stage came to, what failed with its first words, and, as the last line, the sum. Says whether all is
+    /// well: something passed and nothing failed.
     #[must_use]
     pub fn finish(&self) -> bool {
         println!();
@@ -115,6 +128,10 @@ impl Tally {
             let skipped = if counts.skipped == 0 { String::new() } else { format!(", {} skipped", counts.skipped) };
             let Counts { passed, failed, .. } = counts;
             println!("{name:<36} {passed:>5} passed, {failed} failed{skipped} ({:.1} s)", took.as_secs_f64());
+        }
+        for Failure { name, reason } in &self.failures {
+            println!("failed: {name}");
+            reason.iter().for_each(|line| println!("    {line}"));
         }
         println!("{} passed, {} failed", self.total.passed, self.total.failed);
         self.total.failed == 0 && self.total.passed > 0
@@ -173,6 +190,18 @@ mod tests {
     fn a_crash_after_good_results_is_a_failure() {
         let script = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured'; kill -9 $$";
         assert_eq!(run(Kind::Tests, script), (false, Counts { passed: 3, failed: 1, skipped: 0 }));
+    }
+
+    /// What fails is named at the end: the test with its reason, or the stage that is none or has none.
+    #[test]
+    fn what_failed_is_kept_for_the_end() {
+        let mut tally = Tally::new(true);
+        let script = "echo 'test a ... FAILED'; echo '---- a stdout ----'; echo why; exit 1";
+        tally.stage("tests", Kind::Tests, Command::new("sh").args(["-c", script]));
+        tally.stage("lints", Kind::Check, Command::new("sh").args(["-c", "exit 1"]));
+        tally.stage("good ones", Kind::Check, Command::new("sh").args(["-c", "exit 0"]));
+        let kept: Vec<_> = tally.failures.iter().map(|failure| (failure.name.as_str(), failure.reason.len())).collect();
+        assert_eq!(kept, [("a", 1), ("lints", 0)]);
     }
 
     #[test]

@@ -74,15 +74,19 @@ pub fn sheet(seed: u64, _lab: &Lab) -> Result<Files> {
     Ok(Files::from([(DUMP.into(), dump.text.into_bytes()), (FILE.into(), open.into_bytes())]))
 }
 
-/// Is nothing filled in, or nothing there? Right answers that were put in by [`solve`] count as open.
+/// Is there nothing that somebody has written: no sheet, the open one, or the one of [`solve`]?
 ///
 /// # Errors
-/// As [`dump::make`].
-pub fn is_open(directory: &Path, seed: u64) -> Result<bool> {
+/// As [`dump::make`], or the sheet cannot be read.
+pub fn is_nobodys(directory: &Path, seed: u64) -> Result<bool> {
+    let file = directory.join(FILE);
+    let text = match fs::read(&file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        text => text.with_context(|| file.display().to_string())?,
+    };
     let dump = dump::make(seed)?;
-    let is = |text: &str, answer: &dyn Fn(&str) -> String| text == filled(&dump, answer);
-    let text = fs::read_to_string(directory.join(FILE));
-    Ok(text.map_or(true, |text| is(&text, &|_| OPEN.into()) || is(&text, &|right| right.into())))
+    let ours = [filled(&dump, |_| OPEN.into()), filled(&dump, |right| right.into())];
+    Ok(ours.iter().any(|ours| ours.as_bytes() == text))
 }
 
 /// Writes the right answers.

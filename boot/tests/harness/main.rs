@@ -1,6 +1,7 @@
 //! The library as others use it: from a package of their own, with a kernel that is not ours; and its results, read by
 //! parsers that are not ours. What cannot be had here is passed over with a line.
 
+mod answers;
 mod example;
 mod foreign;
 mod readers;
@@ -63,6 +64,7 @@ fn output(command: &mut Command) -> Result<String, Failed> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [example::trials(), foreign::trials(), readers::trials()].into_iter().flatten().collect();
+    let trials =
+        [answers::trials(), example::trials(), foreign::trials(), readers::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -8,12 +8,13 @@ mod bench;
 use bench::{Bench, Grade};
 use boot::lab::catalog::{LABS, Lab};
 use boot::paths;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::process::ExitCode;
 
 /// What the student has written in the place of a part.
 const HANGS: &str = "loop {\n    core::hint::spin_loop();\n}";
 
 /// covers: T5
-#[test]
 fn lab_5_is_handed_out_and_graded_right_wrong_and_hanging() {
     let bench = Bench::new(Lab::find(5).expect("there is one"), None);
     let grade = bench.grade();
@@ -64,7 +65,6 @@ fn is_what_the_page_shows(grade: &Grade) {
 }
 
 /// covers: T5
-#[test]
 fn lab_1_is_another_one_for_each_seed_and_its_wrong_answers_are_known() {
     let lab = Lab::find(1).expect("there is one");
     let (one, two) = (Bench::new(lab, Some(1)), Bench::new(lab, Some(2)));
@@ -76,7 +76,6 @@ fn lab_1_is_another_one_for_each_seed_and_its_wrong_answers_are_known() {
 }
 
 /// covers: T5
-#[test]
 fn a_lab_that_is_not_there_or_has_no_room_is_one_line() {
     let bench = Bench::new(Lab::find(1).expect("there is one"), None);
     for (args, words) in [
@@ -95,38 +94,6 @@ fn a_lab_that_is_not_there_or_has_no_room_is_one_line() {
     }
 }
 
-/// A test for each lab but the first, which is short.
-macro_rules! whole_labs {
-    ($($name:ident: $number:literal,)*) => {
-        $(
-            /// covers: T5
-            #[test]
-            fn $name() {
-                if std::env::var_os("UNPLUG_FULL").is_some() {
-                    whole(Lab::find($number).expect("there is one"));
-                }
-            }
-        )*
-
-        /// covers: T5
-        #[test]
-        fn every_lab_has_its_test() {
-            let tested: Vec<u32> = std::iter::once(1).chain([$($number),*]).collect();
-            assert_eq!(LABS.map(|lab| lab.number).to_vec(), tested);
-        }
-    };
-}
-
-whole_labs! {
-    lab_2_knows_its_model_its_starting_point_and_its_wrong_solutions: 2,
-    lab_3_knows_its_model_its_starting_point_and_its_wrong_solutions: 3,
-    lab_4_knows_its_model_its_starting_point_and_its_wrong_solutions: 4,
-    lab_5_knows_its_model_its_starting_point_and_its_wrong_solutions: 5,
-    lab_6_knows_its_model_its_starting_point_and_its_wrong_solutions: 6,
-    lab_7_knows_its_model_its_starting_point_and_its_wrong_solutions: 7,
-    lab_8_knows_its_model_its_starting_point_and_its_wrong_solutions: 8,
-}
-
 /// The model, the starting point, and the wrong solutions of a lab.
 fn whole(lab: &'static Lab) {
     // The wrong answers of lab 1 are those of this seed.
@@ -142,4 +109,39 @@ fn whole(lab: &'static Lab) {
         let point = lab.points.iter().find(|point| point.what == loses).expect("it names a point");
         assert_eq!(grade.hint(&loses).as_deref(), Some(point.hint), "lab {}, {name}:\n{grade}", lab.number);
     }
+}
+
+/// A lab as a whole, which takes minutes; the first one is a part of a test of its own.
+fn whole_with_full(lab: &'static Lab) -> Result<Completion, Failed> {
+    if std::env::var_os("UNPLUG_FULL").is_none() {
+        return Ok(Completion::ignored_with("with --full alone"));
+    }
+    whole(lab);
+    Ok(Completion::Completed)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let quick: [(&str, fn()); 3] = [
+        (
+            "lab_5_is_handed_out_and_graded_right_wrong_and_hanging",
+            lab_5_is_handed_out_and_graded_right_wrong_and_hanging,
+        ),
+        (
+            "lab_1_is_another_one_for_each_seed_and_its_wrong_answers_are_known",
+            lab_1_is_another_one_for_each_seed_and_its_wrong_answers_are_known,
+        ),
+        ("a_lab_that_is_not_there_or_has_no_room_is_one_line", a_lab_that_is_not_there_or_has_no_room_is_one_line),
+    ];
+    let quick = quick.map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    });
+    let slow = LABS.into_iter().filter(|lab| lab.number != 1).map(|lab| {
+        let name = format!("lab_{}_knows_its_model_its_starting_point_and_its_wrong_solutions", lab.number);
+        Trial::ignorable_test(name, move || whole_with_full(lab))
+    });
+    libtest_mimic::run(&arguments, quick.into_iter().chain(slow).collect()).exit_code()
 }

@@ -2,6 +2,7 @@
 #![cfg(not(any(loom, shuttle)))]
 #![forbid(unsafe_code)]
 
+use std::io::{self, Write};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +15,8 @@ use explorer::schedule::Named;
 use explorer::search::{Outcome, Search, Strike, search, shorten};
 use explorer::strategy::Strategy;
 
+/// The status where nobody reads on: that of a program that SIGPIPE has ended.
+const NOBODY_READS: u8 = 141;
 /// What is said of no fault.
 const NO_BUG: &str = "none";
 /// Schedules of each scenario for a measurement.
@@ -88,10 +91,20 @@ impl Args {
     }
 }
 
+/// A line on standard output, in a function that answers an error where it cannot be written.
+macro_rules! say {
+    ($($line:tt)*) => {
+        writeln!(io::stdout(), $($line)*)?
+    };
+}
+
 fn main() -> ExitCode {
     match job(&Args::parse()) {
         Ok(code) => code,
         Err(error) => {
+            if error.downcast_ref().is_some_and(|io: &io::Error| io.kind() == io::ErrorKind::BrokenPipe) {
+                return ExitCode::from(NOBODY_READS);
+            }
             eprintln!("explore: {error:#}");
             ExitCode::from(2)
         }
@@ -100,8 +113,7 @@ fn main() -> ExitCode {
 
 fn job(args: &Args) -> Result<ExitCode> {
     if args.list {
-        list();
-        return Ok(ExitCode::SUCCESS);
+        return list();
     }
     let named = args.replay.as_deref().map(str::parse::<Named>).transpose()?;
     let bug = named.as_ref().map_or(args.bug.as_str(), |named| named.bug.as_str());
@@ -141,14 +153,15 @@ fn anew(fault: Option<Fault>) -> Result<ExitCode> {
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(3)))
 }
 
-fn list() {
-    println!("{:<24} faults that it can make strike", "scenario");
+fn list() -> Result<ExitCode> {
+    say!("{:<24} faults that it can make strike", "scenario");
     for scenario in scenario::all() {
         let faults: Vec<_> = scenario.faults.iter().map(|fault| fault.name()).collect();
-        println!("{:<24} {}\n{:<24}   {}", scenario.name, faults.join(" "), "", scenario.what);
+        say!("{:<24} {}\n{:<24}   {}", scenario.name, faults.join(" "), "", scenario.what);
     }
     let never = Fault::all().filter(|fault| scenario::of(*fault).next().is_none());
-    println!("no scenario: {}", never.map(|fault| fault.name()).collect::<Vec<_>>().join(" "));
+    say!("no scenario: {}", never.map(|fault| fault.name()).collect::<Vec<_>>().join(" "));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The scenarios that were asked for.
@@ -168,52 +181,54 @@ fn explore(args: &Args, fault: Option<Fault>) -> Result<ExitCode> {
     for scenario in chosen(args, fault)? {
         let outcome = search(scenario, asked);
         let Some(strike) = &outcome.strike else {
-            say_nothing_struck(scenario, &outcome);
+            say_nothing_struck(scenario, &outcome)?;
             continue;
         };
-        say_strike(scenario, fault, asked.seed, strike);
+        say_strike(scenario, fault, asked.seed, strike)?;
         return Ok(ExitCode::from(1));
     }
     if fault.is_some() {
-        println!("no strike");
+        say!("no strike");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn say_nothing_struck(scenario: &Scenario, outcome: &Outcome) {
+fn say_nothing_struck(scenario: &Scenario, outcome: &Outcome) -> Result<()> {
     let Outcome { run, marks, is_complete, .. } = outcome;
     let all = if *is_complete { ", all there are" } else { "" };
     let marks = *marks as f64 / (*run).max(1) as f64;
-    println!("{}: {run} schedules of {marks:.0} marks{all}, nothing struck", scenario.name);
+    say!("{}: {run} schedules of {marks:.0} marks{all}, nothing struck", scenario.name);
+    Ok(())
 }
 
-fn say_strike(scenario: &'static Scenario, fault: Option<Fault>, seed: u64, strike: &Strike) {
+fn say_strike(scenario: &'static Scenario, fault: Option<Fault>, seed: u64, strike: &Strike) -> Result<()> {
     let name =
         |schedule| Named { bug: fault.map_or(NO_BUG, Fault::name).into(), scenario: scenario.name.into(), schedule };
-    println!("{}: strikes in schedule {} of seed {seed}", scenario.name, strike.nth);
-    println!("  {}", strike.what);
-    println!("found ({} switches)\n  {}", strike.schedule.0.len(), name(strike.schedule.clone()));
+    say!("{}: strikes in schedule {} of seed {seed}", scenario.name, strike.nth);
+    say!("  {}", strike.what);
+    say!("found ({} switches)\n  {}", strike.schedule.0.len(), name(strike.schedule.clone()));
     let (short, runs) = shorten(scenario, &strike.schedule);
     let again = replay(scenario, short.schedule.clone());
-    println!("shortened ({} switches, {runs} runs)\n  {}", short.schedule.0.len(), name(short.schedule.clone()));
-    println!("replayed: {}", if again == short { "the same to the byte" } else { "NOT the same" });
-    say_lanes(scenario, &again);
+    say!("shortened ({} switches, {runs} runs)\n  {}", short.schedule.0.len(), name(short.schedule.clone()));
+    say!("replayed: {}", if again == short { "the same to the byte" } else { "NOT the same" });
+    say_lanes(scenario, &again)
 }
 
-fn say_lanes(scenario: &Scenario, of: &Replayed) {
-    print!("\n{}", lanes(&scenario.shape.names(), &of.trace));
+fn say_lanes(scenario: &Scenario, of: &Replayed) -> Result<()> {
+    write!(io::stdout(), "\n{}", lanes(&scenario.shape.names(), &of.trace))?;
     match &of.struck {
-        Some(what) => println!("\nstrikes: {what}"),
-        None => println!("\nnothing strikes"),
+        Some(what) => say!("\nstrikes: {what}"),
+        None => say!("\nnothing strikes"),
     }
+    Ok(())
 }
 
 fn replayed(named: &Named) -> Result<ExitCode> {
     let found = scenario::find(&named.scenario);
     let scenario = found.with_context(|| format!("expected a scenario, found `{}` (see --list)", named.scenario))?;
     let of = replay(scenario, named.schedule.clone());
-    println!("replayed ({} switches)\n  {}:{}:{}", of.schedule.0.len(), named.bug, named.scenario, of.schedule);
-    say_lanes(scenario, &of);
+    say!("replayed ({} switches)\n  {}:{}:{}", of.schedule.0.len(), named.bug, named.scenario, of.schedule);
+    say_lanes(scenario, &of)?;
     Ok(ExitCode::from(u8::from(of.struck.is_some())))
 }
 
@@ -225,9 +240,6 @@ fn measure(args: &Args) -> Result<ExitCode> {
     let Outcome { run, marks, seconds, strike, .. } = search(scenario, asked);
     ensure!(strike.is_none(), "something struck: --measure goes with --bug {NO_BUG}");
     let (marks, rate) = (marks as f64 / run as f64, run as f64 / seconds);
-    println!(
-        "{name}: {run} schedules of {marks:.0} marks on {} threads, {seconds:.2} s, {rate:.0} a second",
-        args.threads
-    );
+    say!("{name}: {run} schedules of {marks:.0} marks on {} threads, {seconds:.2} s, {rate:.0} a second", args.threads);
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,7 @@
 //! Without a fault nothing strikes.
 #![cfg(not(any(loom, shuttle)))]
 
-use explorer::scenario::{self, Scenario};
+use explorer::scenario;
 use explorer::search::{Search, search};
 use explorer::strategy::Strategy;
 
@@ -11,26 +11,15 @@ const FEW: u64 = 1_000;
 const MANY: u64 = 1_000_000;
 /// Marks after which a scenario of long schedules has had enough.
 const ENOUGH_MARKS: u64 = 50_000_000;
-/// About how many seconds of one strategy are enough for a scenario that takes long to make ready.
-const ENOUGH_SECONDS: f64 = 10.0;
-/// Schedules from which that is told.
-const PROBE: u64 = 200;
-
-/// How many schedules of one strategy the full test runs.
-fn many(scenario: &'static Scenario) -> u64 {
-    let probe = Search { strategy: Strategy::Random, schedules: PROBE, seed: 1, threads: 1 };
-    let probe = search(scenario, probe);
-    let marks = (probe.marks / PROBE).max(1);
-    let in_time = ENOUGH_SECONDS / probe.seconds * PROBE as f64;
-    (MANY / 2).min(ENOUGH_MARKS / marks).min(in_time as u64).max(FEW)
-}
 
 // covers: T4
 #[test]
 fn without_a_fault_nothing_strikes() {
     let full = std::env::var("UNPLUG_FULL").is_ok_and(|value| value == "1");
     for scenario in scenario::all() {
-        let schedules = if full { many(scenario) } else { FEW };
+        let one = Search { strategy: Strategy::Random, schedules: 1, seed: 1, threads: 1 };
+        let marks = search(scenario, one).marks.max(1);
+        let schedules = if full { (MANY / 2).min(ENOUGH_MARKS / marks) } else { FEW };
         for strategy in [Strategy::Random, Strategy::Pct { depth: 3 }] {
             let outcome = search(scenario, Search { strategy, schedules, seed: 1, threads: 2 });
             assert_eq!(outcome.strike, None, "{} {strategy:?}", scenario.name);

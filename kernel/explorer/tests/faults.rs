@@ -2,16 +2,10 @@
 //! process's, so each is a run of the program. What the pages promise of scenarios is in `pages.rs`.
 #![cfg(not(any(loom, shuttle)))]
 
-use std::process::Command;
+mod common;
 
+use common::{explorer, without_tables_behind};
 use explorer::scenario;
-
-/// What the program prints, and its status.
-fn explorer(args: &[&str]) -> (String, i32) {
-    let output = Command::new(env!("CARGO_BIN_EXE_explorer")).args(args).output().expect("the program starts");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    (format!("{}{errors}", String::from_utf8_lossy(&output.stdout)), output.status.code().unwrap_or(-1))
-}
 
 /// The line that follows one which begins so.
 fn after<'t>(text: &'t str, head: &str) -> &'t str {
@@ -27,15 +21,8 @@ fn switches(schedule: &str) -> usize {
     schedule.rsplit(':').next().map_or(0, |switches| switches.split(',').filter(|one| !one.is_empty()).count())
 }
 
-/// Without the numbers of table pages, which are wherever the machine, kept from one run to the next, had one to give.
 fn without_tables(text: &str) -> String {
-    let mut parts = text.split("a walk reached 0x");
-    let mut left = parts.next().unwrap_or_default().to_string();
-    for part in parts {
-        left.push_str("a walk reached …");
-        left.push_str(part.trim_start_matches(|digit: char| digit.is_ascii_hexdigit()));
-    }
-    left
+    without_tables_behind("a walk reached", text)
 }
 
 fn strikes(scenario: &str, bug: &str, strategy: &str) {
@@ -94,4 +81,14 @@ fn what_is_wrong_on_the_command_line_is_one_line() {
     ] {
         assert_eq!(explorer(args), (line.to_string(), 2), "{args:?}");
     }
+}
+
+/// Who has read enough closes the pipe: nothing is wrong then.
+#[test]
+fn a_reader_that_goes_away_ends_it_without_a_word() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_explorer"));
+    let output = command.arg("--list").stdout(writer).output().expect("the program starts");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr)), (Some(141), "".into()));
 }

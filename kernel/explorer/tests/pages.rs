@@ -1,9 +1,11 @@
 //! What the pages say of the explorer is so: the tables of scenarios, the lanes, the zoo's faults.
 #![cfg(not(any(loom, shuttle)))]
 
-use std::collections::BTreeSet;
-use std::process::Command;
+mod common;
 
+use std::collections::BTreeSet;
+
+use common::{explorer, without_tables_behind};
 use explorer::fault::Fault;
 use explorer::scenario::{self, Scenario};
 
@@ -14,12 +16,6 @@ const NO_MARK_BETWEEN: &str = "put-judged-by-second-look";
 fn page(name: &str) -> String {
     let path = format!("{}/../../docs/{name}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// What the program prints, and its status.
-fn explorer(args: &[&str]) -> (String, i32) {
-    let output = Command::new(env!("CARGO_BIN_EXE_explorer")).args(args).output().expect("the program starts");
-    (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code().unwrap_or(-1))
 }
 
 fn row(scenario: &Scenario) -> String {
@@ -79,19 +75,8 @@ fn the_page_shows_what_its_schedule_does() {
     let (_, shown) = replayed.split_once("replayed (").expect("the lanes");
     let (_, shown) = shown.split_once("\n  ").expect("the schedule");
     assert_eq!(
-        without_frames(shown.trim_end()),
-        without_frames(block.trim_end()),
+        without_tables_behind("table page", shown.trim_end()),
+        without_tables_behind("table page", block.trim_end()),
         "docs/explorer.md shows something else"
     );
-}
-
-/// Without the numbers of table pages, which are wherever the machine had one to give.
-fn without_frames(text: &str) -> String {
-    let mut parts = text.split("table page 0x");
-    let mut left = parts.next().unwrap_or_default().to_string();
-    for part in parts {
-        left.push_str("table page …");
-        left.push_str(part.trim_start_matches(|digit: char| digit.is_ascii_hexdigit()));
-    }
-    left
 }

@@ -32,6 +32,7 @@ use proptest::test_runner::{FailurePersistence, FileFailurePersistence, TestRunn
 use rig::*;
 use strays::*;
 use testkit::emu::{Background, EmuMachine, Event};
+use testkit::removal::NoDriver;
 use testkit::sim::SimPmem;
 
 /// The CPU of a mount that takes its time.
@@ -413,7 +414,7 @@ fn removed(rig: &Arc<Rig>, device: Device) {
     watch(rig, Event::At(Point::UsersListed));
     let Device { name, live, map, checked, .. } = device;
     let target = Target { name, map, dax: Some(live), mappings: vec![] };
-    let report = remove(&rig.mm, target, Method::Ranged, &mut Env(Around(rig.clone())));
+    let report = remove(&rig.mm, target, Method::Ranged, &mut NoDriver(Around(rig.clone())));
     assert_eq!(report.problems().count(), 0, "{report}");
     assert_eq!((rig.map.state(), rig.map.live_folios()), (MapState::Unregistered, 0));
     assert_eq!(find_leaf(&rig.mm, &rig.map), None);

@@ -21,6 +21,7 @@ use mm::machine::Point;
 use mm::space::{Access, SigBusCause};
 use rig::{Device, START, Task, assert_no_leak, cx, page};
 use testkit::emu::Event;
+use testkit::removal::NoDriver;
 use testkit::sim::{Leaves, Limits, Random, Recorder, SimPmem};
 
 const NEVER: u64 = u64::MAX;
@@ -268,7 +269,7 @@ fn a_device_that_has_gone_is_neither_read_nor_written_and_all_tasks_are_told() {
         let (bytes, stats) = (sim.bytes(), sim.stats());
         let Device { name, map, live, .. } = device;
         let target = dax::removal::Target { name, map, dax: Some(live), mappings: vec![] };
-        let report = dax::removal::remove(&mm, target, dax::removal::Method::Ranged, &mut rig::Env(Gone));
+        let report = dax::removal::remove(&mm, target, dax::removal::Method::Ranged, &mut NoDriver(Gone));
         emu.assert_hooks_ran();
         assert_eq!((report.cause, report.problems().count()), (dax::removal::Cause::Gone, 0));
         assert!(report.kill.unwrap().answers.iter().all(|answer| answer.result == Ok(())));

@@ -20,6 +20,7 @@ use mm::reach::find_leaf;
 use mm::space::{Access, FaultError, SigBusCause};
 use rig::*;
 use testkit::emu::{EmuMachine, Event};
+use testkit::removal::NoDriver;
 use testkit::sim::SimPmem;
 
 type Hook = Box<dyn FnMut() + Send>;
@@ -90,7 +91,7 @@ fn remove_telling(emu: &EmuMachine, device: Device, told: impl FnOnce()) -> Remo
     emu.at(emu.cpu(), Event::Relax, 10_000, || panic!("the removal waits for ever"));
     let Device { name, mm, live, map, .. } = device;
     let target = Target { name, map, dax: Some(live), mappings: vec![] };
-    remove(&mm, target, Method::Ranged, &mut Env(Told(Some(Box::new(told)))))
+    remove(&mm, target, Method::Ranged, &mut NoDriver(Told(Some(Box::new(told)))))
 }
 
 fn left_by_holders(report: &RemovalReport) -> Option<u64> {
@@ -176,7 +177,7 @@ fn a_mount_whose_journals_device_is_told_to_leave_comes_to_nothing() {
             assert_eq!(emu.finish(mounting).err(), Some(FsError::DeviceGone));
         })));
         let target = Target { name, map, dax: Some(live), mappings: vec![] };
-        let report = remove(&mm, target, Method::Ranged, &mut Env(told));
+        let report = remove(&mm, target, Method::Ranged, &mut NoDriver(told));
         assert_eq!(report.kill.unwrap().answers[0].to_string(), "pmem0-log: I/O error");
         assert_eq!(device.live.device().nr_holders(), 0, "it has let go of the other device too");
     });

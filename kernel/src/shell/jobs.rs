@@ -27,7 +27,7 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "wait",
         args: "[JOB]",
-        help: "wait until a job has ended, or all of them; control-C ends the wait, not the job",
+        help: "wait until a job has ended, or all of them, and say how; control-C ends the wait, not the job",
         example: "wait 1",
         run: wait,
     },
@@ -72,6 +72,13 @@ struct Job {
 impl Job {
     fn runs(&self) -> bool {
         matches!(*self.state.lock(), State::Running)
+    }
+
+    /// It has ended: says so. Whoever sees that it runs no more finds it said.
+    fn end(&self, state: State) {
+        let mut now = self.state.lock();
+        self.say(&state);
+        *now = state;
     }
 
     /// Says how far it is.
@@ -124,9 +131,7 @@ pub fn start(command: &'static Command, words: &[String]) -> Result<(), String> 
     let cpu = cpus.get(job.nr as usize % cpus.len().max(1)).copied().unwrap_or(0);
     sched::spawn(&format!("{NAME}{}", job.nr), cpu, None, move || {
         let state = run(command, &words);
-        // First, so that whoever has waited for it has read it.
-        job.say(&state);
-        *job.state.lock() = state;
+        job.end(state);
         Ok(())
     });
     Ok(())
@@ -155,8 +160,7 @@ pub fn watch(command: &'static Command, words: &[String]) -> Result<(), String> 
         let state = run(command, &line);
         let mut watched = theirs.lock();
         if let Watched::Left(job) = &*watched {
-            job.say(&state);
-            *job.state.lock() = state;
+            job.end(state);
         } else {
             *watched = Watched::Ended(state);
         }
@@ -211,12 +215,18 @@ fn wait(args: &[&str]) -> Result<(), String> {
         }
         _ => return Err("expected: wait, or wait JOB".into()),
     };
-    for job in &wanted {
+    // Who has ended before has said so to another command.
+    let wanted: Vec<_> = wanted.into_iter().map(|job| (job.runs(), job)).collect();
+    for (ran, job) in &wanted {
         while job.runs() {
             if input::is_interrupted() {
                 return Err(format!("interrupted; job {} goes on", job.nr));
             }
             sched::sleep_ns(input::POLL_NS);
+        }
+        if !ran {
+            let state = job.state.lock().clone();
+            job.say(&state);
         }
         JOBS.lock().1.retain(|other| other.nr != job.nr);
     }

@@ -5,6 +5,7 @@
 //! | `emu` | `emu` | a machine whose CPUs keep stale translations until they are flushed |
 //! | `iommu` | `iommu` | an IOMMU that keeps stale translations until they are invalidated, and devices behind it |
 //! | `hotplug` | `nfit` | slots for memory modules, which leave without a word and come back |
+//! | `removal` | `sim` | what is around a device that has no driver |
 //! | `sim` | `sim` | persistent memory that remembers stores, write-backs and fences, and what a power cut may leave |
 //! | `damage` | `sim` | damaged file systems, and what must hold whatever the bytes say |
 //! | `btt` | `media` | a block translation table that is written to as Linux writes to one, as far as it gets |
@@ -30,5 +31,7 @@ pub mod iommu;
 pub mod media;
 #[cfg(feature = "nfit")]
 pub mod nfit;
+#[cfg(feature = "sim")]
+pub mod removal;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use dax::device::{DataCache, Live, alloc_dax};
-use dax::removal::{Method, Problem, RemovalEnv, Target, remove};
+use dax::removal::{Method, Target, remove};
 use fs::check::check;
 use fs::error::FsError;
 use fs::format::{BLOCK_SIZE, ROOT_INO};
@@ -27,6 +27,7 @@ use mm::machine::Machine;
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, FaultError, SigBusCause};
 use testkit::emu::EmuMachine;
+use testkit::removal::NoDriver;
 use testkit::sim::SimPmem;
 
 use super::{Scenario, Stage};
@@ -133,25 +134,6 @@ impl Host<EmuMachine> for Deaf {
     fn lost(&self, _: &Arc<Space>, _: VirtRange, _: SigBusCause) {}
 }
 
-/// Nothing is around the device but the file system.
-struct Env(());
-
-impl RemovalEnv<EmuMachine> for Env {
-    type Watch = ();
-    fn watch(&mut self) -> &mut () {
-        &mut self.0
-    }
-    fn stop_io(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        Ok(())
-    }
-}
-
 /// A device with a file system that is mounted.
 struct Rig {
     medium: Arc<Medium>,
@@ -197,7 +179,7 @@ impl Rig {
     fn remove(&self, board: &Board) {
         let dax = self.live.take();
         let target = Target { name: "explored".into(), map: self.map.clone(), dax, mappings: Vec::new() };
-        let report = remove(&board.mm, target, Method::Ranged, &mut Env(()));
+        let report = remove(&board.mm, target, Method::Ranged, &mut NoDriver(()));
         let problem = report.problems().next().map(|(step, problem)| format!("{step:?}: {problem:?}"));
         assert!(problem.is_none(), "the removal says {problem:?}");
     }

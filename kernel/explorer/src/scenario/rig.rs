@@ -27,19 +27,7 @@ const DEVICE: SourceId = SourceId { bus: 0, device: 4, function: 0 };
 /// Its domain.
 const DOMAIN: u16 = 5;
 /// A unit of 39 bits, so that a walk is of three tables, with memory for as many as a scenario needs.
-const UNIT: Make = Make { tables: 24, bits: 39, ..WHOLE };
-const WHOLE: Make = Make {
-    tables: 0,
-    pieces: false,
-    paging_caches: true,
-    caching_mode: false,
-    coherent: false,
-    large_2m: true,
-    large_1g: true,
-    bits: 48,
-    max_mask: Some(18),
-    records: 1,
-};
+const UNIT: Make = Make { tables: 24, bits: 39, ..Make::WHOLE };
 /// Frames of mappings that are in nobody's way: aligned to 1 GiB.
 const ELSEWHERE: u64 = 1 << 20;
 /// What a device stores.

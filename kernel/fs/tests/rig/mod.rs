@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dax::device::{DataCache, Live, alloc_dax};
-use dax::removal::{Problem, RemovalEnv, RemovalWatch, Target};
+use dax::removal::Target;
 use fs::check::check;
 use fs::error::FsError;
 use fs::handle::File;
@@ -24,6 +24,7 @@ use mm::machine::{IrqOff, Machine};
 use mm::pagemap::{DevPagemap, MemoryKind};
 use mm::space::{Access, AddressSpace, FaultError, SigBusCause};
 use testkit::emu::{self, EmuMachine};
+use testkit::removal::NoDriver;
 use testkit::sim::SimPmem;
 
 pub type EmuContext = MmContext<EmuMachine>;
@@ -173,7 +174,7 @@ impl Device {
     /// Removes the device; the problems that the report names.
     pub fn remove(self) -> Vec<String> {
         let target = Target { name: self.name, map: self.map, dax: Some(self.live), mappings: vec![] };
-        let report = dax::removal::remove(&self.mm, target, dax::removal::Method::Ranged, &mut Env(()));
+        let report = dax::removal::remove(&self.mm, target, dax::removal::Method::Ranged, &mut NoDriver(()));
         let answers = report.kill.iter().flat_map(|kill| &kill.answers);
         let failed = answers.filter(|answer| answer.result.is_err()).map(ToString::to_string);
         report.problems().map(|(step, problem)| format!("{step:?}: {problem:?}")).chain(failed).collect()
@@ -277,24 +278,6 @@ pub fn with_log(mm: &Arc<EmuContext>) -> (Device, Live, Arc<Fs>) {
     source.log = Some((live.device().clone(), log));
     let fs = Mounted::mount(mm, source).unwrap();
     (device, live, fs)
-}
-
-/// Nothing around the device but the file system, and who is told.
-pub struct Env<W>(pub W);
-impl<W: RemovalWatch<EmuMachine>> RemovalEnv<EmuMachine> for Env<W> {
-    type Watch = W;
-    fn watch(&mut self) -> &mut W {
-        &mut self.0
-    }
-    fn stop_io(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn unmap_direct_map(&mut self) -> Result<u64, Problem> {
-        Ok(0)
-    }
-    fn release(&mut self) -> Result<(), Problem> {
-        Ok(())
-    }
 }
 
 pub fn assert_clean(sim: &Arc<SimPmem>) {

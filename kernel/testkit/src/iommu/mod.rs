@@ -61,24 +61,26 @@ pub struct Make {
 }
 
 impl Default for Make {
-    /// QEMU's, with the caches that hardware has beside.
     fn default() -> Self {
-        Self {
-            tables: 4096,
-            pieces: false,
-            paging_caches: true,
-            caching_mode: false,
-            coherent: false,
-            large_2m: true,
-            large_1g: true,
-            bits: 48,
-            max_mask: Some(18),
-            records: 1,
-        }
+        Self::WHOLE
     }
 }
 
 impl Make {
+    /// QEMU's, with the caches that hardware has beside.
+    pub const WHOLE: Self = Self {
+        tables: 4096,
+        pieces: false,
+        paging_caches: true,
+        caching_mode: false,
+        coherent: false,
+        large_2m: true,
+        large_1g: true,
+        bits: 48,
+        max_mask: Some(18),
+        records: 1,
+    };
+
     /// What its registers say.
     pub fn capabilities(&self) -> Capabilities {
         let bit = |set: bool, at: u32| u64::from(set) << at;
