@@ -60,6 +60,12 @@ pub static WAIT: Lab = Lab {
     devices: false,
     points: &[
         Point {
+            what: "two CPUs that shoot at each other both get through",
+            points: 1,
+            check: Check::Host(&["lab_wait::two_cpus_that_shoot_at_each_other_both_get_through"]),
+            hint: "Call self.machine.relax() in each turn of the wait: it lets in what waits for this CPU, and gives the others their turn. Without it two that wait for each other wait for ever.",
+        },
+        Point {
             what: "a CPU that has not answered is waited for",
             points: 2,
             check: Check::Host(&["lab_wait::a_cpu_that_has_not_answered_is_waited_for"]),
@@ -82,12 +88,6 @@ pub static WAIT: Lab = Lab {
             points: 1,
             check: Check::Host(&["lab_wait::nobody_waits_for_what_others_ask_later"]),
             hint: "request grows with every round of anybody: read it once, before you wait. Who reads it anew in each turn waits for rounds that are not its own, and under load for ever.",
-        },
-        Point {
-            what: "two CPUs that shoot at each other both get through",
-            points: 1,
-            check: Check::Host(&["lab_wait::two_cpus_that_shoot_at_each_other_both_get_through"]),
-            hint: "Call self.machine.relax() in each turn of the wait: it lets in what waits for this CPU, and gives the others their turn. Without it two that wait for each other wait for ever.",
         },
         Point {
             what: "what the other CPU did before its answer comes before what the sender does next",
