@@ -40,6 +40,9 @@ mutants::mutants! {
     /// It takes a slot that another is writing. Caught by `loom_recorder::an_interrupt_comes_round_to_the_slot` and
     /// `recorder::who_comes_round_to_a_slot_that_is_being_written_loses_its_event`.
     RecorderTakesBusy = "recorder_takes_busy",
+    /// A writer that was switched away writes over an event of a whole ring later. Caught by
+    /// `recorder::what_is_missing_is_counted` and `loom_recorder::an_interrupt_comes_round_to_the_slot`.
+    RecorderTakesLater = "recorder_takes_later",
     /// That it is at the slot, and its words, come in any order. Caught by `loom_recorder::a_slot_that_is_written_again`.
     RecorderNoFence = "recorder_no_fence",
     /// It says that the slot holds its event before it does. Caught by `loom_recorder::a_slot_that_is_written_again`.

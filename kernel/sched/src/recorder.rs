@@ -12,13 +12,14 @@
 //! ```text
 //!  writer                                         reader
 //!  W1 at = written++                              R1 the slot's turn says that it holds event `at`?
-//!  W2 is somebody at the slot? then it is lost    R2 read it
-//!  W3 say that we are; fence                      R3 fence; is the turn still the same?
+//!  W2 say that we are at the slot; fence          R2 read it
+//!  W3 was somebody, or is a later event there?    R3 fence; is the turn still the same?
+//!     then ours is lost
 //!  W4 fill it
 //!  W5 say that it holds event `at`
 //! ```
-//! Between W2 and W3 whoever comes is done when we go on, so W3 takes the slot from nobody. Who finds in R3 another turn than
-//! in R1 has read words of two events, perhaps, and passes over both. Linux: `kernel/trace/ring_buffer.c`, whose writers nest
+//! W2 is one exchange: a task that looked first could be switched away before it said so, and the ring come round meanwhile.
+//! Who finds in R3 another turn than in R1 has read words of two events, perhaps, and passes over both. Linux: `kernel/trace/ring_buffer.c`, whose writers nest
 //! in the same way; a reader's second look is that of `seqlock`.
 //!
 //! Model: `tests/loom_recorder.rs`.
@@ -39,6 +40,12 @@ struct Slot {
     /// 0 at first, [`BUSY`], or what [`full`] says.
     turn: AtomicU64,
     words: [AtomicU64; WORDS],
+}
+
+/// A deliberate fault: the slot is taken from one who is at it, or from a later event.
+#[inline(always)]
+fn is_taken_anyway(before: u64) -> bool {
+    if before == BUSY { Mutant::RecorderTakesBusy.is_on() } else { Mutant::RecorderTakesLater.is_on() }
 }
 
 /// Events are counted in steps of it, so that a number and a tag make a turn by one `or`.
@@ -63,9 +70,7 @@ pub struct Recorded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Between {
     /// W1 and W2.
-    TakenAndLooked,
-    /// W2 and W3.
-    LookedAndBusy,
+    TakenAndBusy,
     /// W3 and W4.
     BusyAndFilled,
     /// In W4, after its first word.
@@ -105,7 +110,7 @@ impl<const N: usize> Recorder<N> {
     }
 
     /// Records an event; its tag is from 1 to 255. On the recorder's CPU alone. `false`: it is lost, and counted, because an event that was begun a whole
-    /// ring earlier is not done yet.
+    /// ring earlier is not done yet, or one that was begun a whole ring later is.
     #[inline(always)]
     pub fn push(&self, tag: u64, words: [u64; WORDS]) -> bool {
         self.push_interrupted(tag, words, |_| {})
@@ -116,20 +121,21 @@ impl<const N: usize> Recorder<N> {
     pub fn push_interrupted(&self, tag: u64, words: [u64; WORDS], mut interrupt: impl FnMut(Between)) -> bool {
         // W1. By an exchange, which whoever interrupts us comes before or after.
         let count = self.written.fetch_add(STEP, Ordering::Relaxed);
-        interrupt(Between::TakenAndLooked);
+        interrupt(Between::TakenAndBusy);
         let slot = self.slot(count / STEP);
-        // W2.
-        if slot.turn.load(Ordering::Relaxed) == BUSY && !Mutant::RecorderTakesBusy.is_on() {
-            self.lose();
-            return false;
-        }
-        interrupt(Between::LookedAndBusy);
-        // W3. The fence pairs with that of R3: who has read a word that we write sees that we were at it.
-        if !Mutant::RecorderNotBusy.is_on() {
-            slot.turn.store(BUSY, Ordering::Relaxed);
-        }
+        // W2. The fence pairs with that of R3: who has read a word that we write sees that we were at it.
+        let before = if Mutant::RecorderNotBusy.is_on() {
+            slot.turn.load(Ordering::Relaxed)
+        } else {
+            slot.turn.swap(BUSY, Ordering::Relaxed)
+        };
         if !Mutant::RecorderNoFence.is_on() {
             fence(Ordering::Release);
+        }
+        // W3. A later event's turn is larger, and so is BUSY.
+        if before > count && !is_taken_anyway(before) {
+            self.lose(slot, before);
+            return false;
         }
         interrupt(Between::BusyAndFilled);
         // W5. Release; pairs with the Acquire of R1: the words are there for who sees it.
@@ -150,10 +156,14 @@ impl<const N: usize> Recorder<N> {
         true
     }
 
-    /// Apart, so that what is recorded needs no stack.
+    /// Apart, so that what is recorded needs no stack. The slot held `before`.
     #[cold]
     #[inline(never)]
-    fn lose(&self) {
+    fn lose(&self, slot: &Slot, before: u64) {
+        // Somebody who is at it says himself what it holds then. A later event is left as it was: since W2 the slot is ours.
+        if before != BUSY {
+            slot.turn.store(before, Ordering::Release);
+        }
         if !Mutant::RecorderLossNotCounted.is_on() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }

@@ -53,6 +53,34 @@ fn who_comes_round_to_a_slot_that_is_being_written_loses_its_event() {
     assert_eq!(all(&recorder), [3, 5, 6]);
 }
 
+/// Wherever a writer is switched away, and the ring comes round to its slot once or twice: what can be read is whole, in its
+/// order, and what cannot is counted.
+#[test]
+fn what_is_missing_is_counted() {
+    const N: u64 = 4;
+    let places = [Between::TakenAndBusy, Between::BusyAndFilled, Between::Words, Between::FilledAndFull];
+    for (place, nr_inside) in places.into_iter().flat_map(|place| (0..=2 * N + 1).map(move |nr| (place, nr))) {
+        let recorder = Recorder::<{ N as usize }>::new();
+        let mut kept = 0;
+        let done = recorder.push_interrupted(tag(0), words(0), |at| {
+            if at == place {
+                kept = (1..=nr_inside).filter(|&nr| recorder.push(tag(nr), words(nr))).count() as u64;
+            }
+        });
+        let lost = nr_inside - kept + u64::from(!done);
+        assert_eq!(recorder.lost(), lost, "{place:?}, {nr_inside} inside");
+        let read = all(&recorder);
+        assert!(read.is_sorted(), "{place:?}, {nr_inside} inside: {read:?}");
+        assert!(
+            read.len() as u64 + lost >= N.min(nr_inside + 1),
+            "{place:?}, {nr_inside} inside: {read:?}, {lost} lost"
+        );
+        // And the slot is free again.
+        let more: Vec<_> = (100..100 + N).filter(|&nr| recorder.push(tag(nr), words(nr))).collect();
+        assert_eq!((more.len() as u64, all(&recorder)), (N, (100..100 + N).collect()), "{place:?}, {nr_inside} inside");
+    }
+}
+
 #[test]
 fn a_reader_sees_whole_events_or_none() {
     const EVENTS: u64 = 200_000;
