@@ -16,6 +16,7 @@ pub mod fail;
 pub mod fixtures;
 pub mod fs;
 pub mod fs_ends;
+pub mod fs_mounts;
 pub mod fs_removal;
 pub mod fs_sync;
 pub mod heap;
@@ -61,6 +62,7 @@ static AREAS: &[&[test::Test]] = &[
     fail::TESTS,
     fs::TESTS,
     fs_ends::TESTS,
+    fs_mounts::TESTS,
     fs_removal::TESTS,
     fs_sync::TESTS,
     contents::TESTS,

@@ -7,7 +7,8 @@ use core::fmt;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dax::device::{DaxDevice, LiveGuard};
+use dax::device::{DaxDevice, DaxError, LiveGuard, Registration};
+use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use fs::error::FsError;
 use fs::mounted::{FIRST_COMPLAINT_NS, FREEZE_TIMEOUT_NS, Host, Mounted, Source};
 use fs::pmem::{Pmem, check_bounds};
@@ -223,6 +224,45 @@ pub fn memory(at: usize) -> Result<Arc<dyn Pmem>, String> {
     Ok(if may_leave { Leaving::new(memory, Arc::new(There(block))) } else { memory })
 }
 
+/// Who works on a device's contents as a whole, and is told of nothing: with the device gone each access says so.
+struct Worker(&'static str);
+
+impl Holder for Worker {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn notify_failure(&self, _: u64, _: u64, _: NotifyFlags) -> Result<(), NotifyError> {
+        Ok(())
+    }
+}
+
+/// A device that nobody else mounts, makes a file system on, or looks at, for as long as this lives.
+pub struct Owned {
+    /// Its bytes.
+    pub memory: Arc<dyn Pmem>,
+    _registration: Registration,
+}
+
+/// Owns device `at`, which is attached for a file system, for `what`: a mount owns it from its first step on, before it can be
+/// found as mounted.
+///
+/// # Errors
+/// One clear line.
+pub fn own(at: usize, what: &'static str) -> Result<Owned, String> {
+    let device = for_file_system(at)?;
+    let registered = device.register_holder(Role::Owner, Arc::new(Worker(what)));
+    let registration = registered.map_err(|error| match error {
+        DaxError::Busy => owned(at),
+        _ => format!("{error}"),
+    })?;
+    Ok(Owned { memory: memory(at)?, _registration: registration })
+}
+
+fn owned(at: usize) -> String {
+    format!("device {at} is mounted, or is being mounted, checked or made a file system on; try again")
+}
+
 /// Mounts the file system on device `at`, which is attached for one. By way of [`mounts`](crate::pmem::mounts), so that it
 /// is found again.
 ///
@@ -243,6 +283,7 @@ pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
     };
     Mounted::mount(mm(), source).map_err(|error| match error {
         FsError::NoFileSystem => format!("{error} (mkfs {at} makes one)"),
+        FsError::Busy => owned(at),
         _ => format!("{error}"),
     })
 }

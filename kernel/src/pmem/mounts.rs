@@ -58,12 +58,12 @@ pub fn can_be_made(at: usize) -> Result<(), String> {
 pub fn mkfs(at: usize, label: Label) -> Result<Layout, String> {
     not_mounted(at)?;
     devices::check_writable(at)?;
-    let pmem = fs_device::memory(at)?;
+    let owned = fs_device::own(at, "mkfs")?;
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&time::since_first_line_ns().to_le_bytes());
     uuid[8] = at as u8;
     let options = MakeOptions { uuid, label, ..MakeOptions::default() };
-    make(&pmem, &options).map_err(|error| format!("mkfs: {error}"))
+    make(&owned.memory, &options).map_err(|error| format!("mkfs: {error}"))
 }
 
 /// Mounts the file system on device `at`, which is attached for one. What was mounted there from a device that has gone
@@ -117,8 +117,10 @@ pub fn all() -> Vec<(usize, Arc<Fs>)> {
 /// # Errors
 /// One clear line: a file is open or mapped, or a page of it is held. It goes on being mounted then.
 pub fn unmount(at: usize) -> Result<(), String> {
-    get(at)?.unmount(&Context::new()).map_err(|error| format!("umount: {error}"))?;
-    drop(MOUNTS.lock().remove(&at));
+    let mounted = get(at)?;
+    mounted.unmount(&Context::new()).map_err(|error| format!("umount: {error}"))?;
+    // What is there may be another one by now, where this one was shut down meanwhile.
+    drop(take_out(at, &mounted));
     Ok(())
 }
 
@@ -128,7 +130,7 @@ pub fn unmount(at: usize) -> Result<(), String> {
 /// One clear line where it cannot be looked at. Damage is in the report.
 pub fn fsck(at: usize) -> Result<check::Report, String> {
     not_mounted(at)?;
-    Ok(check::check(&fs_device::memory(at)?, None))
+    Ok(check::check(&fs_device::own(at, "fsck")?.memory, None))
 }
 
 /// Writes a superblock anew that device `at` has lost, or that is damaged, from the other one; nothing is mounted there.
@@ -139,7 +141,8 @@ pub fn fsck(at: usize) -> Result<check::Report, String> {
 pub fn repair(at: usize) -> Result<Option<Renewed>, String> {
     not_mounted(at)?;
     devices::check_writable(at)?;
-    let renewed = superblock::repair(&*fs_device::memory(at)?).map_err(|error| format!("not repaired: {error}"))?;
+    let renewed =
+        superblock::repair(&*fs_device::own(at, "fsck")?.memory).map_err(|error| format!("not repaired: {error}"))?;
     match renewed {
         Some(Renewed { result: Err(_), .. }) => Err(renewed.map_or_else(String::new, |renewed| format!("{renewed}"))),
         _ => Ok(renewed),
@@ -158,12 +161,14 @@ fn not_mounted(at: usize) -> Result<(), String> {
 
 /// Gives up a file system that is gone, unless somebody was faster.
 fn let_go(at: usize, mounted: &Arc<Fs>) {
-    let gone = {
-        let mut mounts = MOUNTS.lock();
-        let ours = mounts.get(&at).is_some_and(|other| Arc::ptr_eq(other, mounted));
-        ours.then(|| mounts.remove(&at)).flatten()
-    };
-    gone.iter().for_each(give_up);
+    take_out(at, mounted).iter().for_each(give_up);
+}
+
+/// Takes this one out of the table, if it is still there.
+fn take_out(at: usize, mounted: &Arc<Fs>) -> Option<Arc<Fs>> {
+    let mut mounts = MOUNTS.lock();
+    let ours = mounts.get(&at).is_some_and(|other| Arc::ptr_eq(other, mounted));
+    ours.then(|| mounts.remove(&at)).flatten()
 }
 
 fn give_up(mounted: &Arc<Fs>) {

@@ -1,0 +1,86 @@
+//! Tests of who may mount, unmount and make a file system while somebody else does.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use fs::error::ShutdownReason;
+use fs::freeze::FreezeHolder;
+use fs::layout::Label;
+use mm::sync::Mutex;
+
+use crate::ktest::fs::{cx, said, with_fs};
+use crate::ktest::test::{Ctx, Test, check, check_eq};
+use crate::pmem::fs_device;
+use crate::pmem::mounts::{self, Fs};
+use crate::task::preempt::NoPreempt;
+use crate::task::sched;
+
+/// The tests of this file.
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "fs.mounts.an_unmount_takes_no_other_out",
+        covers: "M5",
+        run: |ctx| with_fs(ctx, &[0], an_unmount_takes_no_other_out),
+    },
+    Test {
+        name: "fs.mounts.nothing_is_made_below_a_mount_under_way",
+        covers: "M5",
+        run: |ctx| with_fs(ctx, &[0], nothing_is_made_below),
+    },
+];
+
+/// Turns that the other task has to come to its wait.
+const TURNS: usize = 20;
+
+/// While an unmount waits for a thaw, the file system is shut down and another one mounted in its place: that one stays.
+fn an_unmount_takes_no_other_out(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let old = &mounted[0];
+    old.freeze(FreezeHolder::Kernel).map_err(|error| format!("freeze: {error:?}"))?;
+    let (begun, answer) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None)));
+    let (its_begun, its_answer) = (Arc::clone(&begun), Arc::clone(&answer));
+    // Of this CPU: it is where it waits while we run.
+    let unmounter = sched::spawn("unmounter", arch::percpu::cpu(), None, move || {
+        its_begun.store(true, Ordering::Relaxed);
+        let said = mounts::unmount(0);
+        *its_answer.lock() = Some(said);
+        Ok(())
+    });
+    while !begun.load(Ordering::Relaxed) {
+        sched::yield_now();
+    }
+    (0..TURNS).for_each(|_| sched::yield_now());
+    check_eq!(unmounter.exit(), None, "end of the unmount of a frozen file system");
+    let new = {
+        let _stays = NoPreempt::new();
+        old.shut_down(ShutdownReason::ForcedUnmount);
+        mounts::mount(0)
+    };
+    check_eq!(sched::join(&unmounter), Ok(()), "end of the task");
+    let (new, found) = (new?, mounts::get(0)?);
+    check_eq!(answer.lock().take(), Some(Ok(())), "answer of the unmount");
+    check!(Arc::ptr_eq(&new, &found), "another file system is mounted");
+    new.create(&cx(), "/new", true).map_err(said("a file in the new one"))?;
+    Ok(())
+}
+
+/// A mount owns the device from its first step on, and is found as mounted after its last.
+fn nothing_is_made_below(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    mounted[0].create(&cx(), "/kept", true).map_err(said("create"))?;
+    mounts::unmount(0)?;
+    let under_way = fs_device::own(0, "test")?;
+    let answers = [
+        mounts::mkfs(0, Label::default()).map(drop),
+        mounts::repair(0).map(drop),
+        mounts::fsck(0).map(drop),
+        mounts::mount(0).map(drop),
+    ];
+    for answer in answers {
+        let is_refused = answer.as_ref().is_err_and(|why| why.contains("is being mounted"));
+        check!(is_refused, "beside a mount under way: {answer:?}");
+    }
+    drop(under_way);
+    mounts::mount(0)?.stat(&cx(), "/kept").map_err(said("the file from before"))?;
+    Ok(())
+}
