@@ -2,15 +2,20 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mm::addr::{PAGE_SIZE, PageSize, Pfn};
 use mm::entry::Prot;
 use mm::space::{Access, FaultError, MapError};
 
+use crate::console::command::Command;
 use crate::ktest::fixtures::{Books, Device, at, new_space, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::{heap, memory};
+use crate::shell::jobs;
+use crate::task::sched;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 
@@ -21,9 +26,12 @@ pub const TESTS: &[Test] = &[
         covers: "A6",
         run: |ctx| Device::with(ctx, MIB2, refused),
     },
+    Test { name: "mem.exhausted.a_command_has_no_task", covers: "A6", run: no_task },
     Test { name: "mem.heap.slabs_go_back", covers: "", run: slabs_go_back },
 ];
 
+/// How long a task sleeps that only keeps its stack.
+const SITS_NS: u64 = 1_000_000;
 /// Frames that are left before memory is short, at least.
 const LEFT: u64 = 256;
 
@@ -82,6 +90,62 @@ fn refused(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     ctx.note(format_args!("{mapped} mappings with the memory that was left"));
     space.unmap(at(0), page(2 * mapped)).map_err(|error| format!("unmap: {error}"))?;
     before.compare()
+}
+
+/// Where there is no stack for a task, a command that would begin one is refused, and one that is waited for runs all the same.
+fn no_task(_: &mut Ctx) -> Result<(), String> {
+    static RAN: AtomicU64 = AtomicU64::new(0);
+    static COMMAND: Command = Command {
+        name: "count",
+        args: "",
+        help: "",
+        example: "",
+        run: |_| {
+            RAN.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        },
+    };
+    let words = [String::from(COMMAND.name)];
+    let end = Arc::new(AtomicBool::new(false));
+    // Room beforehand, as above.
+    let (mut frames, mut tasks) = (Vec::with_capacity(4 * LEFT as usize), Vec::with_capacity(1024));
+    let (ran, jobs) = (RAN.load(Ordering::Relaxed), jobs::count());
+    let hog = Hog::take();
+    while !memory::is_short() && frames.len() < frames.capacity() {
+        frames.extend(memory::alloc(0));
+    }
+    // Those whose stacks are free already.
+    while tasks.len() < tasks.capacity() {
+        let ends = Arc::clone(&end);
+        let task = sched::try_spawn("sitter", arch::percpu::cpu(), None, move || {
+            while !ends.load(Ordering::Relaxed) {
+                sched::sleep_ns(SITS_NS);
+            }
+            Ok(())
+        });
+        match task {
+            Ok(task) => tasks.push(task),
+            Err(_) => break,
+        }
+    }
+    let (is_full, is_short) = (tasks.len() == tasks.capacity(), memory::is_short());
+    let refused = jobs::start(&COMMAND, &words);
+    let waited_for = jobs::watch(&COMMAND, &words);
+    drop(hog);
+    frames.into_iter().for_each(|frame| memory::free(frame, 0));
+    end.store(true, Ordering::Relaxed);
+    for task in &tasks {
+        check_eq!(sched::join(task), Ok(()), "end of a task");
+    }
+    check!(is_short && !is_full, "there is memory for more: {} tasks", tasks.len());
+    check_eq!(refused, Err(format!("{}", sched::NoStack)), "a job without a stack");
+    check_eq!(jobs::count(), jobs, "jobs");
+    check_eq!(
+        (waited_for, RAN.load(Ordering::Relaxed) - ran),
+        (Ok(()), 1),
+        "a command that is waited for, and its runs"
+    );
+    Ok(())
 }
 
 /// What many small objects took comes back as frames.

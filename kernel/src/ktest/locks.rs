@@ -20,7 +20,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Turns of the other task that are looked for.
-const TURNS: u64 = 100;
+const TURNS: u64 = 300;
+/// How long the other task goes on without the lock, in turns of a loop: longer than with it, so that the timer finds it without
+/// one soon, and it is not switched away by force.
+const WITHOUT: u64 = 40;
 /// Timer interrupts after which a lock that has not come will not come.
 const MOST_TICKS: u64 = 10_000;
 
@@ -38,6 +41,9 @@ fn a_holder_stays(ctx: &mut Ctx) -> Result<(), String> {
         while !seen.load(Ordering::Relaxed) {
             drop(theirs.lock());
             counted.fetch_add(1, Ordering::Relaxed);
+            (0..WITHOUT).for_each(|turn| {
+                core::hint::black_box(turn);
+            });
         }
         Ok(())
     });

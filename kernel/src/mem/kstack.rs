@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::alloc::Layout;
 
 use arrayvec::ArrayVec;
-use mm::addr::{PAGE_SIZE, VirtAddr};
+use mm::addr::{PAGE_SIZE, Pfn, VirtAddr};
 
 use crate::cpu::lock::IrqLock;
 use crate::mem::{heap, layout, memory, paging};
@@ -53,6 +53,10 @@ pub fn frames() -> u64 {
     stacks * STACK_PAGES as u64 + (stacks * SLOT_BYTES).div_ceil(TABLE_SPAN) + list
 }
 
+fn give_back(frames: ArrayVec<Pfn, STACK_PAGES>) {
+    frames.into_iter().for_each(|frame| memory::free(frame, 0));
+}
+
 /// A kernel stack. Dropping it gives it back: not while anything runs on it.
 #[derive(Debug)]
 pub struct Stack {
@@ -60,7 +64,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack, or `None` when memory is exhausted. The contents are undefined.
+    /// A stack, or `None` when memory is exhausted, or the room for stacks. The contents are undefined.
     pub fn new() -> Option<Self> {
         if let Some(slot) = POOL.lock().free.pop() {
             return Some(Self { slot });
@@ -68,12 +72,16 @@ impl Stack {
         let mut frames = ArrayVec::<_, STACK_PAGES>::new();
         while !frames.is_full() {
             let Some(frame) = (!memory::is_short()).then(|| memory::alloc(0)).flatten() else {
-                frames.into_iter().for_each(|frame| memory::free(frame, 0));
+                give_back(frames);
                 return None;
             };
             frames.push(frame);
         }
-        let stack = Self { slot: POOL.lock().new_slot()? };
+        let Some(slot) = POOL.lock().new_slot() else {
+            give_back(frames);
+            return None;
+        };
+        let stack = Self { slot };
         for (page, frame) in frames.into_iter().enumerate() {
             let va = VirtAddr::new(stack.bottom() + page as u64 * PAGE_SIZE);
             if let Err(error) = paging::map_data_page(va, frame) {

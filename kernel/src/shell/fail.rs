@@ -175,12 +175,13 @@ fn hold(args: &[&str]) -> Result<(), String> {
     let space = Space::new(mm(), "hold").map_err(|error| format!("{error}"))?;
     space.map(HELD, PAGE_SIZE, Prot::USER_READ, &ops, offset >> PAGE_SHIFT).map_err(|error| format!("{error}"))?;
     let cpu = percpu::online().iter().last().unwrap_or(0);
-    let task = sched::spawn("hold", cpu, Some(space), || {
+    let task = sched::try_spawn("hold", cpu, Some(space), || {
         loop {
             user::read_u64(HELD)?;
             sched::sleep_ns(READ_NS);
         }
     });
+    let task = task.map_err(|error| format!("{error}"))?;
     // Mapped and read once: from here on a failure of the page concerns the task.
     while task.exit().is_none() && task.faults.load(core::sync::atomic::Ordering::Relaxed) == 0 {
         sched::yield_now();

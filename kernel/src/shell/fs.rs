@@ -344,12 +344,13 @@ fn touch(args: &[&str]) -> Result<(), String> {
     let base = mm::addr::VirtAddr::new(PageSize::Size1G.bytes());
     let mapped = space.map(base, len, Prot::USER_WRITE, &file.ops(), 0);
     let told = mapped.map_err(|error| format!("{path}: {error}")).and_then(|()| {
-        let task = sched::spawn("touch", arch::percpu::cpu(), Some(Arc::clone(&space)), move || {
+        let task = sched::try_spawn("touch", arch::percpu::cpu(), Some(Arc::clone(&space)), move || {
             for page in 0..len / PAGE_SIZE {
                 user::write_u64(mm::addr::VirtAddr::new(base.as_u64() + page * PAGE_SIZE), page)?;
             }
             Ok(())
         });
+        let task = task.map_err(|error| format!("{error}"))?;
         sched::join(&task).map_err(|signal: Signal| format!("the task ended by {signal}"))
     });
     let mut leaves = [0u64; 3];

@@ -17,7 +17,7 @@ use crate::cpu::percpu;
 use crate::mem::machine::KernelMachine;
 use crate::pmem::mounts;
 use crate::shell::devices::{device, number};
-use crate::task::sched;
+use crate::task::sched::{self, NoStack};
 use crate::task::tcb::Task;
 
 /// The commands.
@@ -40,13 +40,25 @@ fn fsload(args: &[&str]) -> Result<(), String> {
     }
     let mounted = mounts::mount(at)?;
     crate::console::answer!("fsload mounted device={} seed={seed} tasks={nr_tasks}", mounted.name());
-    let end = if steps == 0 { u64::MAX } else { steps };
+    let end = Arc::new(AtomicU64::new(if steps == 0 { u64::MAX } else { steps }));
     let failures = Arc::new(AtomicU64::new(0));
-    let tasks: Vec<_> = (0..nr_tasks).map(|task| start(&mounted, Load { seed, task }, end, &failures)).collect();
+    let (mut tasks, mut started) = (Vec::new(), Ok(()));
+    for task in 0..nr_tasks {
+        match start(&mounted, Load { seed, task }, &end, &failures) {
+            Ok(task) => tasks.push(task),
+            Err(error) => {
+                // Not some of them: those that work already stop.
+                end.store(0, Ordering::Relaxed);
+                started = Err(format!("{error}"));
+                break;
+            }
+        }
+    }
     for task in &tasks {
         let _only_the_end_matters = sched::join(task);
     }
     mounts::unmount(at)?;
+    started?;
     crate::console::answer!("fsload unmounted device={}", mounted.name());
     match failures.load(Ordering::Relaxed) {
         0 => Ok(()),
@@ -55,11 +67,16 @@ fn fsload(args: &[&str]) -> Result<(), String> {
 }
 
 /// Starts one task of the load on a CPU of its own, as far as there are any.
-fn start(mounted: &Arc<Mounted<KernelMachine>>, load: Load, end: u64, failures: &Arc<AtomicU64>) -> Arc<Task> {
-    let (mounted, failures) = (Arc::clone(mounted), Arc::clone(failures));
+fn start(
+    mounted: &Arc<Mounted<KernelMachine>>,
+    load: Load,
+    end: &Arc<AtomicU64>,
+    failures: &Arc<AtomicU64>,
+) -> Result<Arc<Task>, NoStack> {
+    let (mounted, failures, end) = (Arc::clone(mounted), Arc::clone(failures), Arc::clone(end));
     let cpu = load.task as usize % percpu::all().count();
-    sched::spawn(&format!("fsload-{}", load.task), cpu, None, move || {
-        if let Err((nr, error)) = run(&mounted, &load, end) {
+    sched::try_spawn(&format!("fsload-{}", load.task), cpu, None, move || {
+        if let Err((nr, error)) = run(&mounted, &load, &end) {
             failures.fetch_add(1, Ordering::Relaxed);
             crate::console::report!("fsload task={} failed={nr}", load.task);
             log::error!("task {}: step {nr}: {error}", load.task);
@@ -71,17 +88,19 @@ fn start(mounted: &Arc<Mounted<KernelMachine>>, load: Load, end: u64, failures: 
 /// Steps for one acknowledgement: to say it takes about as long as a step.
 const BATCH: u64 = 4;
 
-/// Does the steps, and acknowledges them.
-fn run(mounted: &Arc<Mounted<KernelMachine>>, load: &Load, end: u64) -> Result<(), (u64, FsError)> {
+/// Does the steps up to `end`, and acknowledges them.
+fn run(mounted: &Arc<Mounted<KernelMachine>>, load: &Load, end: &AtomicU64) -> Result<(), (u64, FsError)> {
     let context = Context::new();
     let files = mounted.prepare_load(&context, load).and_then(|()| mounted.read_load(&context, load));
     let mut files = files.map_err(|error| (0, error))?;
-    for nr in 0..end {
+    let mut nr = 0;
+    while nr < end.load(Ordering::Relaxed) {
         let step = load.step(&files, nr);
         mounted.do_load_step(&context, load, &step).map_err(|error| (nr, error))?;
         files.apply(&step);
-        if (nr + 1).is_multiple_of(BATCH) || nr + 1 == end {
-            crate::console::report!("fsload task={} acked={}", load.task, nr + 1);
+        nr += 1;
+        if nr.is_multiple_of(BATCH) || nr == end.load(Ordering::Relaxed) {
+            crate::console::report!("fsload task={} acked={nr}", load.task);
         }
     }
     Ok(())

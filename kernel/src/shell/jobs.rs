@@ -113,9 +113,22 @@ fn enter(line: String) -> Result<Arc<Job>, String> {
     Ok(job)
 }
 
-fn run(command: &Command, words: &[String]) -> State {
+fn forget(nr: u64) {
+    JOBS.lock().1.retain(|job| job.nr != nr);
+}
+
+/// How many there are.
+pub fn count() -> usize {
+    JOBS.lock().1.len()
+}
+
+fn in_place(command: &Command, words: &[String]) -> Result<(), String> {
     let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
-    (command.run)(&args).map_or_else(State::Failed, |()| State::Done)
+    (command.run)(&args)
+}
+
+fn run(command: &Command, words: &[String]) -> State {
+    in_place(command, words).map_or_else(State::Failed, |()| State::Done)
 }
 
 /// Starts a command with all of its words as a job.
@@ -124,16 +137,24 @@ pub fn start(command: &'static Command, words: &[String]) -> Result<(), String> 
         return Err(format!("{} cannot be a job; nothing was done", command.name));
     }
     let job = enter(words.join(" "))?;
-    job.say(&State::Running);
-    let words: Vec<String> = words.to_vec();
+    let (theirs, words): (_, Vec<String>) = (Arc::clone(&job), words.to_vec());
     // Not where the shell runs, as far as there is another.
     let cpus: Vec<_> = percpu::online().iter().collect();
     let cpu = cpus.get(job.nr as usize % cpus.len().max(1)).copied().unwrap_or(0);
-    sched::spawn(&format!("{NAME}{}", job.nr), cpu, None, move || {
+    let name = format!("{NAME}{}", job.nr);
+    // It cannot say that it has ended before it was said that it runs.
+    let state = job.state.lock();
+    let task = sched::try_spawn(&name, cpu, None, move || {
         let state = run(command, &words);
-        job.end(state);
+        theirs.end(state);
         Ok(())
     });
+    if let Err(error) = task {
+        drop(state);
+        forget(job.nr);
+        return Err(format!("{error}"));
+    }
+    job.say(&state);
     Ok(())
 }
 
@@ -151,12 +172,11 @@ enum Watched {
 /// may hold what only it can give back, goes on as a job.
 pub fn watch(command: &'static Command, words: &[String]) -> Result<(), String> {
     if NOT.contains(&command.name) {
-        let args: Vec<&str> = words.iter().skip(1).map(String::as_str).collect();
-        return (command.run)(&args);
+        return in_place(command, words);
     }
     let watched = Arc::new(Mutex::new(Watched::Waited));
     let (theirs, line) = (Arc::clone(&watched), words.to_vec());
-    sched::spawn(WATCHED, percpu::this().id(), None, move || {
+    let task = sched::try_spawn(WATCHED, percpu::this().id(), None, move || {
         let state = run(command, &line);
         let mut watched = theirs.lock();
         if let Watched::Left(job) = &*watched {
@@ -166,6 +186,10 @@ pub fn watch(command: &'static Command, words: &[String]) -> Result<(), String> 
         }
         Ok(())
     });
+    if task.is_err() {
+        // It may be the one that gives memory back.
+        return in_place(command, words);
+    }
     loop {
         {
             let mut watched = watched.lock();
@@ -198,7 +222,7 @@ fn jobs(_: &[&str]) -> Result<(), String> {
         let state = job.state.lock().clone();
         job.say(&state);
         if !matches!(state, State::Running) {
-            JOBS.lock().1.retain(|other| other.nr != job.nr);
+            forget(job.nr);
         }
     }
     Ok(())
@@ -228,7 +252,7 @@ fn wait(args: &[&str]) -> Result<(), String> {
             let state = job.state.lock().clone();
             job.say(&state);
         }
-        JOBS.lock().1.retain(|other| other.nr != job.nr);
+        forget(job.nr);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ mod fuzz;
 mod help;
 mod hotplug;
 mod input;
-mod jobs;
+pub mod jobs;
 mod namespaces;
 mod pin;
 mod pins;

@@ -120,9 +120,9 @@ fn register(args: &[&str]) -> Result<(), String> {
     let terms = Terms { flags: pin::flags(write), grace_ns: grace_us.saturating_mul(1000), account: &account };
     let region = MemoryRegion::register(&space, address, nr_pages, &terms, Arc::downgrade(&owner));
     let region = region.map_err(|error| format!("{error}"))?;
-    console::line(format_args!("registration {} of {nr_pages} pages", region.key()));
+    let key = region.key();
     let (inside, cpu) = (Arc::clone(&space), arch::percpu::cpu());
-    sched::spawn("holder", cpu, Some(space), move || {
+    let holder = sched::try_spawn("holder", cpu, Some(space), move || {
         // What it holds beside the registration, for as long.
         let _held = (inside, account, owner);
         let error = loop {
@@ -135,6 +135,8 @@ fn register(args: &[&str]) -> Result<(), String> {
         log::info!(target: "shell_pins", "holder: {error}");
         Ok(())
     });
+    holder.map_err(|error| format!("{error}"))?;
+    console::line(format_args!("registration {key} of {nr_pages} pages"));
     Ok(())
 }
 

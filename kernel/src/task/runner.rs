@@ -21,7 +21,7 @@ pub struct Runner {
     cpu: PerCpu,
     /// The interrupt that is ending should switch tasks.
     pub need_resched: AtomicBool,
-    /// How often such a switch was put off since the last one was made.
+    /// How many timer interrupts found such a switch asked for and not made, since the last one.
     pub put_off: AtomicU32,
     /// The running task, for the task itself: see [`crate::task::sched::with_current`].
     pub current: AtomicPtr<Task>,

@@ -8,6 +8,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::fmt;
 use core::sync::atomic::Ordering;
 
 use ::sched::queue::{self, Chosen};
@@ -27,11 +28,21 @@ use crate::task::{runner, watch};
 /// How long a task runs while another waits for its CPU, in nanoseconds.
 pub const SLICE_NS: u64 = 1_000_000;
 
-/// How often a switch that was asked for is put off at most, since the running task holds a lock: some turn in all.
-const MOST_PUT_OFF: u32 = 20;
+/// How often the timer finds at most that a switch that was asked for is put off, since the running task holds a lock.
+const MOST_PUT_OFF: u32 = 40;
 
 /// How a timer ticks: does another task wait for the CPU, and is something watched?
 type Rhythm = (bool, bool);
+
+/// Are the ticks of rhythm `a` shorter than those of `b`?
+fn is_faster(a: Rhythm, b: Rhythm) -> bool {
+    let rank = |(shared, watched): Rhythm| match (shared, watched) {
+        (_, true) => 2,
+        (true, false) => 1,
+        (false, false) => 0,
+    };
+    rank(a) > rank(b)
+}
 
 /// The tasks of one CPU.
 #[derive(Debug)]
@@ -75,8 +86,9 @@ impl RunQueue {
     fn arm(&mut self) {
         if time::is_deterministic() && !self.is_idle() {
             match self.rhythm {
-                // A tick that finds nothing to do stops it.
-                Some(rhythm) if rhythm == self.rhythm_now() => {}
+                // To a slower rhythm, or to none, it goes at a tick: each setting begins a tick anew, and tasks that wake each
+                // other and park in turn, the CPU shared and not shared, would put off every one.
+                Some(rhythm) if !is_faster(self.rhythm_now(), rhythm) => {}
                 Some(_) => self.tick_from(time::since_first_line_ns()),
                 None => {
                     apic::timer_mode(VECTOR_TIMER, true);
@@ -140,7 +152,8 @@ fn slice_ns(start: u64) -> u64 {
     SLICE_NS + (start.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % SLICE_NS
 }
 
-/// A new task on `cpu`, ready to run.
+/// A new task on `cpu`, ready to run. For a task that the kernel cannot do without; what is asked for from outside is
+/// [tried](try_spawn).
 ///
 /// # Panics
 /// When there is no memory for its stack, or the CPU is not online.
@@ -150,11 +163,35 @@ pub fn spawn(
     space: Option<Arc<Space>>,
     work: impl FnOnce() -> Exit + Send + 'static,
 ) -> Arc<Task> {
-    let Some(task) = Task::new(name, cpu, space, Some(Box::new(work))) else {
-        panic!("no memory for the stack of task \"{name}\"");
-    };
+    try_spawn(name, cpu, space, work).unwrap_or_else(|error| panic!("task \"{name}\": {error}"))
+}
+
+/// There is no stack for a task.
+#[derive(Debug)]
+pub struct NoStack;
+
+impl fmt::Display for NoStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("out of memory: there is none for a task")
+    }
+}
+
+/// A new task on `cpu`, ready to run.
+///
+/// # Errors
+/// [`NoStack`]; `work` is dropped then.
+///
+/// # Panics
+/// When the CPU is not online.
+pub fn try_spawn(
+    name: &str,
+    cpu: CpuId,
+    space: Option<Arc<Space>>,
+    work: impl FnOnce() -> Exit + Send + 'static,
+) -> Result<Arc<Task>, NoStack> {
+    let task = Task::new(name, cpu, space, Some(Box::new(work))).ok_or(NoStack)?;
     make_ready(&task, State::Ready);
-    task
+    Ok(task)
 }
 
 /// Makes this context the idle task of its CPU: it runs on `stack`, which is the task's from now on.
@@ -287,6 +324,10 @@ pub fn on_timer() {
     if area::cpu() == 0 {
         watch::look();
     }
+    // Whether or not the interrupt came for that. Others, such as shootdowns, come in bursts.
+    if this.need_resched.load(Ordering::Relaxed) {
+        this.put_off.fetch_add(1, Ordering::Relaxed);
+    }
     let now = time::since_first_line_ns();
     let mut queue = this.queue.lock();
     let queue = &mut *queue;
@@ -356,13 +397,9 @@ pub fn preempt_if_needed() {
     if !this.need_resched.load(Ordering::Relaxed) || area::preempt_count() != 0 || percpu::in_interrupt() {
         return;
     }
-    let put_off = this.put_off.load(Ordering::Relaxed);
-    if lock_check::locks_held() == 0 || put_off >= MOST_PUT_OFF {
+    if lock_check::locks_held() == 0 || this.put_off.load(Ordering::Relaxed) >= MOST_PUT_OFF {
         schedule();
-        return;
-    }
-    this.put_off.store(put_off + 1, Ordering::Relaxed);
-    if !time::is_deterministic() {
+    } else if !time::is_deterministic() {
         this.queue.lock().armed_for = 0;
         apic::timer_arm(time::timer_ticks(SOON_NS));
     }

@@ -13,7 +13,6 @@ use mm::machine::CpuId;
 use mm::sync::Mutex;
 
 use crate::mem::machine::Space;
-use crate::mem::memory;
 use crate::task::sched;
 use crate::task::tcb::{Choice, Exit, Task};
 use crate::task::user;
@@ -43,16 +42,14 @@ impl Worker {
     /// # Errors
     /// There is no memory for it.
     pub fn start(space: &Arc<Space>, cpu: CpuId) -> Result<Self, String> {
-        if memory::is_short() {
-            return Err("out of memory: there is none for a task".into());
-        }
         let desk = Arc::new(Desk {
             orders: Mutex::new(VecDeque::new()),
             news: WaitQueue::new(),
             ends: AtomicBool::new(false),
         });
         let its = Arc::clone(&desk);
-        let task = sched::spawn(space.name(), cpu, Some(Arc::clone(space)), move || its.work());
+        let task = sched::try_spawn(space.name(), cpu, Some(Arc::clone(space)), move || its.work());
+        let task = task.map_err(|error| format!("{error}"))?;
         Ok(Self { cpu, desk, task })
     }
 
