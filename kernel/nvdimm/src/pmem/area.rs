@@ -30,7 +30,7 @@ use core::fmt;
 use crc::{CRC_32_ISCSI, Crc, Digest};
 use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::run_set::NoRoom;
-use mm::sync::{Arc, Mutex};
+use mm::sync::{Arc, Mutex, SleepLock};
 
 use super::badblocks::SectorRun;
 use super::block::SECTOR_BYTES;
@@ -128,6 +128,10 @@ pub struct AreaStatus {
 const _: () = assert!(AREA_PAGES == u16::BITS as u64, "a bit for each page of the area");
 
 impl AreaStatus {
+    /// The number of the next list.
+    fn next(self) -> u64 {
+        self.sequence.saturating_add(1)
+    }
     /// Has this copy lost a page?
     fn has_lost(self, copy: u64) -> bool {
         self.lost_pages & pages_of(copy) != 0
@@ -153,8 +157,13 @@ pub struct Area {
     frames: PfnRange,
     base_bytes: u64,
     nr_sectors: u64,
+    /// Who writes a list. Held while whoever keeps the memory is waited for.
+    writer: SleepLock<()>,
     status: Mutex<AreaStatus>,
 }
+
+/// How often a list is written whose own pages are lost meanwhile, before it is left for the next change.
+const TRIES: usize = 3;
 
 /// What a header says.
 struct Header {
@@ -182,6 +191,7 @@ impl Area {
             frames,
             base_bytes: size_bytes - AREA_BYTES,
             nr_sectors: (all - AREA_BYTES) / SECTOR_BYTES,
+            writer: SleepLock::new(()),
             status: Mutex::default(),
         })
     }
@@ -200,7 +210,8 @@ impl Area {
         if area.newest().is_some() {
             return Err(AreaError::Exists);
         }
-        area.write(|| Ok(Vec::new()))
+        // Nobody else has it.
+        area.write(&mut core::hint::spin_loop, || Ok(Vec::new()))
     }
 
     /// Makes an end of the area of a device that has one.
@@ -223,7 +234,8 @@ impl Area {
         self.frames.contains(pfn)
     }
 
-    /// A frame of it has lost its contents. Says whether the newest list went with it: it is to be written again.
+    /// A frame of it has lost its contents. Says whether the newest list went with it: it is to be written again. One that is
+    /// being written its writer sees to.
     pub(super) fn lose(&self, pfn: Pfn) -> bool {
         let mut status = self.status.lock();
         let page = pfn.as_u64() - self.frames.start().as_u64();
@@ -298,26 +310,44 @@ impl Area {
         self.status.lock().lost_pages |= lost_pages;
     }
 
-    /// Writes the list that `runs` gives: asked under the lock, so that an older one never replaces a newer one.
-    /// Durable when it returns; until then the one before it counts.
+    /// Writes the list that `runs` gives: asked by one writer at a time, so that an older one never replaces a newer one; `relax`
+    /// is called while another one writes. Durable when it returns; until then the one before it counts.
     ///
     /// # Errors
     /// [`AreaError::Media`], with the offset in the mapped range, [`AreaError::NotDurable`], or
     /// [`AreaError::OutOfMemory`]; the list before it still counts.
-    pub(super) fn write(&self, runs: impl FnOnce() -> Result<Vec<SectorRun>, NoRoom>) -> Result<(), AreaError> {
-        let mut status = self.status.lock();
-        let before = *status;
-        let written = runs().map_err(AreaError::from).and_then(|runs| self.write_runs(before, runs));
-        *status = match written {
-            Ok(now) => now,
-            Err(_) => AreaStatus { stale: true, ..before },
-        };
-        written.map(drop)
+    pub(super) fn write(
+        &self,
+        relax: &mut dyn FnMut(),
+        mut runs: impl FnMut() -> Result<Vec<SectorRun>, NoRoom>,
+    ) -> Result<(), AreaError> {
+        let _one_writer = self.writer.try_take().unwrap_or_else(|| self.writer.take(relax));
+        for _ in 0..TRIES {
+            let (before, copy) = {
+                let mut status = self.status.lock();
+                let (before, copy) = (*status, status.next() % 2);
+                // They are written in full; what is lost from here on is lost again.
+                status.lost_pages &= !pages_of(copy);
+                (before, copy)
+            };
+            let written = runs().map_err(AreaError::from).and_then(|runs| self.write_runs(before, runs));
+            let mut status = self.status.lock();
+            let lost_pages = status.lost_pages;
+            *status = match written {
+                Ok(now) => AreaStatus { lost_pages, stale: lost_pages & pages_of(copy) != 0, ..now },
+                Err(_) => AreaStatus { stale: true, lost_pages: before.lost_pages | lost_pages, ..before },
+            };
+            written?;
+            if !status.stale {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the list, with what the area itself has lost at its end; answers how things stand then.
     fn write_runs(&self, before: AreaStatus, mut runs: Vec<SectorRun>) -> Result<AreaStatus, AreaError> {
-        let sequence = before.sequence.saturating_add(1);
+        let sequence = before.next();
         let copy = sequence % 2;
         let now = AreaStatus { lost_pages: before.lost_pages & !pages_of(copy), sequence, ..AreaStatus::default() };
         runs.try_reserve_exact(AREA_PAGES as usize).map_err(|_| NoRoom)?;

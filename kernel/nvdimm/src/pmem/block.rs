@@ -309,7 +309,7 @@ impl<M: Machine> BlockDevice<M> {
         // A device that is being taken away keeps what it has written last; one that takes no writes, what it had.
         if let (None, Some(area), Ok(_request)) = (self.read_only, &self.area, self.enter()) {
             // A list that the medium does not take is marked stale, and written with the next change.
-            let _ = area.write(|| self.lost_sectors());
+            let _ = area.write(&mut || self.mm.machine.relax(), || self.lost_sectors());
         }
     }
 

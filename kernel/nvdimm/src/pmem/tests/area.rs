@@ -1,8 +1,12 @@
 //! The list of bad blocks on the device.
 
 use super::*;
+use std::boxed::Box;
+use std::sync::atomic::AtomicUsize;
+
 use crate::nfit::DeviceFlags;
 use crate::pmem::area::{AREA_BYTES, AREA_PAGES, AreaError};
+use crate::virtio_pmem::{self, RequestQueue};
 
 /// A host whose ranges keep their contents when they are mapped again.
 #[derive(Default)]
@@ -338,4 +342,55 @@ fn a_device_that_takes_no_writes_is_read_and_nothing_is_stored() {
     assert!(device.dax().unwrap().pagemap().takes_writes());
     assert!(*kept.host.memory().live.lock() != before, "the list was not stored");
     assert_eq!(device.block().write(0, &sectors(1, 3)), Ok(()));
+}
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+/// Somebody who keeps the memory, and is waited for.
+#[derive(Default)]
+struct Asked {
+    nr: AtomicUsize,
+    /// Called once, in the middle of the next request.
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+impl RequestQueue for Asked {
+    fn start(&self) -> Result<(), FlushError> {
+        Ok(())
+    }
+    fn stop(&self) {}
+    fn transact(&self, _: &[u8; 4], answer: &mut [u8; 4]) -> Result<usize, FlushError> {
+        mm::lock_check::might_sleep("an answer");
+        self.nr.fetch_add(1, Ordering::SeqCst);
+        let meanwhile = self.meanwhile.lock().take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
+        *answer = [0; 4];
+        Ok(4)
+    }
+}
+
+/// Nobody holds a spin lock while he waits; and the area may lose what was just written.
+// covers: A7 P3
+#[test]
+fn a_list_in_lent_memory_waits_for_its_keeper_without_a_lock() {
+    let (kept, asked) = (kept(), Arc::new(Asked::default()));
+    let kernel = Arc::clone(&kept.host) as Arc<dyn PmemHost>;
+    let driver = virtio_pmem::driver(&kept.driver, kernel, Arc::clone(&asked) as Arc<dyn RequestQueue>);
+    driver.create_area("pmem0", kept.range()).unwrap();
+    let attach = || driver.attach(&config(&[kept.range()]), &mut |_| Ok(())).unwrap();
+    let device = attach();
+    lose(&device, run(3, 1));
+    let block = Arc::clone(device.block());
+    let state = || block.area().map(|area| (area.sequence, area.lost_pages, area.stale)).unwrap();
+    assert_eq!(state(), (2, 0, false));
+    let before = asked.nr.load(Ordering::SeqCst);
+    // List 3 goes to the second copy, whose header is lost before it lasts: list 4 goes to the first one.
+    let theirs = Arc::clone(&block);
+    let header = Pfn::new(0x100000 + PAGES - AREA_PAGES / 2);
+    let loses = move || assert!(theirs.lose_own(header));
+    *asked.meanwhile.lock() = Some(Box::new(loses));
+    lose(&device, run(9, 1));
+    assert_eq!((state(), asked.nr.load(Ordering::SeqCst) - before), ((4, 1 << 8, false), 2));
+    drop((block, device));
+    assert_eq!(attach().block().bad_blocks(), [run(3, 1), run(9, 1)]);
 }
