@@ -164,7 +164,9 @@ impl Volume {
             while next < runs.len() && runs[next].0 + runs[next].1 <= group * GROUP_BLOCKS {
                 next += 1;
             }
+            // Where runs overlap, one that has ended before the group may come behind one that reaches into it.
             let here = runs[next..].iter().take_while(|run| run.0 < end);
+            let here = here.filter(|run| run.0 + run.1 > group * GROUP_BLOCKS);
             let here: Vec<_> = here.map(|run| (run.0, run.1)).collect();
             free += self.check_group(group, &here, report);
         }

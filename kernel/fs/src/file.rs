@@ -76,7 +76,7 @@ impl Volume {
     /// operation overwrote in place before may be old or new, byte by byte, and nothing else of it has happened. Damage comes
     /// also after a part of it was written.
     pub fn write(&mut self, ino: u64, offset: u64, bytes: &[u8]) -> Result<usize, FsError> {
-        self.file(ino)?;
+        self.finish_old_cut(ino)?;
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= MAX_FILE).ok_or(FsError::TooLarge)?;
         let mut at = offset;
         while at < end {
@@ -144,6 +144,7 @@ impl Volume {
         if size > MAX_FILE {
             return Err(FsError::TooLarge);
         }
+        self.finish_old_cut(ino)?;
         let (now_ns, budget, pending) = (self.now_ns, self.budget(), self.is_pending(ino));
         let first = Self::blocks(size);
         let done = self.operation(|volume, tx| {
@@ -168,6 +169,14 @@ impl Volume {
             self.finish_cut(ino, pending)?;
         }
         self.clear_tail(ino, size)
+    }
+
+    /// A truncation that failed after its first step has left blocks behind the file's end, which are to be free before the file
+    /// grows over them: what is in them was cut off.
+    fn finish_old_cut(&mut self, ino: u64) -> Result<(), FsError> {
+        let node = self.file(ino)?;
+        let is_cut = node.end() <= Self::blocks(node.raw.size.get());
+        if is_cut { Ok(()) } else { self.finish_cut(ino, true) }
     }
 
     /// Frees what lies beyond the size of a file on the pending list, and takes it off unless it is to `stay`.

@@ -216,7 +216,7 @@ impl Files {
     /// What a task's directory holds on a volume; nothing where there is no such directory.
     ///
     /// # Errors
-    /// Damage, or the medium.
+    /// Damage, or the medium; [`FsError::TooLarge`] of a file that is none of the load's.
     pub fn read(volume: &mut Volume, dir: &str) -> Result<Self, FsError> {
         let mut files = Self::default();
         let ino = match volume.resolve(dir.as_bytes()) {
@@ -224,12 +224,18 @@ impl Files {
             ino => ino?,
         };
         for entry in volume.readdir(ino)?.into_iter().filter(|entry| entry.kind == Kind::File) {
-            let mut bytes = alloc::vec![0; volume.stat(entry.ino)?.size as usize];
+            let mut bytes = alloc::vec![0; checked(volume.stat(entry.ino)?.size)?];
             volume.read(entry.ino, 0, &mut bytes)?;
             files.0.insert(String::from_utf8_lossy(&entry.name).into_owned(), bytes);
         }
         Ok(files)
     }
+}
+
+/// The size of a file in a directory of a load, where it can be one of its own.
+fn checked(size: u64) -> Result<usize, FsError> {
+    // A write ends a byte behind it at most.
+    if size <= MAX_SIZE + 1 { Ok(size as usize) } else { Err(FsError::TooLarge) }
 }
 
 impl<M: Machine> Mounted<M> {
@@ -250,13 +256,13 @@ impl<M: Machine> Mounted<M> {
     /// What the directory of `load` holds.
     ///
     /// # Errors
-    /// Those of the calls.
+    /// Those of the calls; [`FsError::TooLarge`] of a file that is none of the load's.
     pub fn read_load(self: &Arc<Self>, context: &Context, load: &Load) -> Result<Files, FsError> {
         let mut files = Files::default();
         for entry in self.readdir(context, &load.dir())? {
             let name = String::from_utf8_lossy(&entry.name).into_owned();
             let path = format!("{}/{name}", load.dir());
-            let mut bytes = alloc::vec![0; self.stat(context, &path)?.size as usize];
+            let mut bytes = alloc::vec![0; checked(self.stat(context, &path)?.size)?];
             self.read(context, &*self.open(context, &path)?, 0, &mut bytes)?;
             files.0.insert(name, bytes);
         }

@@ -79,9 +79,7 @@ pub fn make(pmem: &Arc<dyn Pmem>, options: &MakeOptions) -> Result<Layout, FsErr
     dirty = dirty.and(make_table(p, &layout)?).and(store(p, STATE_BLOCK * BLOCK_SIZE, raw_state(&layout).as_bytes())?);
     area(pmem, options.log.as_ref(), &layout).make()?;
     let _rest = dirty.write_back(p).fence(p)?;
-    let raw = layout.raw();
-    let both = store(p, 0, raw.as_bytes())?.and(store(p, layout.copy_block() * BLOCK_SIZE, raw.as_bytes())?);
-    let _made = both.write_back(p).fence(p)?;
+    superblock::write_all(p, &layout, &[0, layout.copy_block()])?;
     Ok(layout)
 }
 

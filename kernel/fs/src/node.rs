@@ -358,7 +358,10 @@ impl Node {
             if change.tx.cost > budget {
                 return Ok(end);
             }
-            let (from, to) = (start.max(first), (start + extent.len).min(end));
+            let to = (start + extent.len).min(end);
+            // A bit for each block that becomes free: one run alone can be more than the journal takes.
+            let most = 8 * (budget - change.tx.cost) as u64 + 8;
+            let from = start.max(first).max(to.saturating_sub(most));
             let mut freed = Run { first: extent.physical + (from - start), nr: to - from };
             change.owners.remove(extent.id);
             self.extents.remove(&start);

@@ -19,7 +19,10 @@ use crate::format::{
     TABLE_INO, is_sealed, view,
 };
 use crate::layout::{Layout, STATE_BLOCK};
-use crate::pmem::{Pmem, store};
+use crate::pmem::{Dirty, Pmem, store};
+
+/// What the CPU stores whole, in bytes: the magic number and the checksum.
+const WORD_BYTES: usize = 8;
 
 /// A superblock that was written anew, or was to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +93,24 @@ fn check_there(pmem: &dyn Pmem, layout: &Layout) -> Result<(), FsError> {
 }
 
 fn write(pmem: &dyn Pmem, layout: &Layout, block: u64) -> Result<(), FsError> {
-    // A power cut in between leaves zeroes, which the next mount renews.
     pmem.renew(block * BLOCK_SIZE, BLOCK_SIZE)?;
+    write_all(pmem, layout, &[block])
+}
+
+/// Writes the superblock to blocks of zeroes. Its first word, which says whose it is, lasts before the rest is begun, since of two
+/// cache lines either may last alone: so a power cut leaves zeroes, or a superblock of ours that is damaged and can be repaired,
+/// and never what could be somebody else's.
+pub(crate) fn write_all(pmem: &dyn Pmem, layout: &Layout, blocks: &[u64]) -> Result<(), FsError> {
     let mut bytes = [0; BLOCK_SIZE as usize];
     let raw = layout.raw();
     bytes[..raw.as_bytes().len()].copy_from_slice(raw.as_bytes());
-    let _renewed = store(pmem, block * BLOCK_SIZE, &bytes)?.write_back(pmem).fence(pmem)?;
+    for part in [&bytes[..WORD_BYTES], &bytes[..]] {
+        let mut dirty = Dirty::default();
+        for block in blocks {
+            dirty = dirty.and(store(pmem, block * BLOCK_SIZE, part)?);
+        }
+        let _lasts = dirty.write_back(pmem).fence(pmem)?;
+    }
     Ok(())
 }
 

@@ -2,15 +2,17 @@
 
 use fs::check::check;
 use fs::error::FsError;
-use fs::format::{Kind, ROOT_INO};
-use fs::mount::{MountOptions, mount};
+use fs::format::{Kind, ROOT_INO, RawInode};
+use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
 use fs::superblock::repair;
+use fs::volume::Volume;
 use proptest::prelude::*;
 use std::sync::Arc;
 use testkit::damage::{check_image, reseal, sample};
-use testkit::sim::{Random, SimPmem};
+use testkit::sim::{Limits, Random, SimPmem};
+use zerocopy::FromBytes;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
@@ -377,4 +379,64 @@ fn a_superblock_that_is_lost_is_written_anew_from_the_other_and_what_is_not_ours
     bytes[(last * BLOCK) as usize..].fill(0);
     let sim = Arc::new(SimPmem::from_bytes(bytes.clone()));
     assert!(mounted(&sim).is_err() && repair(&*sim).is_err() && sim.bytes() == bytes);
+}
+
+/// Runs of two files overlap, and the longer one, which comes first, reaches into the next group.
+// covers: M5
+#[test]
+fn overlapping_runs_that_reach_into_another_group_are_told_of() {
+    const LEN: u32 = 40_000;
+    let sim = Arc::new(SimPmem::new(45_000 * 4096));
+    let pmem: Arc<dyn Pmem> = sim.clone();
+    make(&pmem, &MakeOptions::default()).unwrap();
+    let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
+    let first = |volume: &mut Volume, name: &[u8]| {
+        let ino = volume.create(ROOT_INO, name, true).unwrap();
+        volume.write(ino, 0, b"x").unwrap();
+        (ino, volume.runs(ino, 0, 1).unwrap()[0].physical.unwrap())
+    };
+    let ((ino, a), (_, b)) = (first(&mut volume, b"a"), first(&mut volume, b"b"));
+    assert!(a < b && b < a + u64::from(LEN) && a + u64::from(LEN) > fs::format::GROUP_BLOCKS, "{a}, {b}");
+    volume.unmount().unwrap();
+    let mut bytes = sim.bytes();
+    let size = fs::format::INODE_SIZE as usize;
+    for part in bytes.chunks_exact_mut(size) {
+        let (raw, _) = RawInode::mut_from_prefix(part).unwrap();
+        if raw.magic.get() == fs::format::INODE_MAGIC && raw.ino.get() == ino {
+            raw.extents[0].len = LEN.into();
+            raw.blocks = u64::from(LEN).into();
+            raw.size = (u64::from(LEN) * 4096).into();
+        }
+    }
+    reseal(&mut bytes);
+    let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(bytes));
+    let report = check(&pmem, None);
+    assert!(report.problems.iter().any(|line| line.contains("belongs to inode")), "{:?}", report.problems);
+}
+
+/// Wherever the power is cut while a lost superblock is written anew, the other one counts, and it can be repaired.
+// covers: M5
+#[test]
+fn a_power_cut_while_a_superblock_is_written_anew() {
+    let last = sample().len() / 4096 - 1;
+    for lost in [0, last] {
+        let mut bytes = sample();
+        bytes[lost * 4096..(lost + 1) * 4096].fill(0);
+        let sim = Arc::new(SimPmem::from_bytes(bytes));
+        let mut recorder = sim.record();
+        let pmem: Arc<dyn Pmem> = sim.clone();
+        assert!(mount(&pmem, &MountOptions::default()).unwrap().renewed().is_some());
+        let limits = Limits { per_point: 256, torn: 64, seed: 1 };
+        let counts = recorder.crash_images(&sim, limits, &mut |image, _| {
+            let pmem: Arc<dyn Pmem> = Arc::new(SimPmem::from_bytes(image.to_vec()));
+            // The mount that was cut off may have left more to recover.
+            let mounted = mount(&pmem, &MountOptions::default()).and_then(Volume::unmount);
+            assert_eq!(mounted, Ok(()), "block {lost}");
+            let repaired = repair(&*pmem);
+            assert!(repaired.is_ok(), "block {lost}: {repaired:?}");
+            assert!(check(&pmem, None).is_clean(), "block {lost}");
+            true
+        });
+        assert!(counts.images > 4, "{counts:?}");
+    }
 }

@@ -231,31 +231,52 @@ fn the_edges_of_a_long_punch_are_zeroed_last() {
     assert_clean(&sim);
 }
 
-/// A medium on which some bytes cannot be stored.
+/// A medium on which some bytes cannot be stored, and one read fails.
+#[derive(Default)]
 struct Refusing {
-    sim: Arc<SimPmem>,
+    sim: Option<Arc<SimPmem>>,
     bad: Mutex<std::ops::Range<u64>>,
+    /// How many reads come before it.
+    reads: Mutex<Option<u64>>,
+}
+
+impl Refusing {
+    fn over(sim: &Arc<SimPmem>) -> Arc<Self> {
+        Arc::new(Self { sim: Some(Arc::clone(sim)), ..Self::default() })
+    }
+    fn sim(&self) -> &SimPmem {
+        self.sim.as_ref().expect("it is over one")
+    }
 }
 
 impl Pmem for Refusing {
     fn len_bytes(&self) -> u64 {
-        self.sim.len_bytes()
+        self.sim().len_bytes()
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        self.sim.read(offset, buf)
+        let mut reads = self.reads.lock().unwrap();
+        match reads.as_mut() {
+            Some(0) => {
+                *reads = None;
+                return Err(FsError::Media(offset));
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.sim().read(offset, buf)
     }
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
         let bad = self.bad.lock().unwrap();
         match offset < bad.end && bad.start < offset + bytes.len() as u64 {
             true => Err(FsError::Media(offset)),
-            false => self.sim.store(offset, bytes),
+            false => self.sim().store(offset, bytes),
         }
     }
     fn write_back(&self, offset: u64, len: u64) {
-        self.sim.write_back(offset, len);
+        self.sim().write_back(offset, len);
     }
     fn fence(&self) -> Result<(), FsError> {
-        self.sim.fence()
+        self.sim().fence()
     }
 }
 
@@ -263,7 +284,7 @@ impl Pmem for Refusing {
 #[test]
 fn a_write_answers_how_much_was_written_when_the_medium_fails() {
     let sim = new_fs(640);
-    let medium = Arc::new(Refusing { sim: sim.clone(), bad: Mutex::new(0..0) });
+    let medium = Refusing::over(&sim);
     let pmem: Arc<dyn Pmem> = medium.clone();
     let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
     let [ino, other] = [&b"a"[..], b"b"].map(|name| volume.create(ROOT_INO, name, true).unwrap());
@@ -308,4 +329,42 @@ fn a_long_call_answers_how_much_was_written_too() {
         drop((task, file));
         fs.reap(&cx());
     });
+}
+
+/// A truncation of several operations fails after the first: the file is short, and has blocks behind its end. What was cut off
+/// does not come back when the file grows over them.
+#[test]
+fn what_a_truncation_that_failed_has_cut_off_does_not_come_back() {
+    const GROWN: u64 = 20 * BLOCK_SIZE + 5;
+    let grow: [fn(&mut Volume, u64); 2] = [
+        |volume, ino| drop(volume.write(ino, GROWN, b"x").unwrap()),
+        |volume, ino| volume.truncate(ino, GROWN).unwrap(),
+    ];
+    for grow in grow {
+        let mut seen = 0;
+        for reads in 0.. {
+            let sim = new_fs(1100);
+            let medium = Refusing::over(&sim);
+            let pmem: Arc<dyn Pmem> = medium.clone();
+            let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
+            let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+            for nr in 0..150 {
+                volume.write(ino, 2 * nr * BLOCK_SIZE, &[7; BLOCK]).unwrap();
+            }
+            *medium.reads.lock().unwrap() = Some(reads);
+            let cut = volume.truncate(ino, 0);
+            *medium.reads.lock().unwrap() = None;
+            let stat = volume.stat(ino).unwrap();
+            if cut.is_err() && stat.size == 0 && stat.blocks > 0 {
+                seen += 1;
+                grow(&mut volume, ino);
+                assert!(contents(&mut volume, ino)[..GROWN as usize].iter().all(|&byte| byte == 0), "{reads} reads");
+            }
+            volume.unmount().unwrap();
+            if cut.is_ok() {
+                break;
+            }
+        }
+        assert!(seen > 0, "no truncation failed in the middle");
+    }
 }

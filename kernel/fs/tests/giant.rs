@@ -132,3 +132,35 @@ fn a_file_whose_size_is_given_first_is_written_into_one_gibibyte() {
     }
     assert!(is_giant(&mut volume, ino, 0), "{:?}", volume.runs(ino, 0, GIANT_BLOCKS));
 }
+
+/// The bits of one run's blocks can be more than the journal takes: it becomes free in several steps, also by the mount after it.
+#[test]
+fn a_run_that_is_larger_than_the_journal_becomes_free() {
+    const PIECE: usize = 8 << 20;
+    let log: Arc<dyn Pmem> = Arc::new(Sparse::new(2 * BLOCK_SIZE));
+    let pmem: Arc<dyn Pmem> = Arc::new(Sparse::new(GIB / 2));
+    make(&pmem, &MakeOptions { log: Some(Arc::clone(&log)), ..MakeOptions::default() }).unwrap();
+    let mounted = || mount(&pmem, &MountOptions { log: Some(Arc::clone(&log)), ..MountOptions::default() });
+    let mut volume = mounted().unwrap();
+    // The root has its block.
+    let first = volume.create(ROOT_INO, b"first", true).unwrap();
+    volume.unlink(ROOT_INO, b"first").unwrap();
+    volume.free(first).unwrap();
+    let before = volume.statfs().unwrap().free_blocks;
+    for is_mounted_anew in [false, true] {
+        let ino = volume.create(ROOT_INO, b"large", true).unwrap();
+        let piece = vec![0; PIECE];
+        for at in (0..300 << 20).step_by(PIECE) {
+            assert_eq!(volume.write(ino, at, &piece), Ok(PIECE));
+        }
+        volume.unlink(ROOT_INO, b"large").unwrap();
+        if is_mounted_anew {
+            drop(volume);
+            volume = mounted().unwrap();
+        } else {
+            volume.free(ino).unwrap();
+        }
+        assert_eq!(volume.statfs().unwrap().free_blocks, before, "mounted anew: {is_mounted_anew}");
+    }
+    volume.unmount().unwrap();
+}

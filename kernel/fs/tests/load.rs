@@ -4,6 +4,7 @@ mod rig;
 
 use std::sync::Arc;
 
+use fs::error::FsError;
 use fs::load::{Files, Known, Load, Step};
 use fs::mount::{MountOptions, mount};
 use fs::pmem::Pmem;
@@ -121,4 +122,21 @@ fn images_that_lack_something_are_found_out() {
         files = next;
     }
     assert!(halves > 5);
+}
+
+/// Somebody's own files where a load works: it has none so large, and asks for no memory for them.
+#[test]
+fn a_file_that_is_none_of_the_loads_is_an_error() {
+    let (_emu, mm) = rig(1);
+    let device = Device::new(&mm, "pmem0", START, 512);
+    let fs = device.mount().unwrap();
+    fs.prepare_load(&cx(), &LOADS[0]).unwrap();
+    let file = fs.create(&cx(), &format!("{}/large", LOADS[0].dir()), true).unwrap();
+    fs.truncate(&cx(), &file, fs::format::MAX_FILE).unwrap();
+    drop(file);
+    assert_eq!(fs.read_load(&cx(), &LOADS[0]).map(drop), Err(FsError::TooLarge));
+    fs.reap(&cx());
+    fs.unmount(&cx()).unwrap();
+    let mut volume = mount(&(device.sim.clone() as Arc<dyn Pmem>), &MountOptions::default()).unwrap();
+    assert_eq!(Files::read(&mut volume, &LOADS[0].dir()).map(drop), Err(FsError::TooLarge));
 }
