@@ -31,7 +31,7 @@ pub mod iommu;
 pub mod media;
 #[cfg(feature = "nfit")]
 pub mod nfit;
-#[cfg(feature = "sim")]
+#[cfg(all(feature = "sim", not(any(loom, shuttle))))]
 pub mod removal;
 #[cfg(feature = "sim")]
 pub mod sim;
