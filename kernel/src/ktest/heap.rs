@@ -14,6 +14,7 @@ use crate::console::command::Command;
 use crate::ktest::fixtures::{Books, Device, at, new_space, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::{heap, memory};
+use crate::pmem::bytes;
 use crate::shell::jobs;
 use crate::task::sched;
 
@@ -32,6 +33,8 @@ pub const TESTS: &[Test] = &[
 
 /// How long a task sleeps that only keeps its stack.
 const SITS_NS: u64 = 1_000_000;
+/// What `zero` asks for at most, in bytes.
+const MUCH: usize = 1 << 20;
 /// Frames that are left before memory is short, at least.
 const LEFT: u64 = 256;
 
@@ -130,6 +133,7 @@ fn no_task(_: &mut Ctx) -> Result<(), String> {
     }
     let (is_full, is_short) = (tasks.len() == tasks.capacity(), memory::is_short());
     let refused = jobs::start(&COMMAND, &words);
+    let zeroes = bytes::zeroes(MUCH).map(drop);
     let waited_for = jobs::watch(&COMMAND, &words);
     drop(hog);
     frames.into_iter().for_each(|frame| memory::free(frame, 0));
@@ -140,6 +144,7 @@ fn no_task(_: &mut Ctx) -> Result<(), String> {
     check!(is_short && !is_full, "there is memory for more: {} tasks", tasks.len());
     check_eq!(refused, Err(format!("{}", sched::NoStack)), "a job without a stack");
     check_eq!(jobs::count(), jobs, "jobs");
+    check!(zeroes.is_err_and(|why| why.contains("out of memory")), "{MUCH} bytes in one piece were had");
     check_eq!(
         (waited_for, RAN.load(Ordering::Relaxed) - ran),
         (Ok(()), 1),

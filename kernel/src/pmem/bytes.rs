@@ -3,7 +3,6 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 
 use media::btt::Table;
@@ -26,14 +25,16 @@ pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String>
     if let Some(parent) = slots().get(at).and_then(Slot::in_sectors) {
         return contents::look(at, |medium| {
             let table = Table::open(medium, parent).map_err(|fault| format!("{fault}"))?;
-            let mut bytes = vec![0; len];
+            let mut bytes = zeroes(len)?;
             table.read(medium, offset_bytes, &mut bytes).map_err(|error| format!("{error}"))?;
             Ok(bytes)
         })?;
     }
     let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, len)?;
     block.read(first, &mut sectors).map_err(|error| in_bytes(&error))?;
-    Ok(sectors[skip..][..len].to_vec())
+    sectors.truncate(skip + len);
+    sectors.drain(..skip);
+    Ok(sectors)
 }
 
 /// Writes bytes at `offset_bytes` of slot `at` through the block path. Durable when it returns.
@@ -61,6 +62,17 @@ pub fn in_bytes(error: &BlockError) -> String {
     }
 }
 
+/// So many zeroes, which lie in one piece.
+///
+/// # Errors
+/// There is no memory for them: one clear line.
+pub fn zeroes(len: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| format!("out of memory: there are no {len} bytes in one piece"))?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
 fn check_len(len: usize) -> Result<(), String> {
     if len == 0 || len > MOST { Err(format!("a length of {len} bytes; expected 1 to {MOST}")) } else { Ok(()) }
 }
@@ -73,5 +85,5 @@ fn sectors_around(at: usize, offset_bytes: u64, len: usize) -> Result<Sectors, S
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
     let skip = (offset_bytes % SECTOR_BYTES) as usize;
     let bytes = (skip + len).next_multiple_of(SECTOR_BYTES as usize);
-    Ok((block, offset_bytes / SECTOR_BYTES, skip, vec![0; bytes]))
+    Ok((block, offset_bytes / SECTOR_BYTES, skip, zeroes(bytes)?))
 }

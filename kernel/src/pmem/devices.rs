@@ -426,11 +426,11 @@ pub fn file(at: usize) -> Result<Arc<DevDax<KernelMachine>>, DeviceError> {
 pub fn dax(at: usize) -> Result<Arc<DaxDevice>, DeviceError> {
     let slot = slot(at)?;
     slot.occupancy.with(|_| ())?;
-    let block = slot.driver().find_block(&slot.name);
+    // In this order: in the first step of a removal the block device's place goes before that of the DAX device. So where
+    // there is none of these any more, there is none of those.
     match slot.driver().find_dax(&slot.name) {
         Some(dax) => Ok(dax),
-        // Its places go in the first step of a removal, and those of the DAX device and of the block device together.
-        None if block.is_none() => Err(DeviceError::DeviceSlot(SlotError::Removing)),
+        None if slot.driver().find_block(&slot.name).is_none() => Err(DeviceError::DeviceSlot(SlotError::Removing)),
         None => Err(DeviceError::Dax(DaxError::NotSupported)),
     }
 }

@@ -7,7 +7,7 @@ use core::fmt;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dax::device::{DaxDevice, DaxError, LiveGuard, Registration};
+use dax::device::{DaxDevice, DaxError, LiveGuard, Registration, State};
 use dax::holder::{Holder, NotifyError, NotifyFlags, Role};
 use fs::error::FsError;
 use fs::mounted::{FIRST_COMPLAINT_NS, FREEZE_TIMEOUT_NS, Host, Mounted, Source};
@@ -256,7 +256,12 @@ pub fn own(at: usize, what: &'static str) -> Result<Owned, String> {
         DaxError::Busy => owned(at),
         _ => format!("{error}"),
     })?;
-    Ok(Owned { memory: memory(at)?, _registration: registration })
+    let owned = Owned { memory: memory(at)?, _registration: registration };
+    // What was found by the number a second time is the same device, and not its successor, as long as this one lives.
+    match device.state() {
+        State::Alive => Ok(owned),
+        _ => Err(format!("device {at} is leaving")),
+    }
 }
 
 fn owned(at: usize) -> String {

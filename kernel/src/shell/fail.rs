@@ -3,7 +3,6 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec;
 
 use dax::devdax::OpenOptions;
 use dax::inject::{Fault, Place};
@@ -148,7 +147,8 @@ fn zero(args: &[&str]) -> Result<(), String> {
     contents::not_left_alone(at)?;
     let block = devices::block(at).map_err(|error| format!("{error}"))?;
     contents::ask(at, Over::Bytes, force)?;
-    block.write(offset / SECTOR_BYTES, &vec![0; len as usize]).map_err(|error| bytes::in_bytes(&error))
+    let zeroes = bytes::zeroes(len as usize)?;
+    block.write(offset / SECTOR_BYTES, &zeroes).map_err(|error| bytes::in_bytes(&error))
 }
 
 fn poison(args: &[&str]) -> Result<(), String> {
