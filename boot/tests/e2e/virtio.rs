@@ -38,6 +38,25 @@ fn a_virtio_pmem_device_is_attached_written_flushed_removed_and_attached_again()
     assert_good(&exit(guest));
 }
 
+/// Its list of bad blocks is written while the host is waited for.
+/// covers: A7 P3
+#[test]
+fn a_list_of_bad_blocks_is_kept_in_lent_memory() {
+    let machine = Machine { smp: 2, pmem: vec![], virtio_pmem: vec![VirtioPmem::new(32 * MIB)], ..shell() };
+    let mut guest = start_shell(&machine);
+    ask(&mut guest, "badblocks init 0");
+    ask(&mut guest, "attach 0");
+    ask(&mut guest, "poison 0 8192");
+    has(&ask(&mut guest, "badblocks 0"), &["sectors 16..24", "8 sectors are lost; kept on the device"]);
+    ask(&mut guest, "remove 0");
+    has(&ask(&mut guest, "attach 0"), &["@attached"]);
+    has(&ask(&mut guest, "badblocks 0"), &["sectors 16..24"]);
+    ask(&mut guest, "zero 0 8192 4096 force");
+    has(&ask(&mut guest, "badblocks 0"), &["0 sectors are lost"]);
+    ask(&mut guest, "remove 0");
+    assert_good(&exit(guest));
+}
+
 /// A file system on lent memory acknowledges what the host has confirmed, and nothing else.
 /// covers: A7
 #[test]
