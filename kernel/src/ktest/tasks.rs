@@ -23,7 +23,6 @@ pub const TESTS: &[Test] = &[
     Test { name: "tasks.sched.a_spinning_task_is_preempted", covers: "", run: spinning_is_preempted },
     Test { name: "tasks.sched.every_cpu_runs_tasks", covers: "", run: every_cpu_runs },
     Test { name: "tasks.sched.no_preempt_keeps_the_cpu", covers: "", run: no_preempt },
-    Test { name: "tasks.sched.a_sleeper_wakes_beside_others_that_take_turns", covers: "", run: a_sleeper_wakes },
     Test { name: "tasks.wait.waking_is_never_lost", covers: "", run: waking },
     Test { name: "tasks.wait.woken_before_it_has_gone", covers: "", run: woken_early },
     Test { name: "tasks.wait.locks_are_counted_for_each_task", covers: "G2", run: locks_are_counted },
@@ -184,39 +183,6 @@ fn locks_are_counted(ctx: &mut Ctx) -> Result<(), String> {
         (2, 0, 0),
         "locks here, of the other, at last"
     );
-    Ok(())
-}
-
-/// Two tasks of this CPU wake each other and park in turn, so that it is shared and not shared, over and over. The timer runs all
-/// the same, and wakes a third one.
-fn a_sleeper_wakes(_: &mut Ctx) -> Result<(), String> {
-    const SLEEP_NS: u64 = 5_000_000;
-    /// Some thousand times what passes until then.
-    const MOST: u64 = 100_000;
-    let turns = Arc::new((AtomicU64::new(0), AtomicBool::new(false), WaitQueue::new()));
-    let player = |nr: u64| {
-        let turns = Arc::clone(&turns);
-        sched::spawn("player", arch::percpu::cpu(), None, move || {
-            let (turn, stop, news) = &*turns;
-            let is_over = || stop.load(Ordering::Relaxed) || turn.load(Ordering::Relaxed) >= MOST;
-            while !is_over() {
-                news.wait_until(|| turn.load(Ordering::Relaxed) % 2 == nr || is_over());
-                turn.fetch_add(1, Ordering::Relaxed);
-                news.wake_all();
-            }
-            Ok(())
-        })
-    };
-    let players = [player(0), player(1)];
-    sched::sleep_ns(SLEEP_NS);
-    let (turn, stop, news) = &*turns;
-    let until = turn.load(Ordering::Relaxed);
-    stop.store(true, Ordering::Relaxed);
-    news.wake_all();
-    for player in &players {
-        check_eq!(sched::join(player), Ok(()), "end of a player");
-    }
-    check!(until < MOST, "{until} turns of the others before the sleeper woke");
     Ok(())
 }
 

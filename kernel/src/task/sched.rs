@@ -34,16 +34,6 @@ const MOST_PUT_OFF: u32 = 40;
 /// How a timer ticks: does another task wait for the CPU, and is something watched?
 type Rhythm = (bool, bool);
 
-/// Are the ticks of rhythm `a` shorter than those of `b`?
-fn is_faster(a: Rhythm, b: Rhythm) -> bool {
-    let rank = |(shared, watched): Rhythm| match (shared, watched) {
-        (_, true) => 2,
-        (true, false) => 1,
-        (false, false) => 0,
-    };
-    rank(a) > rank(b)
-}
-
 /// The tasks of one CPU.
 #[derive(Debug)]
 pub struct RunQueue {
@@ -86,9 +76,8 @@ impl RunQueue {
     fn arm(&mut self) {
         if time::is_deterministic() && !self.is_idle() {
             match self.rhythm {
-                // To a slower rhythm, or to none, it goes at a tick: each setting begins a tick anew, and tasks that wake each
-                // other and park in turn, the CPU shared and not shared, would put off every one.
-                Some(rhythm) if !is_faster(self.rhythm_now(), rhythm) => {}
+                // A tick that finds nothing to do stops it.
+                Some(rhythm) if rhythm == self.rhythm_now() => {}
                 Some(_) => self.tick_from(time::since_first_line_ns()),
                 None => {
                     apic::timer_mode(VECTOR_TIMER, true);
