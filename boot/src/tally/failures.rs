@@ -30,7 +30,13 @@ impl Failures {
             self.found.push(Failure { name: name.trim_end().into(), reason: Vec::new() });
             self.speaks = None;
         } else if let Some(name) = heading(line) {
-            self.speaks = self.found.iter().position(|failure| failure.name == name);
+            // The latest: two files can have a test of one name. Or it is not known yet: libtest-mimic with one thread writes
+            // FAILED behind whatever the test has printed.
+            self.speaks = self.found.iter().rposition(|failure| failure.name == name);
+            if self.speaks.is_none() {
+                self.speaks = Some(self.found.len());
+                self.found.push(Failure { name: name.into(), reason: Vec::new() });
+            }
         } else if line == "failures:" || line.starts_with("test result: ") {
             self.speaks = None;
         } else if let Some(speaks) = self.speaks {
@@ -83,6 +89,12 @@ mod tests {
         let text = "test mm.a.b   ... FAILED\ntest mm.a.b.c ... ok\n\nfailures:\n\n---- mm.a.b ----\n# two pins\n\n\
                     failures:\n    mm.a.b\n";
         assert_eq!(read(text), [failure("mm.a.b", &["# two pins"])]);
+    }
+
+    #[test]
+    fn a_failed_test_whose_line_was_broken_by_what_it_printed_too() {
+        let text = "test lab_4 ... thread 'main' panicked\nFAILED\n\nfailures:\n\n---- lab_4 ----\nno hint\n";
+        assert_eq!(read(text), [failure("lab_4", &["no hint"])]);
     }
 
     #[test]

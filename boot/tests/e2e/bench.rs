@@ -59,23 +59,12 @@ fn every_row_is_measured_and_none_is_worse_than_what_is_stored() {
     let timeout = Some(Duration::from_secs(BENCH_PATIENCE_S));
     let machine = Machine { mode: Mode::Bench, deterministic: true, pmem, timeout, ..machine() };
     let stored = Baseline::read_for(&of_tree(), &Subject::of(&machine, Profile::Dev)).expect("the tree's baseline");
-    let measure = || {
-        let outcome = run(&machine);
-        let figures =
-            figures::of_console(&outcome.console).unwrap_or_else(|error| panic!("{error:#}\n{}", tail(&outcome)));
-        (outcome, figures)
-    };
-    let (mut outcome, mut figures) = measure();
+    let outcome = run(&machine);
+    let figures = figures::of_console(&outcome.console).unwrap_or_else(|error| panic!("{error:#}\n{}", tail(&outcome)));
     let unmeasured: Vec<_> =
         ROWS.iter().filter(|name| !figures.get(**name).is_some_and(|row| row.kind != Kind::None)).collect();
     assert!(unmeasured.is_empty(), "no row with a goal: {unmeasured:?}\n{}", tail(&outcome));
-    let mut worse: Vec<_> = stored.changes(&figures).into_iter().filter(Change::is_worse).collect();
-    if !worse.is_empty() {
-        // With four CPUs a guest does not do the same in each run, not even in this mode: what has become dearer is so twice.
-        (outcome, figures) = measure();
-        let again = stored.changes(&figures);
-        worse.retain(|row| again.iter().any(|other| other.is_worse() && other.name == row.name));
-    }
+    let worse: Vec<_> = stored.changes(&figures).into_iter().filter(Change::is_worse).collect();
     let lines: Vec<_> = worse.iter().map(ToString::to_string).collect();
     assert!(
         worse.is_empty(),

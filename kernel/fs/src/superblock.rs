@@ -97,9 +97,9 @@ fn write(pmem: &dyn Pmem, layout: &Layout, block: u64) -> Result<(), FsError> {
     write_all(pmem, layout, &[block])
 }
 
-/// Writes the superblock to blocks of zeroes. Its first word, which says whose it is, lasts before the rest is begun, since of two
-/// cache lines either may last alone: so a power cut leaves zeroes, or a superblock of ours that is damaged and can be repaired,
-/// and never what could be somebody else's.
+/// Writes the superblock to blocks of zeroes, or of a superblock of ours that is damaged. Its first word, which says whose it
+/// is, lasts before the rest is begun, since of two cache lines either may last alone: so a power cut leaves zeroes, or a
+/// superblock of ours that is damaged and can be repaired, and never what could be somebody else's.
 pub(crate) fn write_all(pmem: &dyn Pmem, layout: &Layout, blocks: &[u64]) -> Result<(), FsError> {
     let mut bytes = [0; BLOCK_SIZE as usize];
     let raw = layout.raw();

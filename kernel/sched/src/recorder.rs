@@ -19,8 +19,8 @@
 //!  W5 say that it holds event `at`
 //! ```
 //! W2 is one exchange: a task that looked first could be switched away before it said so, and the ring come round meanwhile.
-//! Who finds in R3 another turn than in R1 has read words of two events, perhaps, and passes over both. Linux: `kernel/trace/ring_buffer.c`, whose writers nest
-//! in the same way; a reader's second look is that of `seqlock`.
+//! Who finds in R3 another turn than in R1 has read words of two events, perhaps, and passes over both. Linux:
+//! `kernel/trace/ring_buffer.c`, whose writers nest in the same way; a reader's second look is that of `seqlock`.
 //!
 //! Model: `tests/loom_recorder.rs`.
 

@@ -21,6 +21,8 @@ use crate::pmem::devices;
 const EXTENTS: [u64; 5] = [16, 256, 4096, 16_384, 65_536];
 /// How often a removal is done.
 const REPEATS: usize = 3;
+/// The same of few, each of which a tick of the timer would make dearer by a tenth.
+const REPEATS_OF_FEW: usize = 7;
 /// Leaves of one mapping.
 const LEAVES: u64 = 65_536;
 /// Every other 2 MiB are mapped, so that each is an extent of its own.
@@ -47,8 +49,13 @@ pub fn run(figures: &mut Figures, slot: usize) -> Result<(), String> {
             all = false;
             continue;
         }
-        // Where there are many, a tick of the timer more or less is nothing.
-        let (removals, report) = repeated(if nr <= 4096 { REPEATS } else { 1 }, || of_mappings(slot, nr))?;
+        // Where there are many, a tick of the timer more or less is nothing; where there are few, it is in few of the repeats.
+        let repeats = match nr {
+            ..=256 => REPEATS_OF_FEW,
+            257..=4096 => REPEATS,
+            _ => 1,
+        };
+        let (removals, report) = repeated(repeats, || of_mappings(slot, nr))?;
         let each = Cost::of(median(removals).saturating_sub(idle), nr);
         costs = (costs.0.min(each), costs.1.max(each));
         figures.cost(&name, each, EACH, "2,150");

@@ -5,14 +5,18 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use dax::holder::{Holder, Role};
+use dax::removal::Method;
 use fs::error::ShutdownReason;
 use fs::freeze::FreezeHolder;
 use fs::layout::Label;
+use mm::pagemap::MemoryKind;
 use mm::sync::Mutex;
 
 use crate::ktest::fs::{cx, said, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
-use crate::pmem::fs_device;
+use crate::pmem::devices;
+use crate::pmem::fs_device::{self, Owned};
 use crate::pmem::mounts::{self, Fs};
 use crate::task::preempt::NoPreempt;
 use crate::task::sched;
@@ -29,7 +33,34 @@ pub const TESTS: &[Test] = &[
         covers: "M5",
         run: |ctx| with_fs(ctx, &[0], nothing_is_made_below),
     },
+    Test {
+        name: "fs.mounts.whoever_owns_a_device_does_not_own_the_next_one",
+        covers: "M5",
+        run: |ctx| {
+            with_fs(ctx, &[0], |_, _| {
+                mounts::unmount(0)?;
+                a_successor_is_another()
+            })
+        },
+    },
 ];
+
+/// Who owns a device that leaves does not get the bytes of the next one in its place.
+fn a_successor_is_another() -> Result<(), String> {
+    struct Observer;
+    impl Holder for Observer {
+        fn name(&self) -> &str {
+            "test"
+        }
+    }
+    let old = devices::dax(0).map_err(said("device"))?;
+    let registration = old.register_holder(Role::Owner, Arc::new(Observer)).map_err(said("owner"))?;
+    devices::remove_quietly(0, Method::Ranged).map_err(said("removal"))?;
+    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
+    let owned = Owned::by(0, registration).map(drop);
+    check!(owned.as_ref().is_err_and(|why| why.contains("has left meanwhile")), "the next device's bytes: {owned:?}");
+    Ok(())
+}
 
 /// Turns that the other task has to come to its wait.
 const TURNS: usize = 20;

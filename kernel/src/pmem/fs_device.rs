@@ -250,17 +250,22 @@ pub struct Owned {
 /// # Errors
 /// One clear line.
 pub fn own(at: usize, what: &'static str) -> Result<Owned, String> {
-    let device = for_file_system(at)?;
-    let registered = device.register_holder(Role::Owner, Arc::new(Worker(what)));
-    let registration = registered.map_err(|error| match error {
-        DaxError::Busy => owned(at),
-        _ => format!("{error}"),
-    })?;
-    let owned = Owned { memory: memory(at)?, _registration: registration };
-    // What was found by the number a second time is the same device, and not its successor, as long as this one lives.
-    match device.state() {
-        State::Alive => Ok(owned),
-        _ => Err(format!("device {at} is leaving")),
+    let registered = for_file_system(at)?.register_holder(Role::Owner, Arc::new(Worker(what)));
+    Owned::by(at, registered.map_err(|error| if error == DaxError::Busy { owned(at) } else { format!("{error}") })?)
+}
+
+impl Owned {
+    /// The bytes of device `at`, of which this is the registration.
+    ///
+    /// # Errors
+    /// One clear line; also where device `at` is another one by now.
+    pub fn by(at: usize, registration: Registration) -> Result<Self, String> {
+        let memory = memory(at)?;
+        // What is found by the number is the same device, and not its successor, as long as this one lives.
+        match registration.device().state() {
+            State::Alive => Ok(Self { memory, _registration: registration }),
+            _ => Err(format!("device {at} has left meanwhile")),
+        }
     }
 }
 

@@ -58,8 +58,8 @@ fn fsload(args: &[&str]) -> Result<(), String> {
         let _only_the_end_matters = sched::join(task);
     }
     mounts::unmount(at)?;
-    started?;
     crate::console::answer!("fsload unmounted device={}", mounted.name());
+    started?;
     match failures.load(Ordering::Relaxed) {
         0 => Ok(()),
         nr => Err(format!("{nr} tasks failed")),

@@ -314,8 +314,8 @@ impl Area {
     /// is called while another one writes. Durable when it returns; until then the one before it counts.
     ///
     /// # Errors
-    /// [`AreaError::Media`], with the offset in the mapped range, [`AreaError::NotDurable`], or
-    /// [`AreaError::OutOfMemory`]; the list before it still counts.
+    /// [`AreaError::Media`], with the offset in the mapped range, or that of the area where it loses each list while it is
+    /// written; [`AreaError::NotDurable`], or [`AreaError::OutOfMemory`]. The list before it still counts.
     pub(super) fn write(
         &self,
         relax: &mut dyn FnMut(),
@@ -339,10 +339,10 @@ impl Area {
             };
             written?;
             if !status.stale {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        Err(AreaError::Media(MediaError::Lost { offset_bytes: self.base_bytes }))
     }
 
     /// Writes the list, with what the area itself has lost at its end; answers how things stand then.
