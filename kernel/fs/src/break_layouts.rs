@@ -108,7 +108,8 @@ impl<M: Machine> Mounted<M> {
             gather.finish();
             let rows = {
                 let live = self.live()?;
-                let runs = self.volume(context)?.runs(inode.ino, first, end)?;
+                let runs = self.volume(context)?.runs(inode.ino, first, end);
+                let runs = self.noted(runs)?;
                 self.rows(&live, &runs)?
             };
             let held = self.held_folios(&rows);

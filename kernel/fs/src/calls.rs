@@ -36,11 +36,15 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// As [`Volume::create`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn create(self: &Arc<Self>, context: &Context, path: &str, dax: bool) -> Result<Arc<File<M>>, FsError> {
-        self.write_with(context, |volume| {
+        let _write = self.begin_write(context)?;
+        // Made and opened in one step: by its name it could be another one by then.
+        let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
+        let ino = self.change_with(context, |volume| {
             let (dir, name) = volume.resolve_parent(path.as_bytes())?;
             volume.create(dir, name, dax)
         })?;
-        self.open(context, path)
+        let inode = inodes.entry(ino).or_insert_with(|| self.new_inode(ino, dax));
+        Ok(File::new(self, inode))
     }
 
     /// Opens a file.
@@ -48,16 +52,13 @@ impl<M: Machine> Mounted<M> {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::IsDirectory`]; [`FsError::ShutDown`], [`FsError::DeviceGone`].
     pub fn open(self: &Arc<Self>, context: &Context, path: &str) -> Result<Arc<File<M>>, FsError> {
-        self.freeze.check()?;
-        let _live = self.live()?;
         // The table first: who frees an inode looks there, and at the name's absence, before it does.
         let mut inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
-        let (ino, dax) = {
-            let mut volume = self.volume(context)?;
+        let (ino, dax) = self.read_with(context, |volume| {
             let ino = volume.resolve(path.as_bytes())?;
             let node = volume.file(ino)?;
-            (ino, node.is_dax())
-        };
+            Ok((ino, node.is_dax()))
+        })?;
         let inode = inodes.entry(ino).or_insert_with(|| self.new_inode(ino, dax));
         Ok(File::new(self, inode))
     }
@@ -319,8 +320,8 @@ impl<M: Machine> Mounted<M> {
     /// left to that one. Whoever drops handles calls this as soon as it holds no lock, and no pin, for which it might wait
     /// itself. What goes wrong is said on the console; the next mount tries again.
     pub fn reap(&self, context: &Context) {
-        loop {
-            let Some(ino) = self.let_go.lock().pop() else { return };
+        let let_go = core::mem::take(&mut *self.let_go.lock());
+        for ino in let_go {
             match self.let_go_of(context, ino, false) {
                 Ok(()) | Err(FsError::ShutDown(_) | FsError::DeviceGone) => {}
                 Err(error) => {
@@ -389,6 +390,12 @@ impl<M: Machine> Mounted<M> {
                 // Somebody had it open for a moment.
                 continue;
             }
+            if saved.is_err() && !matches!(saved, Err(FsError::ShutDown(_) | FsError::DeviceGone)) {
+                // It stays, with what is to be written back: who opens it next hears of it, and the next reap tries again.
+                inode.handles.end();
+                self.let_go.lock().push(inode.ino);
+                return saved;
+            }
             let links = saved.and_then(|()| {
                 let mut volume = self.volume(context)?;
                 let links = volume.node(inode.ino)?.raw.nlink.get();
@@ -397,6 +404,7 @@ impl<M: Machine> Mounted<M> {
                 }
                 Ok(links)
             });
+            let links = self.noted(links);
             if links != Ok(0) {
                 self.leave(&mut inodes, inode);
                 return links.map(drop);
@@ -410,8 +418,8 @@ impl<M: Machine> Mounted<M> {
         freed
     }
 
-    /// Writes back what tasks have stored through mappings that are gone. Where that fails, whoever has opened the file
-    /// meanwhile hears of it by a sync of his own.
+    /// Writes back what tasks have stored through mappings that are gone. Where that fails, whoever opens the file hears of it
+    /// by a sync of his own.
     fn save(&self, context: &Context, inode: &Inode<M>) -> Result<(), FsError> {
         self.freeze.check()?;
         let _live = self.live()?;

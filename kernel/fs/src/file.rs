@@ -277,7 +277,9 @@ impl Volume {
                 self.operation(|volume, tx| volume.fill_with_zeroes(tx, ino, page, false))?;
             }
         }
-        Ok(self.run_around(ino, logical))
+        let run = self.run_around(ino, logical);
+        // A truncation that failed may have left blocks behind the end, which are free to go: nobody may map them.
+        Ok(Piece { len: run.len.min(blocks - run.logical), ..run })
     }
 
     /// Fills a hole. `whole`: it is of 2 MiB, and is filled by one area that a huge leaf can map, or not at all: `false`

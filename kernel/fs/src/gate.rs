@@ -137,6 +137,11 @@ impl Handles {
         self.open.fetch_sub(1, Ordering::SeqCst) == 1
     }
 
+    /// Has somebody it open, or is letting go of it? With the table of inodes locked.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst) != 0 || self.is_leaving()
+    }
+
     /// Asks for the turn to let go. With the table of inodes locked, in which the inode is.
     pub fn ask(&self) -> Evictor {
         if self.open.load(Ordering::SeqCst) != 0 {

@@ -231,7 +231,8 @@ impl<M: Machine> Mounted<M> {
         ranges: &[(u64, u64)],
     ) -> Result<(), FsError> {
         for &(first, end) in ranges {
-            let runs = self.volume(context)?.runs(inode.ino, first, end)?;
+            let runs = self.volume(context)?.runs(inode.ino, first, end);
+            let runs = self.noted(runs)?;
             for folio in self.held_folios(&self.rows(live, &runs)?) {
                 let from = folio.owner.offset.max(first);
                 let to = (folio.owner.offset + folio.size.nr_pages()).min(end);
@@ -253,7 +254,8 @@ impl<M: Machine> Mounted<M> {
         if ranges.is_empty() {
             return Ok(Synced::default());
         }
-        let written = self.volume(context)?.write_back(ino, ranges)?;
+        let written = self.volume(context)?.write_back(ino, ranges);
+        let written = self.noted(written)?;
         let fenced = !written.is_empty();
         let _durable = written.fence(&*self.source.pmem)?;
         Ok(Synced { ranges: ranges.len(), fenced })

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use mm::context::MmContext;
 use mm::lock_check;
 use mm::machine::Machine;
@@ -10,6 +11,7 @@ use mm::pagemap::DevPagemap;
 use mm::space::Mapping;
 use mm::sync::{Arc, AtomicU64, Mutex, Ordering};
 
+use crate::batch::FEW;
 use crate::gate::{Closed, Gate, Handles, Inside};
 use crate::lock_order::OrderedLock;
 use crate::mutant::Faults;
@@ -97,17 +99,16 @@ impl<M: Machine> Inode<M> {
         touched.into_iter().collect()
     }
 
-    /// The part of that within `first..end`; forgotten.
-    pub(crate) fn untouch(&self, first: u64, end: u64) -> Vec<(u64, u64)> {
+    /// The part of that within `first..end`, from the back, as much as has room without memory; forgotten. Where it fills
+    /// the list there may be more.
+    pub(crate) fn untouch(&self, first: u64, end: u64) -> ArrayVec<(u64, u64), FEW> {
         let touched = &mut *self.touched.lock();
-        let all = core::mem::take(touched);
-        let mut inside = Vec::new();
-        for (from, to) in all {
+        let mut inside = ArrayVec::new();
+        while !inside.is_full()
+            && let Some((&from, &to)) = touched.range(..end).next_back().filter(|&(_, &to)| to > first)
+        {
+            touched.remove(&from);
             let (a, b) = (from.max(first), to.min(end));
-            if a >= b {
-                touched.insert(from, to);
-                continue;
-            }
             inside.push((a, b));
             if from < a {
                 touched.insert(from, a);

@@ -189,7 +189,7 @@ impl Journal {
     /// The bytes of a record of `changes`, but for its head's place. Empties the area first where it does not fit.
     fn record_of(&mut self, changes: &[Change]) -> Result<Vec<u8>, FsError> {
         let len = HEAD + Self::size_of(changes);
-        if len > self.capacity() {
+        if Self::size_of(changes) > self.capacity() {
             return Err(FsError::JournalTooSmall);
         }
         let mut bytes = alloc::vec![0; HEAD];
@@ -283,5 +283,54 @@ impl Journal {
     /// `_homes`: everything that the records say is in its place.
     fn void_records(&mut self, _homes: Durable) -> Result<(), FsError> {
         self.area.set_epoch(self.epoch).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::vec;
+
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Pmem for Memory {
+        fn len_bytes(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+        fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
+            buf.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..buf.len()]);
+            Ok(())
+        }
+        fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
+            self.0.lock().unwrap()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        }
+        fn write_back(&self, _offset: u64, _len: u64) {}
+        fn fence(&self) -> Result<(), FsError> {
+            Ok(())
+        }
+    }
+
+    /// Whoever asks before he writes anything is told the same as who commits.
+    #[test]
+    fn what_is_as_large_as_the_journal_is_committed_and_no_byte_more() {
+        let len = 2 * BLOCK_SIZE;
+        let pmem: Arc<dyn Pmem> = Arc::new(Memory(Mutex::new(vec![0; 4 * len as usize])));
+        let area = Area { pmem: pmem.clone(), base: 0, len, salt: 7 };
+        area.make().unwrap();
+        let (mut journal, _) = Journal::open(area.clone(), Faults::default()).unwrap();
+        let of = |bytes: usize| [Change { offset: len, bytes: vec![9; bytes - CHANGE] }];
+        let capacity = journal.capacity();
+        for (bytes, fits) in [(capacity + 8, false), (capacity, true)] {
+            let changes = of(bytes);
+            assert_eq!(Journal::size_of(&changes) <= capacity, fits);
+            let committed = journal
+                .make_room(&*pmem, &changes)
+                .and_then(|()| journal.commit(&*pmem, &changes, WrittenBack::default()));
+            assert_eq!(committed, if fits { Ok(()) } else { Err(FsError::JournalTooSmall) }, "{bytes} of {capacity}");
+        }
+        let (_, replay) = Journal::open(area, Faults::default()).unwrap();
+        assert_eq!(replay, of(capacity));
     }
 }

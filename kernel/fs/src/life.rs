@@ -18,6 +18,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
+use dax::device::LiveGuard;
 use dax::holder::{Holder, Role};
 use dax::range::ByteSpan;
 use mm::addr::PAGE_SIZE;
@@ -39,7 +40,7 @@ impl<M: Machine> Mounted<M> {
     /// Mounts the file system and becomes the device's holder.
     ///
     /// # Errors
-    /// [`FsError::Busy`] where the device has an owner; [`FsError::DeviceGone`], also where the removal of the device, or
+    /// [`FsError::Busy`] where the device has an owner, or pages of it are mapped or pinned; [`FsError::DeviceGone`], also where the removal of the device, or
     /// of the journal's, begins before the mount is done; and those of [`mount`].
     pub fn mount(mm: &Arc<MmContext<M>>, source: Source<M>) -> Result<Arc<Self>, FsError> {
         let whole = ByteSpan::from_len(0, source.device.size_bytes()).ok_or(FsError::TooSmall)?;
@@ -66,6 +67,10 @@ impl<M: Machine> Mounted<M> {
         // First the hold, so that two do not mount one device; a notification that comes now finds nobody at home. Whether
         // one has come is asked at the end, by `confirm`.
         mounted.register()?;
+        if let Err(error) = mounted.check_unused() {
+            mounted.give_up();
+            return Err(error);
+        }
         let log = mounted.source.log.as_ref().map(|(_, pmem)| Arc::clone(pmem));
         let options = MountOptions { log, ..MountOptions::default() };
         let volume = mounted.live_both().and_then(|_live| mount(&mounted.source.pmem, &options));
@@ -83,6 +88,20 @@ impl<M: Machine> Mounted<M> {
                 Err(error)
             }
         }
+    }
+
+    /// Tasks can still map, or have pinned, blocks of a file system that was shut down and let go of. They would store to files
+    /// of this one.
+    fn check_unused(&self) -> Result<(), FsError> {
+        let live = self.live_both()?;
+        if self.is_held(&live.0)? { Err(FsError::Busy) } else { Ok(()) }
+    }
+
+    /// Is any page of the file system's part of the device mapped or pinned?
+    fn is_held(&self, live: &LiveGuard<'_>) -> Result<bool, FsError> {
+        let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
+        let all = Piece { logical: 0, len: blocks, physical: Some(0) };
+        Ok(!self.held_folios(&self.rows(live, &[all])?).is_empty())
     }
 
     /// The mount is done, unless one of its devices leaves: that one's holder may have been told when it was too early for
@@ -158,13 +177,15 @@ impl<M: Machine> Mounted<M> {
         // From the look at the table to the end of the metadata, so that nobody opens a file in between: it could be mapped,
         // and nobody would take that apart when the device leaves.
         let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
-        if !inodes.is_empty() {
+        if inodes.values().any(|inode| inode.handles.is_open()) {
             return Err(FsError::Busy);
         }
+        // Nobody has them open: what tasks had stored cannot be written back.
+        if !inodes.is_empty() {
+            return Err(FsError::NotDurable);
+        }
         let live = self.live_both()?;
-        let blocks = self.source.pmem.len_bytes() / BLOCK_SIZE;
-        let all = Piece { logical: 0, len: blocks, physical: Some(0) };
-        if !self.held_folios(&self.rows(&live.0, &[all])?).is_empty() {
+        if self.is_held(&live.0)? {
             return Err(FsError::Busy);
         }
         if self.faults.has(Mutant::UnmountLetsIn) {

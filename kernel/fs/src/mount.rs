@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use mm::sync::Arc;
 use zerocopy::IntoBytes;
 
-use crate::error::FsError;
+use crate::error::{FsError, ShutdownReason};
 use crate::format::{
     BLOCK_SIZE, FLAG_NO_REVERSE_MAP, INODE_SIZE, INODES_PER_BLOCK, Kind, ROOT_INO, RawDesc, RawExtent, RawState,
     STATE_MAGIC, TABLE_INO, is_sealed, seal, view,
@@ -253,7 +253,19 @@ impl Volume {
     pub fn quiesce(&mut self) -> Result<(), FsError> {
         let state = self.state(&mut Tx::default())?;
         self.set_state(RawState { clean: 1.into(), free_blocks: self.free_blocks.into(), ..state })?;
-        self.journal.empty(&*self.store.pmem)
+        let emptied = self.journal.empty(&*self.store.pmem);
+        self.break_unless(&emptied);
+        emptied
+    }
+
+    /// What goes on after that would go on with a medium that calls itself clean, or a journal that is neither old nor new.
+    fn break_unless(&mut self, done: &Result<(), FsError>) {
+        let reason = match done {
+            Ok(()) => return,
+            Err(FsError::DeviceGone) => ShutdownReason::DeviceGone,
+            Err(_) => ShutdownReason::MetadataIo,
+        };
+        self.broken.get_or_insert(reason);
     }
 
     /// Takes [`quiesce`](Self::quiesce) back.
@@ -261,8 +273,10 @@ impl Volume {
     /// # Errors
     /// As [`quiesce`](Self::quiesce).
     pub fn resume(&mut self) -> Result<(), FsError> {
-        let state = self.state(&mut Tx::default())?;
-        self.set_state(RawState { clean: 0.into(), ..state })
+        let resumed =
+            self.state(&mut Tx::default()).and_then(|state| self.set_state(RawState { clean: 0.into(), ..state }));
+        self.break_unless(&resumed);
+        resumed
     }
 
     /// How often it was mounted, this time included.

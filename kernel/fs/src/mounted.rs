@@ -183,8 +183,7 @@ impl<M: Machine> Mounted<M> {
         self.freeze.check()?;
         let _live = self.live()?;
         let result = work(&mut *self.volume(context)?);
-        self.note(&result);
-        result
+        self.noted(result)
     }
 
     /// Changes under the doors.
@@ -211,16 +210,16 @@ impl<M: Machine> Mounted<M> {
         if let Some(reason) = broken {
             self.shut_down(reason);
         }
-        self.note(&result);
-        result
+        self.noted(result)
     }
 
     /// Damage that was found ends the file system.
-    fn note<R>(&self, result: &Result<R, FsError>) {
-        if let Err(FsError::Damaged(damage)) = result {
+    pub(crate) fn noted<R>(&self, result: Result<R, FsError>) -> Result<R, FsError> {
+        if let Err(FsError::Damaged(damage)) = &result {
             self.source.host.line(format_args!("fs {}: damaged: {damage}", self.name()));
             self.shut_down(ShutdownReason::Corrupt);
         }
+        result
     }
 
     /// Begins a change; no freeze completes until the guard is dropped. Waits for a thaw.

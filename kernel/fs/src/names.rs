@@ -258,6 +258,12 @@ impl Volume {
         }
     }
 
+    /// An entry says what its inode is: where that is not so, one of the two is damaged.
+    fn check_kind(&mut self, entry: Entry) -> Result<(), FsError> {
+        let is_so = self.node(entry.ino)?.kind == entry.kind;
+        if is_so { Ok(()) } else { Err(FsError::damaged("kind of the entry of inode", entry.ino)) }
+    }
+
     /// Takes a file's name away. Answers the inode where that was its last link: it is on the pending list, and whoever
     /// has seen to it that nobody uses it calls [`free`](Self::free).
     ///
@@ -268,6 +274,7 @@ impl Volume {
         if entry.kind == Kind::Directory {
             return Err(FsError::IsDirectory);
         }
+        self.check_kind(entry)?;
         let gone = self.operation(|volume, tx| {
             volume.remove_entry(tx, dir, name)?;
             volume.lose_link(tx, entry.ino)
@@ -327,6 +334,7 @@ impl Volume {
     pub fn rename(&mut self, from: (u64, &[u8]), to: (u64, &[u8])) -> Result<Option<u64>, FsError> {
         check_name(to.1)?;
         let moved = self.entry(from.0, from.1)?;
+        self.check_kind(moved)?;
         if moved.kind == Kind::Directory && self.is_above(moved.ino, to.0)? {
             return Err(FsError::Invalid);
         }
@@ -339,6 +347,7 @@ impl Volume {
             if old.ino == moved.ino {
                 return Ok(None);
             }
+            self.check_kind(old)?;
             match (moved.kind, old.kind) {
                 (Kind::Directory, Kind::Directory) => self.check_empty(old.ino)?,
                 (Kind::Directory, _) => return Err(FsError::NotDirectory),

@@ -310,9 +310,12 @@ impl Node {
     ) -> Result<(), FsError> {
         let (mut start, mut whole) = (logical, Run { first: physical, nr: len });
         let mut slot = None;
+        // The inode table's first chunk stays by itself: what lies before the data blocks is looked at as that.
+        let joins = |extent: &Extent| self.kind != Kind::Table || extent.physical != change.store.layout.table_start;
         if let Some((&first, &extent)) = self.extents.range(..logical).next_back()
             && first + extent.len == logical
             && extent.physical + extent.len == physical
+            && joins(&extent)
         {
             change.owners.remove(extent.id);
             self.extents.remove(&first);
@@ -347,7 +350,8 @@ impl Node {
     }
 
     /// Takes the runs of `first..end` out, from the back, until the operation is as large as `budget` allows. The
-    /// blocks become free with the operation. Needs no free block. Answers where it stopped: `first` when all is done.
+    /// blocks become free with the operation. Needs no free block. Answers where it stopped: `first` when all is done. With
+    /// the last run go the mapping blocks; where these are too many, it has stopped just before `first`'s end.
     pub(crate) fn cut(&mut self, change: &mut Change<'_>, first: u64, end: u64, budget: usize) -> Result<u64, FsError> {
         let metadata = self.kind != Kind::File;
         let mut end = end;
@@ -390,15 +394,21 @@ impl Node {
             self.raw.blocks -= to - from;
             end = from;
         }
-        if self.extents.is_empty() {
-            self.drop_chain(change);
-        }
-        Ok(first)
+        let done = !self.extents.is_empty() || self.drop_chain(change, budget);
+        Ok(if done { first } else { first + 1 })
     }
 
-    /// No extent is left: neither are mapping blocks.
-    fn drop_chain(&mut self, change: &mut Change<'_>) {
-        for (block, id) in core::mem::take(&mut self.chain) {
+    /// No extent is left: neither are mapping blocks, from the first on until the operation is as large as `budget` allows.
+    /// Are all gone?
+    fn drop_chain(&mut self, change: &mut Change<'_>, budget: usize) -> bool {
+        while !self.chain.is_empty() {
+            if change.tx.cost > budget {
+                self.free_slots
+                    .retain(|slot| slot.block == 0 || self.chain.iter().any(|&(block, _)| block == slot.block));
+                self.raw.map_head = self.chain[0].0.into();
+                return false;
+            }
+            let (block, id) = self.chain.remove(0);
             change.owners.remove(id);
             // Changes to it in this very operation are moot, and must not be written.
             change.tx.images.remove(&block);
@@ -407,6 +417,7 @@ impl Node {
         }
         self.raw.map_head = 0.into();
         self.free_slots = (0..INLINE_EXTENTS).map(|index| Slot { block: 0, index: index as u16 }).collect();
+        true
     }
 
     /// Sets or takes away the attribute block.

@@ -32,10 +32,11 @@ use dax::range::{ByteSpan, clip};
 use mm::addr::Pfn;
 use mm::gather::Gather;
 use mm::machine::Machine;
-use mm::mapping::{Unmapped, unmap_mapping_range};
+use mm::mapping::{Unmapped, unmap_each};
 use mm::space::SigBusCause;
 use mm::sync::{Arc, Weak};
 
+use crate::batch::Batch;
 use crate::error::{FsError, ShutdownReason};
 use crate::format::BLOCK_SIZE;
 use crate::freeze::FreezeHolder;
@@ -68,7 +69,7 @@ pub struct NotifyReport {
     pub poisoned: u64,
     /// Mappings that lost something.
     pub mappings: u64,
-    /// Of these, those whose tasks were told.
+    /// Of these, those whose tasks were told: all when a device leaves, as long as there is memory for a list of them.
     pub told: u64,
     /// Leaves taken out of page tables.
     pub leaves: u64,
@@ -255,69 +256,146 @@ impl<M: Machine> Mounted<M> {
         }
     }
 
-    /// Steps 2 to 5.
+    /// Steps 2 to 5. Where memory is short the runs are taken some at a time, each with a shootdown of its own.
     fn walk(&self, context: &Context, span: ByteSpan, report: &mut NotifyReport) {
         let (first, end) = (span.first() / BLOCK_SIZE, span.last() / BLOCK_SIZE + 1);
-        let owned = match self.owned(context, first, end, report) {
-            Ok(owned) => owned,
-            Err(error) => return report.errors.push(("reverse map", error)),
-        };
-        let mut hits = Vec::new();
-        for run in owned {
-            report.extents += 1;
-            if run.2.is_metadata() {
-                report.metadata += 1;
-            } else {
-                self.hit(context, run, (first, end), report, &mut hits);
+        if !report.leaves() {
+            // Whatever owns the block, it may be the file system itself: look at every inode.
+            let bad = self.volume(context).map(|mut volume| volume.load_all());
+            match bad {
+                Ok(0) => {}
+                Ok(bad) => {
+                    report.errors.push(("inodes that cannot be loaded", FsError::damaged("inodes", bad)));
+                }
+                Err(error) => return report.errors.push(("reverse map", error)),
             }
         }
         let mut gather = Gather::new(&self.mm);
-        let mut users: Vec<Unmapped<M>> = Vec::new();
+        let mut done = None;
+        loop {
+            let (owned, more) = match self.owned(context, (first, end), done) {
+                Ok(owned) => owned,
+                Err(error) => {
+                    report.errors.push(("reverse map", error));
+                    break;
+                }
+            };
+            let mut left = owned.iter().peekable();
+            while left.peek().is_some() {
+                let mut hits = Batch::new();
+                while hits.has_room(&self.mm.machine)
+                    && let Some(&run) = left.next()
+                {
+                    report.extents += 1;
+                    report.metadata += u64::from(run.2.is_metadata());
+                    if let Some(hit) = self.hit(context, run, (first, end), report) {
+                        hits.push(hit);
+                    }
+                }
+                self.take_away(context, &hits, &mut gather, report);
+            }
+            done = owned.last().map(|&(start, ..)| start);
+            if !more {
+                break;
+            }
+        }
+        if report.leaves() {
+            self.take_unknown_away(context, &mut gather, report);
+        }
+        let stats = gather.finish();
+        (report.leaves, report.rounds) = (stats.leaves, stats.rounds);
+    }
+
+    /// The same for files that are open and whose blocks are not known: they were not in memory any more after a change that
+    /// failed, and could not be read anew.
+    fn take_unknown_away(&self, context: &Context, gather: &mut Gather<M>, report: &mut NotifyReport) {
+        let mut from = 0;
+        loop {
+            let (mut hits, mut next) = (Batch::<Hit<M>>::new(), None);
+            {
+                let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
+                let Ok(volume) = self.volume(context) else { return };
+                for (&ino, inode) in inodes.range(from..).filter(|&(&ino, inode)| inode.dax && !volume.is_loaded(ino)) {
+                    if !hits.has_room(&self.mm.machine) {
+                        next = Some(ino);
+                        break;
+                    }
+                    hits.push(Hit { inode: Arc::clone(inode), first: 0, end: u64::MAX });
+                }
+            }
+            self.take_away(context, &hits, gather, report);
+            let Some(next) = next else { return };
+            from = next;
+        }
+    }
+
+    /// Steps 3 to 5 for these.
+    fn take_away(&self, context: &Context, hits: &Batch<Hit<M>>, gather: &mut Gather<M>, report: &mut NotifyReport) {
+        let mut users = Batch::<Unmapped<M>>::new();
         for hit in hits.iter().filter(|hit| hit.inode.dax) {
-            users.extend(unmap_mapping_range(&hit.inode.mapping, hit.first, hit.end - hit.first, &mut gather));
+            unmap_each(&hit.inode.mapping, hit.first, hit.end - hit.first, gather, &mut |space, range| {
+                report.mappings += 1;
+                // Who finds no room is not told; the next access tells.
+                if users.has_room(&self.mm.machine) {
+                    users.push(Unmapped { space: Arc::clone(space), range });
+                }
+            });
         }
         // One round for all files and all tasks.
         gather.shoot_down();
-        for hit in &hits {
-            let stored = hit.inode.untouch(hit.first, hit.end);
+        for hit in hits.iter() {
             report.invalidated += 1;
-            // The device still works: what tasks have stored and not synced is saved.
+            self.save_run(context, hit, report);
+        }
+        self.tell(&users, report);
+    }
+
+    /// Step 4 for a run: the device still works, and what tasks have stored and not synced is saved.
+    fn save_run(&self, context: &Context, hit: &Hit<M>, report: &mut NotifyReport) {
+        loop {
+            let stored = hit.inode.untouch(hit.first, hit.end);
             if (report.pre_remove || Mutant::GoneWrittenBack.is_on())
                 && let Err(error) = self.write_back_ranges(context, hit.inode.ino, &stored)
             {
                 report.errors.push(("write back", error));
             }
-        }
-        let stats = gather.finish();
-        (report.leaves, report.rounds) = (stats.leaves, stats.rounds);
-        self.tell(users, report);
-    }
-
-    /// The owned runs in the range.
-    fn owned(&self, context: &Context, first: u64, end: u64, report: &mut NotifyReport) -> Result<Vec<Owned>, FsError> {
-        let mut volume = self.volume(context)?;
-        if !report.leaves() {
-            // Whatever owns the block, it may be the file system itself: look at every inode.
-            let bad = volume.load_all();
-            if bad > 0 {
-                report.errors.push(("inodes that cannot be loaded", FsError::damaged("inodes", bad)));
+            if !stored.is_full() {
+                return;
             }
         }
-        let mut owned = Vec::new();
-        volume.owners(first, end, |run| owned.push(run));
-        Ok(owned)
     }
 
-    /// A run of a file's blocks is hit.
+    /// The owned runs in the range that begin behind `done`, as many as there is room for; and whether there are more.
+    fn owned(
+        &self,
+        context: &Context,
+        (first, end): (u64, u64),
+        done: Option<u64>,
+    ) -> Result<(Batch<Owned>, bool), FsError> {
+        let (mut owned, mut more) = (Batch::new(), false);
+        let volume = self.volume(context)?;
+        volume.owners_while(done.map_or(first, |done| done + 1), end, |run| {
+            if done.is_some_and(|done| run.0 <= done) {
+                return true;
+            }
+            more = !owned.has_room(&self.mm.machine);
+            if !more {
+                owned.push(run);
+            }
+            !more
+        });
+        Ok((owned, more))
+    }
+
+    /// What a run of a file's blocks is in the file, where that is in memory.
     fn hit(
         &self,
         context: &Context,
         (start, stop, owner): Owned,
         (first, end): (u64, u64),
         report: &mut NotifyReport,
-        hits: &mut Vec<Hit<M>>,
-    ) {
-        let Owner::Data { ino, logical } = owner else { return };
+    ) -> Option<Hit<M>> {
+        let Owner::Data { ino, logical } = owner else { return None };
         let (from, to) = (start.max(first), stop.min(end));
         if !report.leaves() || self.faults.has(Mutant::PoisonedOnRemoval) {
             report.poisoned += self.poison(from, to - from, report);
@@ -325,10 +403,10 @@ impl<M: Machine> Mounted<M> {
         let inode = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes).get(&ino).cloned();
         let Some(inode) = inode else {
             report.not_in_memory += 1;
-            return;
+            return None;
         };
         report.not_dax += u64::from(!inode.dax);
-        hits.push(Hit { inode, first: logical + (from - start), end: logical + (to - start) });
+        Some(Hit { inode, first: logical + (from - start), end: logical + (to - start) })
     }
 
     /// Marks the pages of these blocks; answers how many.
@@ -353,15 +431,14 @@ impl<M: Machine> Mounted<M> {
     }
 
     /// Step 5: all tasks that mapped it, or the one that met the failure.
-    fn tell(&self, users: Vec<Unmapped<M>>, report: &mut NotifyReport) {
+    fn tell(&self, users: &Batch<Unmapped<M>>, report: &mut NotifyReport) {
         let current = self.source.host.current_space();
         let cause = if report.leaves() { SigBusCause::DeviceGone } else { SigBusCause::Poisoned };
-        for Unmapped { space, range } in users {
-            report.mappings += 1;
+        for Unmapped { space, range } in users.iter() {
             let all = report.leaves() && !self.faults.has(Mutant::OnlyCurrentTold);
             if all || current == Some(space.id()) {
                 report.told += 1;
-                self.source.host.lost(&space, range, cause);
+                self.source.host.lost(space, *range, cause);
             }
         }
     }

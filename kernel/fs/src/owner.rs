@@ -64,6 +64,10 @@ impl ReverseMap {
     pub(crate) fn query(&self, first: u64, end: u64, mut visit: impl FnMut(Owned)) -> usize {
         self.tree.for_each_overlap(first, end, |start, end, &owner| visit((start, end, owner)))
     }
+    /// The same for as long as `visit` answers that it wants more.
+    pub(crate) fn query_while(&self, first: u64, end: u64, mut visit: impl FnMut(Owned) -> bool) {
+        self.tree.overlaps_while(first, end, |start, end, &owner| visit((start, end, owner)));
+    }
     pub(crate) fn len(&self) -> usize {
         self.tree.len()
     }

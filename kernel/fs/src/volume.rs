@@ -96,6 +96,10 @@ impl Volume {
     pub fn owners(&self, first: u64, end: u64, visit: impl FnMut(Owned)) -> usize {
         self.owners.query(first, end, visit)
     }
+    /// The same for as long as `visit` answers that it wants more.
+    pub(crate) fn owners_while(&self, first: u64, end: u64, visit: impl FnMut(Owned) -> bool) {
+        self.owners.query_while(first, end, visit);
+    }
     /// How many runs the reverse map knows.
     pub fn nr_owned_runs(&self) -> usize {
         self.owners.len()
@@ -167,6 +171,11 @@ impl Volume {
         Ok(node)
     }
 
+    /// Is the inode in memory?
+    pub(crate) fn is_loaded(&self, ino: u64) -> bool {
+        self.nodes.contains_key(&ino)
+    }
+
     /// Forgets an inode's in-memory copy: it is loaded again when it is needed.
     pub(crate) fn forget(&mut self, ino: u64) {
         if ino != TABLE_INO
@@ -215,6 +224,10 @@ impl Volume {
             }
             if tx.touched.contains(&TABLE_INO) {
                 self.reload_table();
+            }
+            // As they are on the medium: a file that tasks map is to be found by its blocks. One that was made is not there.
+            for &ino in &tx.touched {
+                let _not_there_or_looked_for = self.node(ino);
             }
         }
         result

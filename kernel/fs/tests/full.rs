@@ -5,12 +5,13 @@ mod rig;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Medium, assert_clean, mounted, new_fs};
+use common::{Medium, assert_clean, mounted, new_fs, pmem};
 use fs::Piece;
 use fs::calls::CHUNK_BYTES;
+use fs::check::check;
 use fs::error::FsError;
-use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, INLINE_EXTENTS, ROOT_INO};
-use fs::mount::{MountOptions, mount};
+use fs::format::{BLOCK_SIZE, HUGE_BLOCKS, INLINE_EXTENTS, ROOT_INO, TABLE_INO};
+use fs::mount::{MakeOptions, MountOptions, make, mount};
 use fs::owner::Owner;
 use fs::pmem::Pmem;
 use fs::volume::Volume;
@@ -367,4 +368,59 @@ fn what_a_truncation_that_failed_has_cut_off_does_not_come_back() {
         }
         assert!(seen > 0, "no truncation failed in the middle");
     }
+}
+
+/// The inode table grows where its new part begins right behind its first one: they stay two runs, for what a first part may be
+/// is looked at when it is read.
+#[test]
+fn an_inode_table_that_grows_behind_its_first_part_can_be_read() {
+    // One group, whose first area is free as a whole and whose last one is full.
+    let sim = new_fs(32_256);
+    let mut volume = mounted(&sim);
+    let files = [400, 110].map(|blocks: u64| {
+        let ino = volume.create(ROOT_INO, format!("of {blocks}").as_bytes(), true).unwrap();
+        assert_eq!(volume.write(ino, 0, &vec![1; blocks as usize * BLOCK]), Ok(blocks as usize * BLOCK));
+        ino
+    });
+    assert!(files.iter().all(|&ino| volume.runs(ino, 0, 400).unwrap()[0].physical > Some(31_000)));
+    for nr in 0..70 {
+        volume.create(ROOT_INO, format!("{nr}").as_bytes(), true).unwrap();
+    }
+    let runs = volume.runs(TABLE_INO, 0, 16);
+    volume.unmount().unwrap();
+    let mut volume = mounted(&sim);
+    assert_eq!(volume.readdir(ROOT_INO).unwrap().len(), 72, "{runs:?}");
+    volume.unmount().unwrap();
+}
+
+/// A file has more mapping blocks than a small journal takes in one operation: it goes all the same, some at a time, also where
+/// the power is cut between two of these.
+#[test]
+fn a_file_of_very_many_runs_goes_with_a_small_journal() {
+    const RUNS: u64 = 50_000;
+    let sim = Arc::new(SimPmem::new((2 * RUNS + 2000) as usize * BLOCK));
+    let log: Arc<dyn Pmem> = Arc::new(SimPmem::new(2 * BLOCK));
+    let options = MakeOptions { log: Some(log.clone()), ..MakeOptions::default() };
+    make(&pmem(&sim), &options).unwrap();
+    let open = || mount(&pmem(&sim), &MountOptions { log: Some(log.clone()), ..MountOptions::default() }).unwrap();
+    let mut volume = open();
+    volume.create(ROOT_INO, b"other", true).unwrap();
+    let before = free(&mut volume);
+    type End = fn(&mut Volume, u64) -> Result<(), FsError>;
+    let ends: [End; 2] = [Volume::free, |volume, ino| volume.truncate(ino, 0)];
+    for end in ends {
+        let ino = volume.create(ROOT_INO, b"a", true).unwrap();
+        for run in 0..RUNS {
+            volume.write(ino, 2 * run * BLOCK_SIZE, &[7]).unwrap();
+        }
+        assert!(volume.stat(ino).unwrap().blocks > RUNS + 180);
+        assert_eq!(volume.unlink(ROOT_INO, b"a"), Ok(Some(ino)));
+        end(&mut volume, ino).unwrap();
+        // Where it was cut only, the next mount frees it.
+        volume.unmount().unwrap();
+        volume = open();
+        assert_eq!(free(&mut volume), before);
+    }
+    volume.unmount().unwrap();
+    assert!(check(&pmem(&sim), Some(&log)).is_clean());
 }

@@ -257,6 +257,18 @@ impl DevPagemap {
             _ => MapState::Dying,
         }
     }
+    /// Which page of the device a frame is, counted over its ranges; `None` where it is none of its.
+    pub fn page_of(&self, pfn: Pfn) -> Option<u64> {
+        let mut before = 0;
+        for range in self.ranges() {
+            if range.contains(pfn) {
+                return Some(before + (pfn.as_u64() - range.start().as_u64()));
+            }
+            before += range.nr_pages();
+        }
+        None
+    }
+
     /// Folios whose metadata exists.
     pub fn live_folios(&self) -> u64 {
         // Acquire: pairs with the Release in `folios_gone`: who reads zero has seen the last holder's last store.

@@ -1,8 +1,10 @@
 //! Tests of a file system that is full, and of one whose superblock is lost.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use fs::error::FsError;
 use fs::mount::{MakeOptions, make};
@@ -11,14 +13,15 @@ use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::space::SigBusCause;
 use mm::sync::Mutex;
+use spin::Once;
 
-use crate::ktest::fixtures::{at, here, run_in};
-use crate::ktest::fs::{cx, let_go, said, space_with, with_fs};
+use crate::ktest::fixtures::{at, here, run_in, spawn_in, wait_until};
+use crate::ktest::fs::{cx, let_go, numbered, said, space_with, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::pmem::mounts::{self, Fs};
 use crate::pmem::{devices, fs_device};
-use crate::task::tcb::Choice;
-use crate::task::user;
+use crate::task::tcb::{Choice, SigBus};
+use crate::task::{sched, user};
 use crate::trap::memory_error;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
@@ -30,6 +33,11 @@ const HOLES: u64 = 8 * MIB2 / PAGE_SIZE;
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     Test { name: "fs.mmap.no_space_can_be_caught", covers: "M5", run: |ctx| with_fs(ctx, &[0], no_space) },
+    Test {
+        name: "fs.failure.who_maps_a_lost_page_is_told_without_a_touch",
+        covers: "P1 N11",
+        run: |ctx| with_fs(ctx, &[0], told_untouched),
+    },
     Test { name: "fs.failure.of_the_superblock", covers: "M5", run: |ctx| with_fs(ctx, &[0], superblock_fails) },
 ];
 
@@ -55,6 +63,37 @@ impl Pmem for Front {
     fn fence(&self) -> Result<(), FsError> {
         self.0.fence()
     }
+}
+
+/// A task maps a file and has never touched the page that is lost: it is sent SIGBUS all the same, for a device that works in
+/// its place faults nowhere.
+fn told_untouched(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    let file = numbered(fs, "/file", 4)?;
+    let space = space_with(&file, 4, Prot::USER_WRITE)?;
+    let pfn = run_in(here(), &space, || {
+        user::read_u64(at(0)).map_err(|signal| format!("{signal}"))?;
+        Ok(())
+    })
+    .and_then(|()| space.translate(at(0)).map(|found| found.pfn_at(at(0)).add(1)).ok_or("nothing is mapped".into()))?;
+    let (failed, answer) = (Arc::new(AtomicBool::new(false)), Arc::new(Once::new()));
+    let (has_failed, answer_to) = (Arc::clone(&failed), Arc::clone(&answer));
+    let task = spawn_in(here(), &space, move || {
+        wait_until(|| has_failed.load(Ordering::Acquire));
+        answer_to.call_once(user::check_signal);
+        Ok(())
+    });
+    memory_error::fail(pfn);
+    failed.store(true, Ordering::Release);
+    check_eq!(sched::join(&task), Ok(()), "end of the task");
+    let poisoned = SigBus { addr: at(PAGE_SIZE), len_bytes: PAGE_SIZE, cause: SigBusCause::Poisoned };
+    check_eq!(answer.get(), Some(&Err(poisoned.into())), "what the task was sent");
+    check_eq!(fs.shutdown_reason(), None, "shut down by the loss of a file's page");
+    drop(task);
+    // Whole again, for whoever comes after this test.
+    check_eq!(fs.write_all(&cx(), &file, PAGE_SIZE, &[0; PAGE_SIZE as usize]), Ok(()), "a write of the whole page");
+    let_go(fs, file, space);
+    Ok(())
 }
 
 /// Makes and mounts a small file system in place of the one that is there.

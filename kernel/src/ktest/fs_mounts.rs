@@ -10,16 +10,18 @@ use dax::removal::Method;
 use fs::error::ShutdownReason;
 use fs::freeze::FreezeHolder;
 use fs::layout::Label;
+use mm::entry::Prot;
 use mm::pagemap::MemoryKind;
 use mm::sync::Mutex;
 
-use crate::ktest::fs::{cx, said, with_fs};
+use crate::ktest::fixtures::{at, here, run_in};
+use crate::ktest::fs::{cx, let_go, numbered, said, space_with, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::pmem::devices;
 use crate::pmem::fs_device::{self, Owned};
 use crate::pmem::mounts::{self, Fs};
 use crate::task::preempt::NoPreempt;
-use crate::task::sched;
+use crate::task::{sched, user};
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
@@ -34,6 +36,11 @@ pub const TESTS: &[Test] = &[
         run: |ctx| with_fs(ctx, &[0], nothing_is_made_below),
     },
     Test {
+        name: "fs.mounts.nothing_comes_over_pages_that_are_still_mapped",
+        covers: "E1 M5",
+        run: |ctx| with_fs(ctx, &[0], over_mapped_pages),
+    },
+    Test {
         name: "fs.mounts.whoever_owns_a_device_does_not_own_the_next_one",
         covers: "M5",
         run: |ctx| {
@@ -44,6 +51,22 @@ pub const TESTS: &[Test] = &[
         },
     },
 ];
+
+/// A file system was shut down while a task maps a file of it. Nothing else is made or mounted there before the task ends.
+fn over_mapped_pages(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    let file = numbered(fs, "/file", 1)?;
+    let space = space_with(&file, 1, Prot::USER_WRITE)?;
+    run_in(here(), &space, || user::write_u64(at(0), 7).map_err(|signal| format!("{signal}")))?;
+    fs.shut_down(ShutdownReason::MetadataIo);
+    for (what, done) in [("mount", mounts::mount(0).map(drop)), ("mkfs", mounts::mkfs(0, Label::default()).map(drop))] {
+        let is_refused = done.as_ref().is_err_and(|why| why.contains("still map or hold pages of device 0"));
+        check!(is_refused, "{what} over a page that a task maps: {done:?}");
+    }
+    let_go(fs, file, space);
+    drop(mounts::mount(0)?);
+    mounts::unmount(0)
+}
 
 /// Who owns a device that leaves does not get the bytes of the next one in its place.
 fn a_successor_is_another() -> Result<(), String> {

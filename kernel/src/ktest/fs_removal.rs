@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use dax::inject::{Fault, Place};
 use dax::removal::Method;
 use fs::error::{FsError, ShutdownReason};
 use fs::freeze::FreezeHolder;
@@ -21,6 +22,7 @@ use crate::ktest::fixtures::{BASE, Random, at, here, new_space, no_problems, spa
 use crate::ktest::fs::{cx, numbered, said, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::Space;
+use crate::mem::reserve::FAULTS;
 use crate::pmem::devices;
 use crate::pmem::mounts::{self, Fs};
 use crate::task::tcb::{Signal, Task};
@@ -34,6 +36,11 @@ pub const TESTS: &[Test] = &[
         run: |ctx| with_fs(ctx, &[0, 1], removal_under_load),
     },
     Test { name: "fs.removal.under_load", covers: "R7 R9 R10 N11", run: |ctx| with_fs(ctx, &[0], removal_under_load) },
+    Test {
+        name: "fs.removal.without_any_memory",
+        covers: "A6 R5 N11 N12",
+        run: |ctx| with_fs(ctx, &[0], without_memory),
+    },
     Test { name: "fs.removal.lifts_a_users_freeze", covers: "N6", run: |ctx| with_fs(ctx, &[0], lifts_a_freeze) },
 ];
 
@@ -168,4 +175,48 @@ fn lifts_a_freeze(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     drop((file, writer));
     fs.reap(&cx());
     devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))
+}
+
+/// Runs of a file: more than are taken at a time where memory is short.
+const RUNS: u64 = 100;
+
+/// No allocation of the removal finds memory. What tasks have stored to a file of many runs is taken away from them and is
+/// durable all the same.
+fn without_memory(ctx: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    let file = fs.create(&cx(), "/runs", true).map_err(said("create"))?;
+    // A hole behind each page, so that each is a run of its own.
+    for run in 0..RUNS {
+        let written = fs.write_all(&cx(), &file, 2 * run * PAGE_SIZE, &[1; 8]);
+        written.map_err(said("write"))?;
+    }
+    let space = new_space("runs")?;
+    let bytes = 2 * RUNS * PAGE_SIZE;
+    space.map(BASE, bytes, Prot::USER_WRITE, &file.ops(), 0).map_err(said("map"))?;
+    let task = spawn_in(here(), &space, || {
+        (0..RUNS).try_for_each(|run| user::write_u64(at(2 * run * PAGE_SIZE), !run))?;
+        Ok(())
+    });
+    check_eq!(sched::join(&task), Ok(()), "the task that stores");
+    FAULTS.arm(Fault::from_on(Place::Alloc, 1));
+    let removed = devices::remove_quietly(0, Method::Ranged);
+    check!(FAULTS.disarm(Place::Alloc), "the fault was not armed any more");
+    let report = removed.map_err(|error| format!("removal: {error}"))?;
+    no_problems(&report)?;
+    let notified = fs.last_notification().ok_or("the file system was not told")?;
+    check_eq!((notified.leaves, notified.errors.len(), notified.frozen), (RUNS, 0, true), "leaves, errors, frozen");
+    drop((file, task, space));
+    fs.reap(&cx());
+    devices::attach_as(0, MemoryKind::FsDax).map_err(said("attach"))?;
+    let again = mounts::mount(0)?;
+    let file = again.open(&cx(), "/runs").map_err(said("open"))?;
+    for run in 0..RUNS {
+        let mut word = [0; 8];
+        check_eq!(again.read(&cx(), &file, 2 * run * PAGE_SIZE, &mut word), Ok(8), "bytes of run {run}");
+        check_eq!(u64::from_le_bytes(word), !run, "what was stored to run {run}");
+    }
+    drop(file);
+    again.reap(&cx());
+    ctx.note(format_args!("{} runs, {} shootdowns, {} told", notified.extents, notified.rounds, notified.told));
+    Ok(())
 }

@@ -2,10 +2,10 @@
 //!
 //! # Protocol
 //! An attach or a removal runs inside a [`Section`]. While it does, each allocation of its task is counted, and where
-//! memory is exhausted (or a fault says so) the task goes on with the reserve: 64 KiB in requests of at most 2 KiB.
-//! So what cannot do without an answer (a node of a tree, a counted pointer) gets one, and nothing stops half-way. What
-//! can do without asks first: once the section is short, [`may_grow`] refuses every list that grows with what is
-//! mapped. An attach looks after each step whether the section is short, and then undoes everything; a removal goes on
+//! memory is exhausted (or a fault says so) the task goes on with the reserve: 128 KiB in requests of at most 4 KiB,
+//! which is a block of a file system. So what cannot do without an answer (a node of a tree, a counted pointer) gets
+//! one, and nothing stops half-way. What can do without asks first: once the section is short, [`may_grow`] refuses
+//! every list that grows with what is mapped. An attach looks after each step whether the section is short, and then undoes everything; a removal goes on
 //! in smaller batches, and says in its report what it could not name.
 //!
 //! The allocator knows the task by its stack: no lock, and nothing to look up while there is no section at all.
@@ -21,11 +21,11 @@ use mm::addr::PAGE_SIZE;
 use crate::cpu::lock::IrqLock;
 use crate::mem::{layout, memory};
 
-/// log2 of the reserve's size in pages: 64 KiB.
-const ORDER: u32 = 4;
+/// log2 of the reserve's size in pages: 128 KiB.
+const ORDER: u32 = 5;
 const BYTES: u64 = PAGE_SIZE << ORDER;
 /// The largest request that the reserve serves, in bytes.
-const MOST: usize = 2 << 10;
+const MOST: usize = 4 << 10;
 /// Sections at the same time. One more goes without the reserve.
 const SLOTS: usize = 16;
 

@@ -211,6 +211,22 @@ fn for_file_system(at: usize) -> Result<Arc<DaxDevice>, String> {
     }
 }
 
+/// The same, where no page of it is mapped or pinned: tasks can still have some of a file system that was shut down, and would
+/// store to files of the next one.
+///
+/// # Errors
+/// One clear line.
+pub fn unused(at: usize) -> Result<Arc<DaxDevice>, String> {
+    let device = for_file_system(at)?;
+    match device.pagemap().live_folios() {
+        0 => Ok(device),
+        nr => Err(format!(
+            "tasks still map or hold pages of device {at} ({nr} folios), of what was mounted there before: they have to end first, \
+             or the device has to be removed"
+        )),
+    }
+}
+
 /// The bytes of device `at`, which is attached for a file system.
 ///
 /// # Errors
@@ -279,7 +295,7 @@ fn owned(at: usize) -> String {
 /// # Errors
 /// One clear line.
 pub fn mount(at: usize) -> Result<Arc<Mounted<KernelMachine>>, String> {
-    let device = for_file_system(at)?;
+    let device = unused(at)?;
     let pmem = memory(at)?;
     let source = Source {
         name: devices::slots()[at].name.clone(),

@@ -1,15 +1,27 @@
 //! What the devices have to do with a page that is lost: who maps it, whose records it held, the list that is stored.
 
-use mm::addr::{Pfn, PfnRange, VirtAddr};
+use fs::lock_order::Context;
+use mm::addr::{PAGE_SHIFT, Pfn, PfnRange, VirtAddr};
 
 use crate::pmem::devices::{block, file, slots};
+use crate::pmem::mounts;
 
-/// Calls `each` with every address space that maps this frame of a device-dax file, by its number, and the address there.
+/// Calls `each` with every address space that maps this frame of a device-dax file, or of a file of what is mounted, by its
+/// number, and the address there.
 pub fn for_each_place(pfn: Pfn, each: &mut dyn FnMut(u64, VirtAddr)) {
     let holding = slots().iter().enumerate().filter(|(_, slot)| slot.frames.contains(pfn));
     for file in holding.filter_map(|(at, _)| file(at).ok()) {
         for (space, addr) in file.places_of(pfn) {
             each(space.id(), addr);
+        }
+    }
+    for (_, mounted) in mounts::all() {
+        let Some(page) = mounted.device().pagemap().page_of(pfn) else { continue };
+        // Of a file that nobody has open nobody maps anything, and of what is not a file's neither.
+        if let Ok(Some(found)) = mounted.owner_of(&Context::new(), page << PAGE_SHIFT)
+            && let Some(mapping) = found.mapping
+        {
+            mapping.places(found.page).iter().for_each(|(space, addr)| each(space.id(), *addr));
         }
     }
 }

@@ -59,6 +59,7 @@ pub fn mkfs(at: usize, label: Label) -> Result<Layout, String> {
     not_mounted(at)?;
     devices::check_writable(at)?;
     let owned = fs_device::own(at, "mkfs")?;
+    fs_device::unused(at)?;
     let mut uuid = [0; 16];
     uuid[..8].copy_from_slice(&time::since_first_line_ns().to_le_bytes());
     uuid[8] = at as u8;

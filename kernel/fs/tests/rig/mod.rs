@@ -187,18 +187,31 @@ impl Device {
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// A memory in which something happens at the next read, or at the next fence, which is not confirmed then.
+/// A memory in which something happens at the next read, or at the next fence, which is not confirmed then; or one read of the
+/// next ones fails.
 #[allow(dead_code, reason = "not every test program needs it")]
 pub struct Hooked {
     pub sim: Arc<SimPmem>,
     at_read: Mutex<Option<Hook>>,
+    /// How many reads come before the one that fails.
+    reads_left: Mutex<Option<u64>>,
     at_fence: Mutex<Option<Hook>>,
 }
 
 #[allow(dead_code, reason = "not every test program needs all")]
 impl Hooked {
     pub fn new(sim: &Arc<SimPmem>) -> Arc<Self> {
-        Arc::new(Self { sim: sim.clone(), at_read: Mutex::default(), at_fence: Mutex::default() })
+        Arc::new(Self {
+            sim: sim.clone(),
+            at_read: Mutex::default(),
+            reads_left: Mutex::default(),
+            at_fence: Mutex::default(),
+        })
+    }
+
+    /// Lets the read fail that comes after so many others; `None`: none. Was there one that had not come yet?
+    pub fn fail_read_after(&self, reads: Option<u64>) -> bool {
+        std::mem::replace(&mut *self.reads_left.lock().unwrap(), reads).is_some()
     }
 
     pub fn at_next_read(&self, hook: impl FnOnce() + Send + 'static) {
@@ -217,6 +230,15 @@ impl Pmem for Hooked {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
         let hook = self.at_read.lock().unwrap().take();
         hook.into_iter().for_each(|hook| hook());
+        let mut left = self.reads_left.lock().unwrap();
+        match left.as_mut() {
+            Some(0) => {
+                *left = None;
+                return Err(FsError::Media(offset));
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         self.sim.read(offset, buf)
     }
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {

@@ -140,6 +140,15 @@ impl<V> IntervalTree<V> {
     /// Calls `visit` with start, end and value of each interval that shares an offset with `start .. end`, in the
     /// order of their starts. Answers how many nodes it looked at, which is what the work is proportional to.
     pub fn for_each_overlap(&self, start: u64, end: u64, mut visit: impl FnMut(u64, u64, &V)) -> usize {
+        self.overlaps_while(start, end, |from, to, value| {
+            visit(from, to, value);
+            true
+        })
+    }
+
+    /// The same for as long as `visit` answers that it wants more.
+    #[inline]
+    pub fn overlaps_while(&self, start: u64, end: u64, mut visit: impl FnMut(u64, u64, &V) -> bool) -> usize {
         let mut looks = 0;
         // Nodes whose left side was gone through, the lowest last.
         let mut path = ArrayVec::<&Node<V>, DEEPEST>::new();
@@ -158,8 +167,9 @@ impl<V> IntervalTree<V> {
             let Some(node) = path.pop().filter(|node| node.start < end) else { return looks };
             if node.end > start
                 && let Some(value) = &node.value
+                && !visit(node.start, node.end, value)
             {
-                visit(node.start, node.end, value);
+                return looks;
             }
             next = node.right;
         }

@@ -70,7 +70,7 @@ pub fn mappings_of(map: &Arc<DevPagemap>, pfn: Pfn) -> Mappings {
     for at in 0..devices::slots().len() {
         if let Ok(file) = devices::file(at)
             && Arc::ptr_eq(file.device().pagemap(), map)
-            && let Some(page) = page_of(map, pfn)
+            && let Some(page) = map.page_of(pfn)
         {
             found.owner = format!("page {page} of {} as device-dax", devices::slots()[at].name);
             found.add(Arc::clone(file.mapping()), page);
@@ -78,7 +78,7 @@ pub fn mappings_of(map: &Arc<DevPagemap>, pfn: Pfn) -> Mappings {
     }
     for (at, mounted) in mounts::all() {
         if Arc::ptr_eq(mounted.device().pagemap(), map)
-            && let Some(page) = page_of(map, pfn)
+            && let Some(page) = map.page_of(pfn)
         {
             found.of_file_system(at, &mounted, page << PAGE_SHIFT);
         }
@@ -89,18 +89,6 @@ pub fn mappings_of(map: &Arc<DevPagemap>, pfn: Pfn) -> Mappings {
         found.add(mapping, folio.owner.offset.saturating_add(pfn.as_u64() - folio.head.as_u64()));
     }
     found
-}
-
-/// The page of the device, counted over its ranges.
-fn page_of(map: &DevPagemap, pfn: Pfn) -> Option<u64> {
-    let mut before = 0;
-    for range in map.ranges() {
-        if range.contains(pfn) {
-            return Some(before + (pfn.as_u64() - range.start().as_u64()));
-        }
-        before += range.nr_pages();
-    }
-    None
 }
 
 impl Mappings {
