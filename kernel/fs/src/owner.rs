@@ -37,6 +37,14 @@ pub enum Owner {
 }
 
 impl Owner {
+    /// The file whose data it is.
+    pub const fn file(self) -> Option<u64> {
+        match self {
+            Self::Data { ino, .. } => Some(ino),
+            _ => None,
+        }
+    }
+
     /// Does the file system lose its own structures with such a block?
     pub const fn is_metadata(self) -> bool {
         !matches!(self, Self::Data { .. })

@@ -1,15 +1,18 @@
 //! Whose a place of the device is, and who maps it: for reports.
 
+use alloc::vec::Vec;
+
 use dax::range::ByteSpan;
 use mm::machine::Machine;
 use mm::space::Mapping;
 use mm::sync::Arc;
 
 use crate::error::FsError;
-use crate::format::BLOCK_SIZE;
+use crate::format::{BLOCK_SIZE, ROOT_INO};
 use crate::lock_order::{Context, LockOrder};
 use crate::mounted::Mounted;
 use crate::owner::Owner;
+use crate::volume::Volume;
 
 /// Who owns a block.
 pub struct BlockOwner<M: Machine> {
@@ -38,5 +41,41 @@ impl<M: Machine> Mounted<M> {
         let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
         let mapping = inodes.get(&ino).map(|inode| Arc::clone(&inode.mapping));
         Ok(Some(BlockOwner { owner, page: logical + (block - first), mapping }))
+    }
+
+    /// The file that is mapped through `mapping`, while somebody has it open. Linear in the open files.
+    pub fn file_mapped_by(&self, context: &Context, mapping: &Mapping<M>) -> Option<u64> {
+        let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
+        inodes.iter().find(|(_, inode)| inode.mapping.id() == mapping.id()).map(|(&ino, _)| ino)
+    }
+
+    /// A path to an inode, from the root, as far as directories are in memory: whoever has come to a file by a path has
+    /// brought them there. Of several names one. Linear in the entries that are in memory; reads nothing.
+    ///
+    /// # Errors
+    /// The file system is unmounted.
+    pub fn path_of(&self, context: &Context, ino: u64) -> Result<Option<Vec<u8>>, FsError> {
+        self.volume(context).map(|volume| volume.path_in_memory(ino))
+    }
+}
+
+impl Volume {
+    fn path_in_memory(&self, ino: u64) -> Option<Vec<u8>> {
+        let name_in = |dir: u64, ino: u64| {
+            let names = self.nodes.get(&dir)?.names.as_ref()?;
+            names.by_name.iter().find(|(_, entry)| entry.ino == ino).map(|(name, _)| name.clone())
+        };
+        let (mut at, name) = self.nodes.keys().find_map(|&dir| name_in(dir, ino).map(|name| (dir, name)))?;
+        let mut path = Vec::from([name]);
+        while at != ROOT_INO {
+            // No tree is deeper than it has directories; one that is damaged may go round.
+            if path.len() > self.nodes.len() {
+                return None;
+            }
+            let above = self.nodes.get(&at)?.raw.parent.get();
+            path.push(name_in(above, at)?);
+            at = above;
+        }
+        Some(path.iter().rev().flat_map(|name| [&b"/"[..], name].concat()).collect())
     }
 }

@@ -32,6 +32,23 @@ fn a_page_leads_to_its_file_and_to_who_maps_it() {
         assert!(fs.owner_of(&cx(), 4000 * PAGE_SIZE).unwrap().is_none());
         assert!(fs.owner_of(&cx(), u64::MAX).unwrap().is_none());
         drop((task, file));
+        // By whatever directories it is reached; nothing is read for it.
+        fs.mkdir(&cx(), "d").unwrap();
+        fs.mkdir(&cx(), "d/e").unwrap();
+        fs.rename(&cx(), "a", "d/e/b").unwrap();
+        let path = || fs.path_of(&cx(), ino).unwrap().map(|path| String::from_utf8(path).unwrap());
+        assert_eq!(path().as_deref(), Some("/d/e/b"));
+        fs.rename(&cx(), "d/e", "f").unwrap();
+        assert_eq!(path().as_deref(), Some("/f/b"));
+        let file = fs.open(&cx(), "f/b").unwrap();
+        let task = Task::with(&mm, 1, &file, 1);
+        let mapping = task.space.vmas_from::<1>(page(0))[0].mapping.clone();
+        assert_eq!(fs.file_mapped_by(&cx(), &mapping), Some(ino));
+        fs.unlink(&cx(), "f/b").unwrap();
+        assert_eq!((path(), fs.file_mapped_by(&cx(), &mapping)), (None, Some(ino)));
+        drop((task, file));
+        fs.reap(&cx());
+        assert_eq!(fs.file_mapped_by(&cx(), &mapping), None);
         fs.unmount(&cx()).unwrap();
         assert!(matches!(fs.owner_of(&cx(), offset), Err(FsError::ShutDown(_))));
     });

@@ -7,15 +7,17 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dax::removal::Method;
-use mm::addr::{PageSize, VirtAddr, VirtRange};
+use mm::addr::{PAGE_SIZE, PageSize, VirtAddr, VirtRange};
 use mm::machine::IrqOff;
 use mm::shootdown::CpuLook;
 
 use crate::ktest::fixtures::{Books, Device, at, other_cpu, page, wait_until};
+use crate::ktest::fs::{cx, numbered, said, with_fs};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::pmem::devices;
-use crate::shell::explore::{frame, held, rmap, spaces, tasks, tlb, walk, who};
+use crate::pmem::mounts::Fs;
+use crate::shell::explore::{files, frame, held, rmap, spaces, tasks, tlb, walk, who};
 use crate::task::sched;
 
 /// The tests.
@@ -24,6 +26,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "explore.page.counts_and_users_are_what_was_done", covers: "T1", run: counts_and_users },
     Test { name: "explore.task.leaves_are_of_the_size_that_was_asked_for", covers: "T1", run: leaf_sizes },
     Test { name: "explore.tlb.an_idle_cpu_is_behind_until_it_works_again", covers: "T1", run: lazy_cpu },
+    Test {
+        name: "explore.file.a_task_maps_it_and_it_goes_by_its_path",
+        covers: "T1",
+        run: |ctx| with_fs(ctx, &[0], mapped_file),
+    },
     Test { name: "explore.input.what_makes_no_sense_is_refused", covers: "T1", run: bad_input },
     Test { name: "explore.removal.waits_for_a_plain_pin", covers: "T1", run: removal_and_plain_pin },
     Test { name: "explore.removal.takes_a_long_term_pin_back", covers: "T1", run: removal_and_long_term_pin },
@@ -122,6 +129,44 @@ fn counts_and_users(ctx: &mut Ctx) -> Result<(), String> {
         check_eq!(counts(device, 1), None, "unmapped");
         Ok(())
     })
+}
+
+fn mapped_file(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    fs.mkdir(&cx(), "/d").map_err(said("mkdir"))?;
+    drop(numbered(fs, "/d/a", 4)?);
+    fs.reap(&cx());
+    run("task new alpha")?;
+    let worked = maps_it(fs);
+    tasks::end_all();
+    files::settle();
+    worked
+}
+
+fn maps_it(fs: &Arc<Fs>) -> Result<(), String> {
+    run("task map alpha 0 /d/a offset=1 write")?;
+    run("task pin alpha 0x4000001000 1 write")?;
+    let space = spaces::find("alpha")?;
+    let vma = space.vmas_from::<1>(at(0)).pop().ok_or("nothing is mapped")?;
+    check_eq!((vma.range.len_bytes(), vma.offset_pages), (3 * PAGE_SIZE, 1), "what is mapped");
+    check!(spaces::behind(&vma).starts_with("/d/a (inode "), "the mapping: {}", spaces::behind(&vma));
+    let pfn = space.translate(at(PAGE_SIZE)).ok_or("no leaf")?.pfn_at(at(PAGE_SIZE));
+    let owner = who::mappings_of(fs.device().pagemap(), pfn).owner;
+    check!(owner.starts_with("page 2 of /d/a (inode "), "the page: {owner}");
+    run(&format!("who {pfn}"))?;
+    // What would wait for the pin, here.
+    check!(files::refuse_while_pinned(0, fs, "/d/a").is_err(), "a truncation of what is pinned");
+    check!(files::refuse_while_pinned(0, fs, "/d").is_ok(), "one of something else");
+    check!(files::refuse_unmount(0).is_err(), "an unmount");
+    fs.unlink(&cx(), "/d/a").map_err(said("unlink"))?;
+    run("task unmap alpha 0x4000000000 3")?;
+    // Nobody has it open: it goes with the pin, and not before.
+    let free = || fs.statfs().map(|sizes| sizes.free_blocks).map_err(said("statfs"));
+    let before = free()?;
+    let (pin, _) = held::in_the_way(devices::slots()[0].frames).ok_or("the pin is not there any more")?;
+    run(&format!("task unpin {pin}"))?;
+    check_eq!(free()?, before + 4, "free blocks after the unpin");
+    fs.rmdir(&cx(), "/d").map_err(said("rmdir"))
 }
 
 fn leaf_sizes(ctx: &mut Ctx) -> Result<(), String> {

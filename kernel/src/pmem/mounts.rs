@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use dax::device::State;
 use dax::holder::NotifyFlags;
 use fs::check;
+use fs::error::FsError;
 use fs::layout::{Label, Layout};
 use fs::lock_order::Context;
 use fs::mount::{MakeOptions, make};
@@ -116,13 +117,16 @@ pub fn all() -> Vec<(usize, Arc<Fs>)> {
 /// Unmounts; the device can be removed idle, or mounted again.
 ///
 /// # Errors
-/// One clear line: a file is open or mapped, or a page of it is held. It goes on being mounted then.
+/// One clear line. Where a file is open or mapped, a page of it is held, or it is frozen, it goes on being mounted.
 pub fn unmount(at: usize) -> Result<(), String> {
     let mounted = get(at)?;
-    mounted.unmount(&Context::new()).map_err(|error| format!("umount: {error}"))?;
+    let ended = mounted.unmount(&Context::new());
+    if ended == Err(FsError::Busy) {
+        return Err("umount: busy (a file is open or mapped, a page of one is pinned, or it is frozen)".into());
+    }
     // What is there may be another one by now, where this one was shut down meanwhile.
     drop(take_out(at, &mounted));
-    Ok(())
+    ended.map_err(|error| format!("unmounted, but: {error}"))
 }
 
 /// Looks for damage in the file system on device `at`, which is not mounted. Nothing is changed.

@@ -20,6 +20,8 @@ use crate::mem::machine::{Space, mm};
 use crate::pmem::contents::{self, Over};
 use crate::pmem::mounts::{self, File, Fs};
 use crate::shell::devices::{device, number};
+use crate::shell::explore::files;
+use crate::shell::jobs;
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
 
@@ -121,6 +123,12 @@ fn to_change(word: &str) -> Result<Arc<Fs>, String> {
     }
 }
 
+/// Who gives blocks of the file back waits for pins of them; where it is the shell that holds one, and not a job that waits,
+/// it would wait for ever.
+fn refuse_to_wait(word: &str, fs: &Fs, path: &str) -> Result<(), String> {
+    if jobs::is_one() { Ok(()) } else { files::refuse_while_pinned(device(word)?, fs, path) }
+}
+
 /// An error, with the path it is about.
 fn about(path: &str) -> impl Fn(FsError) -> String + '_ {
     move |error| format!("{path}: {error}")
@@ -140,7 +148,7 @@ fn with_file(
     let file = open(&fs, &context, path)?;
     let done = work(&fs, &context, &file);
     drop(file);
-    fs.reap(&context);
+    files::settle();
     done.map_err(about(path))
 }
 
@@ -178,6 +186,7 @@ fn mount(args: &[&str]) -> Result<(), String> {
 
 fn umount(args: &[&str]) -> Result<(), String> {
     let [nr] = args else { return Err(expected("umount N")) };
+    files::refuse_unmount(device(nr)?)?;
     mounts::unmount(device(nr)?)?;
     crate::console::answer!("unmounted device={nr}");
     Ok(())
@@ -291,7 +300,7 @@ fn write(args: &[&str]) -> Result<(), String> {
     };
     let done = fs.write(&context, &file, offset, text.as_bytes());
     drop(file);
-    fs.reap(&context);
+    files::settle();
     match done.map_err(about(path))? {
         written if written < text.len() => console::line(format_args!("{written} of {} bytes written", text.len())),
         written => console::line(format_args!("{written} bytes written")),
@@ -302,14 +311,16 @@ fn write(args: &[&str]) -> Result<(), String> {
 fn truncate(args: &[&str]) -> Result<(), String> {
     let [nr, path, size] = args else { return Err(expected("truncate N PATH SIZE")) };
     let size = number(size)?;
-    to_change(nr)?;
+    let fs = to_change(nr)?;
+    refuse_to_wait(nr, &fs, path)?;
     with_file(nr, path, |fs, context, file| fs.truncate(context, file, size))
 }
 
 fn punch(args: &[&str]) -> Result<(), String> {
     let [nr, path, offset, len] = args else { return Err(expected("punch N PATH OFFSET LEN")) };
     let (offset, len) = (number(offset)?, number(len)?);
-    to_change(nr)?;
+    let fs = to_change(nr)?;
+    refuse_to_wait(nr, &fs, path)?;
     with_file(nr, path, |fs, context, file| fs.punch(context, file, offset, len))
 }
 
@@ -370,7 +381,7 @@ fn touch(args: &[&str]) -> Result<(), String> {
     // Whoever closes a file last makes it durable: done here, it can be said how much that was.
     let synced = fs.fsync(&context, &file);
     drop((file, space));
-    fs.reap(&context);
+    files::settle();
     told?;
     console::line(format_args!("{path}: {} runs of its pages are durable now", synced.map_err(about(path))?.ranges));
     Ok(())
@@ -388,7 +399,9 @@ fn rmdir(args: &[&str]) -> Result<(), String> {
 
 fn mv(args: &[&str]) -> Result<(), String> {
     let [nr, path, new] = args else { return Err(expected("mv N PATH NEW")) };
-    to_change(nr)?.rename(&Context::new(), path, new).map_err(about(path))
+    let fs = to_change(nr)?;
+    refuse_to_wait(nr, &fs, new)?;
+    fs.rename(&Context::new(), path, new).map_err(about(path))
 }
 
 fn ln(args: &[&str]) -> Result<(), String> {
@@ -398,7 +411,9 @@ fn ln(args: &[&str]) -> Result<(), String> {
 
 fn rm(args: &[&str]) -> Result<(), String> {
     let [nr, path] = args else { return Err(expected("rm N PATH")) };
-    to_change(nr)?.unlink(&Context::new(), path).map_err(about(path))
+    let fs = to_change(nr)?;
+    refuse_to_wait(nr, &fs, path)?;
+    fs.unlink(&Context::new(), path).map_err(about(path))
 }
 
 fn freeze(args: &[&str]) -> Result<(), String> {

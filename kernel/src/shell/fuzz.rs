@@ -32,7 +32,7 @@ const PATHS: [&str; 10] = ["/a", "/b", "/d", "/d/a", "/d/b", "/", "a", "/../a", 
 const TEXTS: [&str; 4] = ["x", "hello", "0123456789abcdef0123456789abcdef0123456789", "\"quoted text\""];
 
 /// Without these in between, most lines would find nothing mounted and nothing attached.
-const PREPARE: [&str; 11] = [
+const PREPARE: [&str; 13] = [
     "inject off",
     "attach 0 fsdax",
     "mkfs 0 force",
@@ -44,6 +44,8 @@ const PREPARE: [&str; 11] = [
     "task new fuzz",
     "task map fuzz 0 at=0x4000000000 pages=4 write force",
     "task pin fuzz 0x4000000000 2 write",
+    "task map fuzz 0 /a at=0x5000000000 pages=1 write",
+    "task pin fuzz 0x5000000000 1 write",
 ];
 
 /// Random numbers (xorshift64: Marsaglia, "Xorshift RNGs", 2003).

@@ -20,6 +20,7 @@ use mm::region::{MemoryRegion, Notice, RegionOwner, Terms};
 use mm::space::Access;
 use mm::sync::Mutex;
 
+use super::files;
 use super::tasks::{self, find};
 use super::words::{Words, address, count, number};
 use crate::console::{self, report};
@@ -82,6 +83,7 @@ pub fn pin(args: &[&str]) -> Result<(), String> {
         return Err(format!("{MOST} pins are held already: give one back first"));
     }
     let space = Arc::clone(&driven.space);
+    files::refuse_while_frozen(&space, va, nr_pages)?;
     let kind = driven.does(cpu, move || {
         if !long_term {
             return PinnedPages::pin(&space, va, nr_pages, flags).map(Kind::Plain).map_err(|error| format!("{error}"));
@@ -132,6 +134,7 @@ pub fn unpin(args: &[&str]) -> Result<(), String> {
     let held = held.ok_or_else(|| format!("there is no pin {nr} (task list lists them)"))?;
     let (task, words) = (held.task, held.in_words(nr));
     drop(held);
+    files::settle();
     console::line(format_args!("{words}: given back"));
     report!("user_task id={task} act=unpin pin={nr}");
     Ok(())
@@ -171,6 +174,26 @@ fn take_out(which: &dyn Fn(&Held) -> bool) -> u64 {
         }
         nr += 1;
     }
+}
+
+/// A pin that is waited for by whoever takes its frames away.
+pub struct PlainPin {
+    /// Its number.
+    pub nr: u64,
+    /// In words.
+    pub words: String,
+    /// What it holds.
+    pub frames: Vec<PfnRange>,
+}
+
+/// All of these.
+pub fn plain() -> Vec<PlainPin> {
+    let list = HELD.lock();
+    let plain = list.0.iter().filter_map(|(&nr, held)| match &held.kind {
+        Kind::Plain(pins) => Some(PlainPin { nr, words: held.in_words(nr), frames: pins.frames().to_vec() }),
+        Kind::LongTerm(..) => None,
+    });
+    plain.collect()
 }
 
 /// A pin that a removal of these frames would wait for, in words; `None` where there is none.

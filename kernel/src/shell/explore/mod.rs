@@ -4,6 +4,7 @@
 //! number of facts; they are printed when the lock is free again. So an answer is true of a moment, and not of one moment as
 //! a whole.
 
+pub mod files;
 pub mod frame;
 pub mod held;
 pub mod rmap;

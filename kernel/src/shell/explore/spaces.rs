@@ -8,8 +8,10 @@ use alloc::vec::Vec;
 use mm::addr::{PAGE_SHIFT, PageSize, VirtAddr};
 use mm::look::VmaInfo;
 use mm::machine::CpuMask;
+use mm::pagemap::MemoryKind;
 use mm::pins::Word;
 
+use super::files;
 use super::tasks;
 use super::words::{Place, count, leaf_word, number, rights};
 use crate::console::{self, report};
@@ -125,6 +127,11 @@ fn show(space: &Arc<Space>) {
 /// What a mapping has behind it.
 pub fn behind(vma: &VmaInfo<KernelMachine>) -> String {
     let map = vma.mapping.pagemap();
+    if map.kind() == MemoryKind::FsDax
+        && let Some(file) = files::mapped_by(&vma.mapping)
+    {
+        return file;
+    }
     let place = map.ranges().first().and_then(|range| Place::of(range.start()));
     let left = if place.is_none_or(|place| place.has_left) || map.id().is_none() { ", which has left" } else { "" };
     format!("{}{left}", place.map_or("a device", |place| place.name()))

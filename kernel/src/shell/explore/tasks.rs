@@ -14,10 +14,12 @@ use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, VirtAddr, VirtRange};
 use mm::entry::Prot;
 use mm::gather::ZapStats;
 use mm::machine::{CpuId, Machine};
+use mm::pagemap::MemoryKind;
 use mm::pins::Word;
 use mm::space::VmOps;
 use mm::sync::{Mutex, SleepLock};
 
+use super::files;
 use super::held;
 use super::spaces;
 use super::words::{Place, Words, address, count, leaf_word, number, rights};
@@ -43,8 +45,8 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "task", args: "list", help: "these tasks, and the pins that they hold", example: "task list", run },
     Command {
         name: "task",
-        args: "map ID DEVICE [at=ADDR] [pages=N] [offset=PAGE] [leaf=4k|2m|1g] [read|write] [force]",
-        help: "it maps pages of a device: all, for reading, with the largest leaves that fit, where nothing else is said",
+        args: "map ID DEVICE [PATH] [at=ADDR] [pages=N] [offset=PAGE] [leaf=4k|2m|1g] [read|write] [force]",
+        help: "it maps pages of a device, or of a file on it: all, for reading, with the largest leaves that fit, where nothing else is said",
         example: "task map alpha 0 pages=16 leaf=4k write",
         run,
     },
@@ -230,21 +232,26 @@ fn map(args: &[&str]) -> Result<(), String> {
     let (args, force) = forced(args);
     let mut words = Words::sort(args, &["at", "pages", "offset", "leaf"])?;
     let write = words.take_last(&["read", "write"]) == Some("write");
-    let [id, word] = words.plain[..] else {
-        return Err(
-            "expected: task map ID DEVICE [at=ADDR] [pages=N] [offset=PAGE] [leaf=4k|2m|1g] [read|write]".into()
-        );
+    let (id, word, path) = match words.plain[..] {
+        [id, word] => (id, word, None),
+        [id, word, path] => (id, word, Some(path)),
+        _ => {
+            return Err("expected: task map ID DEVICE [PATH] [at=ADDR] [pages=N] [offset=PAGE] [leaf=4k|2m|1g] \
+                        [read|write]"
+                .into());
+        }
     };
     let (driven, at, leaf) = (find(id)?, device(word)?, words.leaf()?);
-    let (space, ops, size_bytes, name) = open(&driven, at, leaf)?;
+    let space = Arc::clone(&driven.space);
+    let Opened { ops, pages: there, name, path } = open(at, path, leaf)?;
     let offset = words.number("offset")?.unwrap_or(0);
     let align = leaf.unwrap_or(PageSize::Size4K);
-    let rest = (size_bytes >> PAGE_SHIFT).saturating_sub(offset) & !(align.nr_pages() - 1);
+    let rest = there.saturating_sub(offset) & !(align.nr_pages() - 1);
     let pages = words.number("pages")?.unwrap_or(rest);
-    let too_many = || format!("{pages} pages from page {offset} on: {name} has {} pages", size_bytes >> PAGE_SHIFT);
+    let too_many = || format!("{pages} pages from page {offset} on: {name} has {}", count(there, "page"));
     let bytes = pages.checked_mul(PAGE_SIZE).filter(|&bytes| bytes != 0).ok_or_else(too_many)?;
-    offset.checked_add(pages).filter(|&end| end <= size_bytes >> PAGE_SHIFT).ok_or_else(too_many)?;
-    if write {
+    offset.checked_add(pages).filter(|&end| end <= there).ok_or_else(too_many)?;
+    if write && path.is_none() {
         contents::ask(at, Over::Bytes, force)?;
     }
     let va = match words.get("at") {
@@ -253,14 +260,35 @@ fn map(args: &[&str]) -> Result<(), String> {
     };
     let prot = if write { Prot::USER_WRITE } else { Prot::USER_READ };
     space.map(va, bytes, prot, &ops, offset).map_err(|error| format!("map at {va}: {error}"))?;
-    say_mapped(&space, name, &Mapped { va, bytes, offset, prot, leaf });
+    drop(ops);
+    say_mapped(&space, (&name, at, path), &Mapped { va, bytes, offset, prot, leaf });
     Ok(())
 }
 
-/// A device's file, opened for leaves of this size; and its size and name.
-type Opened = (Arc<Space>, Arc<dyn VmOps<KernelMachine>>, u64, &'static str);
+/// What is mapped: a device, opened for leaves of a size, or a file on it.
+struct Opened<'w> {
+    ops: Arc<dyn VmOps<KernelMachine>>,
+    pages: u64,
+    name: String,
+    path: Option<&'w str>,
+}
 
-fn open(driven: &Driven, at: usize, leaf: Option<PageSize>) -> Result<Opened, String> {
+fn open<'w>(at: usize, path: Option<&'w str>, leaf: Option<PageSize>) -> Result<Opened<'w>, String> {
+    let Some(path) = path else {
+        let (ops, pages, name) = open_device(at, leaf)?;
+        return Ok(Opened { ops, pages, name: name.into(), path: None });
+    };
+    if leaf.is_some() {
+        return Err("leaf= is for a device: a file is mapped with the largest leaves that its blocks allow".into());
+    }
+    let (file, pages) = files::open(at, path)?;
+    let device = devices::slots().get(at).map_or("?", |slot| &slot.name);
+    Ok(Opened { ops: file.ops(), pages, name: format!("{path} on {device}"), path: Some(path) })
+}
+
+type OpenedDevice = (Arc<dyn VmOps<KernelMachine>>, u64, &'static str);
+
+fn open_device(at: usize, leaf: Option<PageSize>) -> Result<OpenedDevice, String> {
     let file = devices::file(at).map_err(|error| format!("{error}"))?;
     let name = devices::slots().get(at).map_or("?", |slot| slot.name.as_str());
     if leaf == Some(PageSize::Size1G) && !paging::has_gib_leaves() {
@@ -277,10 +305,10 @@ fn open(driven: &Driven, at: usize, leaf: Option<PageSize>) -> Result<Opened, St
         }
         _ => format!("open {name}: {error}"),
     })?;
-    Ok((Arc::clone(&driven.space), opened, file.size_bytes(), name))
+    Ok((opened, file.size_bytes() >> PAGE_SHIFT, name))
 }
 
-fn say_mapped(space: &Space, name: &str, mapped: &Mapped) {
+fn say_mapped(space: &Space, (name, at, path): (&str, usize, Option<&str>), mapped: &Mapped) {
     let &Mapped { va, bytes, offset, prot, leaf } = mapped;
     let (id, end, last) = (space.id(), va.as_u64() + bytes, offset + (bytes >> PAGE_SHIFT) - 1);
     let by = match leaf {
@@ -293,8 +321,9 @@ fn say_mapped(space: &Space, name: &str, mapped: &Mapped) {
         rights(prot)
     ));
     report!(
-        "user_task id={id} act=map device={} start={va} end={end:#x} first={offset} rights={} leaf={}",
-        Word(name),
+        "user_task id={id} act=map device={} path={} start={va} end={end:#x} first={offset} rights={} leaf={}",
+        Word(devices::slots().get(at).map_or("?", |slot| &slot.name)),
+        Word(path.unwrap_or("none")),
         rights(prot),
         leaf.map_or("any", leaf_word)
     );
@@ -331,6 +360,7 @@ fn unmap(args: &[&str]) -> Result<(), String> {
     let driven = find(id)?;
     let (va, bytes) = range(start, pages)?;
     let stats = driven.space.unmap(va, bytes).map_err(|error| format!("unmap at {va}: {error}"))?;
+    files::settle();
     say_zapped(&driven.space, "unmap", &stats);
     Ok(())
 }
@@ -359,7 +389,12 @@ fn ask_for_all_in(space: &Space, range: VirtRange, force: bool) -> Result<(), St
     let mut from = range.start();
     while let Some(vma) = space.vmas_from::<1>(from).first().filter(|vma| vma.range.start() < range.end()) {
         from = vma.range.end();
-        let place = vma.mapping.pagemap().ranges().first().and_then(|frames| Place::of(frames.start()));
+        let map = vma.mapping.pagemap();
+        if map.kind() == MemoryKind::FsDax {
+            // A file, which is not written over by being written to.
+            continue;
+        }
+        let place = map.ranges().first().and_then(|frames| Place::of(frames.start()));
         if let Some(place) = place.filter(|place| devices::block(place.at).is_ok()) {
             contents::ask(place.at, Over::Bytes, force)?;
         }
@@ -388,6 +423,7 @@ fn access(verb: &str, args: &[&str]) -> Result<(), String> {
     };
     let (driven, va, cpu) = (find(id)?, address(va)?, words.cpu()?);
     let (space, name) = (&driven.space, driven.space.name());
+    files::refuse_while_frozen(space, va, 1)?;
     let done = driven.does(cpu, move || {
         let done = match value {
             None => user::read_u64(va),
@@ -412,6 +448,8 @@ fn end(args: &[&str]) -> Result<(), String> {
     let [id] = args else { return Err("expected: task end ID".into()) };
     let driven = find(id)?;
     let (id, pins) = (driven.space.id(), give_up(&driven));
+    drop(driven);
+    files::settle();
     console::line(format_args!("task {id} has ended, {} given back", count(pins, "pin")));
     report!("user_task id={id} act=end pins={pins}");
     Ok(())

@@ -12,6 +12,7 @@ use mm::machine::Machine;
 use mm::pagemap::DevPagemap;
 use mm::pins::Word;
 
+use super::files;
 use super::frame::Facts;
 use super::words::{count, frame};
 use crate::console::{self, report};
@@ -114,13 +115,14 @@ impl Mappings {
         let page = found.page;
         self.owner = match found.owner {
             Owner::Metadata => format!("metadata of the file system on {name}"),
-            Owner::Data { ino, .. } => format!("page {page} of the file with inode {ino} on {name}"),
+            Owner::Data { ino, .. } => format!("page {page} of {}", files::name(at, mounted, ino)),
             Owner::Directory { ino } => format!("entries of the directory with inode {ino} on {name}"),
             Owner::Mapping { ino } => format!("a mapping block of inode {ino} on {name}"),
             Owner::Attribute { ino } => format!("attributes of inode {ino} on {name}"),
         };
         if let Owner::Data { ino, .. } = found.owner {
-            report!("who_owns device={name} ino={ino} page={page}");
+            let path = files::path(mounted, ino);
+            report!("who_owns device={name} ino={ino} page={page} path={}", Word(path.as_deref().unwrap_or("none")));
         }
         if let Some(mapping) = found.mapping {
             self.add(mapping, page);

@@ -1,0 +1,122 @@
+//! Files of what is mounted: what a task that is driven maps of them, and what they are called.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+
+use fs::lock_order::Context;
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
+
+use super::held;
+use super::who::KernelMapping;
+use crate::mem::machine::Space;
+use crate::pmem::mounts::{self, File, Fs};
+use crate::pmem::{devices, slots};
+use crate::shell::jobs;
+
+/// A file, opened to be mapped; and its pages.
+///
+/// # Errors
+/// One clear line.
+pub fn open(at: usize, path: &str) -> Result<(Arc<File>, u64), String> {
+    let (fs, context) = (mounts::get(at)?, Context::new());
+    let about = |error| format!("{path}: {error}");
+    let file = fs.open(&context, path).map_err(about)?;
+    let size = fs.stat(&context, path).map_err(about)?.size;
+    Ok((file, size.div_ceil(1 << PAGE_SHIFT)))
+}
+
+/// What an inode is called: by its path, where the directories on the way are in memory.
+pub fn name(at: usize, fs: &Fs, ino: u64) -> String {
+    let device = devices::slots().get(at).map_or("?", |slot| &slot.name);
+    match path(fs, ino) {
+        Some(path) => format!("{path} (inode {ino}) on {device}"),
+        None => format!("the file with inode {ino} on {device}"),
+    }
+}
+
+/// A path to an inode, as it is typed.
+pub fn path(fs: &Fs, ino: u64) -> Option<String> {
+    let path = fs.path_of(&Context::new(), ino).ok().flatten()?;
+    Some(format!("{}", path.escape_ascii()))
+}
+
+/// The file that is mapped through `mapping`, in words; `None` where it is a device's own, or of what is not mounted any more.
+pub fn mapped_by(mapping: &KernelMapping) -> Option<String> {
+    mounts::all().into_iter().find_map(|(at, fs)| {
+        let is_its = Arc::ptr_eq(fs.device().pagemap(), mapping.pagemap());
+        let ino = is_its.then(|| fs.file_mapped_by(&Context::new(), mapping)).flatten()?;
+        Some(name(at, &fs, ino))
+    })
+}
+
+/// Lets go of files that nobody has open any more: their last mapping has gone. Where a task still has pages of a device pinned
+/// it would be waited for, and its files wait for that.
+pub fn settle() {
+    for (at, fs) in mounts::all() {
+        let is_free = |slot: &slots::Slot| held::in_the_way(slot.frames).is_none();
+        if devices::slots().get(at).is_some_and(is_free) {
+            fs.reap(&Context::new());
+        }
+    }
+}
+
+/// Fails where one of these addresses is a file's that is frozen: a fault there waits for the thaw, and with it the shell, which
+/// alone can thaw. Not so a job.
+///
+/// # Errors
+/// The device.
+pub fn refuse_while_frozen(space: &Space, start: VirtAddr, nr_pages: u64) -> Result<(), String> {
+    let Some(range) = VirtRange::new(start, nr_pages.saturating_mul(PAGE_SIZE)).filter(|_| !jobs::is_one()) else {
+        return Ok(());
+    };
+    let frozen = mounts::all().into_iter().filter(|(_, fs)| fs.freeze_holders() != (0, 0));
+    for (at, fs) in frozen {
+        let mut from = range.start();
+        while let Some(vma) = space.vmas_from::<1>(from).first().filter(|vma| vma.range.start() < range.end()) {
+            if Arc::ptr_eq(fs.device().pagemap(), vma.mapping.pagemap()) {
+                return Err(format!("device {at} is frozen, and a fault would wait for its thaw (thaw {at} first)"));
+            }
+            from = vma.range.end();
+        }
+    }
+    Ok(())
+}
+
+/// Fails where a pin that is held here is of device `at`: a file that was removed meanwhile would wait for it.
+///
+/// # Errors
+/// The pin, in words.
+pub fn refuse_unmount(at: usize) -> Result<(), String> {
+    match devices::slots().get(at).and_then(|slot| held::in_the_way(slot.frames)) {
+        Some((nr, what)) if mounts::get(at).is_ok() => {
+            Err(format!("umount: busy: {what} is held (task unpin {nr} first)"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fails where a pin that is held here is of the file at `path`: who gives its blocks back would wait for it, and the shell,
+/// which alone gives the pin back, with him.
+///
+/// # Errors
+/// The pin, in words.
+pub fn refuse_while_pinned(at: usize, fs: &Fs, path: &str) -> Result<(), String> {
+    let Ok(stat) = fs.stat(&Context::new(), path) else { return Ok(()) };
+    let map = fs.device().pagemap();
+    for pin in held::plain() {
+        let is_of_the_file = |pfn| {
+            let page = map.page_of(pfn)?;
+            let found = fs.owner_of(&Context::new(), page << PAGE_SHIFT).ok()??;
+            Some(found.owner.file() == Some(stat.ino))
+        };
+        if pin.frames.iter().any(|run| is_of_the_file(run.start()) == Some(true)) {
+            let (nr, what) = (pin.nr, pin.words);
+            let device = &devices::slots()[at].name;
+            return Err(format!(
+                "{what} is held, of {path} on {device}, and this waits for it (task unpin {nr} first, or add &)"
+            ));
+        }
+    }
+    Ok(())
+}
