@@ -414,6 +414,8 @@ impl Watch {
         if target.frames().iter().any(|&run| !is_there(run)) {
             return Err(DmaError::Gone);
         }
-        Ok(())
+        // Once more: since the first look it may have left, and something come in its place that is there now. That is a new
+        // stay, and one begins only after every registration of what has left was closed.
+        target.check(Access::Read)
     }
 }
