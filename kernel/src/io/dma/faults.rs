@@ -56,15 +56,15 @@ static TASK: Once<Arc<Task>> = Once::new();
 static SPEAKS: AtomicBool = AtomicBool::new(true);
 
 /// Says whether memory is still there.
-static PRESENCE: Once<fn(PfnRange) -> bool> = Once::new();
+static PRESENCE: Once<fn(&[PfnRange]) -> bool> = Once::new();
 
-/// From now on `is_there` is asked after each transfer whether the memory is still there. Called once.
-pub fn ask_presence(is_there: fn(PfnRange) -> bool) {
-    PRESENCE.call_once(|| is_there);
+/// From now on `are_there` is asked after each transfer whether the memory at all of its frames is still there. Called once.
+pub fn ask_presence(are_there: fn(&[PfnRange]) -> bool) {
+    PRESENCE.call_once(|| are_there);
 }
 
-fn is_there(frames: PfnRange) -> bool {
-    PRESENCE.get().is_none_or(|ask| ask(frames))
+fn are_there(runs: &[PfnRange]) -> bool {
+    PRESENCE.get().is_none_or(|ask| ask(runs))
 }
 
 /// Is what happens said on the console?
@@ -411,7 +411,7 @@ impl Watch {
             }
         }
         // After the transfer: memory that leaves without a word takes stores and gives zeroes, and no fault tells.
-        if target.frames().iter().any(|&run| !is_there(run)) {
+        if !are_there(target.frames()) {
             return Err(DmaError::Gone);
         }
         // Once more: since the first look it may have left, and something come in its place that is there now. That is a new
