@@ -279,7 +279,17 @@ fn modules_and_nvdimms_that_are_plugged_in_are_found_and_attached() {
     guest.hand().plug_module(3, &directory.path().join("other"), 32 * MIB).expect("taken");
     record(&mut guest, "arrived", &["device=dimm1", "provider=dimm", "size=33554432"]);
     refused(&mut guest, "attach dimm0");
-    for device in ["pmem1", "pmem0", "dimm1"] {
+    // Nor does a smaller module in the slot that it had answer to its name.
+    let backend = serde_json::json!({ "id": "module2" });
+    guest.hand().monitor().expect("a monitor").execute("object-del", backend).expect("nobody uses it");
+    guest.hand().plug_module(2, &directory.path().join("smaller"), 32 * MIB).expect("taken");
+    record(&mut guest, "arrived", &["device=dimm2", "provider=dimm", "size=33554432"]);
+    for line in ["pull dimm0", "policy dimm0", "policy dimm0 keep"] {
+        has(&refused(&mut guest, line), &["the module of dimm0 is not there"]);
+    }
+    has(&ask(&mut guest, "policy dimm2"), &["yield"]);
+    assert!(guest.hand().has(2).expect("an answer"), "another module was pulled out");
+    for device in ["dimm2", "pmem1", "pmem0", "dimm1"] {
         ask(&mut guest, &format!("remove {device}"));
     }
     assert_good(&exit(guest));

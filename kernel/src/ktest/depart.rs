@@ -58,7 +58,9 @@ fn said(what: &'static str) -> impl Fn(devices::DeviceError) -> String {
 
 /// Modules that are there and not in use.
 fn modules() -> impl Iterator<Item = (usize, &'static Dimm)> {
-    let known = devices::slots().iter().enumerate().filter_map(|(at, slot)| Some((at, slot.dimm()?)));
+    // The slot of one that has left may have another one by now.
+    let there = devices::slots().iter().enumerate().filter(|(_, slot)| slot.is_in());
+    let known = there.filter_map(|(at, slot)| Some((at, slot.dimm()?)));
     known.filter(|(at, dimm)| dimm.place.status().enabled && devices::not_attached(*at).is_ok())
 }
 
@@ -78,7 +80,8 @@ fn slots_answer(ctx: &mut Ctx) -> Result<(), String> {
     }
     for dimm in dimms::all() {
         let (status, slot) = (dimm.place.status(), dimm.place.slot());
-        let known = devices::slots().iter().find(|slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)));
+        let is_it = |slot: &&Slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)) && slot.is_in();
+        let known = devices::slots().iter().find(is_it);
         let module = dimm.place.hotplug().module(slot);
         check_eq!(module.is_some(), status.enabled, "slot {slot}");
         if let (Some(known), Some((module, _))) = (known, module) {
