@@ -126,6 +126,8 @@ impl Hotplug {
         let mut qmp = self.monitor()?;
         add_file(&mut qmp, &backend(index), file, size_bytes)?;
         drop(qmp);
+        // Another may have been there, elsewhere.
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
         self.put(index)
     }
 

@@ -303,7 +303,7 @@ fn main_task() -> tcb::Exit {
         },
     );
     dma::start();
-    dma::ask_presence(dimms::is_there);
+    dma::ask_presence(dimms::are_there);
     edu::find();
     nvme::find();
     departure::start();

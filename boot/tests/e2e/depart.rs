@@ -74,6 +74,38 @@ fn a_module_that_is_pulled_out_is_noticed_and_is_back_as_it_was_when_it_is_put_b
     assert_good(&exit(guest));
 }
 
+/// Of a device that has gone nothing is said before nobody can reach it any more: not of its registrations either, and not by
+/// the file system on it before its own mappings are gone.
+// covers: S1
+#[test]
+fn the_first_word_of_a_device_that_has_gone_is_that_nobody_reaches_it() {
+    let mut guest = start_shell(&shell_with(vec![Dimm::temporary(64 * MIB)]));
+    ask(&mut guest, "attach dimm0");
+    ask(&mut guest, "register dimm0 8 50000");
+    let (console, from) = (guest.console(), guest.console().lines().len());
+    guest.hand().pull(0).expect("pulled");
+    record(&mut guest, "departed", &["device=dimm0", "cause=gone"]);
+    let lines = console.lines()[from..].to_vec();
+    let at = |words: &str| {
+        lines.iter().position(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {lines:#?}"))
+    };
+    let gone = at("dimm0: has gone, by range");
+    assert!(gone <= at("dimm0"), "{lines:#?}");
+    // Nobody was asked, and nothing is wanted back within a time.
+    assert!(
+        !lines.iter().any(|line| line.contains("wants registration") || line.contains("state=asked")),
+        "{lines:#?}"
+    );
+    let called_in = at("grace_ns=0 state=called-in device=dimm0");
+    assert!(
+        lines[called_in].starts_with("@registration key=1 owner=holder place=kernel/src/shell/pins.rs:"),
+        "{lines:#?}"
+    );
+    assert!(called_in < at("@removal device=dimm0 step=kill_dax"), "{lines:#?}");
+    assert!(called_in < at("state=revoked device=dimm0"), "{lines:#?}");
+    assert_good(&exit(guest));
+}
+
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How many pulls, and their seed.
@@ -247,7 +279,17 @@ fn modules_and_nvdimms_that_are_plugged_in_are_found_and_attached() {
     guest.hand().plug_module(3, &directory.path().join("other"), 32 * MIB).expect("taken");
     record(&mut guest, "arrived", &["device=dimm1", "provider=dimm", "size=33554432"]);
     refused(&mut guest, "attach dimm0");
-    for device in ["pmem1", "pmem0", "dimm1"] {
+    // Nor does a smaller module in the slot that it had answer to its name.
+    let backend = serde_json::json!({ "id": "module2" });
+    guest.hand().monitor().expect("a monitor").execute("object-del", backend).expect("nobody uses it");
+    guest.hand().plug_module(2, &directory.path().join("smaller"), 32 * MIB).expect("taken");
+    record(&mut guest, "arrived", &["device=dimm2", "provider=dimm", "size=33554432"]);
+    for line in ["pull dimm0", "policy dimm0", "policy dimm0 keep"] {
+        has(&refused(&mut guest, line), &["the module of dimm0 is not there"]);
+    }
+    has(&ask(&mut guest, "policy dimm2"), &["yield"]);
+    assert!(guest.hand().has(2).expect("an answer"), "another module was pulled out");
+    for device in ["dimm2", "pmem1", "pmem0", "dimm1"] {
         ask(&mut guest, &format!("remove {device}"));
     }
     assert_good(&exit(guest));

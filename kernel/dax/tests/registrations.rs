@@ -304,3 +304,31 @@ fn without_memory_for_their_names_they_are_taken_back_all_the_same() {
     drop(regions);
     rig.assert_clean();
 }
+
+/// covers: D4 R5
+#[test]
+fn blocked_transfers_are_counted_whether_or_not_a_registration_is_on_the_report() {
+    for (room, asked_before) in [(u64::MAX, false), (0, false), (u64::MAX, true)] {
+        let mut rig = rig();
+        let owner = idle();
+        let region = rig.register(0, 8, &owner).unwrap();
+        if asked_before {
+            let map = rig.attached.as_ref().unwrap().map.clone();
+            rig.mm.regions.ask(&map, map.ranges(), &mut |_| ());
+        }
+        rig.emu.limit_growth(room);
+        let (report, _, _) = rig.remove();
+        rig.emu.limit_growth(u64::MAX);
+        assert_eq!(report.registrations.len(), usize::from(room > 0 && !asked_before));
+        let drain = |name| fact(&report, Step::Drain, name);
+        assert_eq!((drain("registrations_revoked"), drain("blocked_transfers")), (1, 1), "{room} {asked_before}");
+        drop(region);
+        rig.assert_clean();
+    }
+    // Where there is none the hardware is not asked.
+    let (mut rig, mut env) = (rig(), Env::default());
+    let (mm, target) = (rig.mm.clone(), rig.attached.take().unwrap().target());
+    let report = rig.emu.on_cpu(0, || remove(&mm, target, Method::Ranged, &mut env));
+    assert_eq!((fact(&report, Step::Drain, "blocked_transfers"), env.blocked_asked), (0, 0));
+    rig.assert_clean();
+}

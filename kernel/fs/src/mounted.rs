@@ -232,9 +232,19 @@ impl<M: Machine> Mounted<M> {
 
     /// Stops the file system for good: every later operation fails with the reason, every later fault is a SIGBUS.
     pub fn shut_down(&self, reason: ShutdownReason) {
-        if self.freeze.shut_down(reason) {
-            self.source.host.line(format_args!("fs {}: shut down: {reason}", self.name()));
+        if self.end(reason) {
+            self.say_end(reason);
         }
+    }
+
+    /// As [`shut_down`](Self::shut_down), and says nothing; `false` where it was shut down before.
+    pub(crate) fn end(&self, reason: ShutdownReason) -> bool {
+        self.freeze.shut_down(reason)
+    }
+
+    /// Says that it was shut down.
+    pub(crate) fn say_end(&self, reason: ShutdownReason) {
+        self.source.host.line(format_args!("fs {}: shut down: {reason}", self.name()));
     }
 
     // ---- freezing ----

@@ -174,16 +174,16 @@ impl<M: Machine> Mounted<M> {
             return Err(NotifyError::Io);
         }
         let gone = flags.contains(NotifyFlags::GONE);
-        if gone {
-            self.source.host.line(format_args!("fs {}: the device has gone", self.name()));
-            // Before anything that waits: whoever has begun ends with an error, and nobody begins.
-            self.shut_down(ShutdownReason::DeviceGone);
-        }
-        let has_map = self.volume(&context).map(|volume| volume.layout().has_reverse_map());
-        if !has_map.map_err(|_| NotifyError::Io)? {
-            return Err(NotifyError::NotSupported);
-        }
-        let span = clip(offset, len, self.part)?.relative_to(self.part).ok_or(NotifyError::NoSuchAddress)?;
+        // Before anything that waits: whoever has begun ends with an error, and nobody begins. It is said when nothing is
+        // mapped any more, for a line takes longer than all that is done until then.
+        let ends = gone && self.end(ShutdownReason::DeviceGone);
+        let span = match self.notified_of(&context, offset, len) {
+            Ok(span) => span,
+            Err(error) => {
+                self.say_gone(gone, ends);
+                return Err(error);
+            }
+        };
         let pre_remove = flags.contains(NotifyFlags::PRE_REMOVE);
         let mut report = NotifyReport { pre_remove, gone, ..NotifyReport::default() };
         // Dropped on every way out of this function, after the shutdown.
@@ -208,6 +208,7 @@ impl<M: Machine> Mounted<M> {
             self.shut_down(ShutdownReason::ForcedUnmount);
         }
         self.walk(&context, span, &mut report);
+        self.say_gone(gone, ends);
         // There is no device any more on which a user could ask for a thaw.
         while gone && self.freeze_holders().1 > 0 && self.thaw(FreezeHolder::User).is_ok() {}
         let hit = report.metadata > 0 && (!report.leaves() || self.faults.has(Mutant::MetadataEndsRemoval));
@@ -224,6 +225,25 @@ impl<M: Machine> Mounted<M> {
         *self.last_notification.lock() = Some(report);
         drop(frozen);
         if hit { Err(NotifyError::Corrupted) } else { Ok(()) }
+    }
+
+    /// What of the part that this file system has is meant.
+    fn notified_of(&self, context: &Context, offset: u64, len: u64) -> Result<ByteSpan, NotifyError> {
+        let has_map = self.volume(context).map(|volume| volume.layout().has_reverse_map());
+        if !has_map.map_err(|_| NotifyError::Io)? {
+            return Err(NotifyError::NotSupported);
+        }
+        clip(offset, len, self.part)?.relative_to(self.part).ok_or(NotifyError::NoSuchAddress)
+    }
+
+    /// Says that the device has `gone`, and whether that `ends` the file system: something else may have before.
+    fn say_gone(&self, gone: bool, ends: bool) {
+        if gone {
+            self.source.host.line(format_args!("fs {}: the device has gone", self.name()));
+        }
+        if ends {
+            self.say_end(ShutdownReason::DeviceGone);
+        }
     }
 
     /// Says what was done, step by step.

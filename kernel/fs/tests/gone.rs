@@ -259,8 +259,11 @@ fn a_device_that_has_gone_is_neither_read_nor_written_and_all_tasks_are_told() {
         tasks.iter().for_each(|task| (0..16).for_each(|nr| task.store(nr, nr).unwrap()));
         fs.freeze(FreezeHolder::User).unwrap();
         // A task that tries to come back in the middle of the walk hears why there is nothing.
-        let space = tasks[0].space.clone();
+        // And nothing is said before its mappings have gone.
+        let (space, kernel) = (tasks[0].space.clone(), device.kernel.clone());
+        let nr_lines = kernel.lines.lock().unwrap().len();
         emu.at(0, Event::At(Point::UsersListed), 2, move || {
+            assert_eq!(kernel.lines.lock().unwrap()[nr_lines..], [""; 0], "lines while the device is mapped");
             assert!(space.handle_fault(page(3), Access::Write).is_err());
             assert!(space.translate(page(3)).is_none(), "a mapping was made during the walk");
         });
@@ -275,6 +278,12 @@ fn a_device_that_has_gone_is_neither_read_nor_written_and_all_tasks_are_told() {
         assert!(report.kill.unwrap().answers.iter().all(|answer| answer.result == Ok(())));
         assert_eq!((sim.bytes() == bytes, sim.stats()), (true, stats), "it was written to");
         assert_eq!((fs.shutdown_reason(), fs.freeze_holders()), (Some(ShutdownReason::DeviceGone), (0, 0)));
+        let said = kernel.lines.lock().unwrap()[nr_lines..].to_vec();
+        assert_eq!(
+            said[..2],
+            ["fs dimm0: the device has gone", "fs dimm0: shut down: the device has gone"],
+            "{said:?}"
+        );
         let told = fs.last_notification().unwrap();
         assert_eq!((told.gone, told.pre_remove, told.frozen, told.poisoned), (true, false, false, 0));
         assert_eq!((told.mappings, told.told, told.leaves, told.errors.len()), (2, 2, 32, 0), "{:?}", told.errors);

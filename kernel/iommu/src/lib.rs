@@ -10,6 +10,7 @@
 //! | [`contexts`] | which device is in which domain |
 //! | [`domain`] | I/O virtual addresses, their tables, and how a translation dies |
 //! | [`fault`] | what the unit says of a transfer that it blocked |
+//! | [`records`] | how its records of that are taken |
 //! | [`completion`] | what stands against a device's word that a transfer has ended well |
 //! | [`throttle`] | how often it may interrupt for that |
 //!
@@ -34,6 +35,7 @@ pub mod fault;
 pub mod hardware;
 pub mod mutant;
 pub mod queue;
+pub mod records;
 pub mod source;
 pub mod throttle;
 

@@ -72,4 +72,7 @@ mutants::mutants! {
     /// A device that says its transfer has ended well is believed, whatever was counted meanwhile. Caught by
     /// `iommu::completion::tests::whatever_was_counted_meanwhile_stands_against_it`.
     CompletionBelieved = "completion_believed",
+    /// A unit's fault status is read once, before its records are taken. Caught by
+    /// `iommu::records::tests::whenever_another_fault_comes_it_is_told_or_said_to_be_lost`.
+    StatusReadOnce = "status_read_once",
 }

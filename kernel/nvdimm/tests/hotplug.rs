@@ -10,6 +10,7 @@ use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::context::MmContext;
 use mm::ledger::Kind;
 use mm::pagemap::MemoryKind;
+use nvdimm::hotplug::presence::{REMEMBERED, all_there};
 use nvdimm::hotplug::stay::{self, Place};
 use nvdimm::hotplug::{Ejected, Hotplug, Module, ModuleError, Registers, Status, free_windows};
 use nvdimm::nfit::{ByteRange, Limits, Owner, Taken};
@@ -141,15 +142,16 @@ fn a_stay_is_that_of_one_range_and_nothing_else_is_there_by_it() {
     let stay = bench.place.current().unwrap();
     let of = |base: u64, len: u64| PfnRange::new(Pfn::new(base / PAGE_SIZE), len / PAGE_SIZE).unwrap();
     assert_eq!(stay.range(), ByteRange { base: BASE, len_bytes: LEN });
-    for (frames, is_of, covers) in [
-        (of(BASE, LEN), true, true),
-        (of(BASE, LEN - PAGE_SIZE), false, true),
-        (of(BASE + PAGE_SIZE, LEN - PAGE_SIZE), false, true),
-        (of(BASE, LEN + PAGE_SIZE), false, false),
-        (of(BASE - PAGE_SIZE, LEN), false, false),
-        (of(2 * BASE, LEN), false, false),
+    assert_eq!(stay.frames(), Some(frames()));
+    for (frames, is_of) in [
+        (of(BASE, LEN), true),
+        (of(BASE, LEN - PAGE_SIZE), false),
+        (of(BASE + PAGE_SIZE, LEN - PAGE_SIZE), false),
+        (of(BASE, LEN + PAGE_SIZE), false),
+        (of(BASE - PAGE_SIZE, LEN), false),
+        (of(2 * BASE, LEN), false),
     ] {
-        assert_eq!((stay.is_of(frames), stay.covers(frames)), (is_of, covers), "{frames:?}");
+        assert_eq!(stay.is_of(frames), is_of, "{frames:?}");
     }
     // In the same slot comes a module that is elsewhere, or of another size: what was there is not.
     for (base, len) in [(2 * BASE, LEN), (BASE, 2 * LEN), (BASE, LEN / 2)] {
@@ -166,6 +168,53 @@ fn a_stay_is_that_of_one_range_and_nothing_else_is_there_by_it() {
     bench.slots.put(1, BASE, LEN);
     bench.place.begin();
     drop(bench.attach().expect("it is back"));
+}
+
+// covers: S2
+#[test]
+fn a_run_over_two_modules_is_there_if_both_are_and_each_is_asked_once_for_all_runs() {
+    let slots = Slots::new(2);
+    (0..2).for_each(|nth| slots.cold(nth, BASE + nth as u64 * LEN, LEN));
+    let hotplug = Arc::new(Hotplug::new(Arc::clone(&slots) as Arc<dyn Registers>, 2));
+    let places = [0, 1].map(|slot| Place::new(&hotplug, slot));
+    places.iter().for_each(|place| assert!(place.begin().is_some()));
+    let of = |first: u64, nr| PfnRange::new(Pfn::new(BASE / PAGE_SIZE + first), nr).unwrap();
+    let around = |at| {
+        let stay = places.iter().filter_map(Place::current).find(|stay| stay.frames().unwrap().contains(at))?;
+        if stay.goes_on() { stay.frames() } else { None }
+    };
+    // What it costs to ask one.
+    let accesses = |runs: &[PfnRange]| {
+        let before = slots.accesses();
+        (all_there(runs, around), slots.accesses() - before)
+    };
+    let pages = LEN / PAGE_SIZE;
+    let (is_there, one) = accesses(&[of(0, 1)]);
+    assert!(is_there && one > 0);
+    for runs in [vec![of(pages - 1, 2)], vec![of(0, 2 * pages)], (0..2 * pages).rev().map(|nth| of(nth, 1)).collect()] {
+        assert_eq!(accesses(&runs), (true, 2 * one), "{runs:?}");
+    }
+    // Back and forth between the two.
+    let far_apart: Vec<_> = (0..pages).flat_map(|nth| [of(nth, 1), of(pages + nth, 1)]).collect();
+    assert_eq!(accesses(&far_apart), (true, 2 * one));
+    // Beyond the second there is nothing.
+    assert!(!accesses(&[of(2 * pages - 1, 2)]).0 && !accesses(&[of(2 * pages, 1)]).0);
+    slots.pull(1);
+    assert!(!accesses(&[of(pages - 1, 2)]).0 && !accesses(&far_apart).0, "one of the two has left");
+    assert!(accesses(&[of(0, pages)]).0, "the other is there");
+    slots.put(1, BASE + LEN, LEN);
+    assert!(!accesses(&[of(pages - 1, 2)]).0, "it is another one until notice is taken");
+    assert!(places[1].begin().is_some());
+    assert!(accesses(&[of(pages - 1, 2)]).0);
+    // Of more parts than are remembered all are found all the same, and those that were of use lately are not asked again.
+    let nr = REMEMBERED as u64 + 1;
+    let (mut asked, parts) = (0, |nth: u64| of(nth * 8, 8));
+    let runs: Vec<_> = (0..nr).flat_map(|nth| [of(nth * 8, 1), of(nth * 8 + 7, 1), of(7, 1)]).collect();
+    assert!(all_there(&runs, |at| {
+        asked += 1;
+        (0..nr).map(parts).find(|part| part.contains(at))
+    }));
+    assert_eq!(asked, nr, "ranges that were asked");
 }
 
 /// A reader that is told of a stay while one module takes the place of the other never puts the range of one to the number

@@ -80,7 +80,8 @@ fn said<E: core::fmt::Display>(what: &'static str) -> impl Fn(E) -> String {
 /// The modules that can fall: the slots' numbers, and the modules.
 fn modules() -> Vec<(usize, &'static Dimm)> {
     let slots = devices::slots().iter().enumerate();
-    let there = slots.filter_map(|(at, slot)| Some((at, slot.dimm()?)));
+    // The slot of one that has left may have another one by now.
+    let there = slots.filter(|(_, slot)| slot.is_in()).filter_map(|(at, slot)| Some((at, slot.dimm()?)));
     there.filter(|(_, dimm)| dimm.place.status().enabled).collect()
 }
 

@@ -22,10 +22,16 @@ use mm::space::VmOps;
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
 use crate::cpu::time;
-use crate::ktest::fixtures::{BASE, Books, at, here, new_space, no_problems, others, run_in, spawn_in, wait_until};
+use crate::io::dma::DmaTarget;
+use crate::io::edu::{self, Direction};
+use crate::io::vtd;
+use crate::ktest::fixtures::{
+    BASE, Books, at, here, new_space, no_problems, others, page, run_in, spawn_in, wait_until,
+};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::pmem::dimms::{self, Dimm};
+use crate::pmem::slots::Slot;
 use crate::pmem::{bytes, contents, devices, mounts};
 use crate::task::tcb::Signal;
 use crate::task::{sched, user};
@@ -33,6 +39,7 @@ use crate::task::{sched, user};
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
     Test { name: "depart.slots.answer_as_what_was_found", covers: "", run: slots_answer },
+    Test { name: "depart.slots.a_transfer_reaches_over_two", covers: "S2", run: over_two },
     Test { name: "depart.dimm.attaches_leaves_and_attaches_again", covers: "A6 A7", run: attaches_and_leaves },
     Test { name: "depart.gone.is_noticed_in_time_and_taken_apart", covers: "S1", run: noticed_and_taken_apart },
     Test { name: "depart.gone.nothing_is_a_success_afterwards", covers: "S2", run: no_success },
@@ -49,10 +56,17 @@ fn said(what: &'static str) -> impl Fn(devices::DeviceError) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// A module that is there and not in use, and its device; skips the test where there is none.
+/// Modules that are there and not in use.
+fn modules() -> impl Iterator<Item = (usize, &'static Dimm)> {
+    // The slot of one that has left may have another one by now.
+    let there = devices::slots().iter().enumerate().filter(|(_, slot)| slot.is_in());
+    let known = there.filter_map(|(at, slot)| Some((at, slot.dimm()?)));
+    known.filter(|(at, dimm)| dimm.place.status().enabled && devices::not_attached(*at).is_ok())
+}
+
+/// The first of them, and its device; skips the test where there is none.
 fn module(ctx: &mut Ctx) -> Option<(usize, &'static Dimm)> {
-    let mut there = devices::slots().iter().enumerate().filter_map(|(at, slot)| Some((at, slot.dimm()?)));
-    let free = there.find(|(at, dimm)| dimm.place.status().enabled && devices::not_attached(*at).is_ok());
+    let free = modules().next();
     if free.is_none() {
         ctx.skip("there is no memory module (start with --dimm 64M)");
     }
@@ -66,7 +80,8 @@ fn slots_answer(ctx: &mut Ctx) -> Result<(), String> {
     }
     for dimm in dimms::all() {
         let (status, slot) = (dimm.place.status(), dimm.place.slot());
-        let known = devices::slots().iter().find(|slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)));
+        let is_it = |slot: &&Slot| slot.dimm().is_some_and(|other| core::ptr::eq(other, dimm)) && slot.is_in();
+        let known = devices::slots().iter().find(is_it);
         let module = dimm.place.hotplug().module(slot);
         check_eq!(module.is_some(), status.enabled, "slot {slot}");
         if let (Some(known), Some((module, _))) = (known, module) {
@@ -75,6 +90,48 @@ fn slots_answer(ctx: &mut Ctx) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Two modules that touch, of which the last page of one and the first of the other are registered as one range: a transfer
+/// across both ends well.
+fn over_two(ctx: &mut Ctx) -> Result<(), String> {
+    const HALF: u64 = 512;
+    let Some(edu) = edu::device() else {
+        ctx.skip(vtd::why_none().unwrap_or("there is no edu device that does DMA"));
+        return Ok(());
+    };
+    let frames = |at: usize| devices::slots()[at].frames;
+    let touching = |(low, _): (usize, _)| {
+        modules().find(|(high, _)| frames(low).end() == frames(*high).start()).map(|(high, _)| [low, high])
+    };
+    let Some(both) = modules().find_map(touching) else {
+        ctx.skip("there are no two memory modules that touch (start with --dimm 64M --dimm 64M)");
+        return Ok(());
+    };
+    let before = Books::now();
+    let space = new_space("both")?;
+    for (nth, slot) in (0..).zip(both) {
+        devices::attach(slot).map_err(said("attach"))?;
+        let file = devices::file(slot).map_err(said("the file"))?;
+        let options = OpenOptions { max_leaf: PageSize::Size4K, ..OpenOptions::default() };
+        let file: Arc<dyn VmOps<KernelMachine>> = file.open(options).map_err(|error| format!("open: {error}"))?;
+        let offset = if nth == 0 { frames(slot).nr_pages() - 1 } else { 0 };
+        let map = space.map(at(page(nth)), PAGE_SIZE, Prot::USER_WRITE, &file, offset);
+        map.map_err(|error| format!("map: {error}"))?;
+    }
+    let account = mm().pins.open_account("both", 2);
+    let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
+    let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+    let region = edu.dma().register(&space, BASE, 2, &terms, Arc::downgrade(&owner));
+    let region = region.map_err(|error| format!("register: {error}"))?;
+    check_eq!(region.frames().len(), 1, "runs of frames");
+    let end = edu.transfer(Direction::ToDevice, (&region, PAGE_SIZE - HALF), 0, 2 * HALF);
+    drop((region, space));
+    for at in both {
+        no_problems(&*devices::remove(at, Method::Ranged).map_err(said("remove"))?)?;
+    }
+    check!(end.is_ok(), "a transfer across two modules that are there: {end:?}");
+    before.compare()
 }
 
 /// An orderly removal is that of every other device; what was written is there when it is attached again.
@@ -137,20 +194,27 @@ fn noticed_and_taken_apart(ctx: &mut Ctx) -> Result<(), String> {
     before.compare()
 }
 
+fn is_there(frames: PfnRange) -> bool {
+    dimms::are_there(&[frames])
+}
+
 /// Is the memory of module `at` there, as everybody is told who asks? What is no module's always is.
 fn presence(at: usize, expected: bool) -> Result<(), String> {
     let all = devices::slots()[at].frames;
     let part = |first: u64, nr| PfnRange::new(Pfn::new(all.start().as_u64() + first), nr).ok_or("no frames");
     let last = all.nr_pages() - 1;
     for frames in [all, part(0, 1)?, part(last, 1)?, part(1, last - 1)?] {
-        check_eq!(dimms::is_there(frames), expected, "{frames:?}");
+        check_eq!(is_there(frames), expected, "{frames:?}");
     }
-    check_eq!(dimms::is_there(part(last, 2)?), false, "a range that goes beyond the module");
+    // With what lies behind it: another module, or what is no module's.
+    let behind = devices::slots().iter().filter(|slot| slot.dimm().is_some() && slot.frames.contains(all.end()));
+    let goes_on = behind.clone().next().is_none() || behind.clone().any(Slot::is_in);
+    check_eq!(is_there(part(last, 2)?), expected && goes_on, "a range that goes beyond the module");
     let fixed = devices::slots().iter().filter(|slot| slot.dimm().is_none());
     for slot in fixed {
-        check_eq!(dimms::is_there(slot.frames), true, "{}", slot.name);
+        check_eq!(is_there(slot.frames), true, "{}", slot.name);
     }
-    check_eq!(dimms::is_there(PfnRange::new(Pfn::new(1), 1).ok_or("no frames")?), true, "RAM");
+    check_eq!(is_there(PfnRange::new(Pfn::new(1), 1).ok_or("no frames")?), true, "RAM");
     Ok(())
 }
 

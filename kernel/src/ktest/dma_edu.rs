@@ -2,10 +2,15 @@
 
 use alloc::format;
 use alloc::string::String;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use dax::removal::Method;
-use mm::addr::PageSize;
+use mm::addr::{PageSize, PfnRange};
+use mm::machine::Machine;
+use mm::region::UseError;
+use mm::space::Access;
 
+use crate::io::dma::{DmaError, DmaRegion, DmaTarget};
 use crate::io::edu::{self, BUFFER_BYTES, Direction, Edu, EduError, TRANSFER_NS};
 use crate::io::vtd;
 use crate::ktest::dma::{Owner, clear, compare, compare_words, fill, is_clear};
@@ -14,7 +19,6 @@ use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::pmem::devices;
 use crate::task::user;
-use mm::machine::Machine;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// Pages that are registered.
@@ -30,6 +34,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "dma.edu.a_transfer_ends_after_its_time", covers: "", run: |ctx| with(ctx, ends_after_its_time) },
     Test { name: "dma.edu.what_cannot_be_is_one_error", covers: "", run: |ctx| with(ctx, what_cannot_be) },
     Test { name: "dma.edu.a_revoked_target_is_refused", covers: "D4", run: |ctx| with(ctx, revoked) },
+    Test {
+        name: "dma.edu.a_target_that_is_revoked_between_two_looks_is_no_success",
+        covers: "D4",
+        run: |ctx| with(ctx, revoked_between_looks),
+    },
 ];
 
 /// The device and an NVDIMM, or the reason why not.
@@ -147,5 +156,47 @@ fn revoked(edu: &Edu, device: &Device) -> Result<(), String> {
     no_problems(&report)?;
     let refused = edu.start(Direction::ToDevice, (&region, 0), 0, HALF).err();
     check!(matches!(refused, Some(EduError::Dma(_))), "a transfer afterwards: {refused:?}");
+    Ok(())
+}
+
+/// A registration whose memory is removed, and there again, when it is asked for its frames: after the first look at a
+/// transfer's end, and before it is asked whether that memory is there.
+struct Leaves<'r> {
+    region: &'r DmaRegion,
+    left: AtomicBool,
+}
+
+impl DmaTarget for Leaves<'_> {
+    fn iova(&self) -> u64 {
+        self.region.iova()
+    }
+    fn len_bytes(&self) -> u64 {
+        self.region.len_bytes()
+    }
+    fn check(&self, access: Access) -> Result<(), DmaError> {
+        self.region.check(access)
+    }
+    fn frames(&self) -> &[PfnRange] {
+        if !self.left.swap(true, Ordering::Relaxed) {
+            devices::remove(0, Method::Ranged).expect("the device of this test is there");
+            devices::attach(0).expect("it is not in use");
+        }
+        self.region.frames()
+    }
+}
+
+/// Between the two looks of a transfer's end there is time for a whole departure and a return, and what is there then is
+/// not what the transfer went to.
+fn revoked_between_looks(edu: &Edu, device: &Device) -> Result<(), String> {
+    let owner = Owner::new(device, PAGES)?;
+    let region = owner.register(edu.dma())?;
+    let target = Leaves { region: &region, left: AtomicBool::new(false) };
+    let transfer = edu.start(Direction::ToDevice, (&target, 0), 0, HALF).map_err(in_words)?;
+    let end = transfer.wait(10 * TRANSFER_NS);
+    check!(target.left.load(Ordering::Relaxed), "nobody asked for the frames");
+    match end {
+        Err(EduError::Dma(DmaError::Use(UseError::Revoked { key }))) => check_eq!(key, region.key(), "whose"),
+        other => return Err(format!("a transfer whose registration was revoked between the looks: {other:?}")),
+    }
     Ok(())
 }

@@ -3,14 +3,17 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use mm::addr::{PAGE_SIZE, PageSize, Pfn};
+use iommu::entry::Rights;
+use mm::addr::{ENTRIES, PAGE_SIZE, PageSize, Pfn, PfnRange};
 use mm::entry::Prot;
 use mm::space::{Access, FaultError, MapError};
 
 use crate::console::command::Command;
+use crate::io::{edu, vtd};
 use crate::ktest::fixtures::{Books, Device, at, new_space, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::{heap, memory};
@@ -26,6 +29,11 @@ pub const TESTS: &[Test] = &[
         name: "mem.exhausted.a_mapping_is_refused_and_nothing_is_lost",
         covers: "A6",
         run: |ctx| Device::with(ctx, MIB2, refused),
+    },
+    Test {
+        name: "mem.exhausted.a_device_is_refused_and_nothing_is_lost",
+        covers: "A6",
+        run: |ctx| Device::with(ctx, MIB2, no_tables),
     },
     Test { name: "mem.exhausted.a_command_has_no_task", covers: "A6", run: no_task },
     Test { name: "mem.heap.slabs_go_back", covers: "", run: slabs_go_back },
@@ -95,6 +103,44 @@ fn refused(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     ctx.note(format_args!("{mapped} mappings with the memory that was left"));
     space.unmap(at(0), page(2 * mapped)).map_err(|error| format!("unmap: {error}"))?;
     before.compare()
+}
+
+/// A mapping for DMA that needs more tables than there are frames before memory is short, and fewer than there are with those
+/// that are put by: it is refused, and they are there for whom they were put by.
+fn no_tables(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
+    const FRAMES: usize = 64;
+    const TABLES: u64 = 300;
+    let Some(edu) = edu::device() else {
+        ctx.skip(vtd::why_none().unwrap_or("there is no edu device that does DMA"));
+        return Ok(());
+    };
+    let domain = edu.dma().domain();
+    // No run fills a table, so none is a leaf of 2 MiB.
+    let run = PfnRange::new(device.frames.start(), ENTRIES as u64 - 1).ok_or("no frames")?;
+    let runs = vec![run; TABLES as usize];
+    let map = || domain.map(&runs, Rights::READ, u64::MAX);
+    let mut frames = Vec::with_capacity(4 * LEFT as usize);
+    let hog = Hog::take();
+    while !memory::is_short() && frames.len() < frames.capacity() {
+        frames.extend(memory::alloc(0));
+    }
+    let was_short = memory::is_short();
+    frames.drain(frames.len() - FRAMES..).for_each(|frame| memory::free(frame, 0));
+    let (tables, refused) = (domain.stats().tables, map());
+    let (left, is_short) = (domain.stats().tables, memory::is_short());
+    drop(hog);
+    frames.into_iter().for_each(|frame| memory::free(frame, 0));
+    let refused = refused.map(|mapping| domain.revoke(&mapping));
+    check!(was_short, "there is memory for more: {} frames", 4 * LEFT);
+    check_eq!(refused, Err(iommu::domain::MapError::NoMemory), "a mapping with {TABLES} tables");
+    check!(!is_short, "memory is short: what was made of the mapping is there still");
+    // Those on the way to the next mapping may stay.
+    let levels = u64::from(domain.levels().count());
+    check!(left <= tables + levels, "{left} tables are left, {tables} there were");
+    let mapping = map().map_err(|error| format!("a mapping afterwards: {error}"))?;
+    let revoked = domain.revoke(&mapping);
+    check!(revoked.tables >= TABLES - 1, "{} tables, meant were {TABLES}", revoked.tables);
+    Ok(())
 }
 
 /// Where there is no stack for a task, a command that would begin one is refused, and one that is waited for runs all the same.

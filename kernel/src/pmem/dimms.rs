@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arch::port;
-use mm::addr::{PAGE_SIZE, PfnRange};
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use nvdimm::acpi::{AcpiInfo, aml};
+use nvdimm::hotplug::presence;
 use nvdimm::hotplug::stay::{self, Place};
 use nvdimm::hotplug::{self, Hotplug, Io, Module, Registers, Status};
 use nvdimm::nfit::ByteRange;
@@ -281,24 +282,28 @@ pub(super) fn add_found(driver: &PmemDriver<KernelMachine>, slots: &mut Vec<Slot
     }
 }
 
-/// Is the memory at all of these frames there now? Of a module only while its present stay goes on and covers them; memory of
-/// which no module is known does not leave. For an interrupt handler, too.
-pub fn is_there(frames: PfnRange) -> bool {
-    let mut may_leave = false;
-    for slot in devices::slots().iter().filter(|slot| slot.frames.overlaps(frames)) {
-        match slot.dimm() {
-            None if slot.frames.start() <= frames.start() && frames.end() <= slot.frames.end() => return true,
-            None => {}
-            Some(dimm) => {
-                may_leave = true;
-                // A slot has the frames of modules that have left, too: any stay that covers them will do.
-                if dimm.place.current().is_some_and(|stay| stay.covers(frames) && stay.goes_on()) {
-                    return true;
-                }
-            }
-        }
+/// Is the memory at all of these frames there now? Of a module only while its present stay goes on and has them; memory of
+/// which no module is known does not leave. Asks each module once. For an interrupt handler, too.
+pub fn are_there(runs: &[PfnRange]) -> bool {
+    presence::all_there(runs, there_around)
+}
+
+/// The frames around `at` at all of which the memory is there now, if it is there.
+fn there_around(at: Pfn) -> Option<PfnRange> {
+    let slots = || devices::slots().iter();
+    if let Some(fixed) = slots().find(|slot| slot.dimm().is_none() && slot.frames.contains(at)) {
+        return Some(fixed.frames);
     }
-    !may_leave
+    // A slot has the frames of modules that have left, too: any stay that has them will do.
+    if slots().any(|slot| slot.frames.contains(at)) {
+        let staying = |dimm: &Dimm| dimm.place.current().and_then(|stay| Some((stay.frames()?, stay)));
+        let (frames, stay) = all().iter().filter_map(staying).find(|(frames, _)| frames.contains(at))?;
+        return stay.goes_on().then_some(frames);
+    }
+    // Of nobody who may leave, up to the next slots.
+    let before = slots().map(|slot| slot.frames.end()).filter(|end| *end <= at).max().unwrap_or(Pfn::new(0));
+    let behind = slots().map(|slot| slot.frames.start()).filter(|start| *start > at).min().unwrap_or(at.add(1));
+    PfnRange::new(before, behind.as_u64() - before.as_u64())
 }
 
 /// Where memory may arrive that no slot has yet: a page of it may be lost, too.

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use dax::removal::Registration;
 use mm::pins::Word;
 use mm::region::device::CutOff;
 use mm::region::{RegionInfo, Revoked, TakeBack};
@@ -23,6 +24,17 @@ impl fmt::Display for Fields<'_> {
 pub fn say_asked(device: &str, region: &RegionInfo<'_>) {
     log::info!(target: "devices", "{device}: wants {region} back within {} us", region.grace_ns / 1000);
     report!("registration {} state=asked device={device}", Fields(region));
+}
+
+/// A removal of `device`, which has gone, calls a registration in.
+pub fn say_called_in(device: &str, region: &Registration) {
+    let Registration { key, owner, place, nr_pages, .. } = region;
+    let (file, line) = (place.file(), place.line());
+    log::info!(target: "devices", "{device}: calls registration {key} of {owner} ({nr_pages} pages) in: its owner is not asked, and has no time");
+    report!(
+        "registration key={key} owner={} place={file}:{line} pages={nr_pages} grace_ns=0 state=called-in device={device}",
+        Word(owner)
+    );
 }
 
 /// It was not given back in time, or one of its uses takes long.

@@ -59,7 +59,7 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
         tcb::for_each_user(&mut |space, task| each(space, task.id, &task.name));
     }
     fn asked(&mut self, region: &RegionInfo<'_>) {
-        if !self.quiet {
+        if !self.quiet && !self.holds_back() {
             registrations::say_asked(self.name, region);
         }
     }
@@ -106,6 +106,9 @@ impl RemovalWatch<KernelMachine> for Watch<'_> {
                     Phase::Dying => say_phase(self.name, *phase, &KillReport::default()),
                     _ => say_phase(self.name, *phase, kill),
                 });
+            }
+            if record.step == Step::KillDax {
+                so_far.registrations.iter().for_each(|region| registrations::say_called_in(self.name, region));
             }
             self.say(record);
         }

@@ -37,6 +37,8 @@ fn list(args: &[&str]) -> Result<(), String> {
     if let Some(why) = vtd::why_none() {
         return Err(format!("{why}: no device does DMA"));
     }
+    // What nobody was told of yet is in the numbers, too.
+    dma::collect();
     for device in dma::devices() {
         let (faults, stopped) = (device.nr_faults(), device.is_stopped());
         let (name, source, id) = (device.name(), device.source(), device.domain().id());

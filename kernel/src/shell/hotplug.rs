@@ -35,9 +35,12 @@ pub const COMMANDS: &[Command] = &[
     },
 ];
 
+/// The module of a device, which is there.
 fn dimm(word: &str) -> Result<&'static Dimm, String> {
     let slot = devices::slots().get(device(word)?).ok_or_else(|| format!("there is no device {word}"))?;
-    slot.dimm().ok_or_else(|| format!("{} is no memory module: it cannot leave by itself", slot.name))
+    let dimm = slot.dimm().ok_or_else(|| format!("{} is no memory module: it cannot leave by itself", slot.name))?;
+    // The slot that it had may have another one by now.
+    if slot.is_in() { Ok(dimm) } else { Err(format!("the module of {} is not there", slot.name)) }
 }
 
 fn pull(args: &[&str]) -> Result<(), String> {

@@ -117,16 +117,18 @@ impl<M: Machine, E: RemovalEnv<M>> Removal<'_, M, E> {
         };
         facts.note("registrations_asked", found.asked);
         facts.note("registrations_looked_at", found.looked_at);
+        self.has_registrations = found.looked_at > 0;
         found.asked
     }
 
     /// Revokes what has not been given back, once its owner has had its time.
     pub(super) fn take_back(&mut self, facts: &mut Facts) {
-        let Self { mm, env, report, map, .. } = self;
+        let Self { mm, env, report, map, has_registrations, .. } = self;
         let (mut nr, mut uses, mut cut_off) = (0, 0, CutOff::default());
         let began = mm.machine.now_ns();
-        // Only where there may be any: it is asked of the hardware.
-        let has_any = !report.registrations.is_empty();
+        // Only where there may be any: it is asked of the hardware. The report's list may lack some, for want of memory or
+        // because somebody had asked for them before.
+        let has_any = *has_registrations;
         let blocked = if has_any { env.watch().blocked_transfers() } else { 0 };
         if !Mutant::PinsNotTakenBack.is_on() {
             mm.regions.take_back(&mm.machine, map, map.ranges(), &mut |told| {

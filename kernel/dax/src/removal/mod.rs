@@ -213,8 +213,8 @@ pub fn remove<M: Machine, E: RemovalEnv<M>>(
 ) -> RemovalReport {
     let cause = env.watch().cause();
     let report = RemovalReport { device: target.name, method, cause, ..RemovalReport::default() };
-    let mut removal =
-        Removal { mm, env, report, map: target.map, mappings: target.mappings, dead: None, aside: (0, 0) };
+    let (map, mappings) = (target.map, target.mappings);
+    let mut removal = Removal { mm, env, report, map, mappings, dead: None, has_registrations: false, aside: (0, 0) };
     let mut going = Going { live: target.dax, gather: Some(Gather::new(mm)), spaces: Vec::new() };
     for step in Step::ALL {
         removal.step(step, &mut going);
@@ -247,6 +247,8 @@ struct Removal<'a, M: Machine, E> {
     mappings: Vec<Arc<Mapping<M>>>,
     /// The DAX device, between its death and the release.
     dead: Option<Dead>,
+    /// When owners were asked there were registrations of it.
+    has_registrations: bool,
     /// Nanoseconds and instructions of the present step that went into saying so, and are not the step's own.
     aside: (u64, u64),
 }

@@ -153,6 +153,8 @@ pub struct Registration {
     pub key: u64,
     /// Whose it was.
     pub owner: String,
+    /// Where in the code it was made.
+    pub place: &'static Location<'static>,
     /// How many pages.
     pub nr_pages: u64,
     /// How long its owner had, in nanoseconds.
@@ -163,7 +165,7 @@ pub struct Registration {
 
 impl fmt::Display for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, owner, nr_pages, grace_ns, revoked } = self;
+        let Self { key, owner, nr_pages, grace_ns, revoked, .. } = self;
         write!(f, "registration {key} of {owner} ({nr_pages} pages): ")?;
         match revoked {
             true => write!(f, "revoked after {grace_ns} ns"),
@@ -304,9 +306,9 @@ impl RemovalReport {
         if !has_room(machine, &mut self.registrations) {
             return;
         }
-        let RegionInfo { key, nr_pages, grace_ns, .. } = *region;
+        let RegionInfo { key, place, nr_pages, grace_ns, .. } = *region;
         let Some(owner) = copy_of(machine, region.owner) else { return };
-        self.registrations.push(Registration { key, owner, nr_pages, grace_ns, revoked: false });
+        self.registrations.push(Registration { key, owner, place, nr_pages, grace_ns, revoked: false });
     }
     /// Remembers that it was revoked.
     pub(super) fn note_revoked(&mut self, revoked: &Revoked<'_>) {

@@ -193,6 +193,9 @@ pub struct Env<'a> {
     pub on_step: Option<OnStep<'a>>,
     /// Why the device is removed.
     pub cause: Cause,
+    /// Transfers of devices that were blocked: one for each registration that is revoked. And how often it was asked for.
+    pub blocked: u64,
+    pub blocked_asked: u64,
 }
 
 impl Env<'_> {
@@ -238,8 +241,15 @@ impl RemovalWatch<EmuMachine> for Env<'_> {
     fn taking_back(&mut self, told: &TakeBack<'_>) {
         self.log.push(match told {
             TakeBack::Waits(region) => format!("waits for a use of {}", region.owner),
-            TakeBack::Revoked(revoked) => format!("revoked {}", revoked.region.owner),
+            TakeBack::Revoked(revoked) => {
+                self.blocked += 1;
+                format!("revoked {}", revoked.region.owner)
+            }
         });
+    }
+    fn blocked_transfers(&mut self) -> u64 {
+        self.blocked_asked += 1;
+        self.blocked
     }
     fn waiting(&mut self, waiting: &Waiting) {
         self.log.push("waiting".into());

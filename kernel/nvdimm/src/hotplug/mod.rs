@@ -5,6 +5,7 @@
 //! |---|---|
 //! | here | the registers through which QEMU says which slot has a module, and what is to become of it |
 //! | [`stay`] | one module's time in a slot: whoever copies from it hears whether it was there all the while |
+//! | [`presence`] | the same for who has transferred to frames that may be of several modules |
 //!
 //! # The registers
 //! One block of I/O ports for all slots: a slot is selected by a store, and the others then mean that slot. So whoever
@@ -20,6 +21,7 @@
 //!
 //! QEMU `docs/specs/acpi_mem_hotplug.txt`, `hw/acpi/memory_hotplug.c`.
 
+pub mod presence;
 pub mod stay;
 
 use alloc::vec::Vec;

@@ -22,7 +22,7 @@
 //! A slot may have one module today and another tomorrow, at other addresses. So a stay is that of a range: memory beside
 //! it is not there by it, whatever the flags say.
 
-use mm::addr::{PAGE_SIZE, PfnRange};
+use mm::addr::{PAGE_SIZE, Pfn, PfnRange};
 use mm::machine::Machine;
 use mm::sync::{Arc, AtomicU64, Ordering, fence};
 
@@ -150,10 +150,10 @@ impl Stay {
             || Mutant::RangeNotAsked.is_on()
     }
 
-    /// Does the module have all of these frames?
-    pub fn covers(&self, frames: PfnRange) -> bool {
-        let start = frames.start().addr().as_u64();
-        self.range.base <= start && start + frames.nr_pages() * PAGE_SIZE <= self.range.end()
+    /// The module's frames, as far as they are whole.
+    pub fn frames(&self) -> Option<PfnRange> {
+        let first = self.range.base.div_ceil(PAGE_SIZE);
+        PfnRange::new(Pfn::new(first), (self.range.end() / PAGE_SIZE).checked_sub(first)?)
     }
 
     /// Was the module there all the time until now? Once the answer was no it is never yes again.

@@ -56,15 +56,15 @@ static TASK: Once<Arc<Task>> = Once::new();
 static SPEAKS: AtomicBool = AtomicBool::new(true);
 
 /// Says whether memory is still there.
-static PRESENCE: Once<fn(PfnRange) -> bool> = Once::new();
+static PRESENCE: Once<fn(&[PfnRange]) -> bool> = Once::new();
 
-/// From now on `is_there` is asked after each transfer whether the memory is still there. Called once.
-pub fn ask_presence(is_there: fn(PfnRange) -> bool) {
-    PRESENCE.call_once(|| is_there);
+/// From now on `are_there` is asked after each transfer whether the memory at all of its frames is still there. Called once.
+pub fn ask_presence(are_there: fn(&[PfnRange]) -> bool) {
+    PRESENCE.call_once(|| are_there);
 }
 
-fn is_there(frames: PfnRange) -> bool {
-    PRESENCE.get().is_none_or(|ask| ask(frames))
+fn are_there(runs: &[PfnRange]) -> bool {
+    PRESENCE.get().is_none_or(|ask| ask(runs))
 }
 
 /// Is what happens said on the console?
@@ -229,11 +229,11 @@ impl DmaDevice {
     }
 }
 
-/// Reads what the units have recorded since this was last done.
-pub fn collect() {
-    let now = mm().machine.now_ns();
+/// Reads what the units have recorded since this was last done. `false`: more came all the while, and some is left.
+pub fn collect() -> bool {
+    let (now, mut is_all) = (mm().machine.now_ns(), true);
     for unit in vtd::units() {
-        unit.take_faults(&mut |found| {
+        is_all &= unit.take_faults(&mut |found| {
             FOUND.fetch_add(1, Ordering::Relaxed);
             let Some(fault) = found else {
                 OVERFLOWS.fetch_add(1, Ordering::Relaxed);
@@ -245,6 +245,7 @@ pub fn collect() {
             }
         });
     }
+    is_all
 }
 
 /// Transfers of devices that were blocked since boot, up to now.
@@ -297,11 +298,13 @@ fn work() -> Exit {
     let mut budget = Budget { from_ns: 0, left: LINES_PER_SECOND };
     loop {
         budget.renew();
+        // Who was interrupted may have left some, for which there is no other interrupt.
+        let is_all = collect();
         if budget.left > 0 {
             say_all(&mut budget);
         }
         let masked = THROTTLE.lock().is_masked();
-        if masked || budget.left == 0 {
+        if masked || budget.left == 0 || !is_all {
             sit_out_the_storm();
         } else {
             sched::park();
@@ -394,14 +397,16 @@ impl Watch {
     /// A fault of the device since the watch began, whatever its address; or faults that were lost; or the target was
     /// revoked, or is memory that has left; or the device had no right to do DMA in between, of which no fault tells.
     pub fn end(self, target: &dyn DmaTarget) -> Result<(), DmaError> {
-        collect();
+        let is_all = collect();
         target.check(Access::Read)?;
         let Self { device, before } = self;
         if device.is_stopped() {
             return Err(DmaError::Stopped);
         }
         match device.counts().against(&before) {
-            None => {}
+            None if is_all => {}
+            // What is left may be one of this device.
+            None => return Err(DmaError::FaultsLost),
             Some(Against::Halt) => return Err(DmaError::Stopped),
             Some(Against::FaultsLost) => return Err(DmaError::FaultsLost),
             // The last one is there: it was counted.
@@ -411,9 +416,11 @@ impl Watch {
             }
         }
         // After the transfer: memory that leaves without a word takes stores and gives zeroes, and no fault tells.
-        if target.frames().iter().any(|&run| !is_there(run)) {
+        if !are_there(target.frames()) {
             return Err(DmaError::Gone);
         }
-        Ok(())
+        // Once more: since the first look it may have left, and something come in its place that is there now. That is a new
+        // stay, and one begins only after every registration of what has left was closed.
+        target.check(Access::Read)
     }
 }

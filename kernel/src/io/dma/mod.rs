@@ -32,7 +32,8 @@ use mm::space::Access;
 pub use self::devices::{DmaDevice, OwnMemory, devices};
 use self::devices::{OWN, TRANSIENT};
 pub use self::faults::{
-    FaultRecord, LINES_PER_SECOND, Watch, ask_presence, nr_blocked, on_interrupt, overflows, speak, start, strays, told,
+    FaultRecord, LINES_PER_SECOND, Watch, ask_presence, collect, nr_blocked, on_interrupt, overflows, speak, start,
+    strays, told,
 };
 pub use self::region::{DmaPins, DmaRegion};
 

@@ -22,13 +22,14 @@ use iommu::domain::Domain;
 use iommu::fault::{Fault, SourceId};
 use iommu::hardware::Hardware;
 use iommu::queue::QueueError;
+use iommu::records;
 use mm::addr::{ENTRIES, Pfn};
 use mm::machine::Machine;
 use spin::Once;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 use self::queue::Queue;
-use self::registers::{Command as Switch, FAULT_OVERFLOW, FAULT_PENDING, REGISTER_BYTES, UnitRegisters};
+use self::registers::{Command as Switch, REGISTER_BYTES, UnitRegisters};
 use crate::console::report;
 use crate::cpu::ipi::VECTOR_IOMMU;
 use crate::cpu::lock::IrqLock;
@@ -202,6 +203,7 @@ impl Unit {
         let registers = &self.hardware.registers;
         acknowledged(registers.quiesce())?;
         registers.mask_faults(true);
+        // Of before; what still comes is told when the interrupt is switched on.
         self.take_faults(&mut |_| ());
         registers.set_queue(self.hardware.queue.page());
         acknowledged(registers.command(Switch::Queue))?;
@@ -265,22 +267,26 @@ impl Unit {
     }
 
     /// Calls `each` with every fault that was recorded, and `None` where some were lost, and frees the records; nobody else
-    /// gets past here before what was found is counted. From an interrupt handler, too.
-    pub fn take_faults(&self, each: &mut dyn FnMut(Option<Fault>)) {
+    /// gets past here before what was found is counted. `false`: others have come all the while, and there are more. From an
+    /// interrupt handler, too.
+    pub fn take_faults(&self, each: &mut dyn FnMut(Option<Fault>)) -> bool {
         let _one_reader = self.faults.lock();
-        let status = self.hardware.registers.fault_status();
-        if status & (FAULT_OVERFLOW | FAULT_PENDING) == 0 {
-            return;
-        }
-        let Capabilities { nr_fault_records, fault_offset, .. } = self.capabilities;
-        for record in 0..u64::from(nr_fault_records) {
-            let found = self.hardware.registers.take_fault(u64::from(fault_offset) + record * 16);
-            found.and_then(|[low, high]| Fault::decode(low, high)).into_iter().for_each(|fault| each(Some(fault)));
-        }
-        if status & FAULT_OVERFLOW != 0 {
-            self.hardware.registers.clear_fault_status(FAULT_OVERFLOW);
-            each(None);
-        }
+        records::take_all(self, each)
+    }
+}
+
+impl records::Registers for Unit {
+    fn status(&self) -> u32 {
+        self.hardware.registers.fault_status()
+    }
+    fn clear_status(&self, bits: u32) {
+        self.hardware.registers.clear_fault_status(bits);
+    }
+    fn nr_records(&self) -> u64 {
+        self.capabilities.nr_fault_records.into()
+    }
+    fn take(&self, nr: u64) -> Option<[u64; 2]> {
+        self.hardware.registers.take_fault(u64::from(self.capabilities.fault_offset) + nr * 16)
     }
 }
 
@@ -294,7 +300,8 @@ fn write_back(table: Pfn, first: usize, count: usize) {
 
 impl Hardware for UnitHardware {
     fn alloc_table(&self) -> Option<Pfn> {
-        let table = memory::alloc_zeroed()?;
+        // None of those that are put by: whoever maps can be refused.
+        let table = if memory::is_short() { None } else { memory::alloc_zeroed() }?;
         books::set_apart(1);
         if !self.coherent {
             write_back(table, 0, ENTRIES);

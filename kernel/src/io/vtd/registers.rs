@@ -41,11 +41,7 @@ const STAYS: u32 = 0x96ff_ffff;
 /// In so many looks a command is acknowledged, or never.
 const LOOKS: u32 = 1 << 20;
 
-/// Of the fault status: records were lost, since there was no free one.
-pub const FAULT_OVERFLOW: u32 = 1;
-/// A record is waiting.
-pub const FAULT_PENDING: u32 = 1 << 1;
-/// The queue has stopped at a descriptor that it does not take, or that no device has answered.
+/// Of the fault status: the queue has stopped at a descriptor that it does not take, or that no device has answered.
 pub const QUEUE_ERRORS: u32 = 0b111 << 4;
 /// Of the fault control: no interrupts.
 const FAULT_MASKED: u32 = 1 << 31;
