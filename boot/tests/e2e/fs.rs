@@ -55,6 +55,18 @@ fn change_all(guest: &mut Guest) {
     assert_eq!(free(guest), before - 2);
     has(&ask(guest, "stat 0 /d/e/c"), &["size=20480 blocks=3 nlink=2"]);
     has(&ask(guest, "cat 0 /b 0x1000 1"), &["\\x01"]);
+    // A file can hold what a console has said, and is not the kernel that says so.
+    for (text, shown) in [
+        ("error: boom", "\\x65rror: boom"),
+        ("unplug> x", "\\x75nplug> x"),
+        ("@attached size=1", "\\x40attached size=1"),
+        ("not ok 1 a", "\\x6eot ok 1 a"),
+        ("an error: no", "an error: no"),
+    ] {
+        has(&ask(guest, &format!("write 0 /said 0 '{text}'")), &["bytes written"]);
+        assert_eq!(ask(guest, "cat 0 /said"), shown);
+        ask(guest, "rm 0 /said");
+    }
     has(&ask(guest, "cat 0 /b 0x2000 1"), &["\\x00"]);
     // A large file is mapped by large leaves.
     ask(guest, "write 0 /large 0 x");

@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use mm::addr::PfnRange;
 use mm::gather::Gather;
 use mm::machine::Machine;
-use mm::mapping::unmap_mapping_range;
+use mm::mapping::unmap_each;
 use mm::meta::LiveFolio;
 use mm::sync::Ordering;
 
@@ -103,7 +103,7 @@ impl<M: Machine> Mounted<M> {
             let closed = inode.close(&self.mm.machine, first, end);
             let mut gather = Gather::new(&self.mm);
             if !self.faults.has(Mutant::NotUnmapped) {
-                unmap_mapping_range(&inode.mapping, first, end.saturating_sub(first), &mut gather);
+                unmap_each(&inode.mapping, first, end.saturating_sub(first), &mut gather, &mut |_, _| ());
             }
             gather.finish();
             let rows = {

@@ -12,8 +12,8 @@ use core::fmt;
 use crate::addr::{Pfn, PfnRange};
 use crate::context::MmContext;
 use crate::gather::{Gather, ZapStats};
-use crate::machine::Machine;
-use crate::mapping::{Unmapped, unmap_mapping_range};
+use crate::machine::{Machine, has_room};
+use crate::mapping::{Unmapped, unmap_each};
 use crate::meta::Page;
 use crate::sync::Arc;
 
@@ -80,7 +80,12 @@ pub fn memory_failure<M: Machine>(
         && let Some(mapping) = mm.find_mapping(&map, owner.mapping)
     {
         let offset = owner.offset + (pfn.as_u64() - head.as_u64());
-        users = unmap_mapping_range(&mapping, offset, 1, &mut gather);
+        unmap_each(&mapping, offset, 1, &mut gather, &mut |space, range| {
+            // It is taken away in any case; who did it is named as long as there is memory for that.
+            if has_room(&mm.machine, &mut users) {
+                users.push(Unmapped { space: Arc::clone(space), range });
+            }
+        });
     }
     Ok(Failure { was_poisoned, users, stats: gather.finish() })
 }

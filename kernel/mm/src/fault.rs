@@ -88,6 +88,10 @@ impl<M: Machine> AddressSpace<M> {
         }
         let owner = Owner { mapping: mapping.id(), offset: request.offset_pages };
         let meta = &self.mm().meta;
+        // Metadata for one more folio is memory for good, and can be refused, as a page table is.
+        if !self.mm().machine.may_grow() && meta.inspect(target.pfn).is_none() {
+            return Err(FaultError::OutOfMemory);
+        }
         let (_, folio) = meta.get_or_create(target.pfn, want, owner, 1).map_err(|error| match error {
             MetaError::OutOfMemory => FaultError::OutOfMemory,
             MetaError::Overflow => FaultError::TooManyRefs(request.addr),

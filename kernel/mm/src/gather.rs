@@ -224,6 +224,11 @@ impl<M: Machine> Gather<M> {
         self.round.covers(space)
     }
 
+    /// The CPUs that have `space` loaded now are interrupted too, for what was [issued](Self::has_issued) for it.
+    pub(crate) fn include_present(&mut self, space: &TlbState) {
+        self.round.include_present(space);
+    }
+
     /// Shoots down, waits, then frees. Answers what was found and what it cost.
     ///
     /// # Panics

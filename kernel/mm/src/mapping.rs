@@ -121,12 +121,15 @@ impl<M: Machine> Mapping<M> {
         users
     }
 
-    /// Every address at which the page at offset `page` is mapped, whether or not a leaf is installed there.
+    /// Every address at which the page at offset `page` is mapped, whether or not a leaf is installed there; where memory is
+    /// short, some of them.
     pub fn places(&self, page: u64) -> Vec<(Arc<AddressSpace<M>>, VirtAddr)> {
         let mut places = Vec::new();
         self.rmap.lock().for_each_overlap(page, page.saturating_add(1), |from, _, mapped| {
             let addr = mapped.start.checked_add(page.saturating_sub(from) << PAGE_SHIFT);
-            places.extend(mapped.space.upgrade().zip(addr));
+            if machine::has_room(&self.mm.machine, &mut places) {
+                places.extend(mapped.space.upgrade().zip(addr));
+            }
         });
         places
     }
@@ -312,8 +315,9 @@ pub fn unmap_leftovers<M: Machine>(
 pub fn clean_mapping_range<M: Machine>(mapping: &Mapping<M>, first: u64, nr_pages: u64, gather: &mut Gather<M>) {
     for_each_space(mapping, first, nr_pages, |space, vmas, listed| {
         vmas.for_each_part(mapping.id(), (first, nr_pages), listed, |part| space.table().clean(part.range, gather));
-        // What somebody else has taken out and not yet shot down may still be stored to.
-        space.close_open_rounds(gather);
+        // What somebody else has taken out and not yet shot down may still be stored to. The gather may have been here before,
+        // for another range.
+        space.close_open_rounds_again(gather);
     });
 }
 

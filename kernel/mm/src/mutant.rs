@@ -9,6 +9,9 @@ mutants::mutants! {
     /// An unmap shoots down first and clears the entries then, and nobody flushes after that. Caught by
     /// `stale::the_entries_are_cleared_before_any_cpu_flushes`.
     FlushBeforeClear = "flush_before_clear",
+    /// Who cleans a second range in a space interrupts only the CPUs that had the space loaded at the first. Caught by
+    /// `clean::a_cpu_that_has_come_between_two_ranges_is_told_too`.
+    EarlierTargets = "earlier_targets",
     /// The sender does not flush its own CPU. Caught by `stale::every_page_of_a_range_is_flushed` and
     /// `loom_shootdown::two_shootdowns_at_once` and
     /// `shuttle:loom_shootdown::two_shootdowns_at_once`.

@@ -191,7 +191,11 @@ impl RunSet {
         match &mut self.only {
             Some(only) if nr_kept == 1 => *only = kept[0].or(kept[1]).unwrap_or(*only),
             Some(_) => self.only = None,
-            None => _ = self.runs.splice(at..behind, kept.into_iter().flatten()),
+            None => {
+                // One after the other, into the room that there is now: a splice collects what it does not know the number of.
+                self.runs.drain(at..behind);
+                kept.into_iter().flatten().rev().for_each(|kept| self.runs.insert(at, kept));
+            }
         }
         Ok(removed)
     }

@@ -373,6 +373,14 @@ impl Round {
         }
     }
 
+    /// The CPUs that have `space` loaded now answer, too: what was [issued](Self::issue) for it is of an earlier moment. They
+    /// flush all that was published for it until then.
+    pub(crate) fn include_present(&mut self, space: &TlbState) {
+        // Pairs with the fences in `switch_to` and `leave_lazy`.
+        fence(Ordering::SeqCst);
+        self.targets = self.targets.union(CpuMask::from_bits(space.cpus.load(Ordering::Acquire)));
+    }
+
     /// Adds a change of the kernel half: every CPU flushes everything, global translations included.
     pub fn issue_kernel(&mut self, shootdown: &Shootdown) {
         shootdown.kernel.publish(FlushRange::All);

@@ -21,7 +21,6 @@
 //! [`unmap_mapping_range`]: crate::mapping::unmap_mapping_range
 
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 
 use crate::account::{DEFAULT_LIMIT_PAGES, PinAccount};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PageSize, PhysAddr, VirtAddr, VirtRange};
@@ -303,11 +302,9 @@ impl<M: Machine> AddressSpace<M> {
         let mut gather = Gather::new(&self.mm);
         let mut vmas = self.write();
         self.cut_at_ends(&mut vmas, range)?;
-        let mut gone = Vec::new();
-        while let Some(start) = vmas.first_in(range) {
-            gone.extend(vmas.0.remove(&start));
-        }
-        if !gone.is_empty() {
+        // They stay on the map until nobody reaches the pages: a list of them would need memory, and this gives memory back.
+        let mut next = vmas.first_in(range);
+        if next.is_some() {
             if Mutant::FlushBeforeClear.is_on() {
                 gather.issue(&self.tlb, FlushRange::All, true);
                 gather.shoot_down();
@@ -318,7 +315,8 @@ impl<M: Machine> AddressSpace<M> {
         self.close_open_rounds(&mut gather);
         gather.shoot_down();
         // Up to here some CPU may have stored through the old translation: whoever cleans pages finds us, and waits.
-        for vma in gone {
+        while let Some(vma) = next.and_then(|start| vmas.0.remove(&start)) {
+            next = vmas.first_in(range);
             vma.ops.mapping().remove(vma.rmap);
             self.mm.ledger.charge(Kind::Mappings, -1);
         }
@@ -332,6 +330,15 @@ impl<M: Machine> AddressSpace<M> {
         if self.tlb.has_pending() && !gather.has_issued(&self.tlb) {
             gather.issue(&self.tlb, FlushRange::All, true);
         }
+    }
+
+    /// The same for one who may have issued his own for this space in an earlier hold of its lock: the CPUs that have come to
+    /// it since then are not among those that he interrupts, and may use what the other one has taken out.
+    pub(crate) fn close_open_rounds_again(&self, gather: &mut Gather<M>) {
+        if self.tlb.has_pending() && gather.has_issued(&self.tlb) && !Mutant::EarlierTargets.is_on() {
+            gather.include_present(&self.tlb);
+        }
+        self.close_open_rounds(gather);
     }
 
     /// Changes the rights of every VMA in the range, cutting those that reach out of it.

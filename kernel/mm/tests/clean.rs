@@ -8,7 +8,8 @@ use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
 use mm::gather::Gather;
 use mm::gup::GupFlags;
-use mm::mapping::clean_mapping_range;
+use mm::machine::IrqOff;
+use mm::mapping::{clean_mapping_range, unmap_mapping_range};
 use mm::pins::PinnedPages;
 use mm::space::VmOps;
 use mm::sync::Arc;
@@ -84,5 +85,32 @@ fn no_way_to_a_writable_page_goes_unnoticed() {
     device.take_noted();
     emu.on_cpu(0, || [600, 601].into_iter().for_each(|nr| store_to(&space, &emu, page(nr), 1).unwrap()));
     assert_eq!(device.take_noted(), [(600, 1), (601, 1)]);
+    emu.assert_no_stale();
+}
+
+/// Two ranges are cleaned with one gather. Between them a CPU comes to the space, and stores to the second one; then somebody else
+/// takes that out, and has not shot it down yet. The CPU is told to flush all the same: what it stores afterwards is to fault.
+// covers: G7
+#[test]
+fn a_cpu_that_has_come_between_two_ranges_is_told_too() {
+    let (emu, mm) = machine(2);
+    let device = Device::dax_with(&mm, DEVICE_PAGES, PageSize::Size4K);
+    device.note_stores();
+    let space = space_with(&mm, &device, 3, &[0]);
+    for nr in [0, 2] {
+        emu.on_cpu(0, || store_to(&space, &emu, page(nr), 7).unwrap());
+    }
+    let mut cleaned = Gather::new(&mm);
+    clean_mapping_range(device.mapping(), 0, 1, &mut cleaned);
+    emu.on_cpu(1, || {
+        mm.shootdown.switch_to(&IrqOff::new(&emu), Some(space.tlb()));
+        store_to(&space, &emu, page(2), 8).unwrap();
+    });
+    let mut taken = Gather::new(&mm);
+    unmap_mapping_range(device.mapping(), 2, 1, &mut taken);
+    clean_mapping_range(device.mapping(), 2, 1, &mut cleaned);
+    emu.on_cpu(0, || _ = cleaned.finish());
+    assert!(emu.on_cpu(1, || emu.write(page(2), 9, true)).is_err(), "a store that nobody hears of");
+    emu.on_cpu(0, || _ = taken.finish());
     emu.assert_no_stale();
 }

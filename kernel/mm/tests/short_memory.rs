@@ -9,10 +9,11 @@ mod common;
 use common::*;
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
+use mm::failure::{FailureKind, memory_failure};
 use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::mapping::unmap_each;
-use mm::space::{Access, AddressSpace};
+use mm::space::{Access, AddressSpace, FaultError};
 use mm::sync::Arc;
 
 /// VMAs in each space: with three spaces more than two batches of the listing.
@@ -99,4 +100,40 @@ fn a_cut_between_two_batches_hides_nothing() {
     assert_eq!(found, SPACES * VMAS + 2);
     assert!((0..3).all(|nr| late.translate(page(nr)).is_none()));
     drop(spaces);
+}
+
+/// A page that nobody uses needs metadata: where memory is short the fault is refused. One that is in use does not, and is mapped.
+/// covers: A6
+#[test]
+fn a_fault_for_a_new_folio_is_refused() {
+    let (emu, mm) = machine(1);
+    let device = Device::dax_with(&mm, 512, PageSize::Size4K);
+    let [one, other] = ["one", "other"].map(|name| AddressSpace::new(&mm, name).unwrap());
+    for space in [&one, &other] {
+        space.map(BASE, 4 * PAGE_SIZE, Prot::USER_WRITE, &device.ops(), 0).unwrap();
+        space.populate(BASE, PAGE_SIZE, Access::Write).unwrap();
+    }
+    one.populate(page(1), PAGE_SIZE, Access::Write).unwrap();
+    let before = mm.ledger_snapshot();
+    emu.limit_growth(0);
+    assert_eq!(one.handle_fault(page(2), Access::Write), Err(FaultError::OutOfMemory));
+    assert_eq!(mm.ledger_snapshot().count(Kind::Folios), before.count(Kind::Folios));
+    assert_eq!(other.handle_fault(page(1), Access::Write), Ok(()));
+    emu.limit_growth(u64::MAX);
+    assert_eq!(one.handle_fault(page(2), Access::Write), Ok(()));
+}
+
+/// Who unmapped what is named as long as there is memory for that; it is taken away in any case. covers: P1
+#[test]
+fn a_failure_is_dealt_with_where_nobody_can_be_named() {
+    let (emu, mm) = machine(1);
+    let device = Device::dax_with(&mm, 512, PageSize::Size4K);
+    let spaces = spaces(&mm, &device);
+    let pfn = spaces[0].translate(va(0)).unwrap().pfn_at(va(0));
+    emu.limit_growth(0);
+    let failure = memory_failure(&mm, pfn, FailureKind::Media).unwrap();
+    emu.limit_growth(u64::MAX);
+    assert!(failure.users.is_empty() && failure.stats.leaves > 0, "{:?}", failure.stats);
+    drop(failure);
+    assert!(spaces.iter().all(|space| space.translate(va(0)).is_none()));
 }

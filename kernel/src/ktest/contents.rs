@@ -2,15 +2,20 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use media::probe::{What, probe};
 use nvdimm::pmem::block::SECTOR_BYTES;
+use spin::Once;
 
 use crate::cpu::time;
-use crate::ktest::fixtures::Device;
-use crate::ktest::test::{Ctx, Test};
+use crate::ktest::fixtures::{Device, other_cpu, wait_until};
+use crate::ktest::test::{Ctx, Test, check_eq};
 use crate::pmem::contents::{self, Over};
-use crate::pmem::devices;
+use crate::pmem::{bytes, devices};
+use crate::task::sched;
 
 /// What a probe may cost more than an attach without one, in instructions, whatever the device's size.
 const PROBE: u64 = 6_000;
@@ -18,6 +23,11 @@ const PROBE: u64 = 6_000;
 /// The tests of this area.
 pub const TESTS: &[Test] = &[
     Test { name: "media.probe.costs_no_more_than_its_bound", covers: "M1", run: costs },
+    Test {
+        name: "media.bytes.two_writers_of_one_sector",
+        covers: "",
+        run: |ctx| Device::with(ctx, 1 << 20, two_writers),
+    },
     Test { name: "media.refusal.names_what_is_there", covers: "M1", run: refuses },
 ];
 
@@ -59,6 +69,39 @@ fn costs(ctx: &mut Ctx) -> Result<(), String> {
         }
         Ok(())
     })
+}
+
+/// Bytes beside those that are written stay, also where somebody else writes them meanwhile: a long write begins in the sector
+/// in which short ones end.
+fn two_writers(ctx: &mut Ctx, _: &Device) -> Result<(), String> {
+    const ROUNDS: u64 = 50;
+    let Some(cpu) = other_cpu(ctx) else { return Ok(()) };
+    let (is_over, answer) = (Arc::new(AtomicBool::new(false)), Arc::new(Once::new()));
+    let (until, answer_to) = (Arc::clone(&is_over), Arc::clone(&answer));
+    let written = Arc::new(AtomicU64::new(0));
+    let written_to = Arc::clone(&written);
+    let other = sched::spawn("long", cpu, None, move || {
+        let long = vec![1; 48 << 10];
+        answer_to.call_once(|| {
+            while !until.load(Ordering::Acquire) {
+                bytes::write(0, 8, &long)?;
+                written_to.fetch_add(1, Ordering::Release);
+            }
+            Ok::<_, String>(())
+        });
+        Ok(())
+    });
+    wait_until(|| written.load(Ordering::Acquire) > 0);
+    let short = (1..=ROUNDS).try_for_each(|round| {
+        bytes::write(0, 0, &round.to_le_bytes())?;
+        let so_far = written.load(Ordering::Acquire);
+        wait_until(|| written.load(Ordering::Acquire) > so_far);
+        let found = bytes::read(0, 0, 8)?;
+        if found == round.to_le_bytes() { Ok(()) } else { Err(format!("in round {round} there is {found:?}")) }
+    });
+    is_over.store(true, Ordering::Release);
+    check_eq!(sched::join(&other), Ok(()), "end of the other task");
+    short.and(answer.get().cloned().unwrap_or_else(|| Err("no answer".into())))
 }
 
 fn refuses(ctx: &mut Ctx) -> Result<(), String> {

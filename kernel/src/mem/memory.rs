@@ -144,11 +144,13 @@ pub fn alloc(order: u32) -> Option<Pfn> {
 
 /// Are the frames that are left put by for what cannot be refused? Who would take memory for good, and can be refused,
 /// asks before. (Linux: the watermarks of `mm/page_alloc.c`, below which only some may go.)
+#[inline]
 pub fn is_short() -> bool {
     !leaves_enough(0)
 }
 
 /// Would memory still not be short without so many frames?
+#[inline]
 pub fn leaves_enough(order: u32) -> bool {
     USED.load(Ordering::Relaxed) + PUT_BY + (1 << order) <= TOTAL.load(Ordering::Relaxed)
 }
@@ -169,6 +171,21 @@ pub fn reserve_fragments(order: u32) {
     let _irq = IrqSave::new();
     let reserved = FRAMES.get().map_or(0, |frames| frames.reserve_fragments(order));
     USED.fetch_add(reserved, Ordering::Relaxed);
+}
+
+/// One frame below 4 GiB, zeroed, for a device that can name no other.
+pub fn alloc_zeroed_below_4g() -> Option<Pfn> {
+    if reserve::refuses() {
+        return None;
+    }
+    let pfn = {
+        let _irq = IrqSave::new();
+        FRAMES.get()?.alloc_below(Pfn::new((1 << 32) / PAGE_SIZE))?
+    };
+    USED.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the frame is RAM, ours, and in the direct map.
+    unsafe { layout::direct_ptr::<u8>(pfn.addr()).write_bytes(0, PAGE_SIZE as usize) };
+    Some(pfn)
 }
 
 /// One zeroed frame.

@@ -93,7 +93,13 @@ pub fn refuses() -> bool {
 }
 
 /// May a list grow that can do without? Counts as an allocation.
+#[inline]
 pub fn may_grow() -> bool {
+    // Where nobody is in a section, this task is not: each fault asks.
+    ACTIVE.load(Ordering::Acquire) == 0 || may_grow_in_section()
+}
+
+fn may_grow_in_section() -> bool {
     !refuses() && own().is_none_or(|slot| slot.shortages.load(Ordering::Relaxed) == 0)
 }
 

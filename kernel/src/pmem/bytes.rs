@@ -6,9 +6,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use media::btt::Table;
+use mm::machine::Machine;
+use mm::sync::SleepLock;
 use nvdimm::pmem::block::{BlockDevice, BlockError, SECTOR_BYTES};
 
-use crate::mem::machine::KernelMachine;
+use crate::mem::machine::{KernelMachine, mm};
 use crate::pmem::slots::{Slot, slots};
 use crate::pmem::{contents, devices};
 
@@ -42,6 +44,9 @@ pub fn read(at: usize, offset_bytes: u64, len: usize) -> Result<Vec<u8>, String>
 /// # Errors
 /// One clear line.
 pub fn write(at: usize, offset_bytes: u64, bytes: &[u8]) -> Result<(), String> {
+    // What lies around the bytes in their sectors is read and written back: of two who do that at once one would be lost.
+    static WRITING: SleepLock<()> = SleepLock::new(());
+    let _one_at_a_time = WRITING.take(|| mm().machine.relax());
     let (block, first, skip, mut sectors) = sectors_around(at, offset_bytes, bytes.len())?;
     block.read(first, &mut sectors).map_err(|error| in_bytes(&error))?;
     sectors[skip..][..bytes.len()].copy_from_slice(bytes);

@@ -47,8 +47,7 @@ struct Page(Pfn);
 impl Page {
     /// A page that a port of 32 bits can name.
     fn new() -> Option<Self> {
-        let page = Self(memory::alloc_zeroed()?);
-        (page.0.addr().as_u64() <= u64::from(u32::MAX)).then_some(page)
+        memory::alloc_zeroed_below_4g().map(Self)
     }
 
     fn word(&self, at: usize) -> *mut u32 {
@@ -111,7 +110,7 @@ pub fn read_nfit() -> Result<Option<Vec<u8>>, &'static str> {
     if !can_ask() {
         return Ok(None);
     }
-    let page = Page::new().ok_or("there is no memory through which it could be asked for")?;
+    let page = Page::new().ok_or("there is no memory below 4 GiB through which it could be asked for")?;
     let mut body = Vec::new();
     for _ in 0..ATTEMPTS {
         body.clear();
@@ -147,7 +146,8 @@ impl Labels {
         if !can_ask() {
             return Ok(None);
         }
-        let page = Page::new().ok_or("there is no memory through which its label area could be asked for")?;
+        let page =
+            Page::new().ok_or("there is no memory below 4 GiB through which its label area could be asked for")?;
         // Length, status, size, and how much can be asked for at once.
         match page.ask(handle, LABEL_SIZE, &[]) {
             (16, 0) => {}

@@ -14,6 +14,7 @@ use crate::mem::machine::mm;
 use crate::pmem::contents::{self, Over};
 use crate::pmem::devices::{DeviceError, Slot};
 use crate::pmem::{bytes, devices, nvdimms};
+use crate::shell::args::shown;
 pub use crate::shell::args::{device, number};
 use crate::shell::explore::held;
 use crate::shell::{jobs, pin, runs};
@@ -180,7 +181,7 @@ fn pmem(args: &[&str]) -> Result<(), String> {
         }
         ["read", at, offset, len] if !force => {
             let bytes = bytes::read(device(at)?, number(offset)?, number(len)? as usize)?;
-            console::line(format_args!("{}", bytes.escape_ascii()));
+            console::line(format_args!("{}", shown(&bytes)));
             Ok(())
         }
         ["flush", at] if !force => {

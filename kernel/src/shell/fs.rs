@@ -19,7 +19,7 @@ use crate::console::command::{Command, forced};
 use crate::mem::machine::{Space, mm};
 use crate::pmem::contents::{self, Over};
 use crate::pmem::mounts::{self, File, Fs};
-use crate::shell::devices::{device, number};
+use crate::shell::args::{device, number, shown};
 use crate::shell::explore::files;
 use crate::shell::jobs;
 use crate::task::tcb::Signal;
@@ -285,7 +285,7 @@ fn cat(args: &[&str]) -> Result<(), String> {
     with_file(nr, path, |fs, context, file| {
         let mut bytes = vec![0; len as usize];
         let got = fs.read(context, file, offset, &mut bytes)?;
-        console::line(format_args!("{}", bytes[..got].escape_ascii()));
+        console::line(format_args!("{}", shown(&bytes[..got])));
         Ok(())
     })
 }

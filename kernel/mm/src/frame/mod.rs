@@ -231,6 +231,29 @@ impl<'s> FrameAllocator<'s> {
         taken
     }
 
+    /// One frame of a range of RAM that ends at `end` or below it, for a device that can name no other; `None` where all of
+    /// these are in use. Given back as any other.
+    pub fn alloc_below(&self, end: Pfn) -> Option<Pfn> {
+        let low = || self.zones.iter().filter(|zone| zone.range().end() <= end);
+        let take = || {
+            let stats = &mut self.buddy.lock().stats;
+            let found =
+                |order| low().find_map(|zone| Some((zone, zone.take_first(self.storage, order, stats)?, order)));
+            let (zone, head, order) = (0..NR_ORDERS).find_map(found)?;
+            for half in (0..order).rev() {
+                zone.put(self.storage, head.add(1 << half), half, stats);
+            }
+            stats.taken += 1;
+            Some((zone, head))
+        };
+        let (zone, head) = take().or_else(|| {
+            self.drain_caches();
+            take()
+        })?;
+        zone.mark(self.storage, head, 0);
+        Some(head)
+    }
+
     /// Gives back a block that [`alloc`](Self::alloc) handed out with the same `order`.
     ///
     /// # Panics

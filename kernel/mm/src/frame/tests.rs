@@ -361,3 +361,22 @@ fn a_frame_in_use_reserved() {
     frames.alloc(0, 2).expect("there is RAM");
     frames.reserve(range(3, 1));
 }
+
+/// A low frame is found whatever is free above, also where all that is free of them lies in a CPU's cache.
+#[test]
+fn a_frame_of_a_low_range_while_there_is_one() {
+    const END: Pfn = Pfn::new(0x400);
+    let low = range(0x100, 64);
+    let frames = allocator(&[low, range(0x3ff, 3), range(0x1003, 0x5005)]);
+    let all: Vec<_> = core::iter::from_fn(|| frames.alloc_below(END)).collect();
+    assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 64);
+    assert!(all.iter().all(|frame| low.contains(*frame)), "a range that reaches across the limit is left alone");
+    assert_eq!((frames.stats().allocated(), frames.stats().failures), (64, 0));
+    frames.free(3, all[7], 0);
+    assert_eq!((frames.alloc_below(END), frames.alloc_below(END)), (Some(all[7]), None));
+    all.iter().for_each(|frame| frames.free(0, *frame, 0));
+    frames.drain_caches();
+    assert_eq!(frames.stats().allocated(), 0);
+    let whole = frames.alloc(0, 6).expect("they have merged");
+    assert!(low.contains(whole));
+}

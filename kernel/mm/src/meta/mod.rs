@@ -31,7 +31,7 @@
 //! # What is simplified
 //! - Folios never merge or split: the size is chosen when the first reference is taken, and holds until the last
 //!   is dropped.
-//! - One lock for all devices. It is held for a few loads and stores, or for one chunk of 512 pages, never for a whole
+//! - One lock for all devices. It is held for a few loads and stores, or for four chunks of 512 pages, never for a whole
 //!   device or file: what lists folios takes it anew for each 512 places that it looks at.
 //! - A put without a get is found by the count or by the empty slot. Where it races with the folio's last
 //!   legitimate put, what is found may be memory that was just freed: the kernel was lost by then.
@@ -103,8 +103,8 @@ pub struct Totals {
     pub pins: u64,
 }
 
-/// Most places that a listing looks at under one hold of the store's lock: as many as the longest other hold, which is
-/// for one chunk.
+/// Most places that a listing looks at under one hold of the store's lock: a quarter of the longest other hold, which
+/// is for four chunks.
 pub const LOOKS_AT_ONCE: u64 = raw::FAN_OUT as u64;
 /// Folios that are listed under one hold of it.
 const LISTED_AT_ONCE: usize = 16;

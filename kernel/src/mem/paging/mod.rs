@@ -422,7 +422,8 @@ pub fn map_register_pages(addr: PhysAddr, nr_pages: u64) -> Result<VirtAddr, Map
     Ok(va)
 }
 
-/// Calls `each` with every leaf of the kernel half: its address, the entry, its size.
+/// Calls `each` with every leaf of the kernel half: its address, the entry, its size. Nobody changes them meanwhile, so that it
+/// must not either, nor wait.
 pub fn for_each_leaf(mut each: impl FnMut(VirtAddr, Entry, PageSize)) {
     fn visit(
         table: Pfn,
@@ -443,5 +444,7 @@ pub fn for_each_leaf(mut each: impl FnMut(VirtAddr, Entry, PageSize)) {
             }
         }
     }
+    // Tables are unlinked under it, and freed later: what is reached here stays.
+    let _no_writer = WRITER.lock();
     visit(root(), 4, 0xffff_0000_0000_0000, KERNEL_ROOT, &mut each);
 }

@@ -8,11 +8,13 @@ use fs::lock_order::Context;
 use mm::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
 
 use super::held;
-use super::who::KernelMapping;
-use crate::mem::machine::Space;
+use crate::mem::machine::{KernelMachine, Space};
 use crate::pmem::mounts::{self, File, Fs};
 use crate::pmem::{devices, slots};
 use crate::shell::jobs;
+
+/// A mapping of this kernel.
+pub type KernelMapping = mm::space::Mapping<KernelMachine>;
 
 /// A file, opened to be mapped; and its pages.
 ///

@@ -12,6 +12,7 @@ use super::words::{Place, count, frame, number};
 use crate::console::{self, report};
 use crate::mem::machine::mm;
 use crate::pmem::devices;
+use crate::shell::explore::files::KernelMapping;
 use crate::shell::explore::who;
 
 /// Extents of one mapping that are shown.
@@ -63,7 +64,7 @@ fn total(nr: usize, what: &str) {
     console::line(format_args!("{} {what}", count(nr as u64, "mapping")));
 }
 
-fn show(mapping: &who::KernelMapping, first: u64, nr_pages: u64) -> usize {
+fn show(mapping: &KernelMapping, first: u64, nr_pages: u64) -> usize {
     let (users, nr) = mapping.some_users::<SHOWN>(first, nr_pages);
     for ((space, range), from) in &users {
         let (id, name, start, end) = (space.id(), space.name(), range.start(), range.end());

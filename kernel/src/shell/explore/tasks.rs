@@ -30,7 +30,7 @@ use crate::mem::machine::{KernelMachine, Space, mm};
 use crate::mem::paging;
 use crate::pmem::contents::{self, Over};
 use crate::pmem::devices;
-use crate::shell::devices::device;
+use crate::shell::args::device;
 use crate::task::user;
 
 /// The commands.

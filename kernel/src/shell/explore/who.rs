@@ -12,16 +12,13 @@ use mm::machine::Machine;
 use mm::pagemap::DevPagemap;
 use mm::pins::Word;
 
-use super::files;
+use super::files::{self, KernelMapping};
 use super::frame::Facts;
 use super::words::{count, frame};
 use crate::console::{self, report};
 use crate::io::dma;
-use crate::mem::machine::{KernelMachine, mm};
+use crate::mem::machine::mm;
 use crate::pmem::{devices, mounts};
-
-/// A mapping of this kernel.
-pub type KernelMapping = mm::space::Mapping<KernelMachine>;
 
 /// Of each sort so many are shown.
 const SHOWN: usize = 16;

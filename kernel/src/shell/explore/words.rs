@@ -11,7 +11,7 @@ use mm::machine::{CpuId, MAX_CPUS};
 
 use crate::cpu::percpu;
 use crate::pmem::devices;
-pub use crate::shell::devices::number;
+pub use crate::shell::args::number;
 
 /// What a line says after the command: words in their order, and `name=value` in any order.
 pub struct Words<'w> {
