@@ -5,6 +5,7 @@ use crate::cli::{Cli, Command, Mode, Options};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::Status;
 use crate::paths;
 use crate::results::Results;
@@ -116,7 +117,7 @@ fn refuse_foreign(cli: &Cli) -> Result<()> {
 pub fn build_only(options: &Options) -> Result<u8> {
     let profile = options.build();
     let kernel = build::kernel(profile, options.quiet)?;
-    println!("{}", image::make_for(&kernel, profile)?.display());
+    outln!("{}", image::make_for(&kernel, profile)?.display());
     Ok(0)
 }
 

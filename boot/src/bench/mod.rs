@@ -7,6 +7,7 @@ use self::baseline::{Baseline, IN_TREE, Subject, of_tree};
 use self::figures::Figures;
 use crate::cli::Options;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::{Outcome, Status};
 use crate::paths::Profile;
 use crate::size::{GIB, TIB};
@@ -84,7 +85,7 @@ impl Held {
             let text = Baseline { subject: self.subject, figures }.text();
             return match place.write(&text) {
                 Ok(()) => {
-                    println!("{rows} rows are stored, {nr_missed} of them with a goal that is missed");
+                    outln!("{rows} rows are stored, {nr_missed} of them with a goal that is missed");
                     Status::Good
                 }
                 Err(error) => Status::Bad(format!("--save: {error:#}")),
@@ -93,15 +94,15 @@ impl Held {
         let worse = self.against.as_ref().map_or(0, |(path, stored)| {
             let mut changes = stored.changes(&figures);
             changes.retain(|change| !self.partial || change.now.is_some());
-            println!("rows that moved by more than 1 % since {}: {}", path.display(), changes.len());
-            changes.iter().for_each(|change| println!("{change}"));
+            outln!("rows that moved by more than 1 % since {}: {}", path.display(), changes.len());
+            changes.iter().for_each(|change| outln!("{change}"));
             changes.iter().filter(|change| change.is_worse()).count()
         });
         let unknown = unknown_misses(&figures, self.known.as_ref().map(|(_, stored)| stored));
         match (&unknown[..], worse) {
             ([], 0) => {
                 if let (false, Some((name, _))) = (missed.is_empty(), &self.known) {
-                    println!("goals that are missed: {}, all of them known with these figures ({name})", missed.len());
+                    outln!("goals that are missed: {}, all of them known with these figures ({name})", missed.len());
                 }
                 Status::Good
             }

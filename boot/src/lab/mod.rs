@@ -20,6 +20,7 @@ use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::paths;
 use crate::size::MIB;
 use anyhow::{Context, Result, bail, ensure};
@@ -127,7 +128,7 @@ fn find(number: u32) -> Result<&'static Lab> {
 fn list() -> Result<u8> {
     for lab in LABS {
         let (number, title, minutes, most) = (lab.number, lab.title, lab.minutes, lab.most());
-        println!("{number}  {title:<44} {minutes:>3} min  {most:>2} points  {}", lab.page().display());
+        outln!("{number}  {title:<44} {minutes:>3} min  {most:>2} points  {}", lab.page().display());
     }
     Ok(0)
 }
@@ -165,15 +166,15 @@ fn new(lab: &'static Lab, directory: &Path, seed: Option<u64>) -> Result<u8> {
     let note = format!("lab = {}\nseed = {seed}\n", lab.number);
     fs::write(directory.join(NOTE), note).with_context(|| directory.display().to_string())?;
     let shown = directory.display();
-    println!("lab {}: {}, about {} minutes", lab.number, lab.title, lab.minutes);
-    println!("  read   {shown}/{}", lab.page().display());
+    outln!("lab {}: {}, about {} minutes", lab.number, lab.title, lab.minutes);
+    outln!("  read   {shown}/{}", lab.page().display());
     for file in lab.files() {
-        println!("  write  {shown}/{file}, between `// lab {} begin` and `// lab {} end`", lab.number, lab.number);
+        outln!("  write  {shown}/{file}, between `// lab {} begin` and `// lab {} end`", lab.number, lab.number);
     }
     if lab.parts.is_empty() {
-        println!("  write  {shown}/{}", answers::FILE);
+        outln!("  write  {shown}/{}", answers::FILE);
     }
-    println!("  grade  ./run-qemu.sh lab grade {} {shown}", lab.number);
+    outln!("  grade  ./run-qemu.sh lab grade {} {shown}", lab.number);
     Ok(0)
 }
 
@@ -254,7 +255,7 @@ fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
         let file = directory.join(answers::FILE);
         given(may_go(given(answers::is_nobodys(directory, seed)), &file));
         answers::solve(directory, seed, lab)?;
-        println!("{}: the right answers", file.display());
+        outln!("{}: the right answers", file.display());
         return Ok(0);
     }
     // All of it is looked at before anything is written.
@@ -273,7 +274,7 @@ fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
     }
     for (file, text) in files {
         fs::write(&file, text).with_context(|| file.display().to_string())?;
-        println!("{}: the kernel's own text", file.display());
+        outln!("{}: the kernel's own text", file.display());
     }
     Ok(0)
 }

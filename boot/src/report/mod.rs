@@ -17,6 +17,7 @@ use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::paths::{self, Profile};
 use crate::size::{GIB, TIB, show};
 use crate::whole::{self, Place};
@@ -69,7 +70,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
         None => measure()?,
     };
     place.write(&draw(&records, &Peers::find()?)?)?;
-    println!("{}", cli.output.display());
+    outln!("{}", cli.output.display());
     Ok(0)
 }
 
