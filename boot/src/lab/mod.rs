@@ -25,9 +25,12 @@ use crate::paths;
 use crate::size::MIB;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use rustix::fs::OFlags;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -214,7 +217,7 @@ fn note(lab: &Lab, directory: &Path) -> Result<u64> {
     ensure!(directory.is_dir(), "there is no directory {shown} (`lab new {} {shown}` makes it)", lab.number);
     let file = directory.join(NOTE);
     ensure!(file.exists(), "{shown} is no lab: it has no {NOTE}, which `lab new {} DIR` makes", lab.number);
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = source(&file)?;
     let value = |key: &str| {
         text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().parse::<u64>().ok())
     };
@@ -238,11 +241,21 @@ fn work<'a>(lab: &'static Lab, directory: &'a Path, most: Duration) -> Result<Wo
 
 /// A source that a student hands in.
 fn source(file: &Path) -> Result<String> {
+    String::from_utf8(bytes(file)?).ok().with_context(|| format!("{} is no text (UTF-8)", file.display()))
+}
+
+/// The bytes of a file that a student hands in. Whatever stands in its place, it is not waited for, and no more of it is read
+/// than a source has.
+fn bytes(file: &Path) -> Result<Vec<u8>> {
     let shown = || file.display().to_string();
-    let bytes = fs::metadata(file).with_context(shown)?.len();
-    ensure!(bytes <= MOST_BYTES, "{} has {bytes} bytes, more than a source has", shown());
-    let bytes = fs::read(file).with_context(shown)?;
-    String::from_utf8(bytes).ok().with_context(|| format!("{} is no text (UTF-8)", shown()))
+    // Of a pipe the other end would be waited for.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(flags).open(file).with_context(shown)?;
+    ensure!(opened.metadata().with_context(shown)?.is_file(), "{} is not a regular file", shown());
+    let mut bytes = Vec::new();
+    opened.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(shown)?;
+    ensure!(bytes.len() as u64 <= MOST_BYTES, "{} has more than {MOST_BYTES} bytes, more than a source has", shown());
+    Ok(bytes)
 }
 
 fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
