@@ -20,6 +20,7 @@ use crate::machine::Machine;
 use crate::out::outln;
 use crate::paths::{self, Profile};
 use crate::size::{GIB, TIB, show};
+use crate::terminal::Interrupt;
 use crate::whole::{self, Place};
 use crate::{build, image};
 use anyhow::{Context, Result, bail, ensure};
@@ -59,6 +60,8 @@ struct Cli {
 /// One line.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
     let cli: Cli = words_of(args, "report --help");
+    // Before there is something to be cleaned up.
+    let _interrupt = Interrupt::install()?;
     let from_file = cli.records.as_deref().map(read_records).transpose();
     let given = from_file.and_then(|records| Ok((records, Place::reserve(&cli.output)?)));
     let (records, place) = match given {

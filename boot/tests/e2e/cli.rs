@@ -202,6 +202,24 @@ fn a_reader_that_has_gone_away_is_no_failure() {
     }
 }
 
+/// What was to become a file is not left behind.
+#[test]
+fn an_interrupt_before_the_guest_runs_leaves_nothing_behind() {
+    let bare = Bare::new();
+    // It ends some time after the signal, whichever of the two comes first.
+    bare.put("cargo", "kill -INT $PPID; for ((turn = 0; turn < 1000000; turn++)); do :; done; exit 1");
+    let results = bare.path("results");
+    std::fs::create_dir(&results).expect("made");
+    let mut boot = Command::new(env!("CARGO_BIN_EXE_boot"));
+    boot.args(["bench", "--save"]).arg(results.join("rows.json"));
+    boot.env("PATH", bare.0.path()).env("CARGO_TARGET_DIR", bare.path("target")).env_remove("ACCEL");
+    let output = boot.env_remove("UNPLUG_KERNEL").output().expect("it starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    let left: Vec<_> = std::fs::read_dir(&results).expect("it is there").flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 /// With no way to install anything, the script says what it needs.
 #[test]
 fn the_script_says_what_is_missing_and_stops() {
