@@ -41,7 +41,7 @@ done
 toolchains() {
     local bin sysroot
     for bin in "$(cd -- "$root" && rustc --print sysroot 2>/dev/null || echo /nowhere)/bin" \
-        "${RUSTUP_HOME:-$HOME/.rustup}"/toolchains/*/bin /usr/bin; do
+        "${RUSTUP_HOME:-${HOME:-/nonexistent}/.rustup}"/toolchains/*/bin /usr/bin; do
         [[ -x $bin/rustc && -x $bin/cargo ]] || continue
         # /usr/bin/rustc may be rustup's proxy on some systems; the sysroot that it answers with is what counts.
         sysroot=$("$bin/rustc" --print sysroot 2>/dev/null) || continue

@@ -227,8 +227,10 @@ impl Cli {
     }
 
     fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, Refusal> {
-        let matches = Self::command().try_get_matches_from(args)?;
+        let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+        let matches = Self::command().try_get_matches_from(&args)?;
         let mut cli = Self::from_arg_matches(&matches)?;
+        check_sides(&args)?;
         cli.check_use(&matches)?;
         if cli.job() == Command::Shell {
             cli.options.mode = Mode::Shell;
@@ -380,6 +382,29 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+/// Refuses an option that stands before the job and after it: clap would let those behind replace those in front.
+fn check_sides(args: &[OsString]) -> Result<(), Refusal> {
+    // The options in front alone; the job and all behind it are what clap calls an external subcommand.
+    let mut front = clap::Command::new("front").allow_external_subcommands(true).allow_negative_numbers(true);
+    for argument in Cli::command().get_arguments() {
+        front = front.arg(argument.clone().global(false));
+    }
+    let Ok(matches) = front.try_get_matches_from(args) else { return Ok(()) };
+    let Some((job, behind)) = matches.subcommand() else { return Ok(()) };
+    let behind: Vec<_> = behind.get_many::<OsString>("").into_iter().flatten().collect();
+    for argument in Cli::command().get_arguments() {
+        let Some(long) = argument.get_long() else { continue };
+        let (alone, with_value) = (format!("--{long}"), format!("--{long}="));
+        let is_it = |word: &str| word == alone || word.starts_with(&with_value);
+        let is_in_front = matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine);
+        // No value begins like that, unless it stands behind a `=`.
+        if is_in_front && behind.iter().any(|word| word.to_str().is_some_and(is_it)) {
+            return Err(Refusal::Bad(format!("--{long} stands before and after {job}: it goes on one side")));
+        }
+    }
+    Ok(())
 }
 
 /// Why a command line was not taken.

@@ -300,7 +300,7 @@ impl Console {
         loop {
             let going = self.wait(None, |state| state.stopped.is_none().then_some(state.stopped_before));
             let Ok(stopped) = going else { return Ok(()) };
-            match self.wait(deadline.map(|deadline| deadline + stopped), |state| state.stopped) {
+            match self.wait(deadline.and_then(|deadline| deadline.checked_add(stopped)), |state| state.stopped) {
                 Ok(_) => {}
                 Err(Gone::Ended) => return Ok(()),
                 Err(Gone::Late) => return Err(Gone::Late),

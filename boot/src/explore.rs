@@ -3,6 +3,7 @@
 mod guest;
 
 use crate::cli::Options;
+use crate::out::outln;
 use crate::paths;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -109,7 +110,7 @@ fn compare() -> Result<()> {
     ensure!(output.status.success(), "shuttle's model {SHUTTLE_MODEL} did not pass");
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.find("model ").map(|at| &line[at..]));
-    println!("shuttle, one thread: {}", line.context("shuttle's model did not say how fast it was")?);
+    outln!("shuttle, one thread: {}", line.context("shuttle's model did not say how fast it was")?);
     Ok(())
 }
 

@@ -96,6 +96,16 @@ fn without_echo(command: &str, mut lines: Vec<String>) -> Vec<String> {
     lines
 }
 
+/// When a wait ends that begins `now`, and how long it was allowed to take. `own` is when the guest's time is up, and how long
+/// that was. One that would end when there is no time any more has no end.
+fn deadline_of_wait(now: Instant, own: Option<(Instant, Duration)>, within: Duration) -> (Option<Instant>, Duration) {
+    let asked = now.checked_add(within);
+    match own {
+        Some((own, allowed)) if asked.is_none_or(|asked| own < asked) => (Some(own), allowed),
+        _ => (asked, within),
+    }
+}
+
 impl Guest {
     /// Describes a machine, and starts a guest on it: see [`Builder`].
     pub fn builder() -> Builder {
@@ -158,7 +168,7 @@ impl Guest {
             child,
             console,
             reader: Some(reader),
-            deadline: machine.timeout.map(|timeout| Instant::now() + timeout),
+            deadline: machine.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             allowed: machine.timeout.unwrap_or_default(),
             cursor: 0,
             prompt,
@@ -205,7 +215,7 @@ impl Guest {
     /// As [`Guest::expect`].
     pub fn expect_that(&mut self, what: &str, within: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let (deadline, after) = self.until(within);
-        let found = self.console.wait_line(self.cursor, Some(deadline), wanted);
+        let found = self.console.wait_line(self.cursor, deadline, wanted);
         let at = found.map_err(|gone| self.unheard(what, gone, after))?;
         self.cursor = at + 1;
         Ok(self.console.lines()[at].clone())
@@ -218,7 +228,7 @@ impl Guest {
     /// As [`Guest::expect`].
     pub fn expect_text(&mut self, words: &str, within: Duration) -> Result<String> {
         let (deadline, after) = self.until(within);
-        let found = self.console.wait_text(self.cursor, Some(deadline), |text| text.contains(words));
+        let found = self.console.wait_text(self.cursor, deadline, |text| text.contains(words));
         let (at, text) = found.map_err(|gone| self.unheard(&format!("{words:?}"), gone, after))?;
         self.cursor = at + 1;
         self.is_up |= text == self.prompt;
@@ -226,12 +236,8 @@ impl Guest {
     }
 
     /// When a wait ends that begins now, and how long it was allowed to take: the guest's own time may be up before.
-    fn until(&self, within: Duration) -> (Instant, Duration) {
-        let asked = Instant::now() + within;
-        match self.deadline {
-            Some(own) if own < asked => (own, self.allowed),
-            _ => (asked, within),
-        }
+    fn until(&self, within: Duration) -> (Option<Instant>, Duration) {
+        deadline_of_wait(Instant::now(), self.deadline.map(|own| (own, self.allowed)), within)
     }
 
     /// Sends a line to the guest's serial console, and waits for nothing. What comes before the shell's first
@@ -321,7 +327,7 @@ impl Guest {
 
     /// Gives the guest this much time from now on, whatever it had before.
     pub fn allow(&mut self, time: Duration) {
-        self.deadline = Some(Instant::now() + time);
+        self.deadline = Instant::now().checked_add(time);
         self.allowed = time;
     }
 
@@ -461,7 +467,18 @@ impl Drop for Guest {
 
 #[cfg(test)]
 mod tests {
-    use super::without_echo;
+    use super::{deadline_of_wait, without_echo};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_wait_of_any_length_ends_with_the_guests_time_at_the_latest() {
+        let (now, minute) = (Instant::now(), Duration::from_secs(60));
+        assert_eq!(deadline_of_wait(now, None, Duration::MAX), (None, Duration::MAX));
+        assert_eq!(deadline_of_wait(now, None, minute), (Some(now + minute), minute));
+        let own = Some((now + minute, minute * 2));
+        assert_eq!(deadline_of_wait(now, own, Duration::MAX), (Some(now + minute), minute * 2));
+        assert_eq!(deadline_of_wait(now, own, minute / 2), (Some(now + minute / 2), minute / 2));
+    }
 
     #[test]
     fn an_echo_on_a_line_of_its_own_is_no_answer() {

@@ -25,6 +25,9 @@
 //! With the kernel it shares the words on the console (see [`records`] for the lines that begin with `@` and [`ktap`] for
 //! the results of the in-kernel tests), what is known of media that others made, and the file system.
 
+// It panics where nobody reads: see `out`.
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
+
 pub mod answer;
 pub mod backing;
 pub mod bench;
@@ -59,6 +62,7 @@ pub mod machine;
 pub mod medium;
 pub mod miri;
 pub mod mutants;
+mod out;
 pub mod outcome;
 pub mod paths;
 pub mod peer;

@@ -72,10 +72,6 @@ pub fn look(file: &File) -> Result<Contents> {
             }
             inside(&range, namespace).iter().for_each(|found| findings.add(found.what, found.at));
         }
-        // Labels of which none can be used were somebody's all the same.
-        if listing.namespaces.is_empty() && !listing.notices.is_empty() {
-            findings.add(What::Labels, range_bytes);
-        }
     }
     if findings.is_empty() {
         findings = probe(&range);

@@ -11,6 +11,7 @@
 //! must fail with it and pass without it. A test whose binary's name begins with `loom` is a model, which loom runs, or
 //! shuttle where `shuttle:` stands before it.
 
+use crate::out::outln;
 use crate::paths;
 use crate::tally::Counts;
 use anyhow::{Context, Result, bail, ensure};
@@ -84,7 +85,7 @@ enum Ended {
 /// As [`run`].
 pub fn job() -> Result<u8> {
     let Counts { passed, failed, .. } = run()?;
-    println!("{passed} faults caught, {failed} not caught");
+    outln!("{passed} faults caught, {failed} not caught");
     Ok(u8::from(failed != 0))
 }
 
@@ -100,7 +101,7 @@ pub fn run() -> Result<Counts> {
     }
     let mut counts = Counts::default();
     let mut clean = BTreeMap::new();
-    println!("{:<6} {:<26} {:<72} caught by", "where", "fault", "what is wrong");
+    outln!("{:<6} {:<26} {:<72} caught by", "where", "fault", "what is wrong");
     for fault in &faults {
         let mut missed = Vec::new();
         for test in &fault.tests {
@@ -115,7 +116,7 @@ pub fn run() -> Result<Counts> {
             }
         }
         let verdict = if missed.is_empty() { fault.tests.join(", ") } else { format!("NOT {}", missed.join(", ")) };
-        println!("{:<6} {:<26} {:<72} {verdict}", fault.package, fault.name, fault.what);
+        outln!("{:<6} {:<26} {:<72} {verdict}", fault.package, fault.name, fault.what);
         counts.passed += u64::from(missed.is_empty());
         counts.failed += u64::from(!missed.is_empty());
     }

@@ -3,12 +3,12 @@
 use crate::cli::Options;
 use crate::console::Console;
 use crate::keep::Kept;
+use crate::out::outln;
 use crate::outcome::{Outcome, Status};
 use crate::paths;
 use crate::tap::Tap;
 use crate::whole::Place;
 use anyhow::{Context, Result, anyhow};
-use std::io::Write;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -53,15 +53,9 @@ fn stream(console: &Console) -> (Tap, Kept) {
     while let Ok(lines) = console.more(from) {
         from += lines.len();
         kept.add(&lines);
-        lines.iter().filter_map(|line| tap.line(line)).for_each(|line| print_line(&line));
+        lines.iter().filter_map(|line| tap.line(line)).for_each(|line| outln!("{line}"));
     }
     (tap, kept)
-}
-
-/// A reader that has gone away (`| head`) is no reason to end the guest.
-fn print_line(line: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
 
 impl Following {
@@ -73,7 +67,7 @@ impl Following {
         if let Some(stream) = self.tap {
             let (tap, mut kept) = stream.join().map_err(|_| anyhow!("the stream of results has panicked"))?;
             let is_whole = matches!(outcome.status, Status::Good | Status::Bad(_));
-            tap.end(is_whole, &outcome.status.to_string()).iter().for_each(|line| print_line(line));
+            tap.end(is_whole, &outcome.status.to_string()).iter().for_each(|line| outln!("{line}"));
             kept.add(&outcome.hang);
             kept.place().filter(|_| !quiet).into_iter().for_each(|place| eprintln!("run-qemu: {place}"));
         }

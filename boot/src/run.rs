@@ -5,6 +5,7 @@ use crate::cli::{Cli, Command, Mode, Options};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::Status;
 use crate::paths;
 use crate::results::Results;
@@ -41,6 +42,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
             return Ok(BAD_COMMAND_LINE);
         }
     };
+    // Before there is something to be cleaned up.
+    let interrupt = Interrupt::install()?;
     let held = match hold(cli, &options, &machine) {
         Ok(held) => held,
         Err(error) => {
@@ -75,7 +78,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     if machine.gdb.is_some() {
         say_how_to_debug(&kernel);
     }
-    boot(&machine, &options, held, results)
+    boot(&machine, &options, &interrupt, held, results)
 }
 
 /// What the figures of `bench` are held against; `None` for another job.
@@ -116,12 +119,17 @@ fn refuse_foreign(cli: &Cli) -> Result<()> {
 pub fn build_only(options: &Options) -> Result<u8> {
     let profile = options.build();
     let kernel = build::kernel(profile, options.quiet)?;
-    println!("{}", image::make_for(&kernel, profile)?.display());
+    outln!("{}", image::make_for(&kernel, profile)?.display());
     Ok(0)
 }
 
-fn boot(machine: &Machine, options: &Options, held: Option<Held>, results: Results) -> Result<u8> {
-    let interrupt = Interrupt::install()?;
+fn boot(
+    machine: &Machine,
+    options: &Options,
+    interrupt: &Interrupt,
+    held: Option<Held>,
+    results: Results,
+) -> Result<u8> {
     let measures = held.is_some();
     let is_demo = options.mode == Mode::Demo;
     let is_summed_up = is_demo && screen::replaces_the_console(options);
@@ -134,7 +142,7 @@ fn boot(machine: &Machine, options: &Options, held: Option<Held>, results: Resul
         hotplug::pull_at_random(guest.hand(), guest.console(), Duration::from_secs(seconds), options.seed);
     }
     let is_shell = machine.mode == Mode::Shell;
-    let _restored_on_return = if is_shell { terminal::connect(&mut guest, &interrupt)? } else { None };
+    let _restored_on_return = if is_shell { terminal::connect(&mut guest, interrupt)? } else { None };
     let mut outcome = guest.finish()?;
     if interrupt.came() {
         outcome.status = Status::Interrupted;

@@ -2,6 +2,7 @@
 
 mod failures;
 
+use crate::out::outln;
 use anyhow::{Context, Result};
 use failures::{Failure, Failures};
 use std::io::{BufRead, BufReader};
@@ -113,7 +114,7 @@ impl Tally {
             reported.add(summary(&line).unwrap_or_default());
             failures.line(&line);
             if !(self.quiet && is_chatter(&line)) {
-                println!("{line}");
+                outln!("{line}");
             }
         }
         Ok((child.wait()?.success(), reported, failures.into_found()))
@@ -123,17 +124,17 @@ impl Tally {
     /// well: something passed and nothing failed.
     #[must_use]
     pub fn finish(&self) -> bool {
-        println!();
+        outln!();
         for (name, counts, took) in &self.stages {
             let skipped = if counts.skipped == 0 { String::new() } else { format!(", {} skipped", counts.skipped) };
             let Counts { passed, failed, .. } = counts;
-            println!("{name:<36} {passed:>5} passed, {failed} failed{skipped} ({:.1} s)", took.as_secs_f64());
+            outln!("{name:<36} {passed:>5} passed, {failed} failed{skipped} ({:.1} s)", took.as_secs_f64());
         }
         for Failure { name, reason } in &self.failures {
-            println!("failed: {name}");
-            reason.iter().for_each(|line| println!("    {line}"));
+            outln!("failed: {name}");
+            reason.iter().for_each(|line| outln!("    {line}"));
         }
-        println!("{} passed, {} failed", self.total.passed, self.total.failed);
+        outln!("{} passed, {} failed", self.total.passed, self.total.failed);
         self.total.failed == 0 && self.total.passed > 0
     }
 }

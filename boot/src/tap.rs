@@ -10,6 +10,8 @@ pub struct Tap {
     /// The plan, and how many results came.
     plan: Option<usize>,
     results: usize,
+    /// A result had no number, or none that can be read.
+    is_garbled: bool,
 }
 
 impl Tap {
@@ -17,21 +19,26 @@ impl Tap {
     #[must_use]
     pub fn line(&mut self, line: &str) -> Option<String> {
         match ktap::classify(line) {
-            Line::Version if !self.begun => {
+            Line::Version { .. } if !self.begun => {
                 self.begun = true;
                 Some("TAP version 13".into())
             }
             _ if !self.begun => None,
-            Line::Plan(plan) => {
-                self.plan = Some(plan);
-                Some(format!("1..{plan}"))
+            Line::Plan { tests, .. } => {
+                self.plan = Some(tests);
+                Some(format!("1..{tests}"))
             }
             Line::Result { number, name, verdict } => {
                 self.results += 1;
-                Some(result(number, name, &verdict))
+                self.is_garbled |= number.is_none();
+                Some(result(number.unwrap_or(self.results), name, &verdict))
+            }
+            Line::Garbled => {
+                self.is_garbled = true;
+                None
             }
             Line::Diagnostic | Line::BailOut => Some(line.into()),
-            Line::Version | Line::Subtest | Line::Noise => None,
+            Line::Version { .. } | Line::Subtest | Line::Noise => None,
         }
     }
 
@@ -39,7 +46,7 @@ impl Tap {
     /// failure of the whole. `why` is one line.
     #[must_use]
     pub fn end(&self, is_whole: bool, why: &str) -> Option<String> {
-        let is_complete = self.plan.is_some_and(|plan| plan == self.results && plan != 0);
+        let is_complete = self.plan.is_some_and(|plan| plan == self.results && plan != 0) && !self.is_garbled;
         (!is_whole || !is_complete).then(|| format!("Bail out! {why}"))
     }
 }
@@ -82,6 +89,11 @@ mod tests {
                 Some("Bail out! it panicked"),
                 "{console:?}"
             );
+        }
+        // A result that cannot be read may have been a failure.
+        for line in ["not ok 99999999999999999999 b", "not ok b", "not ok"] {
+            let (stream, _) = tap(&format!("KTAP version 1\n1..1\nok 1 a\n{line}"));
+            assert_eq!(stream.end(true, "why").as_deref(), Some("Bail out! why"), "{line:?}");
         }
         let (stream, _) = tap("KTAP version 1\n1..1\nok 1 a");
         assert_eq!(stream.end(false, "it hangs").as_deref(), Some("Bail out! it hangs"));

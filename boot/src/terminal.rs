@@ -4,6 +4,7 @@
 use crate::console::Console;
 use crate::guest::Guest;
 use crate::qmp::Qmp;
+use crate::whole;
 use anyhow::{Context, Result};
 use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use serde_json::json;
@@ -179,7 +180,10 @@ impl Interrupt {
         match socket {
             // Ctrl-C reaches QEMU as well, which may be gone before it can be asked to go.
             Some(socket) => drop(Qmp::connect(&socket).and_then(|mut qmp| qmp.execute("quit", json!({})))),
-            None => std::process::exit(130),
+            None => {
+                whole::remove_unfinished();
+                std::process::exit(130)
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use tempfile::{Builder, NamedTempFile};
 
 /// How the name of what is not whole begins, in the directory where it will be.
@@ -16,6 +17,16 @@ pub const UNFINISHED: &str = "unfinished-";
 /// One line; what was there is as before.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     Place::reserve(path)?.write(text)
+}
+
+/// All that were reserved in this process. Most are whole by now, and no longer there under these names.
+static RESERVED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes what is not whole, in a process that ends without dropping it.
+pub(crate) fn remove_unfinished() {
+    for path in RESERVED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// A place for a file.
@@ -39,6 +50,7 @@ impl Place {
         // Others may read it, as they may what else is built.
         let file = Builder::new().prefix(UNFINISHED).permissions(Permissions::from_mode(0o644)).tempfile_in(parent);
         let file = file.with_context(|| format!("{shown} cannot be written"))?;
+        RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(file.path().to_path_buf());
         Ok(Self { path: path.into(), file })
     }
 

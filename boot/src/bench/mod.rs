@@ -7,6 +7,7 @@ use self::baseline::{Baseline, IN_TREE, Subject, of_tree};
 use self::figures::Figures;
 use crate::cli::Options;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::{Outcome, Status};
 use crate::paths::Profile;
 use crate::size::{GIB, TIB};
@@ -77,31 +78,31 @@ impl Held {
         }
     }
 
-    fn judge_figures(self, figures: Figures) -> Status {
-        let missed: Vec<_> = figures.iter().filter(|(_, figure)| !figure.met).collect();
-        if let Some(place) = self.save {
-            let (rows, nr_missed) = (figures.len(), missed.len());
-            let text = Baseline { subject: self.subject, figures }.text();
-            return match place.write(&text) {
-                Ok(()) => {
-                    println!("{rows} rows are stored, {nr_missed} of them with a goal that is missed");
-                    Status::Good
-                }
-                Err(error) => Status::Bad(format!("--save: {error:#}")),
-            };
+    fn judge_figures(mut self, figures: Figures) -> Status {
+        let place = self.save.take();
+        // What is stored and held against nothing that was named becomes what is known.
+        let status = if place.is_some() && self.against.is_none() { Status::Good } else { self.compare(&figures) };
+        match place.map_or(Ok(()), |place| store(place, self.subject, figures)) {
+            Ok(()) => status,
+            Err(error) => Status::Bad(format!("--save: {error:#}")),
         }
+    }
+
+    /// Says what has moved, and judges it.
+    fn compare(&self, figures: &Figures) -> Status {
+        let missed = nr_missed(figures);
         let worse = self.against.as_ref().map_or(0, |(path, stored)| {
-            let mut changes = stored.changes(&figures);
+            let mut changes = stored.changes(figures);
             changes.retain(|change| !self.partial || change.now.is_some());
-            println!("rows that moved by more than 1 % since {}: {}", path.display(), changes.len());
-            changes.iter().for_each(|change| println!("{change}"));
+            outln!("rows that moved by more than 1 % since {}: {}", path.display(), changes.len());
+            changes.iter().for_each(|change| outln!("{change}"));
             changes.iter().filter(|change| change.is_worse()).count()
         });
-        let unknown = unknown_misses(&figures, self.known.as_ref().map(|(_, stored)| stored));
+        let unknown = unknown_misses(figures, self.known.as_ref().map(|(_, stored)| stored));
         match (&unknown[..], worse) {
             ([], 0) => {
-                if let (false, Some((name, _))) = (missed.is_empty(), &self.known) {
-                    println!("goals that are missed: {}, all of them known with these figures ({name})", missed.len());
+                if let (false, Some((name, _))) = (missed == 0, &self.known) {
+                    outln!("goals that are missed: {missed}, all of them known with these figures ({name})");
                 }
                 Status::Good
             }
@@ -109,6 +110,18 @@ impl Held {
             (unknown, _) => Status::Bad(format!("goals that are missed and not known to be: {}", unknown.join(" "))),
         }
     }
+}
+
+fn nr_missed(figures: &Figures) -> usize {
+    figures.values().filter(|figure| !figure.met).count()
+}
+
+/// Writes all rows into a file.
+fn store(place: Place, subject: Subject, figures: Figures) -> Result<()> {
+    let (rows, missed) = (figures.len(), nr_missed(&figures));
+    place.write(&Baseline { subject, figures }.text())?;
+    outln!("{rows} rows are stored, {missed} of them with a goal that is missed");
+    Ok(())
 }
 
 /// Was everything measured, whether or not goals are missed?

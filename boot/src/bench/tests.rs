@@ -47,6 +47,21 @@ fn a_goal_that_is_missed_is_bad_until_its_figure_is_stored() {
 }
 
 #[test]
+fn what_is_stored_is_compared_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| directory.path().join(name).display().to_string());
+    assert_eq!(held(&["--save", &old]).unwrap().judge(&outcome(&[MISSED, MET, END])), Status::Good);
+    let worse = outcome(&[MISSED, &MET.replace("=27", "=28"), END]);
+    for to in [&new, &old] {
+        let status = held(&["--baseline", &old, "--save", to]).unwrap().judge(&worse);
+        assert!(is_bad(&status, "1 rows are worse"), "{status}");
+        assert!(std::fs::read_to_string(to).unwrap().contains("28"), "{to}");
+    }
+    // Those are the ones that it is held against from now on.
+    assert_eq!(held(&["--baseline", &old, "--save", &new]).unwrap().judge(&worse), Status::Good);
+}
+
+#[test]
 fn a_sweep_has_no_rows_to_judge() {
     let good = Outcome { status: Status::Good, ..outcome(&["@sweep ended=1"]) };
     assert_eq!(held(&["--append", "bench=sweep"]).unwrap().judge(&good), Status::Good);

@@ -11,6 +11,7 @@ mod sources;
 mod tests;
 
 use crate::cli::{Refusal, words_of};
+use crate::out::outln;
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -49,7 +50,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
         Refusal::Bad(format!("{error:#}")).exit("book --help");
     }
     build(&cli.output)?;
-    println!("{}", cli.output.join("index.html").display());
+    outln!("{}", cli.output.join("index.html").display());
     Ok(0)
 }
 

@@ -61,6 +61,28 @@ fn options_stand_before_or_after_the_job() {
     }
 }
 
+/// Those behind the job would count alone.
+#[test]
+fn an_option_does_not_stand_before_and_after_the_job() {
+    for (args, option) in [
+        (&["--pmem", "64M", "shell", "--pmem", "64M"][..], "--pmem"),
+        (&["--append", "tests=mm.*", "run", "--mode", "test", "--append", "quiet=1"], "--append"),
+        (&["--smp", "4", "bench", "--smp", "4"], "--smp"),
+        (&["--quiet", "build", "--quiet"], "--quiet"),
+        (&["--iommu", "bench", "--iommu=off"], "--iommu"),
+    ] {
+        let line = refused(args);
+        assert!(line.contains(&format!("{option} stands before and after {}", cli_job(args))), "{args:?}: {line}");
+    }
+    assert_eq!(taken(&["--pmem", "64M", "shell", "--smp", "4"]).options.pmem, [64 * MIB]);
+    assert_eq!(taken(&["shell", "--pmem", "64M", "--pmem", "64M"]).options.pmem.len(), 2);
+    assert_eq!(taken(&["--pmem", "64M", "--pmem", "64M", "shell"]).options.pmem.len(), 2);
+}
+
+fn cli_job<'a>(args: &[&'a str]) -> &'a str {
+    args.iter().find(|word| matches!(**word, "shell" | "run" | "bench" | "build")).expect("there is a job")
+}
+
 #[test]
 fn the_seed_of_an_exploration_is_not_that_of_pulls() {
     let cli = taken(&["explore", "--bug", "no_shootdown", "--seed", "3", "--scenario", "two-zaps"]);

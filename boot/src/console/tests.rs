@@ -108,6 +108,26 @@ fn the_time_of_a_guest_that_is_stopped_does_not_pass() {
     assert_eq!(console.wait_end_with_stops(soon()), Ok(()));
 }
 
+/// The last moment that there is.
+fn last_moment() -> Instant {
+    let mut last = Instant::now();
+    let steps = (0..63).rev().map(|bit| Duration::from_secs(1 << bit));
+    for step in steps.chain((0..30).rev().map(|bit| Duration::from_nanos(1 << bit))) {
+        last = last.checked_add(step).unwrap_or(last);
+    }
+    last
+}
+
+#[test]
+fn a_deadline_beyond_the_end_of_time_is_none() {
+    let console = Console::default();
+    console.stops_at_each_act();
+    console.feed(b"@unplug v\n@next n=1\n", Echo::Off);
+    console.go_on();
+    console.say_the_end();
+    assert_eq!(console.wait_end_with_stops(Some(last_moment())), Ok(()));
+}
+
 #[test]
 fn lines_are_handed_out_once_and_the_last_one_without_its_end() {
     let console = Console::default();

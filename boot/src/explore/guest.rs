@@ -6,6 +6,7 @@ use crate::cli::{Mode, Options};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::{Outcome, Status};
 use crate::paths::Profile;
 use crate::size::MIB;
@@ -49,7 +50,7 @@ pub(super) fn job(asked: &Explore, options: &Options) -> Result<u8> {
     let telling = thread::spawn(move || {
         let mut from = 0;
         while let Ok(at) = console.wait_line(from, None, |line| line.starts_with(WORDS)) {
-            println!("{}", console.lines()[at].trim_start_matches(WORDS));
+            outln!("{}", console.lines()[at].trim_start_matches(WORDS));
             from = at + 1;
         }
     });

@@ -9,12 +9,13 @@
 //! ok 3 nvdimm.two # SKIP there is one
 //! ```
 //! What is tested in a test stands, indented, in front of its result: as a report of its own, with the line `KTAP version 1`
-//! or `# Subtest: NAME` first. Where the first line has a time in front, as Linux's log has (`[    1.234567] `), it is taken
-//! off all lines.
+//! or `# Subtest: NAME` first; the latter may also stand in the column of the result, as TAP 14 has it. Where the first line
+//! has a time in front, as Linux's log has (`[    1.234567] `), it is taken off all lines.
 //!
 //! A report that is cut off, that skips a number or that has more results than its plan is never a success: what is
-//! wrong with it is in [`Report::problems`]. As KTAP has it, a test is skipped whose line says `# SKIP`, be it `ok` or
-//! `not ok`; with any other word (`TODO`, `XFAIL`) `not ok` is a failure.
+//! wrong with it is in [`Report::problems`]. A result without a number is the next one, which TAP allows and KTAP does not. As
+//! KTAP has it, a test is skipped whose line says `# SKIP`, in whatever case, be it `ok` or `not ok`; with any other word
+//! (`TODO`, `XFAIL`) `not ok` is a failure. A plan of no tests is one that says so: `1..0 # SKIP no device`.
 
 /// How one test ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,9 +71,21 @@ pub struct Counts {
 /// One line of a report.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Line<'a> {
-    Version,
-    Plan(usize),
-    Result { number: usize, name: &'a str, verdict: Verdict },
+    Version {
+        is_ktap: bool,
+    },
+    /// So many tests; none on purpose.
+    Plan {
+        tests: usize,
+        is_skip: bool,
+    },
+    Result {
+        number: Option<usize>,
+        name: &'a str,
+        verdict: Verdict,
+    },
+    /// It begins as a result, and its number is none.
+    Garbled,
     Subtest,
     Diagnostic,
     BailOut,
@@ -84,8 +97,11 @@ pub(crate) enum Line<'a> {
 pub fn parse(console: &[String]) -> Report {
     let begin = console.iter().position(|line| begins(line));
     let mut reader = Reader::default();
+    let first = begin.map_or("", |at| console[at].as_str());
+    let is_stamped = unstamped(first).is_some();
+    reader.outer.is_ktap = classify(unstamped(first).unwrap_or(first)) == Line::Version { is_ktap: true };
     for line in console.iter().skip(begin.map_or(usize::MAX, |at| at + 1)) {
-        reader.take(line, begin.is_some_and(|at| unstamped(&console[at]).is_some()));
+        reader.take(line, is_stamped);
     }
     reader.finish()
 }
@@ -100,7 +116,7 @@ pub fn parse_all(console: &[String]) -> Vec<Report> {
 
 /// Does a report begin here, that is in no other?
 fn begins(line: &str) -> bool {
-    classify(unstamped(line).unwrap_or(line)) == Line::Version
+    matches!(classify(unstamped(line).unwrap_or(line)), Line::Version { .. })
 }
 
 /// The line without the time in front; `None` where there is none.
@@ -162,6 +178,12 @@ fn count(tests: &[Test], counts: &mut Counts) {
 #[derive(Default)]
 struct Level {
     indent: usize,
+    /// Its results have to have numbers.
+    is_ktap: bool,
+    /// The plan says that there is nothing to run.
+    is_skip: bool,
+    /// What is tested in the next test was named in this column, and is not open yet.
+    is_named: bool,
     report: Report,
     /// What was tested in the test whose result comes next.
     below: Option<Report>,
@@ -192,22 +214,45 @@ impl Reader {
         }
     }
 
+    /// Does a report in the innermost one begin here? Its first line may be of it already, where it was named before.
+    fn opens(&mut self, kind: &Line<'_>, indent: usize) -> bool {
+        let top = self.top();
+        if indent <= top.indent {
+            return false;
+        }
+        let (is_head, is_ktap) = match kind {
+            Line::Version { is_ktap } => (true, *is_ktap),
+            Line::Subtest => (true, top.is_ktap),
+            Line::Plan { .. } | Line::Result { .. } | Line::Garbled if top.is_named => (false, top.is_ktap),
+            _ => return false,
+        };
+        top.is_named = false;
+        self.inner.push(Level { indent, is_ktap, ..Level::default() });
+        is_head
+    }
+
     fn take(&mut self, line: &str, stamped: bool) {
         let line = if stamped { unstamped(line).unwrap_or(line) } else { line };
         let text = line.trim_start_matches(' ');
         let indent = line.len() - text.len();
         let kind = classify(text);
-        if matches!(kind, Line::Version | Line::Subtest) && indent > self.top().indent {
-            self.inner.push(Level { indent, ..Level::default() });
+        if self.opens(&kind, indent) {
             return;
         }
         match kind {
-            Line::Plan(_) | Line::Result { .. } | Line::Version | Line::Subtest if !self.is_open(indent) => {
+            Line::Plan { .. } | Line::Result { .. } | Line::Garbled | Line::Version { .. } | Line::Subtest
+                if !self.is_open(indent) =>
+            {
                 self.top().report.rest.push(line.to_string());
             }
-            Line::Plan(_) | Line::Result { .. } | Line::Version | Line::BailOut => {
+            Line::Plan { .. } | Line::Result { .. } | Line::Garbled | Line::Version { .. } | Line::BailOut => {
                 self.close_to(indent);
                 self.top().take(kind, line);
+            }
+            Line::Subtest if indent == self.top().indent => {
+                let top = self.top();
+                top.is_named = true;
+                top.report.rest.push(line.to_string());
             }
             Line::Diagnostic | Line::Subtest => {
                 let is_top = self.top().indent <= indent;
@@ -230,18 +275,26 @@ impl Reader {
 impl Level {
     fn take(&mut self, kind: Line<'_>, line: &str) {
         let report = &mut self.report;
+        self.is_named = false;
         match kind {
-            Line::Version => report.problems.push("a second report begins inside the first".into()),
-            Line::Plan(plan) if report.plan.is_none() => report.plan = Some(plan),
-            Line::Plan(_) => report.problems.push(format!("a second plan: {line:?}")),
+            Line::Version { .. } => report.problems.push("a second report begins inside the first".into()),
+            Line::Plan { tests, is_skip } if report.plan.is_none() => {
+                (report.plan, self.is_skip) = (Some(tests), is_skip);
+            }
+            Line::Plan { .. } => report.problems.push(format!("a second plan: {line:?}")),
             Line::Result { number, name, verdict } => self.result(number, name, verdict),
+            Line::Garbled => report.problems.push(format!("{line:?} cannot be read")),
             _ => report.problems.push(line.to_string()),
         }
     }
 
-    fn result(&mut self, number: usize, name: &str, verdict: Verdict) {
+    fn result(&mut self, number: Option<usize>, name: &str, verdict: Verdict) {
         let report = &mut self.report;
         let expected = report.tests.len() + 1;
+        if number.is_none() && self.is_ktap {
+            report.problems.push(format!("result {expected} ({name}) has no number"));
+        }
+        let number = number.unwrap_or(expected);
         if number != expected {
             report.problems.push(format!("result {number} ({name}) came where {expected} was due"));
         }
@@ -274,6 +327,7 @@ impl Level {
         match report.plan {
             _ if !report.problems.is_empty() && report.tests.is_empty() => {}
             None => report.problems.push("the report has no plan".into()),
+            Some(0) if self.is_skip && report.tests.is_empty() => {}
             Some(0) => report.problems.push("the plan has no tests".into()),
             Some(plan) if plan > report.tests.len() => {
                 let ran = report.tests.len();
@@ -294,41 +348,76 @@ impl Level {
 
 /// What a line is, without what it is indented by.
 pub(crate) fn classify(line: &str) -> Line<'_> {
-    if line.starts_with("KTAP version ") || line.starts_with("TAP version ") {
-        return Line::Version;
+    let is_ktap = line.starts_with("KTAP version ");
+    if is_ktap || line.starts_with("TAP version ") {
+        return Line::Version { is_ktap };
     }
     if line.starts_with("Bail out!") {
         return Line::BailOut;
     }
-    if line.starts_with("# Subtest: ") {
+    if line.starts_with("# Subtest: ") || line.trim_end() == "# Subtest" {
         return Line::Subtest;
     }
-    if let Some(plan) = line.strip_prefix("1..").and_then(|count| count.trim_end().parse().ok()) {
-        return Line::Plan(plan);
+    if line.starts_with('#') {
+        return Line::Diagnostic;
     }
-    let (passed, rest) = match (line.strip_prefix("ok "), line.strip_prefix("not ok ")) {
+    if let Some(plan) = plan(line) {
+        return plan;
+    }
+    let (passed, rest) = match (line.strip_prefix("ok"), line.strip_prefix("not ok")) {
         (Some(rest), _) => (true, rest),
         (_, Some(rest)) => (false, rest),
-        _ if line.starts_with('#') => return Line::Diagnostic,
         _ => return Line::Noise,
     };
-    result(passed, rest).unwrap_or(Line::Noise)
+    if !rest.is_empty() && !rest.starts_with(char::is_whitespace) {
+        return Line::Noise;
+    }
+    result(passed, rest).unwrap_or(Line::Garbled)
 }
 
-/// Reads what follows `ok ` or `not ok `: a number, a name, and after a `#` a directive or a description.
+/// Reads `1..N`, maybe with a remark.
+fn plan(line: &str) -> Option<Line<'_>> {
+    let rest = line.strip_prefix("1..")?;
+    let (tests, remark) = rest.split_once('#').unwrap_or((rest, ""));
+    // Some say `# skipped: …`.
+    let word = remark.trim_start().get(..SKIP.len());
+    Some(Line::Plan {
+        tests: tests.trim_end().parse().ok()?,
+        is_skip: word.is_some_and(|word| word.eq_ignore_ascii_case(SKIP)),
+    })
+}
+
+/// The word of a test that cannot run here.
+const SKIP: &str = "skip";
+
+/// Reads what follows `ok` or `not ok`: a number, a name, and after a `#` a directive or a description. All may be missing;
+/// `None`: the number is too large to be one.
 fn result(passed: bool, rest: &str) -> Option<Line<'_>> {
     let rest = rest.trim_start();
-    let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    let (digits, behind) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+    // `3rd` is a name.
+    let is_number = behind.is_empty() || behind.starts_with('#') || behind.starts_with(char::is_whitespace);
+    let (number, rest) = match digits {
+        "" => (None, rest),
+        digits if is_number => (Some(digits.parse().ok()?), behind),
+        _ => (None, rest),
+    };
     let (name, note) = rest.split_once('#').unwrap_or((rest, ""));
     let name = name.trim();
     let name = if name == "-" { "" } else { name.trim_start_matches("- ") };
-    let skip = note.trim().strip_prefix("SKIP").map(|reason| reason.trim().to_string());
-    let verdict = match (passed, skip) {
-        (_, Some(reason)) => Verdict::Skipped(reason),
+    let verdict = match (passed, skip(note.trim())) {
+        (_, Some(reason)) => Verdict::Skipped(reason.trim().to_string()),
         (false, None) => Verdict::Failed,
         (true, None) => Verdict::Passed,
     };
-    Some(Line::Result { number: number.parse().ok()?, name, verdict })
+    Some(Line::Result { number, name, verdict })
+}
+
+/// Why a test cannot run, where its note says so: the word alone, in any case, and not the beginning of another.
+fn skip(note: &str) -> Option<&str> {
+    let (word, reason) = note.split_at_checked(SKIP.len())?;
+    let is_whole = !reason.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+    (is_whole && word.eq_ignore_ascii_case(SKIP)).then_some(reason)
 }
 
 #[cfg(test)]

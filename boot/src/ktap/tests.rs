@@ -151,3 +151,70 @@ fn one_report_after_the_other_are_so_many() {
     assert!(all[0].is_success() && all[1].problems.is_empty() && !all[1].is_success());
     assert!(parse_all(&[]).is_empty());
 }
+
+/// A line that says `not ok` is never passed over. covers: T5
+#[test]
+fn a_result_without_a_number_is_the_next_one_and_in_ktap_a_problem_too() {
+    let report = read("TAP version 14\n1..4\nok\nok - b\nnot ok c # why\nok 4 d # 7");
+    let names: Vec<_> = report.tests.iter().map(|test| (test.number, &*test.name)).collect();
+    assert_eq!(names, [(1, ""), (2, "b"), (3, "c"), (4, "d")]);
+    assert_eq!((report.counts(), &report.problems[..]), (Counts { passed: 3, failed: 1, skipped: 0 }, &[][..]));
+    assert!(read("TAP version 13\n1..2\nok a\nok 2").is_success());
+    for text in ["TAP version 13\n1..2\nok 1 a\nnot ok", "TAP version 13\n1..1\nok 1 a\nnot ok b"] {
+        assert!(!read(text).is_success(), "{text:?}");
+    }
+    for (line, problem) in [
+        ("not ok b", "result 2 (b) has no number; 2 results, but a plan of 1"),
+        ("not ok", "result 2 () has no number; 2 results, but a plan of 1"),
+        ("not ok\t2 b", "2 results, but a plan of 1"),
+        ("not ok 99999999999999999999 b", "\"not ok 99999999999999999999 b\" cannot be read"),
+    ] {
+        let report = read(&format!("KTAP version 1\n1..1\nok 1 a\n{line}"));
+        assert_eq!(report.problems.join("; "), problem, "{line:?}");
+    }
+    // It is no result at all.
+    for line in ["okay", "ok: then", "not okay 2", "not  ok 2"] {
+        assert!(read(&format!("KTAP version 1\n1..1\nok 1 a\n{line}")).is_success(), "{line:?}");
+    }
+}
+
+/// covers: T5
+#[test]
+fn a_directive_is_read_in_any_case_and_as_a_whole_word() {
+    let verdict = |line: &str| read(&format!("TAP version 14\n1..1\n{line}")).tests[0].verdict.clone();
+    for line in ["ok 1 a # skip no", "not ok 1 a # Skip no", "ok a #SKIP no", "ok # sKiP no"] {
+        assert_eq!(verdict(line), Verdict::Skipped("no".into()), "{line}");
+    }
+    assert_eq!(verdict("ok 1 a # SKIP"), Verdict::Skipped(String::new()));
+    for line in ["not ok 1 a # skipping the end", "not ok 1 a # Todo", "not ok 1 a # é"] {
+        assert_eq!(verdict(line), Verdict::Failed, "{line}");
+    }
+}
+
+/// covers: T5
+#[test]
+fn a_plan_may_say_why_there_is_nothing_to_run() {
+    for text in ["1..0 # SKIP no device", "1..0 # skipped: no device", "1..1 # one\nok 1 a", "1..1\t\nok 1 a"] {
+        let report = read(&format!("TAP version 13\n{text}"));
+        assert!(report.is_success(), "{text:?}: {:?}", report.problems);
+    }
+    assert_eq!(read("KTAP version 1\n1..0 # SKIP no device").plan, Some(0));
+    for text in ["1..0", "1..0 # none", "1..0 # SKIP no\nok 1 a", "1..1 # SKIP no", "1..1 ok 1 a"] {
+        assert!(!read(&format!("TAP version 13\n{text}")).is_success(), "{text:?}");
+    }
+}
+
+/// As TAP 14 has it: the comment that names what is tested in a test may stand in the test's own column. covers: T5
+#[test]
+fn a_subtest_may_be_named_in_the_column_of_its_test() {
+    let text = "TAP version 14\n1..2\nok 1 - a\n# Subtest: b\n    1..2\n    ok 1 - c\n    # Subtest\n        not ok 1 - e\n\
+                \x20       1..1\n    not ok 2 - d\nnot ok 2 - b";
+    let report = read(text);
+    assert_eq!(report.problems, [""; 0]);
+    assert_eq!((report.tests[0].output.len(), &*report.tests[1].subtests[1].subtests[0].name), (0, "e"));
+    assert_eq!(report.counts(), Counts { passed: 2, failed: 1, skipped: 0 });
+    assert_eq!(
+        read(&text.replace("\nnot ok 2", "\nok 2")).problems,
+        ["b is said to have passed, and a test in it failed"]
+    );
+}

@@ -1,5 +1,6 @@
 //! The sheet of a lab with questions: what is asked, what was answered, and which points that gives.
 
+use super::bytes;
 use super::catalog::{Check, Lab};
 use super::dump::{self, Dump, Truth};
 use super::grade::Mark;
@@ -80,10 +81,10 @@ pub fn sheet(seed: u64, _lab: &Lab) -> Result<Files> {
 /// As [`dump::make`], or the sheet cannot be read.
 pub fn is_nobodys(directory: &Path, seed: u64) -> Result<bool> {
     let file = directory.join(FILE);
-    let text = match fs::read(&file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        text => text.with_context(|| file.display().to_string())?,
-    };
+    if file.metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(true);
+    }
+    let text = bytes(&file)?;
     let dump = dump::make(seed)?;
     let ours = [filled(&dump, |_| OPEN.into()), filled(&dump, |right| right.into())];
     Ok(ours.iter().any(|ours| ours.as_bytes() == text))
@@ -106,7 +107,7 @@ pub fn solve(directory: &Path, seed: u64, _lab: &Lab) -> Result<()> {
 pub fn check(directory: &Path, seed: u64, lab: &Lab) -> Result<Vec<Mark>> {
     let dump = dump::make(seed)?;
     let right: BTreeMap<_, _> = questions(&dump).into_iter().map(|(name, _, right)| (name, right)).collect();
-    let text = fs::read(directory.join(FILE)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let text = bytes(&directory.join(FILE)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text = text.unwrap_or_default();
     let given: BTreeMap<_, _> =
         text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.trim(), v.trim())).collect();

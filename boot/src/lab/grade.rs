@@ -6,6 +6,7 @@ use super::catalog::{Check, Lab, Place, Point};
 use super::stage::{End, Ended, Limits, Running};
 use super::tree;
 use crate::ktap::{self, Report, Verdict};
+use crate::out::outln;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,7 @@ pub struct Work<'a> {
 /// The tools fail. Whatever a student's code does is a grade.
 pub fn grade(work: &Work<'_>, quiet: bool) -> Result<u32> {
     let lab = work.lab;
-    println!("KTAP version 1\n1..{}", lab.points.len());
+    outln!("KTAP version 1\n1..{}", lab.points.len());
     let mut sum = Sum { lab, next: 0, had: 0 };
     if lab.parts.is_empty() {
         let marks = answers::check(work.directory, work.seed, lab)?;
@@ -75,7 +76,7 @@ pub fn grade(work: &Work<'_>, quiet: bool) -> Result<u32> {
     } else {
         code(work, quiet, &mut sum)?;
     }
-    println!("# points: {} of {}", sum.had, lab.most());
+    outln!("# points: {} of {}", sum.had, lab.most());
     Ok(sum.had)
 }
 
@@ -91,7 +92,7 @@ impl Sum {
         let point = &self.lab.points[self.next];
         self.next += 1;
         self.had += if mark == Mark::Had { point.points } else { 0 };
-        lines(self.next, point, &mark).iter().for_each(|line| println!("{line}"));
+        lines(self.next, point, &mark).iter().for_each(|line| outln!("{line}"));
     }
 
     /// The points of a kind that are next.

@@ -20,13 +20,17 @@ use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::paths;
 use crate::size::MIB;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
+use rustix::fs::OFlags;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -127,7 +131,7 @@ fn find(number: u32) -> Result<&'static Lab> {
 fn list() -> Result<u8> {
     for lab in LABS {
         let (number, title, minutes, most) = (lab.number, lab.title, lab.minutes, lab.most());
-        println!("{number}  {title:<44} {minutes:>3} min  {most:>2} points  {}", lab.page().display());
+        outln!("{number}  {title:<44} {minutes:>3} min  {most:>2} points  {}", lab.page().display());
     }
     Ok(0)
 }
@@ -165,15 +169,15 @@ fn new(lab: &'static Lab, directory: &Path, seed: Option<u64>) -> Result<u8> {
     let note = format!("lab = {}\nseed = {seed}\n", lab.number);
     fs::write(directory.join(NOTE), note).with_context(|| directory.display().to_string())?;
     let shown = directory.display();
-    println!("lab {}: {}, about {} minutes", lab.number, lab.title, lab.minutes);
-    println!("  read   {shown}/{}", lab.page().display());
+    outln!("lab {}: {}, about {} minutes", lab.number, lab.title, lab.minutes);
+    outln!("  read   {shown}/{}", lab.page().display());
     for file in lab.files() {
-        println!("  write  {shown}/{file}, between `// lab {} begin` and `// lab {} end`", lab.number, lab.number);
+        outln!("  write  {shown}/{file}, between `// lab {} begin` and `// lab {} end`", lab.number, lab.number);
     }
     if lab.parts.is_empty() {
-        println!("  write  {shown}/{}", answers::FILE);
+        outln!("  write  {shown}/{}", answers::FILE);
     }
-    println!("  grade  ./run-qemu.sh lab grade {} {shown}", lab.number);
+    outln!("  grade  ./run-qemu.sh lab grade {} {shown}", lab.number);
     Ok(0)
 }
 
@@ -213,7 +217,7 @@ fn note(lab: &Lab, directory: &Path) -> Result<u64> {
     ensure!(directory.is_dir(), "there is no directory {shown} (`lab new {} {shown}` makes it)", lab.number);
     let file = directory.join(NOTE);
     ensure!(file.exists(), "{shown} is no lab: it has no {NOTE}, which `lab new {} DIR` makes", lab.number);
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = source(&file)?;
     let value = |key: &str| {
         text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix('=')?.trim().parse::<u64>().ok())
     };
@@ -237,11 +241,21 @@ fn work<'a>(lab: &'static Lab, directory: &'a Path, most: Duration) -> Result<Wo
 
 /// A source that a student hands in.
 fn source(file: &Path) -> Result<String> {
+    String::from_utf8(bytes(file)?).ok().with_context(|| format!("{} is no text (UTF-8)", file.display()))
+}
+
+/// The bytes of a file that a student hands in. Whatever stands in its place, it is not waited for, and no more of it is read
+/// than a source has.
+fn bytes(file: &Path) -> Result<Vec<u8>> {
     let shown = || file.display().to_string();
-    let bytes = fs::metadata(file).with_context(shown)?.len();
-    ensure!(bytes <= MOST_BYTES, "{} has {bytes} bytes, more than a source has", shown());
-    let bytes = fs::read(file).with_context(shown)?;
-    String::from_utf8(bytes).ok().with_context(|| format!("{} is no text (UTF-8)", shown()))
+    // Of a pipe the other end would be waited for.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(flags).open(file).with_context(shown)?;
+    ensure!(opened.metadata().with_context(shown)?.is_file(), "{} is not a regular file", shown());
+    let mut bytes = Vec::new();
+    opened.take(MOST_BYTES + 1).read_to_end(&mut bytes).with_context(shown)?;
+    ensure!(bytes.len() as u64 <= MOST_BYTES, "{} has more than {MOST_BYTES} bytes, more than a source has", shown());
+    Ok(bytes)
 }
 
 fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
@@ -254,7 +268,7 @@ fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
         let file = directory.join(answers::FILE);
         given(may_go(given(answers::is_nobodys(directory, seed)), &file));
         answers::solve(directory, seed, lab)?;
-        println!("{}: the right answers", file.display());
+        outln!("{}: the right answers", file.display());
         return Ok(0);
     }
     // All of it is looked at before anything is written.
@@ -273,7 +287,7 @@ fn model(lab: &'static Lab, directory: &Path, force: bool) -> Result<u8> {
     }
     for (file, text) in files {
         fs::write(&file, text).with_context(|| file.display().to_string())?;
-        println!("{}: the kernel's own text", file.display());
+        outln!("{}: the kernel's own text", file.display());
     }
     Ok(0)
 }

@@ -207,3 +207,44 @@ fn a_directory_that_is_no_lab_is_one_line() {
     assert!(refuse_full(place.path()).is_err_and(|error| error.to_string().contains("is not empty")));
     assert!(refuse_full(&place.path().join("new")).is_ok());
 }
+
+/// Whatever stands in the place of a student's file, reading it comes to an end. covers: T5
+#[test]
+fn what_is_no_file_is_refused_and_a_long_one_is_not_read() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| directory.path().join(name);
+    let made = Command::new("mkfifo").args([at("fifo"), at(answers::FILE), at(NOTE)]).status().expect("it starts");
+    assert!(made.success());
+    std::os::unix::fs::symlink("/dev/zero", at("zero")).expect("a link");
+    fs::write(at("long"), vec![b' '; MOST_BYTES as usize + 1]).expect("written");
+    let home = directory.path().to_path_buf();
+    let read = move |name: &str| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (home, name) = (home.clone(), name.to_string());
+        let shown = name.clone();
+        std::thread::spawn(move || {
+            let said = match &*name {
+                NOTE => note(LABS[0], &home).map(drop),
+                answers::FILE => answers::is_nobodys(&home, 1).map(drop),
+                "check" => answers::check(&home, 1, LABS[0]).map(|marks| {
+                    assert!(marks.iter().all(|mark| *mark != grade::Mark::Had), "{marks:?}");
+                }),
+                other => source(&home.join(other)).map(drop),
+            };
+            let _ = tell.send(said.map_err(|error| format!("{error:#}")));
+        });
+        told.recv_timeout(Duration::from_secs(10)).unwrap_or_else(|_| panic!("{shown} is read for ever"))
+    };
+    for (name, word) in [
+        ("fifo", "is not a regular file"),
+        (NOTE, "is not a regular file"),
+        (answers::FILE, "is not a regular file"),
+        ("zero", "is not a regular file"),
+        ("long", "more than a source has"),
+    ] {
+        let said = read(name).expect_err("it is refused");
+        assert!(said.contains(word) && !said.contains('\n'), "{name}: {said}");
+    }
+    // Without answers there are no points.
+    assert_eq!(read("check"), Ok(()));
+}

@@ -16,6 +16,7 @@ use crate::bench::was_measured;
 use crate::cli::{Cli, Mode, Options};
 use crate::console::Echo;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::outcome::{Outcome, Status};
 use crate::paths::{self, Profile};
 use crate::size::GIB;
@@ -124,7 +125,7 @@ pub fn job(cli: &Cli, chosen: Option<Series>) -> Result<u8> {
     }
     let ours = Ours::of(&outcome.console, profile).context("our own bench")?;
     let comparison = Comparison { ours, peers };
-    print!("{}", comparison.markdown());
+    outln!("{}", comparison.markdown().trim_end());
     let kept = comparison.keep(&place)?;
     say(&format!("the same as JSON and CSV: {}, and .csv", kept.display()));
     // Goals of ours that are missed are what `bench` itself fails for.

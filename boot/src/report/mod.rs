@@ -17,8 +17,10 @@ use crate::cli::{Mode, Refusal, words_of};
 use crate::console::Echo;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::out::outln;
 use crate::paths::{self, Profile};
 use crate::size::{GIB, TIB, show};
+use crate::terminal::Interrupt;
 use crate::whole::{self, Place};
 use crate::{build, image};
 use anyhow::{Context, Result, bail, ensure};
@@ -58,6 +60,8 @@ struct Cli {
 /// One line.
 pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
     let cli: Cli = words_of(args, "report --help");
+    // Before there is something to be cleaned up.
+    let _interrupt = Interrupt::install()?;
     let from_file = cli.records.as_deref().map(read_records).transpose();
     let given = from_file.and_then(|records| Ok((records, Place::reserve(&cli.output)?)));
     let (records, place) = match given {
@@ -69,7 +73,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
         None => measure()?,
     };
     place.write(&draw(&records, &Peers::find()?)?)?;
-    println!("{}", cli.output.display());
+    outln!("{}", cli.output.display());
     Ok(0)
 }
 

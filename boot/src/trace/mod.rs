@@ -11,6 +11,7 @@ mod slices;
 use self::capture::Capture;
 use self::slices::Story;
 use crate::cli::{Refusal, words_of};
+use crate::out::outln;
 use crate::whole::Place;
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -41,7 +42,7 @@ pub fn job(args: impl IntoIterator<Item = OsString>) -> Result<u8> {
     let (capture, places) = given.unwrap_or_else(|error| Refusal::Bad(format!("{error:#}")).exit("trace --help"));
     for (text, (path, place)) in draw(&capture)?.into_iter().zip(places) {
         place.write(&text)?;
-        println!("{}", path.display());
+        outln!("{}", path.display());
     }
     Ok(0)
 }

@@ -157,16 +157,67 @@ impl Bare {
 
     /// As [`run`](Self::run), with this directory for what is built.
     fn run_into(&self, target: &Path) -> (Option<i32>, String) {
-        let output = Command::new(root().join("run-qemu.sh"))
-            .env_clear()
-            .env("PATH", self.0.path())
-            .env("HOME", self.0.path())
-            .env("OVMF_CODE", "somewhere")
-            .env("CARGO_TARGET_DIR", target)
-            .output()
-            .expect("bash");
+        Self::ended(self.door(target).env("HOME", self.0.path()))
+    }
+
+    /// The front door there, of a user without a home.
+    fn door(&self, target: &Path) -> Command {
+        let mut door = Command::new(root().join("run-qemu.sh"));
+        door.env_clear().env("PATH", self.0.path()).env("OVMF_CODE", "somewhere").env("CARGO_TARGET_DIR", target);
+        door
+    }
+
+    fn ended(door: &mut Command) -> (Option<i32>, String) {
+        let output = door.output().expect("bash");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
+}
+
+/// What a service runs may have none.
+#[test]
+fn the_script_needs_no_home() {
+    let bare = Bare::new();
+    let (status, message) = Bare::ended(&mut bare.door(&bare.path("target")));
+    assert_eq!(status, Some(1), "{message}");
+    assert!(message.contains("run-qemu: missing: ") && !message.contains("unbound"), "{message}");
+}
+
+/// `./run-qemu.sh lab list | true`
+#[test]
+fn a_reader_that_has_gone_away_is_no_failure() {
+    let bare = Bare::new();
+    bare.put("cargo", "exit 1");
+    let (boot, lab) = (env!("CARGO_BIN_EXE_boot"), env!("CARGO_BIN_EXE_lab"));
+    for (program, args, status) in
+        [(lab, &["lab", "list"][..], 0), (lab, &["lab", "new", "1", "copy"], 0), (boot, &["test"], 1)]
+    {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = Command::new(program);
+        command.args(args).current_dir(bare.0.path()).env("PATH", bare.0.path()).stdout(writer).env_remove("ACCEL");
+        let output = command.env("CARGO_TARGET_DIR", bare.path("target")).output().expect("it starts");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
+        assert!(!message.contains("panicked"), "{args:?}: {message}");
+    }
+}
+
+/// What was to become a file is not left behind.
+#[test]
+fn an_interrupt_before_the_guest_runs_leaves_nothing_behind() {
+    let bare = Bare::new();
+    // It ends some time after the signal, whichever of the two comes first.
+    bare.put("cargo", "kill -INT $PPID; for ((turn = 0; turn < 1000000; turn++)); do :; done; exit 1");
+    let results = bare.path("results");
+    std::fs::create_dir(&results).expect("made");
+    let mut boot = Command::new(env!("CARGO_BIN_EXE_boot"));
+    boot.args(["bench", "--save"]).arg(results.join("rows.json"));
+    boot.env("PATH", bare.0.path()).env("CARGO_TARGET_DIR", bare.path("target")).env_remove("ACCEL");
+    let output = boot.env_remove("UNPLUG_KERNEL").output().expect("it starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{message}");
+    let left: Vec<_> = std::fs::read_dir(&results).expect("it is there").flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// With no way to install anything, the script says what it needs.

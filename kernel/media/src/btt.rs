@@ -62,10 +62,13 @@ pub(crate) fn find(namespace: &dyn Medium, at: u64, parent: Parent) -> Result<Op
     let (first, from_copy) = match header(&all, 0, 0) {
         Ok(Some(first)) => (first, false),
         // Its copy, where there is one arena alone, is in the namespace's last page. That of the last one of several is
-        // there as well: it says another place, for it counts from the beginning of its own arena.
+        // there as well: it says another place, for it counts from the beginning of its own arena. One that names another
+        // parent was left by whatever was there before: `ndctl` zeroes the beginning alone, and Linux never reads a copy.
         other => {
             match room.checked_sub(INFO_BYTES).map(|copy| (copy & !(PAGE - 1), header(&all, copy & !(PAGE - 1), 0))) {
-                Some((at, Ok(Some(copy)))) if copy.next == 0 && copy.copy == at => (copy, true),
+                Some((at, Ok(Some(copy)))) if copy.next == 0 && copy.copy == at && parent.is(copy.parent) => {
+                    (copy, true)
+                }
                 // A page that is lost is nothing for certain: the caller says so.
                 _ if other.as_ref().is_err_and(|why| *why == LOST) => return Ok(None),
                 _ => return other.map(|_| None).map_err(fault),

@@ -151,11 +151,12 @@ impl Parent {
     }
 }
 
-/// Reads the info block of a namespace. `Ok(None)`: there is none, and the namespace is raw.
+/// Reads the info block of a namespace that begins at the physical address `start`; where that is `None`, what its data are
+/// aligned to is not asked. `Ok(None)`: there is none, and the namespace is raw.
 ///
 /// # Errors
 /// There is one, and it is not believed: what the namespace is, is not known.
-pub fn read(namespace: &dyn Medium, parent: Parent) -> Result<Option<Info>, Fault> {
+pub fn read(namespace: &dyn Medium, parent: Parent, start: Option<u64>) -> Result<Option<Info>, Fault> {
     if namespace.len_bytes() < INFO_AT + INFO_BYTES {
         return Ok(None);
     }
@@ -163,7 +164,7 @@ pub fn read(namespace: &dyn Medium, parent: Parent) -> Result<Option<Info>, Faul
     let lost = namespace.read(INFO_AT, &mut page).is_err();
     match kind_of(&page) {
         Some(kind @ ("PFN" | "DAX")) if !lost => {
-            let found = pages(namespace, &page, parent).map_err(|why| Fault { kind, why })?;
+            let found = pages(namespace, &page, parent, start).map_err(|why| Fault { kind, why })?;
             return Ok(Some(Info::Pages(found)));
         }
         _ => {}
@@ -177,7 +178,7 @@ pub fn read(namespace: &dyn Medium, parent: Parent) -> Result<Option<Info>, Faul
     if lost { Err(Fault { kind: "the", why: "it cannot be read" }) } else { Ok(None) }
 }
 
-fn pages(namespace: &dyn Medium, page: &[u8], parent: Parent) -> Result<Pages, &'static str> {
+fn pages(namespace: &dyn Medium, page: &[u8], parent: Parent, start: Option<u64>) -> Result<Pages, &'static str> {
     if !fletcher::is_right(page, CHECKSUM_AT) {
         return Err("its checksum is wrong");
     }
@@ -201,7 +202,9 @@ fn pages(namespace: &dyn Medium, page: &[u8], parent: Parent) -> Result<Pages, &
     if version.1 >= 4 && u64::from(u32_at(page, 88)) != PAGE {
         return Err("it is for pages of another size");
     }
-    if !align.is_power_of_two() || align < PAGE || !data_offset.is_multiple_of(align) {
+    // Where the data are in memory is what is aligned, as in Linux (`nd_pfn_validate`).
+    let place = start.map_or(0, |start| start.wrapping_add(start_pad).wrapping_add(data_offset));
+    if !align.is_power_of_two() || align < PAGE || !place.is_multiple_of(align) || !data_offset.is_multiple_of(PAGE) {
         return Err("its alignment is impossible");
     }
     if !start_pad.is_multiple_of(PAGE) || !end_trunc.is_multiple_of(PAGE) || data_offset < INFO_AT + INFO_BYTES {

@@ -245,6 +245,8 @@ impl fmt::Display for Notice {
 pub struct Region {
     /// The NVDIMM's own address of the range's first byte.
     pub dpa: u64,
+    /// The physical one; 0 where it is not known, and taken to be aligned to anything.
+    pub base: u64,
     /// The interleave set behind it; `None` where that is not known, and every label is taken for one of it.
     pub set: Option<SetCookies>,
 }
@@ -253,40 +255,43 @@ pub struct Region {
 /// NVDIMM's own address of the range's first byte. For whom the labels were made is not known.
 #[must_use]
 pub fn list(range: &dyn Medium, labels: Option<&dyn Medium>, dpa: u64) -> Listing {
-    list_read(range, labels.and_then(label::read), Region { dpa, set: None })
+    list_read(range, labels.and_then(label::read), Region { dpa, ..Region::default() })
 }
 
 /// As [`list`], with a label area that was read already; `None` where there is none.
 #[must_use]
 pub fn list_read(range: &dyn Medium, area: Option<label::Area>, region: Region) -> Listing {
     let mut listing = Listing::default();
+    let base = region.base;
     let Some(area) = area else {
-        whole(range, &mut listing, None);
+        whole(range, base, &mut listing, None);
         return listing;
     };
     listing.is_labelled = true;
     listing.notices.extend(area.faults.iter().copied().map(Notice::Area));
     let Some(index) = area.index else {
-        whole(range, &mut listing, Some(Why::Label("the labels cannot be trusted")));
+        whole(range, base, &mut listing, Some(Why::Label("the labels cannot be trusted")));
         return listing;
     };
     let (labels, strange) = of_the_set(area.labels, index.version, region.set);
     if let (true, Some((_, why))) = (labels.is_empty(), strange.first()) {
-        whole(range, &mut listing, Some(*why));
+        whole(range, base, &mut listing, Some(*why));
         return listing;
     }
     listing.notices.extend(strange.into_iter().map(|(slot, why)| Notice::Slot(slot, why)));
     let all = placed(range, labels, region.dpa, &mut listing.notices);
-    // Something was there, and what it was is not known. Labels of which none is in use leave nothing to list.
-    if all.is_empty() && !listing.notices.is_empty() {
-        whole(range, &mut listing, Some(Why::Label("none of its labels can be believed")));
+    // Something was there, and what it was is not known. Labels of which none is in use leave nothing to list, whatever the
+    // other index block may be.
+    let is_about_a_label = |notice: &Notice| !matches!(notice, Notice::Area(label::Fault::Index(..)));
+    if all.is_empty() && listing.notices.iter().any(is_about_a_label) {
+        whole(range, base, &mut listing, Some(Why::Label("none of its labels can be believed")));
         return listing;
     }
     for (id, (start, label)) in all.into_iter().enumerate() {
         let (len_bytes, uuid) = (label.len_bytes, label.uuid);
         let claims_sectors = label.abstraction == Some(ABSTRACTION_BTT);
         let mut namespace = Namespace { id, start, len_bytes, label: Some(label), info: None, fault: None };
-        look(range, &mut namespace, Parent::Label(uuid), &mut listing.notices);
+        look(range, base, &mut namespace, Parent::Label(uuid), &mut listing.notices);
         if claims_sectors && namespace.fault.is_none() && namespace.mode() != Mode::Sector {
             let why = Why::Label("its label says sector, and there is no BTT");
             namespace.fault = Some(why);
@@ -363,23 +368,23 @@ fn conflicts(all: &[(u64, Label)]) -> Vec<bool> {
 }
 
 /// The one namespace of a range without labels, or whose labels cannot be trusted, for this reason.
-fn whole(range: &dyn Medium, listing: &mut Listing, fault: Option<Why>) {
+fn whole(range: &dyn Medium, base: u64, listing: &mut Listing, fault: Option<Why>) {
     let len_bytes = range.len_bytes();
     let namespace = if let Some(why) = fault {
         listing.notices.push(Notice::Namespace(0, why));
         Namespace::left_alone(len_bytes, why)
     } else {
         let mut namespace = Namespace { id: 0, start: 0, len_bytes, label: None, info: None, fault: None };
-        look(range, &mut namespace, Parent::Unlabelled, &mut listing.notices);
+        look(range, base, &mut namespace, Parent::Unlabelled, &mut listing.notices);
         namespace
     };
     listing.namespaces.push(namespace);
 }
 
-/// Reads the namespace's info block.
-fn look(range: &dyn Medium, namespace: &mut Namespace, parent: Parent, notices: &mut Vec<Notice>) {
+/// Reads the namespace's info block; the range begins at the physical address `base`.
+fn look(range: &dyn Medium, base: u64, namespace: &mut Namespace, parent: Parent, notices: &mut Vec<Notice>) {
     let Some(part) = Part::new(range, namespace.start, namespace.len_bytes) else { return };
-    match info::read(&part, parent) {
+    match info::read(&part, parent, Some(base.saturating_add(namespace.start))) {
         Ok(info) => namespace.info = info,
         Err(fault) => {
             namespace.fault = Some(Why::Info(fault));

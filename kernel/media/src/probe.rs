@@ -348,7 +348,7 @@ fn second_page(medium: &dyn Medium, second: &[u8], base: u64, findings: &mut Fin
         findings.add(What::Gpt, place);
     }
     let kind = info::kind_of(second)?;
-    let info = info::read(medium, Parent::Any);
+    let info = info::read(medium, Parent::Any, None);
     findings.add(What::Info(kind, matches!(info, Ok(Some(_)))), place);
     match info {
         Ok(Some(Info::Pages(pages))) => Some((pages.data_offset, pages.data_bytes)),

@@ -102,13 +102,13 @@ fn an_info_block_that_is_not_understood_leaves_the_namespace_alone() {
 // covers: M3
 #[test]
 fn older_info_blocks_mean_what_they_meant() {
-    for (minor, expected) in [(0, 14 * MIB), (1, 14 * MIB - 8192), (4, 14 * MIB - 8192)] {
+    for (minor, expected) in [(0, 14 * MIB), (1, 12 * MIB - 4096), (4, 12 * MIB - 4096)] {
         let mut range = Sparse::new(16 * MIB);
-        let info = PagesOf { minor, start_pad: 4096, end_trunc: 4096, ..PagesOf::default() };
+        let info = PagesOf { minor, start_pad: 2 << 20, end_trunc: 4096, ..PagesOf::default() };
         range.put(4096, &info.block());
         let namespace = &list(&range, None, 0).namespaces[0];
         assert_eq!((namespace.mode(), namespace.size()), (Mode::FsDax, expected), "1.{minor}");
-        let begin = 2 * MIB + if minor == 0 { 0 } else { 4096 };
+        let begin = 2 * MIB + if minor == 0 { 0 } else { 2 * MIB };
         assert_eq!(namespace.data(), Some((begin, expected)), "1.{minor}");
     }
 }
@@ -202,7 +202,8 @@ fn a_label_counts_from_the_beginning_of_its_nvdimm() {
 fn labels_of_another_interleave_set_are_left_alone() {
     let range = Sparse::new(128 * MIB);
     let set = SetCookies::of(&[Member { serial_number: 7, vendor_id: 0x8086, ..Member::default() }]);
-    let read = |area: &LabelArea, set| list_read(&range, label::read(&&area.bytes[..]), Region { dpa: 0, set });
+    let read =
+        |area: &LabelArea, set| list_read(&range, label::read(&&area.bytes[..]), Region { set, ..Region::default() });
     for minor in [1, 2] {
         let set_cookie = set.unwrap().expected((1, minor));
         let ours = LabelOf { set_cookie, ..LabelOf::default() };
@@ -263,4 +264,57 @@ fn without_labels_the_range_is_one_namespace_and_with_bad_ones_it_is_left_alone(
     assert!(listing.is_labelled && listing.namespaces[0].data().is_none(), "{listing:?}");
     // Labels of which none is in use leave nothing to list.
     assert!(listed(&range, &area(1, &[])).namespaces.is_empty());
+}
+
+/// The block that can be trusted counts, also where it says that no slot is in use.
+// covers: M2
+#[test]
+fn a_damaged_index_block_beside_a_good_one_without_labels_leaves_the_range_free() {
+    let range = Sparse::new(64 * MIB);
+    let mut torn = area(1, &[]).index(1, 2, &[0]);
+    let place = torn.index_at(1) + 80;
+    torn.bytes[place] ^= 1;
+    let listing = listed(&range, &torn);
+    assert_eq!(lines(&listing), ["label area: index block 1: its checksum is wrong"]);
+    assert!(listing.is_labelled && listing.namespaces.is_empty(), "{listing:?}");
+}
+
+/// As Linux holds it (`nd_pfn_validate`): what is aligned is where the data are, and not how far that is from the beginning.
+// covers: M3
+#[test]
+fn data_are_aligned_by_their_place_in_memory() {
+    let mut range = Sparse::new(2048 * MIB);
+    let half = LabelOf { dpa: 512 * MIB, len_bytes: 1536 * MIB, ..LabelOf::default() };
+    let one = area(1, &[half]);
+    let huge = PagesOf { parent: uuid(1), data_offset: 512 * MIB, align: 1 << 30, ..PagesOf::default() };
+    range.put(512 * MIB + 4096, &huge.block());
+    let at = |base| {
+        let region = Region { base, ..Region::default() };
+        list_read(&range, label::read(&&one.bytes[..]), region).namespaces[0].data()
+    };
+    assert_eq!([0, 4 << 30, (4 << 30) + 512 * MIB].map(at), [Some((1 << 30, 1 << 30)), Some((1 << 30, 1 << 30)), None]);
+    // What is left out at the beginning counts, too.
+    range.put(512 * MIB + 4096, &PagesOf { start_pad: 2 << 20, data_offset: 510 * MIB, ..huge }.block());
+    assert_eq!(listed(&range, &one).namespaces[0].data(), Some((1 << 30, 1 << 30)));
+    range.put(512 * MIB + 4096, &PagesOf { start_pad: 2 << 20, ..huge }.block());
+    assert!(lines(&listed(&range, &one))[0].contains("its alignment is impossible"));
+}
+
+/// `ndctl` zeroes the first 8 KiB of a namespace that is made anew, and gives it another UUID; Linux never reads a copy.
+// covers: M3
+#[test]
+fn a_copy_that_another_namespace_has_left_is_no_btt() {
+    let size = 64 * MIB;
+    let one = area(1, &[LabelOf { len_bytes: size, ..LabelOf::default() }]);
+    let mut range = Sparse::new(size);
+    range.put(size - 4096, &arena(uuid(9), (1, 1), 100, size - 4096, 0));
+    let listing = listed(&range, &one);
+    assert_eq!((lines(&listing), listing.namespaces[0].mode()), (vec![], Mode::Raw));
+    assert_eq!(listing.namespaces[0].data(), Some((0, size)));
+    // Nothing is written over it unasked.
+    assert!(!media::probe::probe(&range).is_empty());
+    // A first block that is damaged is there, whatever the copy says.
+    range.put(4096, b"BTT_ARENA_INFO\0\0 damaged");
+    let listing = listed(&range, &one);
+    assert!(lines(&listing)[0].contains("its checksum is wrong") && listing.namespaces[0].data().is_none());
 }

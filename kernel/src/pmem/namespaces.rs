@@ -100,7 +100,7 @@ fn labelled(driver: &PmemDriver<KernelMachine>, name: &str, range: &Range) -> Ve
         }
     };
     let Some(area) = area else { return Vec::new() };
-    let region = Region { dpa: 0, set: range.set };
+    let region = Region { dpa: 0, base: range.frames.start().addr().as_u64(), set: range.set };
     match driver.look(name, range.frames, |medium| list_read(medium, Some(area), region)) {
         Ok(listing) => {
             listing.notices.iter().for_each(|notice| log::warn!(target: "media", "{name}: {notice}"));
