@@ -9,7 +9,7 @@ use mm::lock_check;
 use mm::machine::Machine;
 use mm::pagemap::DevPagemap;
 use mm::space::Mapping;
-use mm::sync::{Arc, AtomicU64, Mutex, Ordering};
+use mm::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering};
 
 use crate::batch::FEW;
 use crate::gate::{Closed, Gate, Handles, Inside};
@@ -33,6 +33,8 @@ pub(crate) struct Inode<M: Machine> {
     /// Ranges of pages that tasks may store to without a fault, or have stored to and nobody has written back, by start;
     /// disjoint.
     touched: Mutex<BTreeMap<u64, u64>>,
+    /// Who let go of it last could not write back what tasks had stored: 1.
+    unsaved: AtomicU32,
     /// Pages beyond this are being cut off: they are gone already for a fault.
     limit: AtomicU64,
 }
@@ -49,8 +51,17 @@ impl<M: Machine> Inode<M> {
             handles: Handles::new(faults),
             gate: Gate::new(faults),
             touched: Mutex::new(BTreeMap::new()),
+            unsaved: AtomicU32::new(0),
             limit: AtomicU64::new(u64::MAX),
         })
+    }
+
+    /// Could it not be written back when it was let go of? With the table of inodes locked.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.unsaved.load(Ordering::Acquire) == 1
+    }
+    pub(crate) fn set_unsaved(&self) {
+        self.unsaved.store(1, Ordering::Release);
     }
 
     /// Is the page being cut off?

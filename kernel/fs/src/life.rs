@@ -177,7 +177,8 @@ impl<M: Machine> Mounted<M> {
         // From the look at the table to the end of the metadata, so that nobody opens a file in between: it could be mapped,
         // and nobody would take that apart when the device leaves.
         let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);
-        if inodes.values().any(|inode| inode.handles.is_open()) {
+        // One that was closed just now is not written back yet.
+        if inodes.values().any(|inode| inode.handles.is_open() || !inode.is_unsaved()) {
             return Err(FsError::Busy);
         }
         // Nobody has them open: what tasks had stored cannot be written back.

@@ -212,6 +212,26 @@ fn what_a_last_close_could_not_save_the_unmount_saves_or_names() {
     });
 }
 
+/// A file that is closed while an unmount looks after others is not written back yet: it is busy, and not given up.
+/// covers: E6
+#[test]
+fn an_unmount_does_not_give_up_what_was_closed_just_now() {
+    let (emu, mm) = rig(1);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 512);
+        let (pmem, fs) = unsaved(&device, "a");
+        let file = fs.create(&cx(), "b", true).unwrap();
+        fs.write(&cx(), &file, 0, &PAGE).unwrap();
+        let task = Task::with(&mm, 0, &file, 1);
+        task.store(0, 1).unwrap();
+        pmem.fail_next_fence(move || drop((task, file)));
+        assert_eq!(fs.unmount(&cx()), Err(FsError::Busy));
+        assert_eq!(fs.shutdown_reason(), None);
+        fs.unmount(&cx()).unwrap();
+        assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::ForcedUnmount));
+    });
+}
+
 /// The medium would go on calling itself clean: changes after that could be lost in the count of free blocks.
 #[test]
 fn after_a_thaw_that_could_not_be_written_nothing_is_changed() {
