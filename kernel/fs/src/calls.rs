@@ -392,7 +392,7 @@ impl<M: Machine> Mounted<M> {
             }
             if saved.is_err() && !matches!(saved, Err(FsError::ShutDown(_) | FsError::DeviceGone)) {
                 // It stays, with what is to be written back: who opens it next hears of it, and the next reap tries again.
-                inode.set_unsaved();
+                inode.set_unsaved(true);
                 inode.handles.end();
                 self.let_go.lock().push(inode.ino);
                 return saved;

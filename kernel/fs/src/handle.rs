@@ -33,6 +33,8 @@ pub struct File<M: Machine> {
 impl<M: Machine> File<M> {
     pub(crate) fn new(mounted: &Arc<Mounted<M>>, inode: &Arc<Inode<M>>) -> Arc<Self> {
         inode.handles.open();
+        // What is stored from now on has not been tried yet.
+        inode.set_unsaved(false);
         Arc::new(Self { mounted: Arc::clone(mounted), inode: Arc::clone(inode) })
     }
     /// The inode's number.

@@ -33,7 +33,7 @@ pub(crate) struct Inode<M: Machine> {
     /// Ranges of pages that tasks may store to without a fault, or have stored to and nobody has written back, by start;
     /// disjoint.
     touched: Mutex<BTreeMap<u64, u64>>,
-    /// Who let go of it last could not write back what tasks had stored: 1.
+    /// Who let go of it last could not write back what tasks had stored, and nobody has opened it since: 1.
     unsaved: AtomicU32,
     /// Pages beyond this are being cut off: they are gone already for a fault.
     limit: AtomicU64,
@@ -60,8 +60,8 @@ impl<M: Machine> Inode<M> {
     pub(crate) fn is_unsaved(&self) -> bool {
         self.unsaved.load(Ordering::Acquire) == 1
     }
-    pub(crate) fn set_unsaved(&self) {
-        self.unsaved.store(1, Ordering::Release);
+    pub(crate) fn set_unsaved(&self, unsaved: bool) {
+        self.unsaved.store(unsaved.into(), Ordering::Release);
     }
 
     /// Is the page being cut off?

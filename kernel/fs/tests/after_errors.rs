@@ -212,24 +212,45 @@ fn what_a_last_close_could_not_save_the_unmount_saves_or_names() {
     });
 }
 
-/// A file that is closed while an unmount looks after others is not written back yet: it is busy, and not given up.
+/// A file that is closed while an unmount looks after others is not written back yet: it is busy, and not given up. Nor is one
+/// that could not be saved before, and that somebody has opened since.
 /// covers: E6
 #[test]
 fn an_unmount_does_not_give_up_what_was_closed_just_now() {
-    let (emu, mm) = rig(1);
-    emu.clone().on_cpu(0, || {
-        let device = Device::new(&mm, "pmem0", START, 512);
-        let (pmem, fs) = unsaved(&device, "a");
-        let file = fs.create(&cx(), "b", true).unwrap();
-        fs.write(&cx(), &file, 0, &PAGE).unwrap();
-        let task = Task::with(&mm, 0, &file, 1);
-        task.store(0, 1).unwrap();
-        pmem.fail_next_fence(move || drop((task, file)));
-        assert_eq!(fs.unmount(&cx()), Err(FsError::Busy));
-        assert_eq!(fs.shutdown_reason(), None);
-        fs.unmount(&cx()).unwrap();
-        assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::ForcedUnmount));
-    });
+    for was_unsaved in [false, true] {
+        let (emu, mm) = rig(1);
+        emu.clone().on_cpu(0, || {
+            let device = Device::new(&mm, "pmem0", START, 512);
+            let (pmem, fs) = unsaved(&device, "a");
+            let file = fs.create(&cx(), "b", true).unwrap();
+            fs.write(&cx(), &file, 0, &PAGE).unwrap();
+            let stored = |file: Open| {
+                let task = Task::with(&mm, 0, &file, 1);
+                task.store(0, 1).unwrap();
+                (task, file)
+            };
+            let file = if was_unsaved {
+                drop(stored(file));
+                // Both of them.
+                let again = pmem.clone();
+                pmem.fail_next_fence(move || again.fail_next_fence(|| ()));
+                fs.reap(&cx());
+                let file = fs.open(&cx(), "b").unwrap();
+                // It is in use, and so not on the list of the next reap any more.
+                pmem.fail_next_fence(|| ());
+                fs.reap(&cx());
+                file
+            } else {
+                file
+            };
+            let open = stored(file);
+            pmem.fail_next_fence(move || drop(open));
+            assert_eq!(fs.unmount(&cx()), Err(FsError::Busy));
+            assert_eq!(fs.shutdown_reason(), None);
+            fs.unmount(&cx()).unwrap();
+            assert_eq!(fs.shutdown_reason(), Some(ShutdownReason::ForcedUnmount));
+        });
+    }
 }
 
 /// The medium would go on calling itself clean: changes after that could be lost in the count of free blocks.

@@ -3,7 +3,7 @@
 mod common;
 mod rig;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use common::{Medium, assert_clean, mounted, new_fs, pmem};
 use fs::Piece;
@@ -232,60 +232,11 @@ fn the_edges_of_a_long_punch_are_zeroed_last() {
     assert_clean(&sim);
 }
 
-/// A medium on which some bytes cannot be stored, and one read fails.
-#[derive(Default)]
-struct Refusing {
-    sim: Option<Arc<SimPmem>>,
-    bad: Mutex<std::ops::Range<u64>>,
-    /// How many reads come before it.
-    reads: Mutex<Option<u64>>,
-}
-
-impl Refusing {
-    fn over(sim: &Arc<SimPmem>) -> Arc<Self> {
-        Arc::new(Self { sim: Some(Arc::clone(sim)), ..Self::default() })
-    }
-    fn sim(&self) -> &SimPmem {
-        self.sim.as_ref().expect("it is over one")
-    }
-}
-
-impl Pmem for Refusing {
-    fn len_bytes(&self) -> u64 {
-        self.sim().len_bytes()
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), FsError> {
-        let mut reads = self.reads.lock().unwrap();
-        match reads.as_mut() {
-            Some(0) => {
-                *reads = None;
-                return Err(FsError::Media(offset));
-            }
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        self.sim().read(offset, buf)
-    }
-    fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        let bad = self.bad.lock().unwrap();
-        match offset < bad.end && bad.start < offset + bytes.len() as u64 {
-            true => Err(FsError::Media(offset)),
-            false => self.sim().store(offset, bytes),
-        }
-    }
-    fn write_back(&self, offset: u64, len: u64) {
-        self.sim().write_back(offset, len);
-    }
-    fn fence(&self) -> Result<(), FsError> {
-        self.sim().fence()
-    }
-}
-
 /// What was overwritten before the medium failed cannot be taken back: it is what was written.
 #[test]
 fn a_write_answers_how_much_was_written_when_the_medium_fails() {
     let sim = new_fs(640);
-    let medium = Refusing::over(&sim);
+    let medium = Hooked::new(&sim);
     let pmem: Arc<dyn Pmem> = medium.clone();
     let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
     let [ino, other] = [&b"a"[..], b"b"].map(|name| volume.create(ROOT_INO, name, true).unwrap());
@@ -296,7 +247,7 @@ fn a_write_answers_how_much_was_written_when_the_medium_fails() {
     let [first, second] = runs[..] else { panic!("one run: {runs:?}") };
     let mut write = |bad: &Piece, byte: u8| {
         let at = bad.physical.unwrap() * BLOCK_SIZE;
-        *medium.bad.lock().unwrap() = at..at + BLOCK_SIZE;
+        medium.refuse_stores(at..at + BLOCK_SIZE);
         let written = volume.write(ino, 0, &[byte; 2 * BLOCK]);
         (written, contents(&mut volume, ino))
     };
@@ -345,16 +296,16 @@ fn what_a_truncation_that_failed_has_cut_off_does_not_come_back() {
         let mut seen = 0;
         for reads in 0.. {
             let sim = new_fs(1100);
-            let medium = Refusing::over(&sim);
+            let medium = Hooked::new(&sim);
             let pmem: Arc<dyn Pmem> = medium.clone();
             let mut volume = mount(&pmem, &MountOptions::default()).unwrap();
             let ino = volume.create(ROOT_INO, b"a", true).unwrap();
             for nr in 0..150 {
                 volume.write(ino, 2 * nr * BLOCK_SIZE, &[7; BLOCK]).unwrap();
             }
-            *medium.reads.lock().unwrap() = Some(reads);
+            medium.fail_read_after(Some(reads));
             let cut = volume.truncate(ino, 0);
-            *medium.reads.lock().unwrap() = None;
+            medium.fail_read_after(None);
             let stat = volume.stat(ino).unwrap();
             if cut.is_err() && stat.size == 0 && stat.blocks > 0 {
                 seen += 1;

@@ -98,14 +98,14 @@ fn refused(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
         Err(FaultError::OutOfMemory),
         "a fault that needs a table"
     );
+    drop(hog);
+    space.populate(at(0), PAGE_SIZE, Access::Write).map_err(|error| format!("a fault afterwards: {error}"))?;
+    ctx.note(format_args!("{mapped} mappings with the memory that was left"));
     // What gives memory back needs none.
+    let hog = Hog::take();
     let unmapped = space.unmap(at(0), page(2 * mapped));
     drop(hog);
     unmapped.map_err(|error| format!("unmap: {error}"))?;
-    map(0)?;
-    space.populate(at(0), PAGE_SIZE, Access::Write).map_err(|error| format!("a fault afterwards: {error}"))?;
-    ctx.note(format_args!("{mapped} mappings with the memory that was left"));
-    space.unmap(at(0), PAGE_SIZE).map_err(|error| format!("unmap: {error}"))?;
     before.compare()
 }
 

@@ -183,9 +183,7 @@ pub fn alloc_zeroed_below_4g() -> Option<Pfn> {
         FRAMES.get()?.alloc_below(Pfn::new((1 << 32) / PAGE_SIZE))?
     };
     USED.fetch_add(1, Ordering::Relaxed);
-    // SAFETY: the frame is RAM, ours, and in the direct map.
-    unsafe { layout::direct_ptr::<u8>(pfn.addr()).write_bytes(0, PAGE_SIZE as usize) };
-    Some(pfn)
+    Some(zeroed(pfn))
 }
 
 /// One zeroed frame.
@@ -193,10 +191,15 @@ pub fn alloc_zeroed() -> Option<Pfn> {
     if reserve::refuses() {
         return None;
     }
-    let pfn = alloc(0)?;
+    Some(zeroed(alloc(0)?))
+}
+
+/// A frame that was taken just now, with zeroes.
+#[inline]
+fn zeroed(pfn: Pfn) -> Pfn {
     // SAFETY: the frame is RAM, ours, and in the direct map.
     unsafe { layout::direct_ptr::<u8>(pfn.addr()).write_bytes(0, PAGE_SIZE as usize) };
-    Some(pfn)
+    pfn
 }
 
 /// Frames in use at this moment.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -188,13 +189,15 @@ impl Device {
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// A memory in which something happens at the next read, or at the next fence, which is not confirmed then; or one read of the
-/// next ones fails.
+/// next ones fails, or stores to some bytes do.
 #[allow(dead_code, reason = "not every test program needs it")]
 pub struct Hooked {
     pub sim: Arc<SimPmem>,
     at_read: Mutex<Option<Hook>>,
     /// How many reads come before the one that fails.
     reads_left: Mutex<Option<u64>>,
+    /// Bytes that take no stores.
+    refused: Mutex<Range<u64>>,
     at_fence: Mutex<Option<Hook>>,
 }
 
@@ -205,8 +208,14 @@ impl Hooked {
             sim: sim.clone(),
             at_read: Mutex::default(),
             reads_left: Mutex::default(),
+            refused: Mutex::default(),
             at_fence: Mutex::default(),
         })
+    }
+
+    /// From now on stores to these bytes fail, and to no others.
+    pub fn refuse_stores(&self, to: Range<u64>) {
+        *self.refused.lock().unwrap() = to;
     }
 
     /// Lets the read fail that comes after so many others; `None`: none. Was there one that had not come yet?
@@ -242,7 +251,11 @@ impl Pmem for Hooked {
         self.sim.read(offset, buf)
     }
     fn store(&self, offset: u64, bytes: &[u8]) -> Result<(), FsError> {
-        self.sim.store(offset, bytes)
+        let refused = self.refused.lock().unwrap();
+        match offset < refused.end && refused.start < offset + bytes.len() as u64 {
+            true => Err(FsError::Media(offset)),
+            false => self.sim.store(offset, bytes),
+        }
     }
     fn write_back(&self, offset: u64, len: u64) {
         self.sim.write_back(offset, len);

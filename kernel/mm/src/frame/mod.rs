@@ -240,10 +240,7 @@ impl<'s> FrameAllocator<'s> {
             let found =
                 |order| low().find_map(|zone| Some((zone, zone.take_first(self.storage, order, stats)?, order)));
             let (zone, head, order) = (0..NR_ORDERS).find_map(found)?;
-            for half in (0..order).rev() {
-                zone.put(self.storage, head.add(1 << half), half, stats);
-            }
-            stats.taken += 1;
+            self.cut_down(zone, head, (order, 0), stats);
             Some((zone, head))
         };
         let (zone, head) = take().or_else(|| {
@@ -337,13 +334,19 @@ impl<'s> FrameAllocator<'s> {
             }
             let found = self.zones.iter().find_map(|zone| Some((zone, zone.take_first(self.storage, larger, stats)?)));
             let Some((zone, head)) = found else { unreachable!("a free block is counted but not found") };
-            for half in (order..larger).rev() {
-                zone.put(self.storage, head.add(1 << half), half, stats);
-            }
-            stats.taken += 1;
+            self.cut_down(zone, head, (larger, order), stats);
             return Some(head);
         }
         None
+    }
+
+    /// Gives back what of a block that was taken is more than is wanted.
+    #[inline]
+    fn cut_down(&self, zone: &Zone, head: Pfn, (larger, order): (usize, usize), stats: &mut Stats) {
+        for half in (order..larger).rev() {
+            zone.put(self.storage, head.add(1 << half), half, stats);
+        }
+        stats.taken += 1;
     }
 
     /// Half a cache of single frames, so that the lowest is handed out first.
