@@ -45,6 +45,8 @@ const SITS_NS: u64 = 1_000_000;
 const MOST_PIECES: usize = 64;
 /// What `zero` asks for at most, in bytes.
 const MUCH: usize = 1 << 20;
+/// Frames of those that are put by that nobody takes here, not even for a moment.
+const KEPT: u64 = 32;
 /// Frames that are left before memory is short, at least.
 const LEFT: u64 = 256;
 
@@ -68,6 +70,25 @@ impl Hog {
             left += 1 << order;
             memory::free(pfn, order);
         }
+        hog
+    }
+
+    /// The same, and of the frames that are left no two lie side by side: who wants more than one in a row gets none.
+    fn take_scattered() -> Self {
+        let mut hog = Self::take();
+        // Lists for them beforehand.
+        let mut given = Vec::with_capacity(4096);
+        while memory::stats().is_some_and(|stats| stats.free > KEPT)
+            && hog.0.len() < hog.0.capacity()
+            && given.len() < given.capacity()
+        {
+            match memory::alloc(0) {
+                Some(pfn) if pfn.as_u64() % 2 == 1 => given.push(pfn),
+                Some(pfn) => hog.0.push((pfn, 0)),
+                None => break,
+            }
+        }
+        given.into_iter().for_each(|pfn| memory::free(pfn, 0));
         hog
     }
 }
@@ -101,8 +122,8 @@ fn refused(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     drop(hog);
     space.populate(at(0), PAGE_SIZE, Access::Write).map_err(|error| format!("a fault afterwards: {error}"))?;
     ctx.note(format_args!("{mapped} mappings with the memory that was left"));
-    // What gives memory back needs none.
-    let hog = Hog::take();
+    // What gives memory back needs none, nor two frames in a row.
+    let hog = Hog::take_scattered();
     let unmapped = space.unmap(at(0), page(2 * mapped));
     drop(hog);
     unmapped.map_err(|error| format!("unmap: {error}"))?;
