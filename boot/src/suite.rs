@@ -162,7 +162,8 @@ fn host_cargo(verb: &str) -> Command {
 /// The models under a `checker`, loom or shuttle: the tests in files whose name begins with `loom`.
 fn models(checker: &str) -> Command {
     let mut command = host_cargo("test");
-    command.args(["--release", "-pmm", "-pdax", "-pfs", "-psched", "-piommu", "--test", "loom*", "--no-fail-fast"]);
+    command.args(mutants::MODELLED.map(|package| format!("-p{package}")));
+    command.args(["--release", "--test", "loom*", "--no-fail-fast"]);
     command.env("RUSTFLAGS", format!("--cfg {checker}")).env("CARGO_TARGET_DIR", paths::target().join(checker));
     command
 }
