@@ -349,9 +349,9 @@ static void pin(char **a)
 	gup(fd, r, take, give);
 }
 
-/* failure NAME DEVICE FIRST: memory_failure() of 1,024 frames, each mapped with
- * a 4 KiB leaf by another process, which is told nothing or, where
- * vm.memory_failure_early_kill says so, takes a SIGBUS for each. */
+/* failure NAME DEVICE FIRST TOLD: memory_failure() of 1,024 frames, each mapped with
+ * a 4 KiB leaf by another process, which is told nothing (TOLD 0) or, where
+ * vm.memory_failure_early_kill says so, takes SIGBUS (1). */
 static volatile uint64_t *signals;
 static void count(int signal)
 {
@@ -393,6 +393,8 @@ static void failure(char **a)
 	printf("@peer fact=%s_done value=%llu\n@peer fact=%s_signals value=%llu\n", a[0],
 	       (unsigned long long)r.done, a[0], (unsigned long long)*signals);
 	fflush(stdout);
+	if (r.done != FRAMES || !*signals != (*a[3] == '0'))
+		fail(a[0]);
 	kill(pid, SIGKILL);
 	waitpid(pid, &status, 0);
 }

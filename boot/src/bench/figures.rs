@@ -82,14 +82,18 @@ pub fn of_console(console: &[String]) -> Result<Figures> {
     let mut ended = None;
     for record in records::of_topic(console, "bench") {
         let Some(name) = record.get("name") else {
-            ended = record.number("ended");
+            ended = record.number("ended").zip(record.number("figures"));
             continue;
         };
         let figure = figure(&record).with_context(|| format!("the record {record} makes no sense"))?;
         ensure!(figures.insert(name.into(), figure).is_none(), "the row {name} was measured twice");
     }
     match (ended, figures.is_empty()) {
-        (Some(1), false) => Ok(figures),
+        (Some((1, nr)), false) => {
+            let rows = figures.len() as u64;
+            ensure!(nr == rows, "{rows} rows could be read, and {nr} were measured");
+            Ok(figures)
+        }
         (Some(_), _) => bail!("not everything could be measured"),
         (None, true) => bail!("there is no record of a measurement"),
         (None, false) => bail!("the measurements have no end: they were cut off after {} rows", figures.len()),
@@ -136,6 +140,8 @@ mod tests {
             (&[ROW], "no end"),
             (&[ROW, "@bench figures=1 missed=0 ended=0"], "not everything"),
             (&[ROW, ROW, "@bench figures=2 missed=0 ended=1"], "twice"),
+            (&[ROW, "@bench figures=2 missed=0 ended=1"], "1 rows could be read, and 2 were measured"),
+            (&[ROW, "@bench missed=0 ended=1"], "no end"),
             (&["@bench name=pin unit=instructions value=many kind=none met=1"], "makes no sense"),
             (&["@bench name=pin unit=instructions value=NaN kind=none met=1"], "makes no sense"),
             (&["@bench name=pin unit=instructions value=1 kind=about met=1"], "makes no sense"),
@@ -161,6 +167,10 @@ mod tests {
             assert_eq!((more.is_worse_than(&before), less.is_worse_than(&before)), (up, down), "{kind:?} {unit}");
             assert!(!row(kind, unit, Some(100.9)).is_worse_than(&before));
             assert!(!row(kind, unit, Some(99.1)).is_worse_than(&before));
+            // The kernel says enough digits that one more of the last is less than a percent.
+            let (before, more) = (row(kind, unit, Some(0.9893)), row(kind, unit, Some(0.9901)));
+            assert!(!more.is_worse_than(&before));
+            let before = row(kind, unit, Some(100.0));
             assert!(row(kind, unit, None).is_worse_than(&before) && !before.is_worse_than(&row(kind, unit, None)));
         }
     }

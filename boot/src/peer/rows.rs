@@ -32,7 +32,7 @@ const NOT_IN_BENCH: &str = "ours is not in `bench` by itself: there it is measur
 /// The table.
 pub const ROWS: &[Row] = &[
     row("pin one 4 KiB page", "pin_4k", Some("pin_4k_called"), CALLED),
-    row("unpin it", "unpin_4k", Some("unpin_4k"), ""),
+    row("unpin it", "unpin_4k", Some("unpin_4k"), "ours is part of its caller, in a loop; Linux's a called function"),
     row("pin one page under a 2 MiB leaf", "pin_2m", Some("pin_2m_called"), CALLED),
     row("… under a 1 GiB leaf", "pin_1g", Some("pin_1g_called"), CALLED),
     row(
@@ -77,7 +77,7 @@ pub const ROWS: &[Row] = &[
         "map 262,144 scattered pages for a device, each",
         "iommu_map_4k_scattered_each",
         Some("dma_map_scattered_4k_each_page"),
-        "",
+        "ours in one call; Linux's `iommu_map` of each page",
     ),
     row(
         "unmap them for the device as one range, one invalidation, each",

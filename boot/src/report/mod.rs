@@ -183,8 +183,8 @@ fn swept(points: &Points) -> Vec<Section> {
             Axes { x: gib, y: instructions },
             sweep_command(),
             "What a removal costs, while nobody uses the device and with the same 16 extents of 2 MiB in four address \
-             spaces. A flat line means that only what is mapped is paid for; what rises is the direct map, by one leaf \
-             for each GiB.",
+             spaces. A flat line means that only what is mapped is paid for; what rises is the direct map, by one store \
+             for each half TiB.",
         ),
         section(
             "Attach by size of the device",
@@ -192,7 +192,7 @@ fn swept(points: &Points) -> Vec<Section> {
             Axes { x: gib, y: instructions },
             sweep_command(),
             "What it costs to attach a device that nobody uses yet. No page metadata is made; what rises is the direct \
-             map, by one leaf for each GiB.",
+             map, by one store for each half TiB.",
         ),
         section(
             "Memory by size of the device",

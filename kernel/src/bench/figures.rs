@@ -4,7 +4,8 @@
 //! same figures; otherwise they are cycles, and the bounds say nothing. The counter is the machine's: what other CPUs
 //! execute counts too. So everything is measured while the other CPUs are halted.
 //!
-//! A figure is the cost of one of many turns of a loop, less the cost of the empty loop. The column "Linux 6.1" is for
+//! A figure is the cost of one of many turns of a loop, less the cost of the empty loop, or of one call from the call to its
+//! return, less an empty pair of readings. The column "Linux 6.1" is for
 //! orientation: the same acts, measured in the same way in the same emulator.
 
 use alloc::format;
@@ -12,6 +13,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::console::report;
 use crate::cpu::time;
@@ -21,14 +23,17 @@ pub const NAME: usize = 40;
 /// Rounds of a loop, where a round is cheap.
 pub const TURNS: u64 = 1000;
 
-/// A cost in hundredths, so that the cost of one of 512 pages can be said.
+/// Parts of one that a cost is counted in: fine enough that what is cut off moves no row by a percent.
+const PARTS: u64 = 10_000;
+
+/// A cost, so that the cost of one of 512 pages can be said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost(u64);
 
 impl Cost {
     /// `total` shared by `parts`.
     pub fn of(total: u64, parts: u64) -> Self {
-        Self(total.saturating_mul(100) / parts.max(1))
+        Self(total.saturating_mul(PARTS) / parts.max(1))
     }
 
     /// Shared by `parts` once more, rounded up.
@@ -43,7 +48,7 @@ impl Cost {
 
     /// How many times `other` is in it, in whole.
     pub fn over(self, other: Self) -> Self {
-        Self((self.0 / other.0.max(1)).saturating_mul(100))
+        Self((self.0 / other.0.max(1)).saturating_mul(PARTS))
     }
 
     /// A ratio, in percent.
@@ -51,19 +56,19 @@ impl Cost {
         Self(self.0.saturating_mul(100))
     }
 
-    /// How many times `other`, in hundredths.
+    /// How many times `other`.
     pub fn times(self, other: Self) -> Self {
-        Self(self.0.saturating_mul(100) / other.0.max(1))
+        Self(self.0.saturating_mul(PARTS) / other.0.max(1))
     }
 }
 
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self.0 % 100 {
-            0 => format!("{}", self.0 / 100),
-            cents => format!("{}.{cents:02}", self.0 / 100),
+        let text = match self.0 % PARTS {
+            0 => format!("{}", self.0 / PARTS),
+            rest => format!("{}.{rest:04}", self.0 / PARTS),
         };
-        f.pad(&text)
+        f.pad(if text.contains('.') { text.trim_end_matches('0') } else { &text })
     }
 }
 
@@ -81,17 +86,17 @@ pub enum Bound {
 impl Bound {
     /// At most `limit`.
     pub const fn at_most(limit: u64) -> Self {
-        Self::AtMost(Cost(limit * 100))
+        Self::AtMost(Cost(limit * PARTS))
     }
 
     /// At most so many hundredths.
     pub const fn at_most_hundredths(limit: u64) -> Self {
-        Self::AtMost(Cost(limit))
+        Self::AtMost(Cost(limit * (PARTS / 100)))
     }
 
     /// At least `limit`.
     pub const fn at_least(limit: u64) -> Self {
-        Self::AtLeast(Cost(limit * 100))
+        Self::AtLeast(Cost(limit * PARTS))
     }
 
     /// The word for its kind, and the limit.
@@ -120,8 +125,10 @@ impl Bound {
     }
 }
 
+/// What a pair of readings costs that has nothing between it.
+static EMPTY_PAIR: AtomicU64 = AtomicU64::new(0);
+
 /// The figures so far.
-#[derive(Default)]
 pub struct Figures {
     /// How many missed their bounds.
     pub missed: usize,
@@ -130,6 +137,13 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// None yet; finds out what an empty pair of readings costs, which [`once`] leaves out from here on.
+    pub fn new() -> Self {
+        EMPTY_PAIR.store(0, Ordering::Relaxed);
+        EMPTY_PAIR.store(median((0..TURNS).map(|_| once(|| ()).0).collect()), Ordering::Relaxed);
+        Self { missed: 0, lines: Vec::new() }
+    }
+
     /// Takes a figure of cost down. `linux` is what Linux 6.1 takes for it, in words.
     pub fn cost(&mut self, name: &str, value: Cost, bound: Bound, linux: &str) {
         self.add(name, time::cost_unit(), value, bound, linux);
@@ -192,17 +206,16 @@ pub fn each(turns: u64, mut work: impl FnMut(u64)) -> Cost {
 }
 
 /// The cost of one of `turns` calls, from the call to its return: the median of what `call` answers as its own cost (see
-/// [`once`]), less what [`once`] takes by itself.
+/// [`once`]).
 pub fn each_call(turns: u64, mut call: impl FnMut() -> u64) -> Cost {
-    let empty = median((0..turns).map(|_| once(|| ()).0).collect());
-    let cost = median((0..turns).map(|_| call()).collect());
-    Cost::of(cost.saturating_sub(empty), 1)
+    Cost::of(median((0..turns).map(|_| call()).collect()), 1)
 }
 
-/// The cost of `work`, done once.
+/// The cost of `work`, done once, less an empty pair of readings.
 #[inline(always)]
 pub fn once<R>(work: impl FnOnce() -> R) -> (u64, R) {
     let start = time::cost();
     let result = work();
-    (time::cost() - start, result)
+    let cost = time::cost() - start;
+    (cost.saturating_sub(EMPTY_PAIR.load(Ordering::Relaxed)), result)
 }

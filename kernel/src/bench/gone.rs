@@ -21,12 +21,12 @@ use crate::mem::machine::mm;
 use crate::pmem::devices;
 
 /// How often each is done, in turn, after one time that does not count.
-const REPEATS: usize = 16;
+const REPEATS: usize = 48;
 /// Pages that every other CPU has mapped, and that are registered, in parts.
 const PAGES: u64 = 512;
 const REGISTRATIONS: u64 = 16;
 
-/// Measures slot `slot`. Compared are the least of each: a timer that ticks on some CPU adds to a turn, nothing takes away.
+/// Measures slot `slot`. The figure is the least of each: a timer that ticks on some CPU adds to a turn, nothing takes away.
 pub fn run(figures: &mut Figures, slot: usize) -> Result<(), String> {
     const CAUSES: [Cause; 2] = [Cause::Announced, Cause::Gone];
     let turn = |cause| Ok::<_, String>(removed(slot, cause)?.instructions_until_unreachable());
@@ -37,9 +37,9 @@ pub fn run(figures: &mut Figures, slot: usize) -> Result<(), String> {
             costs.push(turn(cause)?);
         }
     }
-    let least = costs.each_ref().map(|costs| Cost::of(costs.iter().copied().min().unwrap_or(0), 1));
-    for (costs, cause) in costs.into_iter().zip(CAUSES) {
-        figures.median(&format!("removal_{cause}_until_unreachable"), costs, Bound::None, "");
+    let least = costs.map(|costs| Cost::of(costs.into_iter().min().unwrap_or(0), 1));
+    for (least, cause) in least.into_iter().zip(CAUSES) {
+        figures.cost(&format!("removal_{cause}_until_unreachable"), least, Bound::None, "");
     }
     let [announced, gone] = least;
     figures.add("removal_gone_over_announced", "times", gone.times(announced), Bound::at_most_hundredths(100), "");

@@ -81,7 +81,7 @@ pub fn run(selection: Selection) -> bool {
     if memory::ram_bytes().1 >= ENOUGH_BYTES {
         memory::reserve_fragments(WHOLE);
     }
-    let mut figures = Figures::default();
+    let mut figures = Figures::new();
     let ran = measure(&mut figures, selection);
     console::line(format_args!(""));
     console::line(format_args!("{:<NAME$} {:>12} {:>10} {:<7} Linux 6.1", "", time::cost_unit(), "bound", ""));
@@ -131,9 +131,11 @@ fn removals(figures: &mut Figures, selection: Selection) -> Result<(), String> {
         dma::removals(figures, large)?;
     }
     if selection.has("idle") {
-        (0..devices::slots().len()).try_for_each(|slot| removal::idle(figures, slot))?;
+        // A row is named by the size: one device of each.
+        let first = |slot: &usize| (0..*slot).all(|other| removal::size_name(other) != removal::size_name(*slot));
+        (0..devices::slots().len()).filter(first).try_for_each(|slot| removal::idle(figures, slot))?;
         removal::spaces(figures, small)?;
-        if small != large {
+        if removal::size_name(small) != removal::size_name(large) {
             removal::by_size(figures, small, large)?;
         }
     }

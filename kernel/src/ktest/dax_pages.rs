@@ -375,7 +375,7 @@ fn idle_bytes(ctx: &mut Ctx) -> Result<(), String> {
     books.compare()
 }
 
-/// Instructions to attach and to remove the device, which nobody uses. They follow the steps, and a leaf a GiB of the
+/// Instructions to attach and to remove the device, which nobody uses. They follow the steps, and a store for each half TiB of the
 /// kernel's own mapping: the same bound holds for 64 MiB and for 6 TiB.
 fn idle_cost(ctx: &mut Ctx) -> Result<(), String> {
     let Some(slot) = devices::slots().first() else {
