@@ -25,15 +25,10 @@ pub(crate) const BAD_COMMAND_LINE: u8 = 2;
 /// # Errors
 /// When something cannot be built, or QEMU cannot be started.
 pub fn run(cli: &Cli) -> Result<u8> {
-    let mut options = cli.options.clone();
-    if cli.job() == Command::Bench {
-        options.mode = Mode::Bench;
-        options.deterministic = true;
-        options.timeout = options.timeout.or(Some(bench::BENCH_PATIENCE_S));
-        if options.pmem.is_empty() && options.pmem_file.is_none() {
-            options.pmem = bench::PMEM_BYTES.to_vec();
-        }
-    }
+    let options = match cli.job() {
+        Command::Bench => bench::options(&cli.options, &bench::PMEM_BYTES),
+        _ => cli.options.clone(),
+    };
     // Before anything is built: a wrong file name should not cost a minute.
     let mut machine = match machine(cli, &options) {
         Ok(machine) => machine,
@@ -167,7 +162,8 @@ fn boot(
     Ok(outcome.status.exit_code())
 }
 
-fn say_how_to_debug(kernel: &Path) {
+/// For whoever has asked for gdb: nothing runs before it says so.
+pub(crate) fn say_how_to_debug(kernel: &Path) {
     let script = paths::root().join("boot").join("gdb").join("unplug.py");
     eprintln!("run-qemu: the CPUs are stopped. In another terminal:");
     eprintln!("run-qemu:     gdb {} -x {}", kernel.display(), script.display());
