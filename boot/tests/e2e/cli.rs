@@ -234,6 +234,22 @@ fn the_script_says_what_is_missing_and_stops() {
 
 /// Where it can install, it says what, and does; where that fails, it says what is needed.
 #[test]
+/// Whatever word an option's value is, and the file of a job.
+#[test]
+fn the_script_takes_no_value_for_a_job() {
+    let bare = Bare::new();
+    let needs_gdb = |args: &[&str]| {
+        let (status, message) = Bare::ended(bare.door(&bare.path("target")).args(args));
+        assert_eq!(status, Some(1), "{args:?}: {message}");
+        assert!(message.contains("On Debian 12, as root:"), "{args:?}: {message}");
+        message.contains("gdb")
+    };
+    for args in [&["shell", "--dimm-file", "test"][..], &["shell", "--pmem-file", "test"], &["media", "test"]] {
+        assert!(!needs_gdb(args), "{args:?}");
+    }
+    assert!(needs_gdb(&["--quiet", "test"]) && needs_gdb(&["shell", "--dimm-file", "test", "--debug"]));
+}
+
 fn the_script_says_what_it_installs() {
     let bare = Bare::new();
     bare.put("apt-get", "echo \"apt-get $*\" >&2; [[ $1 = update ]]");
