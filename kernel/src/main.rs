@@ -164,18 +164,13 @@ fn early_tables() {
 }
 
 fn read_options() -> Options {
-    let bytes = fwcfg::read_file::<1024>("opt/unplug/cmdline").unwrap_or_default();
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let (bytes, len) = fwcfg::read_file::<{ options::MAX_BYTES }>("opt/unplug/cmdline").unwrap_or_default();
     let mut all_known = true;
     let mut complain = |args: core::fmt::Arguments<'_>| {
         all_known = false;
         console::line(format_args!("options: {args}"));
     };
-    let text = core::str::from_utf8(&bytes[..end]).unwrap_or_else(|_| {
-        complain(format_args!("not text"));
-        ""
-    });
-    let options = Options::parse(text, &mut complain);
+    let options = Options::read(&bytes, len, &mut complain);
     // Whoever gave a word wanted something of it: what follows would not be what was asked for.
     if !all_known {
         exit::now(exit::BAD_CONFIGURATION);
