@@ -22,7 +22,11 @@ program=boot verbosity=() tests='' debugs='' peers='' junit='' before=''
 for arg in "$@"; do
     [[ $program = boot ]] || break
     case $before:$arg in
-        --mode:* | --append:* | --pmem-file:* | --acpitable:* | --baseline:* | --save:* | --junit:*) ;; # an option's value, whatever word it is
+        # The value of an option or the file of a job, whatever word it is. A test compares this list with the program's.
+        --smp:* | --mem:* | --pmem:* | --pmem-file:* | --virtio-pmem:* | --nvme:* | --dimm:* | --dimm-file:* | \
+            --pull-every:* | --seed:* | --accel:* | --acpitable:* | --bug:* | --mode:* | --append:* | --timeout:* | \
+            --junit:* | --baseline:* | --save:* | --scenario:* | --seeds:* | --strategy:* | --depth:* | --threads:* | \
+            --replay:* | media:[!-]*) ;;
         *:--quiet) verbosity=(--quiet) ;;
         *:test) tests=1 debugs=1 ;;
         *:--debug) debugs=1 ;;

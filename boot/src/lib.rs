@@ -49,6 +49,8 @@ pub mod hang;
 mod host_request;
 pub mod hotplug;
 pub mod image;
+#[cfg(test)]
+mod imports;
 #[cfg(feature = "junit")]
 pub mod junit;
 pub mod keep;

@@ -17,6 +17,9 @@ const MOST_ON_PCI: usize = 29;
 /// How many memory modules a machine is given at most: so many can come back beside all the others.
 const MOST_DIMMS: usize = 16;
 
+/// How many bytes of boot options the kernel reads at most (`kernel/src/bringup/options.rs`).
+const MOST_OPTION_BYTES: usize = 1024;
+
 /// What the demonstration uses of the first device, in bytes: what all CPUs share, and what each has for itself
 /// (`kernel/src/demo/load.rs`).
 const DEMO_SHARED_BYTES: u64 = 4 * MIB;
@@ -80,6 +83,19 @@ impl Machine {
         Ok(())
     }
 
+    /// Refuses boot options of which the kernel would not see the end.
+    ///
+    /// # Errors
+    /// One line.
+    pub(crate) fn check_options(&self) -> Result<()> {
+        let bytes = if self.boots.is_unplug() { self.boot_options().len() } else { 0 };
+        ensure!(
+            bytes <= MOST_OPTION_BYTES,
+            "the boot options have {bytes} bytes in all, and the kernel reads {MOST_OPTION_BYTES}"
+        );
+        Ok(())
+    }
+
     pub(crate) fn check_window(&self) -> Result<()> {
         let fits = self.window_end().is_some_and(|end| end <= DIRECT_MAP_BYTES);
         let end = size::show(DIRECT_MAP_BYTES);
@@ -134,6 +150,7 @@ mod tests {
     use super::*;
     use crate::backing::Nvdimm;
     use crate::cli::Cli;
+    use crate::machine::Boots;
     use crate::size::PAGE_BYTES;
     use clap::Parser;
     use std::path::Path;
@@ -172,6 +189,20 @@ mod tests {
             let error = with(most + 1, more).expect_err("too many").to_string();
             assert_eq!(error, format!("--virtio-pmem: {} devices, and PCI has room for {most}", most + 1));
         }
+    }
+
+    // covers: X4
+    #[test]
+    fn more_boot_options_than_the_kernel_reads_are_refused() {
+        let with = |words: &str, boots| Machine { append: vec![words.into()], boots, ..Machine::default() };
+        let room = MOST_OPTION_BYTES - with("", Boots::Unplug).boot_options().len() - 1;
+        assert!(with(&"x".repeat(room), Boots::Unplug).check_options().is_ok());
+        let error = with(&"x".repeat(room + 1), Boots::Unplug).check_options().expect_err("too many").to_string();
+        assert_eq!(error, "the boot options have 1025 bytes in all, and the kernel reads 1024");
+        // Another kernel is told nothing by them.
+        assert!(with(&"x".repeat(room + 1), Boots::Disk("disk".into())).check_options().is_ok());
+        let kernel = include_str!("../../kernel/src/bringup/options.rs");
+        assert!(kernel.contains(&format!("pub const MAX_BYTES: usize = {MOST_OPTION_BYTES};")));
     }
 
     // covers: X4

@@ -284,8 +284,9 @@ impl Machine {
     /// QEMU's whole command line, without the program's name.
     ///
     /// # Errors
-    /// When a path is not UTF-8.
+    /// When a path is not UTF-8, or our kernel would not read all of its boot options.
     pub fn arguments(&self, files: &Files<'_>) -> Result<Vec<String>> {
+        self.check_options()?;
         let mut args = Arguments::default();
         self.board(&mut args);
         for (index, ready) in files.dimm_backings.iter().enumerate() {

@@ -25,17 +25,12 @@ pub(crate) const BAD_COMMAND_LINE: u8 = 2;
 /// # Errors
 /// When something cannot be built, or QEMU cannot be started.
 pub fn run(cli: &Cli) -> Result<u8> {
-    let mut options = cli.options.clone();
-    if cli.job() == Command::Bench {
-        options.mode = Mode::Bench;
-        options.deterministic = true;
-        options.timeout = options.timeout.or(Some(bench::BENCH_PATIENCE_S));
-        if options.pmem.is_empty() && options.pmem_file.is_none() {
-            options.pmem = bench::PMEM_BYTES.to_vec();
-        }
-    }
+    let options = match cli.job() {
+        Command::Bench => bench::options(&cli.options, &bench::PMEM_BYTES),
+        _ => cli.options.clone(),
+    };
     // Before anything is built: a wrong file name should not cost a minute.
-    let mut machine = match machine(cli, &options) {
+    let machine = match Machine::from_options(&options).and_then(|machine| ready(cli, told(cli, machine))) {
         Ok(machine) => machine,
         Err(error) => {
             eprintln!("run-qemu: {error:#}");
@@ -58,21 +53,6 @@ pub fn run(cli: &Cli) -> Result<u8> {
             return Ok(BAD_COMMAND_LINE);
         }
     };
-    if cli.options.quiet {
-        machine.append.push("quiet=1".into());
-    }
-    if cli.options.step {
-        machine.append.push("step=1".into());
-    }
-    // Who pulls modules out waits for lines that are for programs.
-    let for_people = machine.mode == Mode::Shell && options.pull_every.is_none();
-    if let Some(columns) = terminal::columns().filter(|_| for_people) {
-        // In front of the user's own, which count where they say otherwise.
-        machine.append.insert(0, format!("tty=1 columns={columns}"));
-    }
-    if let Some(bug) = &cli.options.bug {
-        machine.append.push(format!("bug={bug}"));
-    }
     let kernel = build::kernel(machine.build, cli.options.quiet)?;
     image::make_for(&kernel, machine.build)?;
     if machine.gdb.is_some() {
@@ -86,13 +66,37 @@ fn hold(cli: &Cli, options: &Options, machine: &Machine) -> Result<Option<Held>>
     (cli.job() == Command::Bench).then(|| Held::from_options(options, machine)).transpose()
 }
 
-/// The machine that is asked for by `options`, those of the command line with what the job adds to them. The files for it are
-/// made last, so that whatever is refused leaves none behind.
+/// The machine that is asked for by `options`, those of the command line with what the job adds to them.
 ///
 /// # Errors
 /// One line.
 pub(crate) fn machine(cli: &Cli, options: &Options) -> Result<Machine> {
-    let machine = Machine::from_options(options)?;
+    ready(cli, Machine::from_options(options)?)
+}
+
+/// The machine, with what the kernel is told of the command line and the terminal.
+fn told(cli: &Cli, mut machine: Machine) -> Machine {
+    if cli.options.quiet {
+        machine.append.push("quiet=1".into());
+    }
+    if cli.options.step {
+        machine.append.push("step=1".into());
+    }
+    // Who pulls modules out waits for lines that are for programs.
+    let for_people = machine.mode == Mode::Shell && cli.options.pull_every.is_none();
+    if let Some(columns) = terminal::columns().filter(|_| for_people) {
+        // In front of the user's own, which count where they say otherwise.
+        machine.append.insert(0, format!("tty=1 columns={columns}"));
+    }
+    if let Some(bug) = &cli.options.bug {
+        machine.append.push(format!("bug={bug}"));
+    }
+    machine
+}
+
+/// The same machine, ready to be booted. The files for it are made last, so that whatever is refused leaves none behind.
+fn ready(cli: &Cli, machine: Machine) -> Result<Machine> {
+    machine.check_options()?;
     refuse_foreign(cli)?;
     machine.make_files()?;
     Ok(machine)
@@ -167,7 +171,8 @@ fn boot(
     Ok(outcome.status.exit_code())
 }
 
-fn say_how_to_debug(kernel: &Path) {
+/// For whoever has asked for gdb: nothing runs before it says so.
+pub(crate) fn say_how_to_debug(kernel: &Path) {
     let script = paths::root().join("boot").join("gdb").join("unplug.py");
     eprintln!("run-qemu: the CPUs are stopped. In another terminal:");
     eprintln!("run-qemu:     gdb {} -x {}", kernel.display(), script.display());

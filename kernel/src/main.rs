@@ -22,8 +22,6 @@ mod trap;
 #[cfg(feature = "zoo")]
 mod zoo;
 
-use alloc::vec::Vec;
-
 use arch::features::Features;
 use arch::tables::{CpuTables, NR_IST};
 use bootloader_api::config::Mapping;
@@ -65,6 +63,8 @@ bootloader_api::entry_point!(start, config = &BOOTLOADER_CONFIG);
 /// What the later stages need of what the first found out.
 struct Found {
     features: Features,
+    /// Identifier of the APIC of the CPU that boots. The second stage wants it before it has mapped the registers anew.
+    boot_apic: u32,
     rsdp: Option<u64>,
     heap_bytes: usize,
     direct_map_leaves: u64,
@@ -90,6 +90,7 @@ fn start(boot: &'static mut BootInfo) -> ! {
         exit::now(exit::BAD_CONFIGURATION);
     }
     smp::quiesce(&features);
+    let boot_apic = arch::apic::id();
     options::set(read_options());
     if options::get().deterministic {
         smp::halt_once();
@@ -135,6 +136,7 @@ fn start(boot: &'static mut BootInfo) -> ! {
     let rsdp = boot.rsdp_addr.into_option();
     FOUND.call_once(|| Found {
         features,
+        boot_apic,
         rsdp,
         heap_bytes,
         direct_map_leaves,
@@ -164,18 +166,13 @@ fn early_tables() {
 }
 
 fn read_options() -> Options {
-    let bytes = fwcfg::read_file::<1024>("opt/unplug/cmdline").unwrap_or_default();
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let (bytes, len) = fwcfg::read_file::<{ options::MAX_BYTES }>("opt/unplug/cmdline").unwrap_or_default();
     let mut all_known = true;
     let mut complain = |args: core::fmt::Arguments<'_>| {
         all_known = false;
         console::line(format_args!("options: {args}"));
     };
-    let text = core::str::from_utf8(&bytes[..end]).unwrap_or_else(|_| {
-        complain(format_args!("not text"));
-        ""
-    });
-    let options = Options::parse(text, &mut complain);
+    let options = Options::read(&bytes, len, &mut complain);
     // Whoever gave a word wanted something of it: what follows would not be what was asked for.
     if !all_known {
         exit::now(exit::BAD_CONFIGURATION);
@@ -196,7 +193,7 @@ fn too_little_memory() -> ! {
 
 /// Second stage: on our own stack and page tables; one CPU, interrupts off, no tasks.
 extern "C" fn on_own_tables() -> ! {
-    let Found { features, rsdp, heap_bytes, direct_map_leaves, boot_stack } = found();
+    let Found { features, boot_apic, rsdp, heap_bytes, direct_map_leaves, boot_stack } = found();
     let options = options::get();
     let (ram, usable) = memory::ram_bytes();
     report!("memory ram_bytes={ram} usable_bytes={usable} heap_bytes={heap_bytes}");
@@ -213,17 +210,14 @@ extern "C" fn on_own_tables() -> ! {
             None
         }
     });
-    let apic_ids: Vec<u32> = tables
-        .as_ref()
-        .and_then(|info| info.madt.as_ref())
-        .map_or_else(Vec::new, |madt| madt.cpus.iter().map(|cpu| cpu.apic_id).collect());
-    machine::init(apic_ids.len().max(1));
+    let madt = tables.as_ref().and_then(|info| info.madt.as_ref());
+    machine::init(madt.map_or(1, |madt| madt.nr_cpus(*boot_apic)).min(mm::machine::MAX_CPUS));
     services::start();
     time::set_deterministic(options.deterministic);
     let cache = if options.dax_aliasing { DataCache::Aliasing } else { DataCache::Coherent };
     mounts::start();
     devices::find(tables.as_ref(), features.phys_bits, cache);
-    if let Some((events, madt)) = tables.as_ref().and_then(|info| Some((info.events?, info.madt.as_ref()?))) {
+    if let Some((events, madt)) = tables.as_ref().and_then(|info| info.events).zip(madt) {
         events::find(events, madt);
     }
     smp::init_boot_cpu(features);
@@ -233,8 +227,8 @@ extern "C" fn on_own_tables() -> ! {
     log::info!(target: "time", "time-stamp counter {} kHz, local timer {} kHz", tsc_hz / 1000, timer_hz / 1000);
     let stack = boot_stack.lock().take().expect("the boot CPU's stack is taken once");
     sched::become_idle("idle/0", stack);
-    report!("cpu id=0 apic={} state=online", arch::apic::id());
-    let missing = smp::start_others(apic_ids.into_iter(), features);
+    report!("cpu id=0 apic={boot_apic} state=online");
+    let missing = smp::start_others(madt.into_iter().flat_map(|madt| madt.others(*boot_apic)), features);
     let cpus = percpu::online();
     let (nr_cpus, deterministic) = (cpus.len(), u8::from(options.deterministic));
     log::info!(target: "smp", "{nr_cpus} CPUs run, {missing} did not start");

@@ -5,7 +5,7 @@ pub mod figures;
 
 use self::baseline::{Baseline, IN_TREE, Subject, of_tree};
 use self::figures::Figures;
-use crate::cli::Options;
+use crate::cli::{Mode, Options};
 use crate::machine::Machine;
 use crate::out::outln;
 use crate::outcome::{Outcome, Status};
@@ -24,6 +24,20 @@ pub const BENCH_PATIENCE_S: u64 = 1200;
 
 /// The command that announces figures: what it stores is what `test` holds later ones against.
 pub const ANNOUNCE: &str = "./run-qemu.sh bench --save boot/bench-baseline.json";
+
+/// The options of a machine that measures: those that were asked for, in deterministic mode, with NVDIMMs of these sizes
+/// in bytes unless some are asked for.
+pub(crate) fn options(asked: &Options, pmem: &[u64]) -> Options {
+    let mut options = asked.clone();
+    options.mode = Mode::Bench;
+    options.deterministic = true;
+    // Whoever steps through it with gdb has as long as it takes.
+    options.timeout = options.timeout.or((!options.debug).then_some(BENCH_PATIENCE_S));
+    if options.pmem.is_empty() && options.pmem_file.is_none() {
+        options.pmem = pmem.to_vec();
+    }
+    options
+}
 
 /// What the figures of a run are held against, and where they go.
 #[derive(Debug)]

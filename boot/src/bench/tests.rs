@@ -25,6 +25,18 @@ fn is_bad(status: &Status, word: &str) -> bool {
 }
 
 #[test]
+fn whoever_steps_through_a_measurement_has_no_time_limit() {
+    let timeout = |args: &[&str]| {
+        let asked = Cli::parse_from(["run-qemu.sh", "bench"].iter().chain(args)).options;
+        let machine = Machine::from_options(&options(&asked, &PMEM_BYTES)).unwrap();
+        machine.timeout.map(|timeout| timeout.as_secs())
+    };
+    assert_eq!([timeout(&[]), timeout(&["--smp", "64"])], [Some(BENCH_PATIENCE_S); 2]);
+    assert_eq!([timeout(&["--debug"]), timeout(&["--timeout", "0"])], [None; 2]);
+    assert_eq!(timeout(&["--debug", "--timeout", "5"]), Some(5));
+}
+
+#[test]
 fn a_goal_that_is_missed_is_bad_until_its_figure_is_stored() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("stored.json");

@@ -194,6 +194,30 @@ fn bad_input_is_one_line_that_names_it() {
     }
 }
 
+/// What it takes for a job or an option of its own makes it install more.
+#[test]
+fn the_script_knows_which_options_and_jobs_take_a_value() {
+    let mut command = Cli::command();
+    command.build();
+    let jobs: Vec<_> = command.get_subcommands().collect();
+    let options = jobs.iter().flat_map(|job| job.get_arguments()).chain(command.get_arguments());
+    let takes_next = |arg: &&clap::Arg| arg.get_action().takes_values() && !arg.is_require_equals_set();
+    let mut known: BTreeSet<_> =
+        options.filter(takes_next).filter_map(|arg| arg.get_long()).map(|long| format!("--{long}:*")).collect();
+    // A dash there begins an option.
+    known.extend(jobs.iter().filter(|job| job.get_positionals().count() > 0).map(|job| {
+        let name = job.get_name();
+        format!("{name}:[!-]*")
+    }));
+    let script = include_str!("../../../run-qemu.sh");
+    let (_, after) = script.split_once("case $before:$arg in").expect("it reads its arguments");
+    let (list, _) = after.split_once(") ;;").expect("values come first");
+    let list: String = list.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let named: BTreeSet<_> =
+        list.split(['|', '\\']).map(|word| word.trim().to_string()).filter(|word| !word.is_empty()).collect();
+    assert_eq!(named, known);
+}
+
 #[test]
 fn the_help_text_names_every_option_and_no_other() {
     let mut command = Cli::command();

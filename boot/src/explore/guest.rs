@@ -122,7 +122,7 @@ fn machine(asked: &Explore, options: &Options) -> Result<Machine, String> {
         }
         words.push(format!("{key}={value}"));
     }
-    Ok(Machine {
+    let machine = Machine {
         pmem: vec![Nvdimm::temporary(64 * MIB)],
         iommu: false,
         edu: false,
@@ -132,7 +132,9 @@ fn machine(asked: &Explore, options: &Options) -> Result<Machine, String> {
         build: Profile::Zoo,
         timeout: Some(PATIENCE),
         ..Machine::default()
-    })
+    };
+    machine.check_options().map_err(|error| error.to_string())?;
+    Ok(machine)
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ mod results;
 pub(crate) mod rows;
 mod table;
 
-use crate::bench::was_measured;
-use crate::cli::{Cli, Mode, Options};
+use crate::bench::{self, was_measured};
+use crate::cli::{Cli, Options};
 use crate::console::Echo;
 use crate::machine::Machine;
 use crate::out::outln;
@@ -116,8 +116,12 @@ pub fn job(cli: &Cli, chosen: Option<Series>) -> Result<u8> {
         peers.push((series, linux(series, &apt, &place, &say)?));
     }
     let profile = if options.release { Profile::Release } else { Profile::Dev };
-    image::make(&build::kernel(profile, options.quiet)?)?;
+    let kernel = build::kernel(profile, options.quiet)?;
+    image::make(&kernel)?;
     say("our own bench runs");
+    if machine.gdb.is_some() {
+        run::say_how_to_debug(&kernel);
+    }
     let outcome = bench(&machine)?;
     if !was_measured(&outcome.status) {
         outcome.console.iter().rev().take(20).rev().for_each(|line| eprintln!("{line}"));
@@ -134,15 +138,9 @@ pub fn job(cli: &Cli, chosen: Option<Series>) -> Result<u8> {
 
 /// Our bench as it is compared: deterministic, and with all sizes unless the user names some.
 fn ours(asked: &Options) -> Options {
-    let mut options = asked.clone();
-    options.mode = Mode::Bench;
-    options.deterministic = true;
+    let sizes: Vec<_> = SIZES_GIB.iter().chain([&LARGE_GIB]).map(|gib| gib * GIB).collect();
     // Each device costs what one costs otherwise.
-    options.timeout = options.timeout.or(Some(1200));
-    if options.pmem.is_empty() && options.pmem_file.is_none() {
-        options.pmem = SIZES_GIB.iter().chain([&LARGE_GIB]).map(|gib| gib * GIB).collect();
-    }
-    options
+    bench::options(asked, &sizes)
 }
 
 fn bench(machine: &Machine) -> Result<Outcome> {

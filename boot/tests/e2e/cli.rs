@@ -52,6 +52,8 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
     refused(&["--pull-every", "5"], "--pull-every is for --mode shell, and this is demo");
     refused(&["bench", "--dimm", "64M", "--pull-every", "5"], "--pull-every has no use in bench");
     refused(&["--timeout", "-1"], "-1");
+    let words = "quiet=0 ".repeat(128);
+    refused(&["shell", "--append", &words, "--append", "inject=attach:1"], "bytes in all, and the kernel reads 1024");
 }
 
 #[test]
@@ -230,6 +232,22 @@ fn the_script_says_what_is_missing_and_stops() {
     assert_eq!(status, Some(1), "{message}");
     let command = "apt-get install -y --no-install-recommends rustc-web";
     assert!(message.contains("qemu-system-x86_64") && message.contains(command), "{message}");
+}
+
+/// Whatever word an option's value is, and the file of a job.
+#[test]
+fn the_script_takes_no_value_for_a_job() {
+    let bare = Bare::new();
+    let needs_gdb = |args: &[&str]| {
+        let (status, message) = Bare::ended(bare.door(&bare.path("target")).args(args));
+        assert_eq!(status, Some(1), "{args:?}: {message}");
+        assert!(message.contains("On Debian 12, as root:"), "{args:?}: {message}");
+        message.contains("gdb")
+    };
+    for args in [&["shell", "--dimm-file", "test"][..], &["shell", "--pmem-file", "test"], &["media", "test"]] {
+        assert!(!needs_gdb(args), "{args:?}");
+    }
+    assert!(needs_gdb(&["--quiet", "test"]) && needs_gdb(&["shell", "--dimm-file", "test", "--debug"]));
 }
 
 /// Where it can install, it says what, and does; where that fails, it says what is needed.

@@ -3,7 +3,7 @@
 
 use crate::support::{assert_good, has_line, machine, run, shell, start, tail};
 use boot::cli::{LEAST_MEM_BYTES, Mode};
-use boot::machine::Machine;
+use boot::machine::{Boots, Machine};
 use boot::outcome::Status;
 use boot::size::MIB;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -159,6 +159,18 @@ fn each_bad_boot_option_is_named_and_nothing_is_run() {
         assert!(has_line(&outcome, &words), "{}", tail(&outcome));
     }
     assert!(!has_line(&outcome, &["@boot"]), "{}", tail(&outcome));
+}
+
+/// The host gives no more than the kernel reads; whoever starts QEMU by hand may.
+#[test]
+fn boot_options_beyond_the_room_for_them_are_no_options() {
+    let ours = Machine { smp: 1, ..machine() };
+    let words = format!("{}inject=attach:1", "quiet=0 ".repeat(126));
+    let option = format!("name=opt/unplug/cmdline,string={words}");
+    let boots = Boots::Disk(ours.image().expect("our own kernel's"));
+    let outcome = run(&Machine { boots, qemu: vec!["-fw_cfg".into(), option], ..ours });
+    let expected = format!("options: {} bytes of boot options (allowed: 1024)", words.len());
+    assert!(matches!(&outcome.status, Status::Refused(line) if *line == expected), "{}", tail(&outcome));
 }
 
 #[test]

@@ -78,6 +78,8 @@ fn a_fault_from_the_boot_options_goes_off_once() {
     let listed = command(&mut guest, "test --list platform.*");
     assert!(listed.len() > 3 && listed.iter().all(|name| name.starts_with("platform.")), "{listed:?}");
     let twice = command(&mut guest, "attach 0");
+    // A step has its line when it begins: that of the first, which fails here.
+    assert!(twice.first().is_some_and(|line| line == "@attach device=pmem0 step=check n=1 of=10"), "{twice:?}");
     assert!(twice.last().is_some_and(|line| line.ends_with("a device of this name is attached already")), "{twice:?}");
     let outcome = exit(guest);
     assert_good(&outcome);

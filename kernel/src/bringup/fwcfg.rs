@@ -10,20 +10,21 @@ const KEY_DIRECTORY: u16 = 0x19;
 /// More files than any QEMU has: a bad count ends the search here.
 const MAX_FILES: u32 = 256;
 
-/// The file `name`, up to `N` bytes of it; `None` where there is no fw_cfg or no such file.
-pub fn read_file<const N: usize>(name: &str) -> Option<ArrayVec<u8, N>> {
+/// The file `name`, up to `N` bytes of it, and how many it has; `None` where there is no fw_cfg or no such file.
+pub fn read_file<const N: usize>(name: &str) -> Option<(ArrayVec<u8, N>, usize)> {
     if !is_present() {
         return None;
     }
     let (key, len) = find(name)?;
     let mut bytes = ArrayVec::new();
     port::fw_cfg_select(key);
-    for _ in 0..(len as usize).min(N) {
+    let len = len as usize;
+    for _ in 0..len.min(N) {
         let mut byte = [0];
         port::fw_cfg_read(&mut byte);
         bytes.push(byte[0]);
     }
-    Some(bytes)
+    Some((bytes, len))
 }
 
 /// Is there such a device: is this QEMU?

@@ -93,11 +93,25 @@ impl Default for Options {
     }
 }
 
+/// As many bytes of them are read; the host refuses more (`boot/src/limits.rs`).
+pub const MAX_BYTES: usize = 1024;
 const MAX_COLUMNS: usize = 1000;
 const MAX_HOST_REQUESTS_S: u64 = 3600;
 const KNOWN: &str = "mode, deterministic, tests, bench, quiet, tty, columns, log, stress, inject, dax.aliasing, force, host_requests, step";
 
 impl Options {
+    /// Reads what begins a file of `len` bytes. Of a file that is longer than what was read nothing counts: a word that is
+    /// cut in two may be one that means something else.
+    pub fn read(bytes: &[u8], len: usize, complain: &mut dyn FnMut(fmt::Arguments<'_>)) -> Self {
+        let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+        match core::str::from_utf8(&bytes[..end]) {
+            _ if len > bytes.len() => complain(format_args!("{len} bytes of boot options (allowed: {})", bytes.len())),
+            Err(_) => complain(format_args!("not text")),
+            Ok(text) => return Self::parse(text, complain),
+        }
+        Self::default()
+    }
+
     /// Reads `text`. Each word that makes no sense is given to `complain` as one line; the others are read.
     pub fn parse(text: &str, complain: &mut dyn FnMut(fmt::Arguments<'_>)) -> Self {
         let mut options = Self::default();

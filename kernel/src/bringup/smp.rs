@@ -10,6 +10,7 @@ use arch::{apic, cpu, mce, percpu as area, tlb};
 use mm::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use mm::entry::{Entry, Prot};
 use mm::machine::{CpuId, CpuMask};
+use nvdimm::acpi::Cpu;
 
 use crate::console::report;
 use crate::cpu::ipi::{self, VECTOR_APIC_ERROR, VECTOR_SPURIOUS, VECTOR_TEST, VECTOR_TIMER};
@@ -103,19 +104,23 @@ struct Arrival {
     name: alloc::string::String,
 }
 
-/// Starts the CPUs with the given APIC ids, in this order, after the boot CPU, which is skipped. Answers how many did
-/// not come.
-pub fn start_others(apic_ids: impl Iterator<Item = u32>, features: &Features) -> usize {
+/// Starts the given CPUs, in this order, after the boot CPU, which is none of them. Answers how many did not come.
+pub fn start_others<'c>(others: impl Iterator<Item = &'c Cpu>, features: &Features) -> usize {
     let mut missing = 0;
     let Some(low) = memory::low_pages(2) else {
         log::error!("no memory below 1 MiB for the start-up code: one CPU only");
-        return apic_ids.count().saturating_sub(1);
+        return others.count();
     };
     let root = low.checked_add(PAGE_SIZE).unwrap_or(low);
     let tables = startup_tables(low, root);
     let mut id = 1;
-    for apic_id in apic_ids.filter(|&apic_id| apic_id != apic::id()) {
-        if start_one(id, apic_id, low, root, features) {
+    for other in others {
+        let apic_id = other.apic_id;
+        if !other.is_reachable(apic::is_x2apic()) {
+            missing += 1;
+            report!("cpu id={id} apic={apic_id} state=dead");
+            log::error!("the CPU with APIC id {apic_id} is not started: without x2APIC an id is from 0 to 254");
+        } else if start_one(id, apic_id, low, root, features) {
             report!("cpu id={id} apic={apic_id} state=online");
             id += 1;
         } else {

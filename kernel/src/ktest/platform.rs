@@ -283,5 +283,21 @@ fn bad_options(_: &mut Ctx) -> Result<(), String> {
     check_eq!(options.mode, crate::bringup::options::Mode::Test, "mode");
     check_eq!(options.tests.as_str(), "platform.*", "tests");
     check!(options.deterministic && !options.quiet, "good words around bad ones were lost: {options:?}");
+    // Of more bytes than there is room for the last word may be half of one, which means something else.
+    for (bytes, len, expected) in [
+        (&b"quiet=1 columns=10"[..], 18, None),
+        (b"quiet=1 columns=10", 19, Some("19 bytes of boot options (allowed: 18)")),
+        (b"quiet=1\xff", 8, Some("not text")),
+    ] {
+        lines.clear();
+        let mut complain = |args: core::fmt::Arguments<'_>| lines.push(format!("{args}"));
+        let options = crate::bringup::options::Options::read(bytes, len, &mut complain);
+        check_eq!(options.quiet, expected.is_none(), "quiet, of {len} bytes");
+        check_eq!(
+            lines.iter().map(String::as_str).collect::<alloc::vec::Vec<_>>(),
+            alloc::vec::Vec::from_iter(expected),
+            "complaints"
+        );
+    }
     Ok(())
 }

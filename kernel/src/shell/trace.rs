@@ -13,7 +13,7 @@ use crate::cpu::{percpu, trace};
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "trace",
-        args: "on [KIND]",
+        args: "on [KIND]...",
         help: "record events, of all kinds or of these",
         example: "trace on",
         run: control,

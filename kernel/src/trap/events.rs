@@ -24,6 +24,8 @@ const WINDOW: usize = 0x10;
 const VERSION: u32 = 0x01;
 /// Its own register for a line: 64 bits from here on.
 const REDIRECTION: u32 = 0x10;
+/// The last APIC id that a line can lead to alone: it has 8 bits for one, and all of them set are every CPU.
+const LAST_APIC: u32 = 0xfe;
 const ACTIVE_LOW: u32 = 1 << 13;
 const LEVEL: u32 = 1 << 15;
 
@@ -140,9 +142,13 @@ pub fn start(wanted: u32, wake: fn()) -> bool {
         log::warn!(target: "events", "the I/O APIC at {io_apic:#x} has no line {line}: its last one is {last}");
         return false;
     }
-    LISTENER.call_once(|| (wanted, wake));
     let destination = arch::percpu::cpu();
     let apic_id = crate::cpu::percpu::get(destination).map_or(0, |cpu| cpu.apic_id.load(Ordering::Relaxed));
+    if apic_id > LAST_APIC {
+        log::warn!(target: "events", "the I/O APIC at {io_apic:#x} cannot interrupt the CPU with APIC id {apic_id}: ids are from 0 to {LAST_APIC} there");
+        return false;
+    }
+    LISTENER.call_once(|| (wanted, wake));
     registers.write(REDIRECTION + 2 * line + 1, apic_id << 24);
     let polarity = if active_low { ACTIVE_LOW } else { 0 };
     registers.write(REDIRECTION + 2 * line, u32::from(VECTOR_EVENTS) | LEVEL | polarity);

@@ -1,4 +1,4 @@
-//! What the tests are made with, and no product has.
+//! What the tests and the labs are made with, and nothing that runs in the guest has.
 //!
 //! | module | feature | what it is |
 //! |---|---|---|

@@ -10,6 +10,10 @@ use super::{AcpiInfo, AcpiNotice, root};
 /// How many CPUs are kept; each further one is reported.
 pub const MAX_CPUS: usize = 64;
 
+/// The identifiers that stand for every CPU, where one has 32 bits and where it has 8.
+const EVERYONE: u32 = u32::MAX;
+const EVERYONE_OF_8_BITS: u32 = 0xff;
+
 /// A CPU that can be started: its entry says that it is enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
@@ -17,6 +21,14 @@ pub struct Cpu {
     pub apic_id: u32,
     /// The processor's number in the firmware's own objects.
     pub acpi_uid: u32,
+}
+
+impl Cpu {
+    /// Can an interrupt be sent to it alone? An interrupt command's destination has 8 bits, or 32 with x2APIC, and with all
+    /// of them set it is every CPU (SDM vol. 3A §11.6.2.1, §11.12.9).
+    pub fn is_reachable(&self, x2apic: bool) -> bool {
+        self.apic_id < if x2apic { EVERYONE } else { EVERYONE_OF_8_BITS }
+    }
 }
 
 /// An I/O APIC: what turns the lines of devices into interrupts of CPUs.
@@ -47,7 +59,7 @@ pub struct Override {
 pub struct Madt {
     /// Physical address of each CPU's local APIC registers.
     pub local_apic_base: u64,
-    /// The CPUs that can be started, in the table's order. The one that boots is among them, not always first.
+    /// The CPUs that can be started, in the table's order. The one that boots should be among them, and need not be first.
     pub cpus: ArrayVec<Cpu, MAX_CPUS>,
     /// How many CPUs are listed that cannot be started.
     pub nr_disabled: u32,
@@ -58,6 +70,16 @@ pub struct Madt {
 }
 
 impl Madt {
+    /// The CPUs that can be started beside the one that boots, which has the APIC `boot_apic`.
+    pub fn others(&self, boot_apic: u32) -> impl Iterator<Item = &Cpu> {
+        self.cpus.iter().filter(move |cpu| cpu.apic_id != boot_apic)
+    }
+
+    /// How many CPUs there may be in all. The one that boots is one of them, whether or not the table names it.
+    pub fn nr_cpus(&self, boot_apic: u32) -> usize {
+        1 + self.others(boot_apic).count()
+    }
+
     /// Where a line of the old controllers arrives: the I/O APIC, its line there, and whether it is active low. `None` where no
     /// I/O APIC can have that line. Of a line
     /// that no entry names, at the same number; the interrupt of ACPI's own events is active low then (ACPI 6.5 §5.2.9,
@@ -176,7 +198,8 @@ fn read_entry(madt: &mut Madt, offset: usize, kind: u8, entry: &[u8]) -> Result<
     match kind {
         0 => {
             let cpu: &LocalApic = view(offset, kind, entry)?;
-            add_cpu(madt, cpu.apic_id.into(), cpu.acpi_uid.into(), cpu.flags.get())
+            let found = Cpu { apic_id: cpu.apic_id.into(), acpi_uid: cpu.acpi_uid.into() };
+            add_cpu(madt, found, cpu.flags.get(), EVERYONE_OF_8_BITS, offset)
         }
         1 => {
             let io: &IoApicEntry = view(offset, kind, entry)?;
@@ -197,7 +220,8 @@ fn read_entry(madt: &mut Madt, offset: usize, kind: u8, entry: &[u8]) -> Result<
         }
         9 => {
             let cpu: &LocalX2Apic = view(offset, kind, entry)?;
-            add_cpu(madt, cpu.apic_id.get(), cpu.acpi_uid.get(), cpu.flags.get())
+            let found = Cpu { apic_id: cpu.apic_id.get(), acpi_uid: cpu.acpi_uid.get() };
+            add_cpu(madt, found, cpu.flags.get(), EVERYONE, offset)
         }
         // NMI lines and what else no device of ours interrupts through.
         _ => Ok(()),
@@ -218,13 +242,18 @@ fn view<T: FromBytes + KnownLayout + Immutable + Unaligned>(
     })
 }
 
-fn add_cpu(madt: &mut Madt, apic_id: u32, acpi_uid: u32, flags: u32) -> Result<(), AcpiNotice> {
+/// Takes in the CPU of the entry at `offset`; `everyone` is the identifier that no CPU has in an entry of its type.
+fn add_cpu(madt: &mut Madt, cpu: Cpu, flags: u32, everyone: u32, offset: usize) -> Result<(), AcpiNotice> {
     if flags & ENABLED == 0 {
         madt.nr_disabled = madt.nr_disabled.saturating_add(1);
         return Ok(());
     }
+    let apic_id = cpu.apic_id;
+    if apic_id == everyone {
+        return Err(AcpiNotice::CpuIsEveryone { offset, apic_id });
+    }
     if madt.cpus.iter().any(|cpu| cpu.apic_id == apic_id) {
         return Err(AcpiNotice::CpuTwice { apic_id });
     }
-    madt.cpus.try_push(Cpu { apic_id, acpi_uid }).map_err(|_| AcpiNotice::TooManyCpus { apic_id })
+    madt.cpus.try_push(cpu).map_err(|_| AcpiNotice::TooManyCpus { apic_id })
 }

@@ -131,6 +131,13 @@ pub enum AcpiNotice {
         /// Local APIC identifier of the one that is left out.
         apic_id: u32,
     },
+    /// An entry of the MADT gives an enabled CPU the APIC identifier that stands for all of them: it is skipped.
+    CpuIsEveryone {
+        /// Where it begins, in bytes from the table's beginning.
+        offset: usize,
+        /// The identifier.
+        apic_id: u32,
+    },
     /// Two entries name the same local APIC: the second is skipped.
     CpuTwice {
         /// The local APIC's identifier.
@@ -179,6 +186,9 @@ impl fmt::Display for AcpiNotice {
             }
             Self::TooManyCpus { apic_id } => {
                 write!(f, "MADT: the CPU with APIC {apic_id} is left out: there is room for {MAX_CPUS}")
+            }
+            Self::CpuIsEveryone { offset, apic_id } => {
+                write!(f, "MADT: entry at {offset:#x}: APIC {apic_id} is no CPU's, but stands for all; skipped")
             }
             Self::CpuTwice { apic_id } => {
                 write!(f, "MADT: the CPU with APIC {apic_id} is listed twice")

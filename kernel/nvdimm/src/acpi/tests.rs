@@ -229,6 +229,50 @@ fn wide_apic_identifiers_and_addresses_are_read() {
     assert_eq!(madt.local_apic_base, 1 << 32);
 }
 
+/// The one that boots runs, whatever the table says of it.
+#[test]
+fn the_cpu_that_boots_counts_whether_or_not_the_table_names_it() {
+    let short = [&[0, 4, 9, 9][..], &cpu(1, 1)].concat();
+    for (entries, nr_cpus) in [
+        (short, 2),
+        ([cpu(0, 0), cpu(1, 1)].concat(), 2),
+        ([cpu(0, 1), cpu(1, 1)].concat(), 2),
+        ([cpu(1, 1), cpu(2, 1), cpu(0, 1)].concat(), 3),
+        (cpu(0, 1).to_vec(), 1),
+        (Vec::new(), 1),
+    ] {
+        let memory = Memory::new(&[madt(&entries)], &[]);
+        let madt = discover(&memory, RSDP).unwrap().madt.unwrap();
+        assert_eq!(madt.nr_cpus(0), nr_cpus, "{entries:?}");
+        assert_eq!(madt.others(0).count(), nr_cpus - 1, "{entries:?}");
+    }
+}
+
+fn wide_cpu(apic_id: u32, flags: u8) -> Vec<u8> {
+    [&[9, 16, 0, 0][..], &apic_id.to_le_bytes(), &[flags, 0, 0, 0], &[0; 4]].concat()
+}
+
+/// The destination of an interrupt command has 8 bits, or 32 with x2APIC, and with all of them set it is everybody.
+#[test]
+fn a_cpu_that_no_interrupt_can_name_alone_is_none_to_start() {
+    let entries = [cpu(0xff, 1).to_vec(), wide_cpu(u32::MAX, 1), cpu(0xff, 0).to_vec(), cpu(0xfe, 1).to_vec()];
+    let more = [wide_cpu(0xff, 1), wide_cpu(0x100, 1), wide_cpu(u32::MAX - 1, 1)];
+    let memory = Memory::new(&[madt(&[&entries[..], &more].concat().concat())], &[]);
+    let info = discover(&memory, RSDP).unwrap();
+    assert_eq!(
+        lines(&info),
+        [
+            "MADT: entry at 0x2c: APIC 255 is no CPU's, but stands for all; skipped",
+            "MADT: entry at 0x34: APIC 4294967295 is no CPU's, but stands for all; skipped",
+        ]
+    );
+    let madt = info.madt.as_ref().unwrap();
+    assert_eq!((apic_ids(&info), madt.nr_disabled), ([0xfe, 0xff, 0x100, u32::MAX - 1].to_vec(), 1));
+    let reachable = |x2apic| madt.cpus.iter().map(|cpu| cpu.is_reachable(x2apic)).collect::<Vec<_>>();
+    assert_eq!(reachable(false), [true, false, false, false]);
+    assert_eq!(reachable(true), [true; 4]);
+}
+
 #[test]
 fn cpus_beyond_our_room_are_reported() {
     let entries: Vec<u8> = (0..MAX_CPUS as u8 + 1).flat_map(|id| cpu(id, 1)).collect();
