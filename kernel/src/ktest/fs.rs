@@ -356,13 +356,16 @@ fn freeze(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     let fs = &mounted[0];
     let file = numbered(fs, "/file", 1)?;
     fs.freeze(FreezeHolder::User).map_err(|error| format!("freeze: {error:?}"))?;
-    let done = Arc::new(AtomicBool::new(false));
-    let (writing, written, target) = (Arc::clone(fs), Arc::clone(&done), Arc::clone(&file));
-    let writer = sched::spawn("writer", a_cpu(), None, move || {
+    let (begun, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (writing, begins, written, target) = (Arc::clone(fs), Arc::clone(&begun), Arc::clone(&done), Arc::clone(&file));
+    // Of this CPU, so that our turns are its turns.
+    let writer = sched::spawn("writer", here(), None, move || {
+        begins.store(true, Ordering::Release);
         let wrote = writing.write(&cx(), &target, 0, b"later");
         written.store(wrote.is_ok(), Ordering::Release);
         Ok(())
     });
+    wait_until(|| begun.load(Ordering::Acquire));
     (0..64).for_each(|_| sched::yield_now());
     check!(!done.load(Ordering::Acquire), "a write went through a frozen file system");
     fs.thaw(FreezeHolder::User).map_err(said("thaw"))?;
