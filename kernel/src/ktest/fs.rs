@@ -40,7 +40,7 @@ pub const TESTS: &[Test] = &[
     Test { name: "fs.calls.every_operation", covers: "", run: |ctx| with_fs(ctx, &[0], operations) },
     Test { name: "fs.mmap.leaves_and_rights", covers: "", run: |ctx| with_fs(ctx, &[0], leaves_and_rights) },
     Test { name: "fs.pins.long_term_is_refused", covers: "L1 L3", run: |ctx| with_fs(ctx, &[0], long_term) },
-    Test { name: "fs.mmap.truncate_unmaps", covers: "E4 M5", run: |ctx| with_fs(ctx, &[0], truncate_unmaps) },
+    Test { name: "fs.mmap.truncate_unmaps", covers: "E2", run: |ctx| with_fs(ctx, &[0], truncate_unmaps) },
     Test { name: "fs.pins.truncate_waits", covers: "E2 E4 E9", run: |ctx| with_fs(ctx, &[0], truncate_waits) },
     Test { name: "fs.pins.an_orphan_is_waited_for", covers: "E5 E6 E8", run: |ctx| with_fs(ctx, &[0], orphan) },
     Test { name: "fs.freeze.changes_wait", covers: "", run: |ctx| with_fs(ctx, &[0], freeze) },
