@@ -1,17 +1,17 @@
 //! The in-kernel tests as tests of the host: one boot for each configuration, one test here for each test there.
 //!
 //! A test that the kernel planned and did not report, because it crashed for instance, is a failure here, and so is a
-//! report with anything else wrong.
+//! report with anything else wrong. So is a test that could run on none of the machines: nobody would notice it.
 
 use boot::backing::{Dimm, Nvdimm, VirtioPmem};
 use boot::cli::Mode;
-use boot::ktap::{Test, Verdict};
+use boot::ktap::{Report, Test, Verdict};
 use boot::machine::{DEFAULT_NVME_BYTES, Machine};
 use boot::paths::Profile;
 use boot::size::{GIB, MIB, TIB};
 use boot::{Builder, Error, Outcome, Status};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -51,6 +51,9 @@ fn configurations() -> Vec<(&'static str, Machine)> {
     let idle =
         Machine { pmem: vec![Nvdimm::temporary(6 * TIB)], append: vec!["tests=dax.idle.*".into()], ..base.clone() };
     all.push(("6-tib", idle));
+    // Memory that takes no writes: nearly all tests of a device say that they cannot run there, and do not fail.
+    let unarmed = Machine { smp: 1, pmem: vec![Nvdimm::temporary(64 * MIB).not_armed()], ..base.clone() };
+    all.push(("unarmed", unarmed));
     if std::env::var_os("UNPLUG_FULL").is_some() {
         all.push(("deterministic-4cpu", Machine { deterministic: true, ..base.clone() }));
         all.push(("8cpu", Machine { smp: 8, ..base.clone() }));
@@ -84,18 +87,23 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     assert!(have_names_of_their_own(&configurations()), "two configurations have one name");
     // The names of the tests are in the kernel, so it has to run before anything can be said, even for a list.
-    let mut trials = Vec::new();
+    let (mut trials, mut everywhere) = (Vec::new(), Everywhere::default());
     for together in configurations().chunks(AT_ONCE) {
         let boots: Vec<_> =
             together.iter().cloned().map(|(name, machine)| (name, thread::spawn(move || boot(&machine)))).collect();
         for (name, boot) in boots {
             match boot.join() {
-                Ok(Ok(outcome)) => trials.extend(trials_of(name, &outcome)),
+                Ok(Ok(outcome)) => {
+                    let report = outcome.ktap();
+                    everywhere.add(&report);
+                    trials.extend(trials_of(name, &outcome, &report));
+                }
                 Ok(Err(error)) => trials.push(failure(format!("{name}::boot"), format!("{error:#}"))),
                 Err(_) => trials.push(failure(format!("{name}::boot"), "panicked".into())),
             }
         }
     }
+    trials.push(everywhere.trial());
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -103,9 +111,35 @@ fn boot(machine: &Machine) -> Result<Outcome, Error> {
     Builder::from(machine.clone()).run()
 }
 
+/// What the tests came to on all machines together.
+#[derive(Default)]
+struct Everywhere {
+    ran: BTreeSet<String>,
+    /// With one of the reasons.
+    skipped: BTreeMap<String, String>,
+}
+
+impl Everywhere {
+    fn add(&mut self, report: &Report) {
+        for test in &report.tests {
+            match &test.verdict {
+                Verdict::Skipped(reason) => _ = self.skipped.insert(test.name.clone(), reason.clone()),
+                Verdict::Passed | Verdict::Failed => _ = self.ran.insert(test.name.clone()),
+            }
+        }
+    }
+
+    /// Fails for each test that every machine has skipped: one of them has to be such that it runs.
+    fn trial(&self) -> Trial {
+        let nowhere = self.skipped.iter().filter(|(name, _)| !self.ran.contains(*name));
+        let lines: Vec<_> = nowhere.map(|(name, reason)| format!("{name} runs on no machine: {reason}")).collect();
+        let name = "every_test_runs_on_some_machine".to_string();
+        if lines.is_empty() { Trial::test(name, || Ok(())) } else { failure(name, lines.join("\n")) }
+    }
+}
+
 /// One trial for each test of the report, one for each that is missing, and one for how the guest ended.
-fn trials_of(configuration: &str, outcome: &Outcome) -> Vec<Trial> {
-    let report = outcome.ktap();
+fn trials_of(configuration: &str, outcome: &Outcome, report: &Report) -> Vec<Trial> {
     let mut trials: Vec<_> = report.tests.iter().map(|test| trial(configuration, test)).collect();
     for number in report.tests.len() + 1..=report.plan.unwrap_or(0) {
         let why = format!("did not run, or did not end: {}\n{}", outcome.status, report.rest.join("\n"));

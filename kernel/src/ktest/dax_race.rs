@@ -104,6 +104,10 @@ fn race(ctx: &mut Ctx, attempt: Attempt, they_attach: bool) -> Result<(), String
         Some(slot) if slot.frames.nr_pages() < PAGES => ctx.skip("NVDIMM 0 is too small"),
         Some(_) if devices::block(0).is_ok() => ctx.skip("NVDIMM 0 is in use"),
         Some(_) => {
+            if let Err(reason) = devices::check_writable(0) {
+                ctx.skip(reason);
+                return Ok(());
+            }
             let before = Books::now();
             let raced = rounds(ctx, attempt, they_attach);
             // A worker may have attached it once more.

@@ -3,9 +3,11 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use dax::removal::Method;
+use dax::removal::{Method, Step};
 use mm::addr::PageSize;
 use nvme::completion::{Completion, Status};
 
@@ -13,9 +15,11 @@ use crate::io::dma::DmaRegion;
 use crate::io::nvme::{self as driver, Blocks, Direction, Disk, Failure, IoError, Limits};
 use crate::io::vtd;
 use crate::ktest::dma::{Owner, clear, compare, compare_words, fill, is_clear};
-use crate::ktest::fixtures::{Device, no_problems, page};
+use crate::ktest::fixtures::{Device, here, no_problems, page, spawn_in, wait_until};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::pmem::devices;
+use crate::task::sched;
+use crate::task::tcb::Signal;
 
 const MIB2: u64 = PageSize::Size2M.bytes();
 /// Pages that are registered.
@@ -33,6 +37,11 @@ pub const TESTS: &[Test] = &[
     Test { name: "dma.nvme.what_cannot_be_is_one_error", covers: "", run: |ctx| with(ctx, what_cannot_be) },
     Test { name: "dma.nvme.nonsense_resets_the_controller", covers: "", run: |ctx| with(ctx, nonsense) },
     Test { name: "dma.nvme.no_answer_resets_the_controller", covers: "", run: |ctx| with(ctx, no_answer) },
+    Test {
+        name: "dma.nvme.a_removal_waits_for_pins_until_the_reset",
+        covers: "D5",
+        run: |ctx| with(ctx, held_until_reset),
+    },
     Test { name: "dma.nvme.without_its_rings_it_is_reset", covers: "", run: |ctx| with(ctx, without_rings) },
     Test { name: "dma.nvme.a_revoked_target_is_refused", covers: "D4", run: |ctx| with(ctx, revoked) },
 ];
@@ -255,6 +264,54 @@ fn no_answer(disk: &Disk, device: &Device) -> Result<(), String> {
     check!(ends.iter().all(is_lost), "those before it: {ends:?}");
     check_eq!(disk.resets(), resets + 1, "resets");
     works(disk, device, &region, 1)
+}
+
+/// A disk that does not answer has pages pinned for a transfer: a removal waits for them until the driver gives the transfer
+/// up, and for no longer. Nothing lands afterwards.
+fn held_until_reset(disk: &Disk, device: &Device) -> Result<(), String> {
+    const NR: u64 = 4;
+    const ON_DISK: u64 = 7500;
+    let (on_disk, in_memory) = (600, 700);
+    let owner = Arc::new(Owner::new(device, NR)?);
+    let region = owner.register(disk.dma())?;
+    fill(device, 0, NR, on_disk);
+    disk.transfer(Direction::Write, &region, pages(disk, ON_DISK, NR, 0)).map_err(in_words)?;
+    drop(region);
+    fill(device, 0, NR, in_memory);
+    let resets = disk.resets();
+    let (started, waits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (its_owner, says, is_waited_for) = (Arc::clone(&owner), Arc::clone(&started), Arc::clone(&waits));
+    let task = spawn_in(here(), &owner.space, move || {
+        let disk = driver::disks().first().expect("the disk of this test");
+        let pins = its_owner.pin(disk.dma(), 0, NR).expect("pages that are mapped");
+        disk.hush();
+        let transfer = disk.start(Direction::Read, &pins, pages(disk, ON_DISK, NR, 0)).expect("room in the queue");
+        says.store(true, Ordering::Release);
+        wait_until(|| is_waited_for.load(Ordering::Acquire));
+        // So long it would be waited for, if it were for real: the bound is the driver's.
+        match transfer.wait_within(0) {
+            Err(IoError::Reset(Failure::NoAnswer(0))) => Ok(()),
+            _ => Err(Signal::Killed),
+        }
+    });
+    wait_until(|| started.load(Ordering::Acquire));
+    let removed = devices::remove_watched(0, Method::Ranged, &mut |_| waits.store(true, Ordering::Release));
+    // Whoever it was that did not wait, the task ends.
+    let has_waited = waits.swap(true, Ordering::AcqRel);
+    check_eq!(sched::join(&task), Ok(()), "end of the task whose command is not answered");
+    let report = removed.map_err(|error| format!("removal: {error}"))?;
+    no_problems(&report)?;
+    check!(has_waited, "the removal did not say that it waits for the pages of a transfer");
+    let pins = report.step(Step::Drain).and_then(|record| record.facts.get("pins_waited_for"));
+    check!(pins.is_some_and(|pins| pins > 0), "pins that were waited for: {pins:?}");
+    check_eq!(disk.resets(), resets + 1, "resets");
+    devices::attach(0).map_err(|error| format!("attach: {error}"))?;
+    compare(device, 0, NR, in_memory)?;
+    // The command that nobody heard of is not heard of later, either.
+    let owner = Owner::new(device, PAGES)?;
+    let region = owner.register(disk.dma())?;
+    disk.transfer(Direction::Write, &region, pages(disk, ON_DISK + NR, 1, 8)).map_err(in_words)?;
+    compare(device, 0, NR, in_memory)
 }
 
 /// A controller that cannot reach its own rings says so itself.

@@ -32,7 +32,7 @@ const HOLES: u64 = 8 * MIB2 / PAGE_SIZE;
 
 /// The tests of this file.
 pub const TESTS: &[Test] = &[
-    Test { name: "fs.mmap.no_space_can_be_caught", covers: "M5", run: |ctx| with_fs(ctx, &[0], no_space) },
+    Test { name: "fs.mmap.no_space_can_be_caught", covers: "", run: |ctx| with_fs(ctx, &[0], no_space) },
     Test {
         name: "fs.failure.who_maps_a_lost_page_is_told_without_a_touch",
         covers: "P1 N11",

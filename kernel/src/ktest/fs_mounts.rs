@@ -27,22 +27,22 @@ use crate::task::{sched, user};
 pub const TESTS: &[Test] = &[
     Test {
         name: "fs.mounts.an_unmount_takes_no_other_out",
-        covers: "M5",
+        covers: "",
         run: |ctx| with_fs(ctx, &[0], an_unmount_takes_no_other_out),
     },
     Test {
         name: "fs.mounts.nothing_is_made_below_a_mount_under_way",
-        covers: "M5",
+        covers: "",
         run: |ctx| with_fs(ctx, &[0], nothing_is_made_below),
     },
     Test {
         name: "fs.mounts.nothing_comes_over_pages_that_are_still_mapped",
-        covers: "E1 M5",
+        covers: "E1",
         run: |ctx| with_fs(ctx, &[0], over_mapped_pages),
     },
     Test {
         name: "fs.mounts.whoever_owns_a_device_does_not_own_the_next_one",
-        covers: "M5",
+        covers: "",
         run: |ctx| {
             with_fs(ctx, &[0], |_, _| {
                 mounts::unmount(0)?;

@@ -159,6 +159,12 @@ fn stale_rights(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
 /// Pages that take turns at one address.
 const TURNS: u64 = 16;
 
+/// Is this what one of the pages has that were mapped while the announced round went from `announced` to `now`? The map of
+/// the next round may have come meanwhile, which is announced a little later.
+fn is_of(value: u64, announced: u64, now: u64) -> bool {
+    (announced..=now + 1).any(|round| value == stamp(round % TURNS, 1))
+}
+
 /// Pages take turns at one address; a reader never sees one from before the one that was announced.
 fn stale_frame(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     let Some(cpu) = other_cpu(ctx) else { return Ok(()) };
@@ -176,8 +182,7 @@ fn stale_frame(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
             // Nothing is mapped for a moment in each round.
             let Ok(value) = user::read_u64(BASE) else { continue };
             let now = current.load(Ordering::Acquire);
-            // The map of the next round may have come meanwhile, which is announced a little later.
-            if !(announced..=now + 1).any(|round| value == stamp(round % TURNS, 1)) {
+            if !is_of(value, announced, now) {
                 wrong.fetch_add(1, Ordering::Relaxed);
             }
             if announced == now && value == stamp(now % TURNS, 1) {
@@ -371,48 +376,85 @@ fn full_flush(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     Ok(())
 }
 
-/// A CPU that switches between two spaces all the time, while pages of one of them come and go.
+/// Reads of a worker in a turn of its: the first ones fill the TLB, and a page is taken away and another one mapped before
+/// the last.
+const READS: u64 = 1000;
+
+/// What workers on a CPU that switches between two spaces see.
+#[derive(Default)]
+struct Switching {
+    /// The round whose page has been mapped in the first space.
+    current: AtomicU64,
+    turns: AtomicU64,
+    /// Reads of the first space.
+    served: AtomicU64,
+    wrong: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Switching {
+    /// Reads the space that is loaded, turn after turn; `is_one` is the one in which pages take turns. The other one has the
+    /// page behind them.
+    fn work(&self, is_one: bool) {
+        while !self.stop.load(Ordering::Acquire) {
+            for _ in 0..READS {
+                let announced = self.current.load(Ordering::Acquire);
+                // An error is legal: nothing is mapped for a moment in each round.
+                let Ok(value) = user::read_u64(BASE) else { continue };
+                let now = self.current.load(Ordering::Acquire);
+                let is_legal = if is_one { is_of(value, announced, now) } else { value == stamp(TURNS, 1) };
+                if !is_legal {
+                    self.wrong.fetch_add(1, Ordering::Relaxed);
+                }
+                self.served.fetch_add(u64::from(is_one), Ordering::Release);
+            }
+            self.turns.fetch_add(1, Ordering::Release);
+            sched::yield_now();
+        }
+    }
+}
+
+/// A CPU that switches between two spaces all the time, while pages take turns at one address of one of them: a translation
+/// that stays behind shows the page of an earlier round, or the other space's.
 fn switching(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     let Some(cpu) = other_cpu(ctx) else { return Ok(()) };
+    (0..=TURNS).for_each(|n| write_frame(device.pfn(n), stamp(n, 1)));
     let (one, two) = (new_space("one")?, new_space("two")?);
-    // The same address, another page: a translation that stays behind shows the wrong stamp.
-    for (n, space) in [&one, &two].into_iter().enumerate() {
-        write_frame(device.pfn(n as u64), stamp(n as u64, 1));
-        device.map(space, BASE, page(n as u64), page(1), PageSize::Size4K)?;
-    }
-    let (stop, wrong) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let turns = Arc::new(AtomicU64::new(0));
-    let worker = |space: &Arc<Space>, n: u64| {
-        let (stop, wrong, turns) = (Arc::clone(&stop), Arc::clone(&wrong), Arc::clone(&turns));
+    device.map(&one, BASE, 0, page(1), PageSize::Size4K)?;
+    device.map(&two, BASE, page(TURNS), page(1), PageSize::Size4K)?;
+    let shared = Arc::new(Switching::default());
+    let tasks = [(&one, true), (&two, false)].map(|(space, is_one)| {
+        let shared = Arc::clone(&shared);
         spawn_in(cpu, space, move || {
-            while !stop.load(Ordering::Acquire) {
-                // An error is legal: the page of `one` is away from time to time.
-                if user::read_u64(BASE).is_ok_and(|found| found != stamp(n, 1)) {
-                    wrong.fetch_add(1, Ordering::Relaxed);
-                }
-                turns.fetch_add(1, Ordering::Release);
-                sched::yield_now();
-            }
+            shared.work(is_one);
             Ok(())
         })
-    };
-    let tasks = [worker(&one, 0), worker(&two, 1)];
+    });
     let mut result = Ok(());
-    for round in 0..ROUNDS {
-        let goal = turns.load(Ordering::Acquire) + 1 + round % 3;
-        wait_until(|| turns.load(Ordering::Acquire) >= goal);
+    for round in 1..=ROUNDS {
+        // When the CPU switches, or amid a turn.
+        let (count, more) =
+            if round % 2 == 0 { (&shared.turns, 1 + round % 3) } else { (&shared.served, 37 * round % READS) };
+        let goal = count.load(Ordering::Acquire) + more;
+        wait_until(|| count.load(Ordering::Acquire) >= goal);
         let step = || {
             one.unmap(BASE, page(1)).map_err(|error| format!("unmap: {error}"))?;
-            device.map(&one, BASE, 0, page(1), PageSize::Size4K)
+            device.map(&one, BASE, page(round % TURNS), page(1), PageSize::Size4K)
         };
         result = result.and(step());
+        // Release; pairs with the Acquire of the workers.
+        shared.current.store(round, Ordering::Release);
     }
-    stop.store(true, Ordering::Release);
+    shared.stop.store(true, Ordering::Release);
     for task in &tasks {
         check_eq!(sched::join(task), Ok(()), "end of {task:?}");
     }
     result?;
-    check_eq!(wrong.load(Ordering::Relaxed), 0, "reads through the other space's translation");
+    check_eq!(
+        shared.wrong.load(Ordering::Relaxed),
+        0,
+        "reads of a page that was no longer mapped, or of the other space's"
+    );
     // And gone is gone, for a task that comes later.
     one.unmap(BASE, page(1)).map_err(|error| format!("unmap: {error}"))?;
     let va: VirtAddr = BASE;

@@ -179,8 +179,9 @@ fn gup_against_zap(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     let (me, last) =
         (here(), |cpu, kind| events.iter().rev().find(|event| event.cpu == cpu && event.mark.kind == kind));
     let zapped = last(me, Kind::ZapDone).ok_or("the zap was not recorded")?;
+    let synced = last(me, Kind::Synced).ok_or("no shootdown was recorded")?;
     let kept = events.iter().filter(|event| event.mark.kind == Kind::Kept && event.cpu != me);
-    let late = kept.filter(|event| event.ns > last(me, Kind::Synced).map_or(u64::MAX, |synced| synced.ns)).count();
+    let late = kept.filter(|event| event.ns > synced.ns).count();
     check_eq!(late, 0, "references that were kept after the shootdown");
     check!(zapped.ns > 0, "the zap has no stamp");
     ctx.note(format_args!("{} pins before the page went, {} events", pinned.load(Ordering::Relaxed), events.len()));
