@@ -219,6 +219,12 @@ impl<M: Machine> Gather<M> {
         self.issue(space, what, true);
     }
 
+    /// How much has been issued that is not yet dispatched.
+    #[inline]
+    pub(crate) fn nr_issued(&self) -> usize {
+        self.round.nr_issued()
+    }
+
     /// Has something been issued for `space` that is not yet dispatched?
     pub(crate) fn has_issued(&self, space: &TlbState) -> bool {
         self.round.covers(space)

@@ -11,6 +11,7 @@ use crate::context::MmContext;
 use crate::gather::Gather;
 use crate::ledger::Kind;
 use crate::machine::{self, Machine, Point};
+use crate::mutant::Mutant;
 use crate::pagemap::DevPagemap;
 use crate::rmap::{IntervalId, IntervalTree};
 use crate::space::AddressSpace;
@@ -104,7 +105,7 @@ impl<M: Machine> Mapping<M> {
         self.mm.ledger.charge(Kind::ReverseMap, 1);
         let mut rmap = self.rmap.lock();
         // A part has been listed if the whole was: who has it on the list looks again at all of its old range.
-        let listed = rmap.remove(id).map_or(0, |whole| whole.listed.get());
+        let listed = rmap.take(id).map_or(0, |whole| whole.listed.get());
         parts.map(|(offset_pages, range)| {
             let mapped = Mapped { space: Arc::downgrade(space), start: range.start(), listed: Cell::new(listed) };
             rmap.insert(offset_pages, offset_pages + range.nr_pages(), mapped)
@@ -275,7 +276,8 @@ pub fn unmap_each<M: Machine>(
 // lab 7 end
 
 /// Takes what is installed in `range` out of the space's page table, and tables with it: where these are whole VMAs, also those
-/// that reach beyond them and are nobody else's.
+/// that reach beyond them and are nobody else's. What is not installed any more may be in TLBs all the same: of what somebody else
+/// has taken out and not yet shot down `gather` takes care, too.
 #[inline]
 fn take_out<M: Machine>(
     space: &AddressSpace<M>,
@@ -284,7 +286,12 @@ fn take_out<M: Machine>(
     gather: &mut Gather<M>,
 ) {
     let window = if whole { vmas.window(range, space.half_end()) } else { (range.start(), range.end()) };
+    let issued = gather.nr_issued();
     space.table().zap(range, window, gather);
+    // What was issued just now covers everything that was taken out before it.
+    if gather.nr_issued() == issued && !Mutant::OpenRoundLeft.is_on() {
+        space.close_open_rounds_again(gather);
+    }
 }
 
 /// Takes what is installed through `mapping` out of every page table, and tells `each` where that was: a VMA in which
@@ -302,6 +309,8 @@ pub fn unmap_leftovers<M: Machine>(
                 each(space, range);
             }
         });
+        // Of what others have taken apart, but have not yet shot down.
+        space.close_open_rounds_again(gather);
     });
 }
 

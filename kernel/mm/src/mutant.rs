@@ -12,6 +12,9 @@ mutants::mutants! {
     /// Who cleans a second range in a space interrupts only the CPUs that had the space loaded at the first. Caught by
     /// `clean::a_cpu_that_has_come_between_two_ranges_is_told_too`.
     EarlierTargets = "earlier_targets",
+    /// Who takes a page out of all page tables and finds it taken out by somebody else does not wait for the other's
+    /// shootdown. Caught by `stale::a_page_that_somebody_else_has_taken_out_is_waited_for`.
+    OpenRoundLeft = "open_round_left",
     /// The sender does not flush its own CPU. Caught by `stale::every_page_of_a_range_is_flushed` and
     /// `loom_shootdown::two_shootdowns_at_once` and
     /// `shuttle:loom_shootdown::two_shootdowns_at_once`.

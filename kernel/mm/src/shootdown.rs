@@ -239,7 +239,7 @@ impl Shootdown {
     }
 
     /// The shootdown interrupt's handler, on the CPU that was interrupted. Takes no lock that another CPU can
-    /// hold, and logs nothing.
+    /// hold for longer than a [`look`](Self::look), which has interrupts off and waits for nobody; and logs nothing.
     pub fn handle_ipi<M: Machine>(&self, irq: &IrqOff<'_, M>) {
         let cpu = &self.cpus[irq.cpu()];
         // Acquire; pairs with the AcqRel increment in `dispatch`: the generations issued before each request
@@ -351,6 +351,12 @@ impl Round {
     /// Is there room for one more space?
     pub(crate) fn has_room<M: Machine>(&mut self, machine: &M) -> bool {
         self.first.is_none() || machine::has_room(machine, &mut self.more)
+    }
+
+    /// How often something has been issued.
+    #[inline]
+    pub(crate) fn nr_issued(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
     }
 
     /// Has something been issued for `space`?

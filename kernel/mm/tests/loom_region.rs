@@ -7,6 +7,7 @@
 //! | `a_use_against_a_revocation`, `two_uses_against_a_revocation` | The pages are given back after every use that was let in; one that begins later is refused |
 //! | `the_owner_against_the_kernel` | Exactly one gives the pages back, and neither returns before that is done |
 //! | `a_device_that_is_let_in_against_a_revocation` | A device is cut off before the pages are given back, or was never let in |
+//! | `two_that_ask_and_take_back` | Who finds the deadline passed knows when the registration was asked for |
 //! | `a_registration_against_a_removal` | No registration outlives a removal that could not ask for it |
 #![cfg(any(loom, shuttle))]
 
@@ -183,6 +184,46 @@ impl VmOps<LoomMachine> for Identity {
     fn kind(&self) -> MemoryKind {
         MemoryKind::DevDax
     }
+}
+
+/// Two that want the same registration back, as where it lies on two devices: whoever finds its deadline passed knows when it was
+/// asked for.
+///
+/// covers: L6
+#[test]
+fn two_that_ask_and_take_back() {
+    explore(3, || {
+        be(0);
+        let mm = MmContext::new(LoomMachine::new(2, 2), 2);
+        bring_up(&mm.machine, &mm.shootdown);
+        let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
+        let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
+        mm.meta.register(&map).unwrap();
+        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity(Mapping::new(&mm, &map)));
+        let space = AddressSpace::new(&mm, "model").unwrap();
+        space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+        space.handle_fault(va(0, 0), Access::Write).unwrap();
+        let account = mm.pins.open_account("model", 1);
+        // An owner that has ended: it has no grace.
+        let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
+        let terms = Terms { flags: GupFlags::WRITE, grace_ns: 0, account: &account };
+        let region = MemoryRegion::register(&space, va(0, 0), 1, &terms, Arc::downgrade(&owner)).unwrap();
+        drop(owner);
+        let take = |cpu: usize| {
+            let (mm, map) = (mm.clone(), map.clone());
+            move || {
+                be(cpu);
+                mm.regions.ask(&map, &frames, &mut |_| ());
+                mm.regions.take_back(&mm.machine, &map, &frames, &mut |_| ());
+            }
+        };
+        let other = thread::spawn(take(1));
+        take(0)();
+        other.join().unwrap();
+        assert!(region.reference().access(Access::Read).is_err());
+        assert_eq!(mm.meta.totals().pins, 0);
+        drop((region, space));
+    });
 }
 
 /// covers: L6 R12

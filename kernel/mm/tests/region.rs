@@ -44,6 +44,8 @@ struct Rig {
     owner: Arc<Listener>,
     /// Somebody was told that a use takes long.
     slow: AtomicBool,
+    /// How long the owner of the last one that was revoked had.
+    after_ns: AtomicU64,
 }
 
 /// A device-dax of which 1024 pages are mapped and loaded on CPU 0.
@@ -52,7 +54,16 @@ fn rig() -> Rig {
     let device = Device::dax_with(&mm, 4 << 18, PageSize::Size2M);
     let space = space_with(&mm, &device, 1024, &[0]);
     let account = mm.pins.open_account("account", 2048);
-    Rig { emu, mm, device, space, account, owner: Arc::default(), slow: AtomicBool::new(false) }
+    Rig {
+        emu,
+        mm,
+        device,
+        space,
+        account,
+        owner: Arc::default(),
+        slow: AtomicBool::new(false),
+        after_ns: AtomicU64::new(0),
+    }
 }
 
 impl Rig {
@@ -78,7 +89,10 @@ impl Rig {
         let frames = self.frames(nr, nr_pages);
         self.mm.regions.take_back(&self.emu, &self.device.pages, &frames, &mut |told| match told {
             TakeBack::Waits(_) => self.slow.store(true, Ordering::SeqCst),
-            TakeBack::Revoked(one) => revoked.push((one.region.key, one.uses)),
+            TakeBack::Revoked(one) => {
+                self.after_ns.store(one.after_ns, Ordering::SeqCst);
+                revoked.push((one.region.key, one.uses));
+            }
         });
         revoked
     }
@@ -391,6 +405,9 @@ fn a_use_in_flight_is_waited_for() {
         drop(transfer);
         assert_eq!(rig.emu.finish(remover), [(region.key(), 1)]);
         assert_eq!(rig.pins(), 0);
+        // What a transfer took longer is not its owner's time.
+        let after_ns = rig.after_ns.load(Ordering::SeqCst);
+        assert!((10 * GRACE_NS..10_000_000).contains(&after_ns), "{after_ns}");
     });
 }
 

@@ -10,11 +10,12 @@ use common::cached::{assert_gone, shoot_at_each_other, small_pages, unmap};
 use common::{Device, EmuContext, Space, go_idle, load, load_from, machine, page, space_with, store_to, wake};
 use mm::addr::{PAGE_SIZE, PageSize};
 use mm::entry::Prot;
+use mm::failure::{FailureKind, memory_failure};
 use mm::gather::Gather;
 use mm::ledger::Kind;
 use mm::machine::{Machine, Point};
-use mm::mapping::unmap_mapping_range;
-use mm::space::{AddressSpace, FaultError};
+use mm::mapping::{unmap_leftovers, unmap_mapping_range};
+use mm::space::{AddressSpace, FaultError, VmOps};
 use mm::sync::Arc;
 use mm::tlb::{FULL_FLUSH_ABOVE, RING};
 use testkit::emu::{EmuMachine, Event};
@@ -39,6 +40,38 @@ fn every_page_of_a_range_is_flushed() {
         let full = nr_pages > FULL_FLUSH_ABOVE;
         assert_eq!(emu.stats().full_flushes, if full { 2 } else { 0 });
         assert_eq!(emu.stats().page_flushes, if full { 0 } else { 2 * nr_pages });
+    }
+}
+
+/// It is in no page table any more, and in the TLBs still: whoever takes it away next answers no earlier than its shootdown.
+// covers: G3 R11
+#[test]
+fn a_page_that_somebody_else_has_taken_out_is_waited_for() {
+    type TakeAway = fn(&Arc<EmuContext>, &Arc<Device>);
+    let ways: [TakeAway; 3] = [
+        |mm, device| assert!(memory_failure(mm, device.pfn(1), FailureKind::Media).unwrap().users.len() == 1),
+        |mm, device| {
+            let mut gather = Gather::new(mm);
+            unmap_mapping_range(device.mapping(), 0, 3, &mut gather);
+            _ = gather.finish();
+        },
+        |mm, device| {
+            let mut gather = Gather::new(mm);
+            unmap_leftovers(device.mapping(), &mut gather, &mut |_, _| ());
+            _ = gather.finish();
+        },
+    ];
+    for take_away in ways {
+        let (emu, mm) = machine(2);
+        let device = Device::dax_with(&mm, 512, PageSize::Size4K);
+        let space = space_with(&mm, &device, 3, &[0, 1]);
+        (0..2).for_each(|cpu| emu.on_cpu(cpu, || store_to(&space, &emu, page(1), 7).unwrap()));
+        let mut taken = Gather::new(&mm);
+        unmap_mapping_range(device.mapping(), 1, 1, &mut taken);
+        emu.on_cpu(0, || take_away(&mm, &device));
+        (0..2).for_each(|cpu| assert!(emu.on_cpu(cpu, || emu.read(page(1), true)).is_err(), "CPU {cpu} reaches it"));
+        emu.on_cpu(0, || _ = taken.finish());
+        emu.assert_no_stale();
     }
 }
 

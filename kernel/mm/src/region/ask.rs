@@ -15,14 +15,16 @@ impl<M: Machine> Region<M> {
         // An owner that has ended and left its registration behind has nothing to do with a grace period.
         let grace_ns = if owner.is_some() && !Mutant::NoGrace.is_on() { self.grace_ns } else { 0 };
         let deadline_ns = now_ns.saturating_add(grace_ns).min(NOT_ASKED - 1);
-        // Relaxed: times. What orders anything is the list's lock and the gate.
-        if self.deadline_ns.compare_exchange(NOT_ASKED, deadline_ns, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+        // Relaxed: times. What orders anything is the list's lock and the gate. Of several that ask at once the first says when,
+        // and before the deadline: who finds that passed may revoke at once.
+        let _ = self.asked_ns.compare_exchange(NOT_ASKED, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+        // Release; pairs with the Acquire in `next_of`.
+        if self.deadline_ns.compare_exchange(NOT_ASKED, deadline_ns, Ordering::Release, Ordering::Relaxed).is_err() {
             if !has_grace {
                 self.deadline_ns.fetch_min(deadline_ns, Ordering::Relaxed);
             }
             return false;
         }
-        self.asked_ns.store(now_ns, Ordering::Relaxed);
         asked(&self.info());
         if let Some(owner) = owner {
             owner.asked(&Notice { key: self.key, deadline_ns });

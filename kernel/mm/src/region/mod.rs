@@ -87,6 +87,7 @@ struct Region<M: Machine> {
     device: DevicePlace,
     /// When the owner's grace is over, or [`NOT_ASKED`]. Whoever sets it tells the owner.
     deadline_ns: AtomicU64,
+    /// When its owner was asked, or [`NOT_ASKED`]; set before the deadline.
     asked_ns: AtomicU64,
     owner: Weak<dyn RegionOwner>,
     mm: Arc<MmContext<M>>,
@@ -202,9 +203,13 @@ impl<M: Machine> Regions<M> {
                 Next::Wait => machine.relax(),
                 Next::Revoke(region) => {
                     let info = region.info();
+                    // Its owner's time ends here, however long uses in flight and the device take.
+                    let closed_ns = machine.now_ns();
+                    let asked_ns = region.asked_ns.load(Ordering::Relaxed);
+                    assert_ne!(asked_ns, NOT_ASKED, "registrations: {} is revoked, and was not asked for", region.key);
+                    let after_ns = closed_ns.saturating_sub(asked_ns);
                     let mut slow = |info: RegionInfo<'_>| told(&TakeBack::Waits(info));
                     let Some((uses, cut_off)) = region.close(By::Kernel, &mut slow) else { continue };
-                    let after_ns = machine.now_ns().saturating_sub(region.asked_ns.load(Ordering::Relaxed));
                     told(&TakeBack::Revoked(Revoked { region: info, uses, cut_off, after_ns }));
                 }
             }
@@ -230,7 +235,8 @@ impl<M: Machine> Regions<M> {
         let lists = self.lists.lock();
         let mut next = Next::Nothing;
         for region in lists.of(map.id()).iter().filter(|region| region.holds_any(ranges)) {
-            let deadline_ns = region.deadline_ns.load(Ordering::Relaxed);
+            // Acquire; pairs with the Release in `ask`: when it was asked for is known, too.
+            let deadline_ns = region.deadline_ns.load(Ordering::Acquire);
             // One that nobody was asked for came too late, and is about to be undone.
             if deadline_ns != NOT_ASKED && now_ns >= deadline_ns {
                 return Next::Revoke(Arc::clone(region));
@@ -333,7 +339,7 @@ impl<M: Machine> MemoryRegion<M> {
             gate: Gate::new(),
             device: DevicePlace::new(),
             deadline_ns: AtomicU64::new(NOT_ASKED),
-            asked_ns: AtomicU64::new(0),
+            asked_ns: AtomicU64::new(NOT_ASKED),
             owner,
             mm: Arc::clone(mm),
             pins: Mutex::new(Some(pins)),

@@ -113,8 +113,18 @@ impl<V> IntervalTree<V> {
         IntervalId { index, generation: self.at(index).generation }
     }
 
-    /// Removes an interval; answers its value, or `None` where it was removed before.
+    /// Removes an interval; answers its value, or `None` where it was removed before. With the last one goes what many took.
     pub fn remove(&mut self, id: IntervalId) -> Option<V> {
+        let value = self.take(id)?;
+        if self.root == NIL && self.nodes.capacity() > KEPT {
+            (self.nodes, self.free) = (Vec::new(), Vec::new());
+            self.fresh = self.latest;
+        }
+        Some(value)
+    }
+
+    /// The same for one who puts others in its place: the [room that was made](Self::make_room) stays.
+    pub fn take(&mut self, id: IntervalId) -> Option<V> {
         self.get(id)?;
         self.root = self.remove_below(self.root, id.index);
         self.free.push(id.index);
@@ -122,11 +132,6 @@ impl<V> IntervalTree<V> {
         node.generation = node.generation.wrapping_add(1);
         let (generation, value) = (node.generation, node.value.take());
         self.latest = self.latest.max(generation);
-        if self.root == NIL && self.nodes.capacity() > KEPT {
-            // The last of many: what they took is given back.
-            (self.nodes, self.free) = (Vec::new(), Vec::new());
-            self.fresh = self.latest;
-        }
         value
     }
 

@@ -41,6 +41,24 @@ impl<V> IntervalTree<V> {
     }
 }
 
+/// Who cuts a VMA has asked for room for the parts, and allocates nothing: also where the tree was larger once.
+#[test]
+fn what_is_replaced_leaves_its_room() {
+    let mut tree = IntervalTree::new();
+    let ids: Vec<_> = (0..=KEPT as u64).map(|nr| tree.insert(2 * nr, 2 * nr + 1, nr)).collect();
+    ids[1..].iter().for_each(|id| assert!(tree.remove(*id).is_some()));
+    tree.make_room(2).unwrap();
+    let room = (tree.nodes.capacity(), tree.free.capacity());
+    assert_eq!(tree.take(ids[0]), Some(0));
+    let parts = [tree.insert(0, 1, 0), tree.insert(1, 2, 1)];
+    assert_eq!((tree.nodes.capacity(), tree.free.capacity()), room);
+    tree.check();
+    // Giving them back allocates nothing either, and then what many took is given back, too.
+    assert!(tree.free.capacity() >= tree.nodes.len());
+    parts.iter().for_each(|id| assert!(tree.remove(*id).is_some()));
+    assert_eq!((tree.nodes.capacity(), tree.free.capacity()), (0, 0));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Insert(u64, u64),
