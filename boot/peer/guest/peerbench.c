@@ -365,6 +365,7 @@ static void failure(char **a)
 	size_t first = size_of(a[2]);
 	int module = open_device("gupbench"), ready[2], status;
 	struct gb_request r = { .op = GB_FAILURE, .pages = FRAMES, .stride = 1 };
+	char what[80];
 	pid_t pid;
 
 	signals = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -393,8 +394,11 @@ static void failure(char **a)
 	printf("@peer fact=%s_done value=%llu\n@peer fact=%s_signals value=%llu\n", a[0],
 	       (unsigned long long)r.done, a[0], (unsigned long long)*signals);
 	fflush(stdout);
-	if (r.done != FRAMES || !*signals != (*a[3] == '0'))
-		fail(a[0]);
+	if (r.done != FRAMES || !*signals != (*a[3] == '0')) {
+		snprintf(what, sizeof what, "%s_done_%llu_signals_%llu", a[0], (unsigned long long)r.done,
+			 (unsigned long long)*signals);
+		fail(what);
+	}
 	kill(pid, SIGKILL);
 	waitpid(pid, &status, 0);
 }
@@ -447,7 +451,7 @@ int main(int argc, char **argv)
 		void (*run)(char **);
 	} jobs[] = {
 		{ "idle", 2, idle }, { "once", 2, once }, { "mapped", 6, mapped }, { "unmap", 3, unmap },
-		{ "pin", 3, pin }, { "failure", 3, failure }, { "iommu", 6, iommu },
+		{ "pin", 3, pin }, { "failure", 4, failure }, { "iommu", 6, iommu },
 	};
 	size_t i;
 
