@@ -63,15 +63,18 @@ pub fn settle() {
     }
 }
 
-/// Fails where one of these addresses is a file's that is frozen: a fault there waits for the thaw, and with it the shell, which
-/// alone can thaw. Not so a job.
+/// Fails where one of these bytes is in a page of a file that is frozen: a fault there waits for the thaw, and with it the
+/// shell, which alone can thaw. Not so a job.
 ///
 /// # Errors
 /// The device.
-pub fn refuse_while_frozen(space: &Space, start: VirtAddr, nr_pages: u64) -> Result<(), String> {
-    let Some(range) = VirtRange::new(start, nr_pages.saturating_mul(PAGE_SIZE)).filter(|_| !jobs::is_one()) else {
-        return Ok(());
-    };
+pub fn refuse_while_frozen(space: &Space, start: VirtAddr, nr_bytes: u64) -> Result<(), String> {
+    let first = start.align_down(PAGE_SIZE);
+    let from_first = nr_bytes.checked_add(start.as_u64() - first.as_u64());
+    let whole = from_first.and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE));
+    // What is no range nobody can fault at, and is refused for that.
+    let range = whole.and_then(|bytes| VirtRange::new(first, bytes));
+    let Some(range) = range.filter(|_| !jobs::is_one()) else { return Ok(()) };
     let frozen = mounts::all().into_iter().filter(|(_, fs)| fs.freeze_holders() != (0, 0));
     for (at, fs) in frozen {
         let mut from = range.start();
