@@ -184,7 +184,7 @@ fn frozen_file(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
     drop(numbered(fs, "/a", 2)?);
     fs.reap(&cx());
     run("task new alpha")?;
-    let worked = while_frozen();
+    let worked = while_frozen().and_then(|()| unlinked_while_frozen(fs));
     // Before anybody lets go of what waits for it.
     while fs.freeze_holders().1 > 0 {
         fs.thaw(FreezeHolder::User).map_err(said("thaw"))?;
@@ -214,6 +214,22 @@ fn while_frozen() -> Result<(), String> {
     check!(!error.contains("is frozen"), "in front of the file: {error}");
     run("task unmap alpha 0x4000001000 2")?;
     run("thaw 0")
+}
+
+/// Who lets go of it would change the file system, and wait for the thaw.
+fn unlinked_while_frozen(fs: &Arc<Fs>) -> Result<(), String> {
+    let free = || fs.statfs().map(|sizes| sizes.free_blocks).map_err(said("statfs"));
+    run("task map alpha 0 /a")?;
+    run("rm 0 /a")?;
+    run("freeze 0")?;
+    let before = free()?;
+    run("task unmap alpha 0x4000000000 2")?;
+    let error = run("umount 0").err().ok_or("what is frozen was unmounted")?;
+    check!(error.contains("busy"), "{error}");
+    check_eq!(free()?, before, "free blocks while it is frozen");
+    run("thaw 0")?;
+    check_eq!(free()?, before + 2, "free blocks after the thaw");
+    Ok(())
 }
 
 fn leaf_sizes(ctx: &mut Ctx) -> Result<(), String> {

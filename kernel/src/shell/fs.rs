@@ -430,5 +430,7 @@ fn thaw(args: &[&str]) -> Result<(), String> {
     if fs.freeze_holders().1 == 0 {
         return Err(format!("device {nr} is not frozen (try freeze {nr})"));
     }
-    fs.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))
+    fs.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))?;
+    files::settle();
+    Ok(())
 }

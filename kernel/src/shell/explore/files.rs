@@ -53,9 +53,10 @@ pub fn mapped_by(mapping: &KernelMapping) -> Option<String> {
 }
 
 /// Lets go of files that nobody has open any more: their last mapping has gone. Where a task still has pages of a device pinned
-/// it would be waited for, and its files wait for that.
+/// it would be waited for, and its files wait for that; where the device is frozen they wait for the thaw.
 pub fn settle() {
-    for (at, fs) in mounts::all() {
+    let thawed = mounts::all().into_iter().filter(|(_, fs)| fs.freeze_holders() == (0, 0));
+    for (at, fs) in thawed {
         let is_free = |slot: &slots::Slot| held::in_the_way(slot.frames).is_none();
         if devices::slots().get(at).is_some_and(is_free) {
             fs.reap(&Context::new());
