@@ -38,6 +38,11 @@ pub const TESTS: &[Test] = &[
         covers: "T1",
         run: |ctx| with_fs(ctx, &[0], frozen_file),
     },
+    Test {
+        name: "explore.file.of_two_behind_one_pin_neither_is_cut",
+        covers: "T1",
+        run: |ctx| with_fs(ctx, &[0], two_files_one_pin),
+    },
     Test { name: "explore.input.what_makes_no_sense_is_refused", covers: "T1", run: bad_input },
     Test { name: "explore.removal.waits_for_a_plain_pin", covers: "T1", run: removal_and_plain_pin },
     Test { name: "explore.removal.takes_a_long_term_pin_back", covers: "T1", run: removal_and_long_term_pin },
@@ -230,6 +235,34 @@ fn unlinked_while_frozen(fs: &Arc<Fs>) -> Result<(), String> {
     run("thaw 0")?;
     check_eq!(free()?, before + 2, "free blocks after the thaw");
     Ok(())
+}
+
+fn two_files_one_pin(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    for path in ["/a", "/b", "/c"] {
+        drop(numbered(fs, path, 1)?);
+    }
+    fs.reap(&cx());
+    run("task new alpha")?;
+    let worked = pins_two();
+    tasks::end_all();
+    files::settle();
+    worked
+}
+
+fn pins_two() -> Result<(), String> {
+    run("task map alpha 0 /a at=0x4000000000 pages=1")?;
+    run("task map alpha 0 /b at=0x4000001000 pages=1")?;
+    run("task pin alpha 0x4000000000 2")?;
+    let pins = held::plain();
+    let runs: Vec<_> = pins.iter().flat_map(|pin| &pin.frames).map(|run| run.nr_pages()).collect();
+    check_eq!(runs, [2], "the runs: the files lie side by side");
+    for line in ["truncate 0 /a 0", "truncate 0 /b 0", "punch 0 /b 0 4096", "rm 0 /b", "mv 0 /c /b"] {
+        let Err(error) = run(line) else { return Err(format!("\"{line}\" was done")) };
+        check!(error.contains("is held"), "{error}");
+    }
+    // Behind them.
+    run("truncate 0 /c 0")
 }
 
 fn leaf_sizes(ctx: &mut Ctx) -> Result<(), String> {

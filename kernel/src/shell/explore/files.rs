@@ -4,8 +4,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 
+use dax::range::ByteSpan;
 use fs::lock_order::Context;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PfnRange, VirtAddr, VirtRange};
+use mm::pagemap::DevPagemap;
 
 use super::held;
 use crate::mem::machine::{KernelMachine, Space};
@@ -102,6 +104,15 @@ pub fn refuse_unmount(at: usize) -> Result<(), String> {
     }
 }
 
+/// The bytes of a device that frames are. Frames side by side are one run, whatever is on them: other files, another device.
+fn spans(map: &DevPagemap, run: PfnRange) -> impl Iterator<Item = ByteSpan> {
+    map.ranges().iter().filter_map(move |range| {
+        let first = run.start().max(range.start());
+        let nr_pages = run.end().min(range.end()).as_u64().checked_sub(first.as_u64())?;
+        ByteSpan::from_len(map.page_of(first)? << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+    })
+}
+
 /// Fails where a pin that is held here is of the file at `path`: who gives its blocks back would wait for it, and the shell,
 /// which alone gives the pin back, with him.
 ///
@@ -109,14 +120,9 @@ pub fn refuse_unmount(at: usize) -> Result<(), String> {
 /// The pin, in words.
 pub fn refuse_while_pinned(at: usize, fs: &Fs, path: &str) -> Result<(), String> {
     let Ok(stat) = fs.stat(&Context::new(), path) else { return Ok(()) };
-    let map = fs.device().pagemap();
+    let has = |bytes| fs.has_any_of(&Context::new(), stat.ino, bytes) == Ok(true);
     for pin in held::plain() {
-        let is_of_the_file = |pfn| {
-            let page = map.page_of(pfn)?;
-            let found = fs.owner_of(&Context::new(), page << PAGE_SHIFT).ok()??;
-            Some(found.owner.file() == Some(stat.ino))
-        };
-        if pin.frames.iter().any(|run| is_of_the_file(run.start()) == Some(true)) {
+        if pin.frames.iter().any(|run| spans(fs.device().pagemap(), *run).any(has)) {
             let (nr, what) = (pin.nr, pin.words);
             let device = &devices::slots()[at].name;
             return Err(format!(
