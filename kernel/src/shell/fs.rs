@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 
+use cli::shown::shown;
 use fs::error::FsError;
 use fs::format::Kind;
 use fs::freeze::FreezeHolder;
@@ -19,7 +20,7 @@ use crate::console::command::{Command, forced};
 use crate::mem::machine::{Space, mm};
 use crate::pmem::contents::{self, Over};
 use crate::pmem::mounts::{self, File, Fs};
-use crate::shell::args::{device, number, shown};
+use crate::shell::args::{device, number};
 use crate::shell::explore::files;
 use crate::shell::jobs;
 use crate::task::tcb::Signal;
