@@ -112,7 +112,7 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
         kept: None,
         files,
     };
-    if host_requests_s != 0 && put_back(&fallen, for_files.0, host_requests_s) {
+    if host_requests_s != 0 && put_back(&fallen, for_files.0, host_requests_s)? {
         act.is_back = true;
         mounts::unmount(for_files.0)?;
         devices::remove_quietly(for_files.0, Method::Ranged).map_err(said("removal"))?;
@@ -275,19 +275,30 @@ fn pull(fallen: &[(usize, &'static Dimm)], host_requests_s: u64) {
     }
 }
 
-/// Has the host put the modules back, and waits until their devices are attached, and device `for_files` is mounted. Are they?
-fn put_back(fallen: &[(usize, &'static Dimm)], for_files: usize, host_requests_s: u64) -> bool {
+/// Has the host put the modules back, and waits until the kernel has dealt with them. Are they back? Their devices are attached
+/// then, and device `for_files` is mounted.
+///
+/// # Errors
+/// They were put back, and are not used as they were.
+fn put_back(fallen: &[(usize, &'static Dimm)], for_files: usize, host_requests_s: u64) -> Result<bool, String> {
+    let before: Vec<_> = fallen.iter().map(|(_, dimm)| dimm.arrivals()).collect();
     for (_, dimm) in fallen {
         host_request::ask("put", dimm.place.slot(), host_requests_s);
     }
     let deadline = time::since_first_line_ns().saturating_add(host_requests_s * 1_000_000_000);
-    let is_back = || {
-        let attached = fallen.iter().all(|(at, _)| devices::not_attached(*at).is_err());
-        attached && mounts::get(for_files).is_ok()
-    };
-    wait_until(|| is_back() || time::since_first_line_ns() >= deadline);
-    if !is_back() {
+    let all_came = || fallen.iter().zip(&before).all(|((_, dimm), &before)| dimm.arrivals() > before);
+    let are_in = || fallen.iter().all(|(_, dimm)| dimm.place.status().enabled);
+    wait_until(|| all_came() || (time::since_first_line_ns() >= deadline && !are_in()));
+    if !all_came() {
         log::info!("nobody puts the modules back: what is on them is not looked at");
+        return Ok(false);
     }
-    is_back()
+    let name = |at: usize| &devices::slots()[at].name;
+    if let Some((at, _)) = fallen.iter().find(|(at, _)| devices::not_attached(*at).is_ok()) {
+        return Err(format!("desk: {} was put back, and is not attached", name(*at)));
+    }
+    if mounts::get(for_files).is_err() {
+        return Err(format!("desk: {} was put back, and is not mounted", name(for_files)));
+    }
+    Ok(true)
 }
