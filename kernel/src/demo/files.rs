@@ -25,7 +25,7 @@ use mm::machine::CpuId;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
-use super::books::Removed;
+use super::books::{self, Removed};
 use super::gate::{Gate, wait_until};
 use super::load::{give_way, read_pinned, signal_of};
 use crate::cpu::percpu;
@@ -354,7 +354,7 @@ pub fn come_back(at: usize, load: &Load) -> Result<(usize, u64), String> {
     fs.reap(&Context::new());
     drop(fs);
     mounts::unmount(at)?;
-    devices::remove_quietly(at, Method::Ranged).map_err(said("removal"))?;
+    books::remove_well(at).map_err(said("it is back"))?;
     Ok((problems, lost.map_err(said("what was synced"))?))
 }
 

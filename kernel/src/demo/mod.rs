@@ -89,7 +89,8 @@ fn rounds(promised: Promised) -> Result<Verdict, String> {
     let files = files::run()?;
     outcome::tell_files("files", &files);
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
-        devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
+        let report = devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
+        books::was_well(&report)?;
     }
     act(5, "lent", steps);
     let lent = page::lent()?;
