@@ -26,7 +26,7 @@ use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
 use super::books::{self, Removed};
-use super::gate::{Gate, wait_until};
+use super::gate::{Gate, wait_for_count};
 use super::load::{give_way, read_pinned, signal_of};
 use crate::cpu::percpu;
 use crate::ktest::random::Random;
@@ -307,7 +307,7 @@ impl Load {
     /// Lets the bystanders go around some more, and ends them.
     fn stop(&self) -> Ended {
         let goal = self.counters.bystanders.load(Ordering::Relaxed) + 100 * self.bystanders.len() as u64;
-        wait_until(|| self.counters.bystanders.load(Ordering::Relaxed) >= goal);
+        wait_for_count(&self.counters.bystanders, goal, &self.bystanders);
         self.counters.stop.store(true, Ordering::Release);
         join(&self.bystanders, |end| end == Ok(()))
     }

@@ -48,6 +48,13 @@ impl Gate {
     }
 }
 
+/// Waits until `count` has come to `goal`, to which these tasks count together: or until all of them have ended, which the
+/// verdict will see.
+pub fn wait_for_count(count: &AtomicU64, goal: u64, tasks: &[Arc<Task>]) {
+    let all_ended = || tasks.iter().all(|task| task.exit().is_some());
+    wait_until(|| count.load(Ordering::Relaxed) >= goal || all_ended());
+}
+
 /// Sleeps until `done` says yes.
 pub fn wait_until(mut done: impl FnMut() -> bool) {
     const POLL_NS: u64 = 500_000;
