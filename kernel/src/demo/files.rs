@@ -26,7 +26,7 @@ use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
 use super::books::{self, Removed};
-use super::gate::{Gate, wait_for_count};
+use super::gate::{self, Gate, wait_for_count};
 use super::load::{give_way, read_pinned, signal_of};
 use crate::cpu::percpu;
 use crate::ktest::random::Random;
@@ -399,12 +399,14 @@ pub fn use_and_lose(at: usize, leave: &mut dyn FnMut() -> Result<Removed, String
         counted(&load.counters.calls),
         counted(&load.counters.pins),
     );
+    let all_use_it = gate::none_has_ended([&load.programs, &load.databases, &load.callers].into_iter().flatten());
     let removed = leave()?;
     let programs = join(&load.programs, |end| matches!(end, Err(Signal::SigBus { .. })));
     let mut databases = join(&load.databases, |end| end == Ok(()));
     databases.rightly = databases.rightly.min(counted(&load.counters.caught) as usize);
     let callers = join(&load.callers, |end| end == Ok(()));
     let bystanders = load.stop();
+    all_use_it.map_err(said("under load"))?;
     let notified = fs.last_notification().ok_or("files: the file system was not told")?;
     drop(fs);
     let counters = &load.counters;
