@@ -11,6 +11,7 @@
 //!   choice is made there.
 //! - A run in which nobody does anything but wait is over: that is a strike too, and its CPUs are not used again.
 
+use ::zoo::schedule::{Schedule, Switch};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,7 +23,6 @@ use mm::machine::MAX_CPUS;
 use crate::cpu::lock::IrqLock;
 use crate::mem::machine::steps::Step;
 use crate::task::preempt::NoPreempt;
-use crate::zoo::schedule::{Schedule, Switch};
 
 /// Most players.
 pub const MAX_PLAYERS: usize = 3;

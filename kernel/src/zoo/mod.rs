@@ -5,7 +5,6 @@
 mod conductor;
 mod lanes;
 mod scenarios;
-mod schedule;
 mod search;
 
 use ::zoo::{Bug, ShownBy};
