@@ -105,8 +105,30 @@ impl Source<'_> {
     }
 }
 
+/// Why there is no answer.
+pub enum Failed {
+    /// Nothing was run: what was asked for cannot be.
+    NotBegun(String),
+    /// What goes wrong is no strike.
+    Broken(String),
+}
+
 /// Searches; answers whether what was found is what was to be: a strike with a fault, none without.
-pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
+///
+/// # Errors
+/// One line.
+pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, Failed> {
+    let (device, schedule) = prepare(scenario, options).map_err(Failed::NotBegun)?;
+    struck(scenario, &device, options, schedule).map(|struck| struck == options.bug.is_some()).map_err(Failed::Broken)
+}
+
+/// All that comes before the first run: the device, and the schedule that was asked for.
+fn prepare(scenario: &Scenario, options: &Zoo) -> Result<(Device, Option<Schedule>), String> {
+    let schedule = options.schedule.as_deref().map(Schedule::parse).transpose()?;
+    let (players, switches) = (scenario.parts.len(), schedule.iter().flat_map(|schedule| &schedule.0));
+    if let Some(switch) = switches.into_iter().find(|switch| switch.to >= players) {
+        return Err(format!("there is no player {} (expected less than {players})", switch.to));
+    }
     let cpus = percpu::online().len() as usize;
     if cpus < scenario.parts.len() {
         return Err(format!("{} wants {} CPUs, and there are {cpus}", scenario.name, scenario.parts.len()));
@@ -119,27 +141,24 @@ pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
     for (player, part) in scenario.parts.iter().enumerate() {
         console::line(format_args!("zoo: player {player} {part}"));
     }
-    let found = match &options.schedule {
-        Some(text) => {
-            let schedule = Schedule::parse(text)?;
-            let players = scenario.parts.len();
-            if let Some(switch) = schedule.0.iter().find(|switch| switch.to >= players) {
-                return Err(format!("there is no player {} (expected less than {players})", switch.to));
-            }
-            let ended = one(scenario, &device, options, Box::new(Replay(schedule)))?;
-            Some((0, ended))
-        }
-        None => search(scenario, &device, options)?,
+    Ok((device, schedule))
+}
+
+/// Has anything struck?
+fn struck(scenario: &Scenario, device: &Device, options: &Zoo, schedule: Option<Schedule>) -> Result<bool, String> {
+    let found = match schedule {
+        Some(schedule) => Some((0, one(scenario, device, options, Box::new(Replay(schedule)))?)),
+        None => search(scenario, device, options)?,
     };
     let struck = match found {
         None => false,
-        Some((nth, ended)) => tell(scenario, &device, options, nth, ended)?,
+        Some((nth, ended)) => tell(scenario, device, options, nth, ended)?,
     };
     // After a strike the books are what they are: the machine ends.
     if !struck {
         devices::remove(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
     }
-    Ok(struck == options.bug.is_some())
+    Ok(struck)
 }
 
 fn search(scenario: &Scenario, device: &Device, options: &Zoo) -> Result<Option<(u64, Ended)>, String> {
@@ -196,9 +215,12 @@ fn one(scenario: &Scenario, device: &Device, options: &Zoo, chooser: Box<dyn Cho
         })
     };
     let tasks: Vec<_> = play.parts.into_iter().enumerate().map(start).collect();
-    while !conductor::is_over().map_err(|()| stuck())? {
+    while !conductor::is_over() {
         sched::yield_now();
         arch::cpu::pause();
+    }
+    if let Some(ended) = conductor::end_of_stuck() {
+        return Ok(ended);
     }
     for task in &tasks {
         sched::join(task).map_err(|signal| format!("a player ended by {signal}"))?;
@@ -213,13 +235,6 @@ fn one(scenario: &Scenario, device: &Device, options: &Zoo, chooser: Box<dyn Cho
     Ok(ended)
 }
 
-/// What to say of a run that never ends: its CPUs cannot be had back.
-fn stuck() -> String {
-    let ended = conductor::end();
-    let (schedule, why) = ended.map_or_else(Default::default, |ended| (format!("{}", ended.schedule), ended.strike));
-    format!("the run never ends ({}); schedule {schedule}", why.unwrap_or_default())
-}
-
 /// Says what struck, does it again, and makes the schedule as short as it can be. Answers whether it struck each time.
 fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: Ended) -> Result<bool, String> {
     let Some(strike) = first.strike.clone() else {
@@ -230,6 +245,11 @@ fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: En
     console::line(format_args!("zoo: {strike}"));
     let seed = options.seed.wrapping_add(nth.saturating_sub(1));
     report!("zoo_strike scenario={} seed={seed} schedule={}", scenario.name, first.schedule);
+    if first.is_stuck {
+        console::line(format_args!("zoo: its CPUs cannot be had back: it is not done again, nor made shorter"));
+        lanes::print(scenario, &first.log);
+        return Ok(true);
+    }
     let mut shortest = first;
     let mut runs = 0;
     let mut again = |schedule: &Schedule| {
@@ -243,12 +263,16 @@ fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: En
     let mut at = 0;
     while at < shortest.schedule.0.len() {
         let shorter = again(&shortest.schedule.without(at))?;
+        let is_stuck = shorter.is_stuck;
         // What is left of it is what counts: a switch to who goes on anyway is none.
         if shorter.strike.is_some() && shorter.schedule.0.len() < shortest.schedule.0.len() {
             shortest = shorter;
             at = 0;
         } else {
             at += 1;
+        }
+        if is_stuck {
+            break;
         }
     }
     let switches = shortest.schedule.0.len();
