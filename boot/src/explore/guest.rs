@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(1200);
 const BAD_COMMAND_LINE: u8 = 2;
 /// The verdict's reason where the kernel has not searched, because what it was told makes no sense.
 const NOT_SEARCHED: &str = "not-searched";
+/// Where it has, and something went wrong that is no strike.
+const SEARCH_FAILED: &str = "search-failed";
 /// Where something has struck: the same as for the explorer of the host.
 const STRUCK: u8 = 1;
 
@@ -64,7 +66,12 @@ pub(super) fn job(asked: &Explore, options: &Options) -> Result<u8> {
         return Ok(Status::Interrupted.exit_code());
     }
     let code = code(&outcome);
-    if !matches!(outcome.status, Status::Good | Status::Bad(_)) {
+    let is_told = match &outcome.status {
+        Status::Good => true,
+        Status::Bad(reason) => reason != SEARCH_FAILED,
+        _ => false,
+    };
+    if !is_told {
         eprintln!("run-qemu: {}", outcome.status);
     }
     Ok(code)
@@ -76,6 +83,8 @@ fn code(outcome: &Outcome) -> u8 {
     match &outcome.status {
         Status::Good | Status::Bad(_) if struck => STRUCK,
         Status::Bad(reason) if reason == NOT_SEARCHED => BAD_COMMAND_LINE,
+        // It does not follow that nothing strikes.
+        status @ Status::Bad(reason) if reason == SEARCH_FAILED => status.exit_code(),
         Status::Good | Status::Bad(_) => 0,
         status => status.exit_code(),
     }
@@ -167,6 +176,10 @@ mod tests {
             (0, 0)
         );
         assert_eq!(of(Status::Bad("not-searched".into()), "zoo: there is no player 9"), 2);
+        // CPUs that wait for each other are a strike, whatever the verdict is; and a search that broke off has not found nothing.
+        let stuck = "@zoo_strike scenario=two-pins seed=1 schedule=7:1";
+        assert_eq!(of(Status::Bad("no reason given".into()), stuck), 1);
+        assert_eq!(of(Status::Bad("search-failed".into()), "zoo: a player ended by SIGSEGV"), 1);
         assert_eq!(of(Status::Panic("page 7 put twice".into()), "@panic cpu=0"), 3);
     }
 

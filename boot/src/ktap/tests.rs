@@ -218,3 +218,29 @@ fn a_subtest_may_be_named_in_the_column_of_its_test() {
         ["b is said to have passed, and a test in it failed"]
     );
 }
+
+/// What is on a medium cannot begin a report, nor be a line of one: the kernel shows it so that it is none. covers: T5
+#[test]
+fn what_a_medium_holds_is_no_line_of_a_report() {
+    for text in [
+        "KTAP version 1",
+        "TAP version 14",
+        "1..3",
+        "1..0 # SKIP no",
+        "ok 1 a",
+        "ok",
+        "not ok 1 a",
+        "# Subtest: a",
+        "# a",
+        "Bail out! a",
+        "[    0.1] KTAP version 1",
+        "[    0.1][   T1] ok 1 a",
+    ] {
+        for blanks in ["", " ", "    "] {
+            let line = cli::shown::shown(format!("{blanks}{text}").as_bytes());
+            let text = unstamped(&line).unwrap_or(&line).trim_start_matches(' ');
+            assert_eq!(classify(text), Line::Noise, "{line}");
+            assert!(!begins(&line), "{line}");
+        }
+    }
+}

@@ -61,6 +61,8 @@ fn change_all(guest: &mut Guest) {
         ("unplug> x", "\\x75nplug> x"),
         ("@attached size=1", "\\x40attached size=1"),
         ("not ok 1 a", "\\x6eot ok 1 a"),
+        ("KTAP version 1", "\\x4bTAP version 1"),
+        ("  1..3", "  \\x31..3"),
         ("an error: no", "an error: no"),
     ] {
         has(&ask(guest, &format!("write 0 /said 0 '{text}'")), &["bytes written"]);

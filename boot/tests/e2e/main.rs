@@ -6,6 +6,7 @@
 mod bench;
 mod cli;
 mod demo;
+mod demo_bad;
 mod depart;
 mod dma;
 mod excerpts;

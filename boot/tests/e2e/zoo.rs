@@ -116,6 +116,31 @@ fn without_a_fault_no_schedule_strikes() {
     }
 }
 
+/// All schedules with few switches, and then it is over, and says so.
+// covers: T3 T4
+#[test]
+fn an_exhaustive_search_comes_to_its_end() {
+    let outcome = search(&["scenario=put-against-put", "strategy=exhaustive", "schedules=100000"]);
+    assert_good(&outcome);
+    let found = records::of_topic(&outcome.console, "zoo").next().expect("it was searched");
+    assert_eq!(["found", "complete"].map(|key| found.get(key)), [Some("0"), Some("1")], "{found}");
+    has(&words(&outcome).join("\n"), &[" schedules, all with at most 2 switches, no strike"]);
+}
+
+/// The seed that is told makes the schedule again, in a machine that has run nothing else.
+// covers: T3
+#[test]
+fn a_seed_of_priorities_makes_its_schedule_again() {
+    let strike = |words: &[&str]| {
+        let outcome = search(&[&["bug=freed-before-flush", "strategy=pct"], words].concat());
+        assert_good(&outcome);
+        let strike = records::of_topic(&outcome.console, "zoo_strike").next().expect("it strikes");
+        ["seed", "schedule"].map(|key| strike.get(key).expect("it is told").to_string())
+    };
+    let [seed, schedule] = strike(&[]);
+    assert_eq!(strike(&[&format!("seed={seed}"), "schedules=1"]), [seed, schedule]);
+}
+
 // covers: T3
 #[test]
 fn what_makes_no_sense_is_refused_in_a_line() {

@@ -11,6 +11,7 @@
 //! | [`complete`](mod@complete) | what Tab adds |
 //! | [`help`] | usages and words at any width |
 //! | [`record`] | a line for programs in a form for people |
+//! | [`shown`] | bytes of a medium as a line that is no line of the kernel's own |
 //!
 //! Every byte comes from outside. None of them ends in a panic, and none vanishes without a word: a line that has one
 //! that it cannot have is refused as a whole.
@@ -28,6 +29,7 @@ pub mod number;
 pub mod plain;
 pub mod record;
 pub mod screen;
+pub mod shown;
 pub mod words;
 
 /// Longest line that is taken, in bytes; a longer one is refused.

@@ -204,6 +204,13 @@ fn say_nothing_struck(scenario: &Scenario, outcome: &Outcome) -> Result<()> {
 fn say_strike(scenario: &'static Scenario, fault: Option<Fault>, seed: u64, strike: &Strike) -> Result<()> {
     let name =
         |schedule| Named { bug: fault.map_or(NO_BUG, Fault::name).into(), scenario: scenario.name.into(), schedule };
+    if !strike.is_alone {
+        say!("{}: struck once, in schedule {} of seed {seed}, and not by itself", scenario.name, strike.nth);
+        say!("  {}", strike.what);
+        say!("found ({} switches)\n  {}", strike.schedule.0.len(), name(strike.schedule.clone()));
+        say!("it strikes behind the schedules before it alone: it is not made shorter");
+        return Ok(());
+    }
     say!("{}: strikes in schedule {} of seed {seed}", scenario.name, strike.nth);
     say!("  {}", strike.what);
     say!("found ({} switches)\n  {}", strike.schedule.0.len(), name(strike.schedule.clone()));

@@ -38,6 +38,9 @@ pub struct Strike {
     pub schedule: Schedule,
     /// What struck.
     pub what: String,
+    /// It strikes by itself. Otherwise it needs what schedules before it have left behind, and none strikes that begins with
+    /// nothing.
+    pub is_alone: bool,
 }
 
 /// What a search came to.
@@ -81,12 +84,18 @@ pub fn search(scenario: &'static Scenario, search: Search) -> Outcome {
     if Mutant::RecentNotEmptied.is_on() {
         return attempt(scenario, search, true);
     }
-    let outcome = attempt(scenario, search, false);
-    match &outcome.strike {
-        // What a fault has left behind may be what struck: metadata that a CPU still remembers, say.
-        Some(strike) if replay(scenario, strike.schedule.clone()).struck.is_none() => attempt(scenario, search, true),
-        _ => outcome,
+    let mut outcome = attempt(scenario, search, false);
+    let Some(strike) = &mut outcome.strike else { return outcome };
+    if replay(scenario, strike.schedule.clone()).struck.is_some() {
+        return outcome;
     }
+    // What a fault has left behind may be what struck: metadata that a CPU still remembers, say.
+    let afresh = attempt(scenario, search, true);
+    if afresh.strike.is_some() {
+        return afresh;
+    }
+    strike.is_alone = false;
+    outcome
 }
 
 fn attempt(scenario: &'static Scenario, search: Search, afresh: bool) -> Outcome {
@@ -152,7 +161,7 @@ impl Place {
         std::mem::forget(self.board.clone());
         let mut strike = shared.strike.lock().expect("nobody panics with it");
         if strike.as_ref().is_none_or(|strike| nth < strike.nth) {
-            *strike = Some(Strike { nth, schedule: done.schedule, what });
+            *strike = Some(Strike { nth, schedule: done.schedule, what, is_alone: true });
             shared.first.store(nth, Ordering::SeqCst);
         }
         None

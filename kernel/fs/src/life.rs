@@ -154,6 +154,10 @@ impl<M: Machine> Mounted<M> {
     /// [`FsError::Busy`]: a file is open, a page of it is held, or a user has frozen it. It goes on being mounted then.
     /// Any other: it is unmounted, and the next mount recovers.
     pub fn unmount(&self, context: &Context) -> Result<(), FsError> {
+        // Who is let go of would wait for the thaw.
+        if self.freeze.shutdown().is_none() && self.freeze_holders().1 > 0 {
+            return Err(FsError::Busy);
+        }
         self.reap(context);
         let ended = match self.come_to_rest(context) {
             Err(FsError::Busy) => return Err(FsError::Busy),

@@ -43,6 +43,25 @@ impl<M: Machine> Mounted<M> {
         Ok(Some(BlockOwner { owner, page: logical + (block - first), mapping }))
     }
 
+    /// Is any of these bytes of the device the file's, as far as that is known (see [`owner_of`](Self::owner_of))?
+    ///
+    /// # Errors
+    /// The file system is unmounted.
+    pub fn has_any_of(&self, context: &Context, ino: u64, bytes: ByteSpan) -> Result<bool, FsError> {
+        let inside = bytes.intersection(self.part).and_then(|bytes| bytes.relative_to(self.part));
+        let Some(inside) = inside else { return Ok(false) };
+        let mut found = false;
+        self.volume(context)?.owners_while(
+            inside.first() / BLOCK_SIZE,
+            inside.last() / BLOCK_SIZE + 1,
+            |(_, _, owner)| {
+                found |= owner.file() == Some(ino);
+                !found
+            },
+        );
+        Ok(found)
+    }
+
     /// The file that is mapped through `mapping`, while somebody has it open. Linear in the open files.
     pub fn file_mapped_by(&self, context: &Context, mapping: &Mapping<M>) -> Option<u64> {
         let inodes = context.lock(&self.mm.machine, LockOrder::Table, &self.inodes);

@@ -162,6 +162,30 @@ fn an_unmount_of_a_frozen_file_system_is_busy() {
     fs.unmount(&cx()).unwrap();
 }
 
+/// Nor where a file is let go of: whoever frees it changes the file system.
+#[test]
+fn an_unmount_of_a_frozen_file_system_with_an_unlinked_file_is_busy() {
+    let (emu, mm) = rig(2);
+    emu.clone().on_cpu(0, || {
+        let device = Device::new(&mm, "pmem0", START, 512);
+        let fs = device.mount().unwrap();
+        let free = fs.statfs().unwrap().free_blocks;
+        let file = fs.create(&cx(), "a", true).unwrap();
+        fs.write(&cx(), &file, 0, b"x").unwrap();
+        fs.unlink(&cx(), "a").unwrap();
+        fs.freeze(FreezeHolder::User).unwrap();
+        drop(file);
+        let theirs = fs.clone();
+        let unmount = emu.start(1, move || theirs.unmount(&cx()));
+        let answers = emu.let_run(1, &unmount);
+        fs.thaw(FreezeHolder::User).unwrap();
+        assert_eq!((answers, emu.finish(unmount)), (true, Err(FsError::Busy)), "it waits for the thaw");
+        fs.reap(&cx());
+        assert!(fs.statfs().unwrap().free_blocks + 1 >= free, "the file is gone");
+        fs.unmount(&cx()).unwrap();
+    });
+}
+
 /// covers: N6
 #[test]
 fn a_thaw_that_fails_is_an_emergency_line_and_the_users_freeze_is_lifted_all_the_same() {

@@ -1,10 +1,14 @@
 //! What the demonstration compares: what is held before and after, and what a removal cost.
 
-use dax::removal::{Cost, RemovalReport, Step};
+use alloc::format;
+use alloc::string::String;
+
+use dax::removal::{Cost, Method, RemovalReport, Step};
 use mm::ledger::Snapshot;
 
 use crate::mem::books;
 use crate::mem::machine::mm;
+use crate::pmem::devices;
 
 /// What is held at a moment: the ledger, and frames of RAM.
 pub struct Books {
@@ -56,4 +60,24 @@ impl From<&RemovalReport> for Removed {
             has_problem: report.problems().next().is_some(),
         }
     }
+}
+
+/// Was nothing wrong with a removal?
+///
+/// # Errors
+/// The first step that met a problem, and which.
+pub fn was_well(report: &RemovalReport) -> Result<(), String> {
+    match report.problems().next() {
+        None => Ok(()),
+        Some((step, problem)) => Err(format!("the removal of {}: step {step}: {problem}", report.device)),
+    }
+}
+
+/// Removes device `at` without a word, where its removal is not what is looked at.
+///
+/// # Errors
+/// It was not removed, or a step of it met a problem.
+pub fn remove_well(at: usize) -> Result<(), String> {
+    let report = devices::remove_quietly(at, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
+    was_well(&report)
 }

@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use dax::removal::{Cause, Method};
+use dax::removal::{Cause, RemovalReport};
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr};
 use mm::entry::Prot;
 use mm::gup::GupFlags;
@@ -20,7 +20,7 @@ use mm::pagemap::MemoryKind;
 use mm::region::{Notice, RegionOwner, Terms};
 use mm::space::VmOps;
 
-use super::books::Removed;
+use super::books::{self, Removed};
 use super::files::{self, FilesAct};
 use super::gate::wait_until;
 use super::host_request;
@@ -98,7 +98,8 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
     let mut seen = None;
     let mut leave = || {
         seen = Some(transfers.fall(&fallen, host_requests_s)?);
-        report_of(for_files.0)
+        books::was_well(&*report_of(for_devices.0)?).map_err(said("with transfers in flight"))?;
+        Ok(Removed::from(&*report_of(for_files.0)?))
     };
     let (load, files) = files::use_and_lose(for_files.0, &mut leave)?;
     let seen = seen.ok_or("desk: nothing has fallen")?;
@@ -112,24 +113,24 @@ pub fn run(host_requests_s: u64) -> Result<Option<DeskAct>, String> {
         kept: None,
         files,
     };
-    if host_requests_s != 0 && put_back(&fallen, for_files.0, host_requests_s) {
+    if host_requests_s != 0 && put_back(&fallen, for_files.0, host_requests_s)? {
         act.is_back = true;
         mounts::unmount(for_files.0)?;
-        devices::remove_quietly(for_files.0, Method::Ranged).map_err(said("removal"))?;
+        books::remove_well(for_files.0).map_err(said("it is back"))?;
         act.files.found = Some(files::come_back(for_files.0, &load)?);
         let found = bytes::read(for_devices.0, EDU_PAGE * PAGE_SIZE, 8)?;
         act.edu_landed = seen.cut_off.then_some(found != EDU_MARK);
         act.kept = Some(bytes::read(for_devices.0, KEPT_PAGE * PAGE_SIZE, KEPT.len())? == KEPT);
-        devices::remove_quietly(for_devices.0, Method::Ranged).map_err(said("removal"))?;
+        books::remove_well(for_devices.0).map_err(said("it is back"))?;
     }
     Ok(Some(act))
 }
 
 /// The removal of device `at`, which has gone.
-fn report_of(at: usize) -> Result<Removed, String> {
+fn report_of(at: usize) -> Result<Arc<RemovalReport>, String> {
     let report = devices::last_removal(at).map_err(said("the removal"))?.ok_or("desk: no removal is on record")?;
     match report.cause {
-        Cause::Gone => Ok(Removed::from(&*report)),
+        Cause::Gone => Ok(report),
         other => Err(format!("desk: the removal's cause is {other}")),
     }
 }
@@ -275,19 +276,30 @@ fn pull(fallen: &[(usize, &'static Dimm)], host_requests_s: u64) {
     }
 }
 
-/// Has the host put the modules back, and waits until their devices are attached, and device `for_files` is mounted. Are they?
-fn put_back(fallen: &[(usize, &'static Dimm)], for_files: usize, host_requests_s: u64) -> bool {
+/// Has the host put the modules back, and waits until the kernel has dealt with them. Are they back? Their devices are attached
+/// then, and device `for_files` is mounted.
+///
+/// # Errors
+/// They were put back, and are not used as they were.
+fn put_back(fallen: &[(usize, &'static Dimm)], for_files: usize, host_requests_s: u64) -> Result<bool, String> {
+    let before: Vec<_> = fallen.iter().map(|(_, dimm)| dimm.arrivals()).collect();
     for (_, dimm) in fallen {
         host_request::ask("put", dimm.place.slot(), host_requests_s);
     }
     let deadline = time::since_first_line_ns().saturating_add(host_requests_s * 1_000_000_000);
-    let is_back = || {
-        let attached = fallen.iter().all(|(at, _)| devices::not_attached(*at).is_err());
-        attached && mounts::get(for_files).is_ok()
-    };
-    wait_until(|| is_back() || time::since_first_line_ns() >= deadline);
-    if !is_back() {
+    let all_came = || fallen.iter().zip(&before).all(|((_, dimm), &before)| dimm.arrivals() > before);
+    let are_in = || fallen.iter().all(|(_, dimm)| dimm.place.status().enabled);
+    wait_until(|| all_came() || (time::since_first_line_ns() >= deadline && !are_in()));
+    if !all_came() {
         log::info!("nobody puts the modules back: what is on them is not looked at");
+        return Ok(false);
     }
-    is_back()
+    let name = |at: usize| &devices::slots()[at].name;
+    if let Some((at, _)) = fallen.iter().find(|(at, _)| devices::not_attached(*at).is_ok()) {
+        return Err(format!("desk: {} was put back, and is not attached", name(*at)));
+    }
+    if mounts::get(for_files).is_err() {
+        return Err(format!("desk: {} was put back, and is not mounted", name(for_files)));
+    }
+    Ok(true)
 }

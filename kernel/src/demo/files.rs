@@ -25,8 +25,8 @@ use mm::machine::CpuId;
 use mm::pagemap::MemoryKind;
 use mm::pins::PinnedPages;
 
-use super::books::Removed;
-use super::gate::{Gate, wait_until};
+use super::books::{self, Removed};
+use super::gate::{self, Gate, wait_for_count};
 use super::load::{give_way, read_pinned, signal_of};
 use crate::cpu::percpu;
 use crate::ktest::random::Random;
@@ -307,7 +307,7 @@ impl Load {
     /// Lets the bystanders go around some more, and ends them.
     fn stop(&self) -> Ended {
         let goal = self.counters.bystanders.load(Ordering::Relaxed) + 100 * self.bystanders.len() as u64;
-        wait_until(|| self.counters.bystanders.load(Ordering::Relaxed) >= goal);
+        wait_for_count(&self.counters.bystanders, goal, &self.bystanders);
         self.counters.stop.store(true, Ordering::Release);
         join(&self.bystanders, |end| end == Ok(()))
     }
@@ -354,7 +354,7 @@ pub fn come_back(at: usize, load: &Load) -> Result<(usize, u64), String> {
     fs.reap(&Context::new());
     drop(fs);
     mounts::unmount(at)?;
-    devices::remove_quietly(at, Method::Ranged).map_err(said("removal"))?;
+    books::remove_well(at).map_err(said("it is back"))?;
     Ok((problems, lost.map_err(said("what was synced"))?))
 }
 
@@ -399,12 +399,14 @@ pub fn use_and_lose(at: usize, leave: &mut dyn FnMut() -> Result<Removed, String
         counted(&load.counters.calls),
         counted(&load.counters.pins),
     );
+    let all_use_it = gate::none_has_ended([&load.programs, &load.databases, &load.callers].into_iter().flatten());
     let removed = leave()?;
     let programs = join(&load.programs, |end| matches!(end, Err(Signal::SigBus { .. })));
     let mut databases = join(&load.databases, |end| end == Ok(()));
     databases.rightly = databases.rightly.min(counted(&load.counters.caught) as usize);
     let callers = join(&load.callers, |end| end == Ok(()));
     let bystanders = load.stop();
+    all_use_it.map_err(said("under load"))?;
     let notified = fs.last_notification().ok_or("files: the file system was not told")?;
     drop(fs);
     let counters = &load.counters;

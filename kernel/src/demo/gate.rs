@@ -2,6 +2,8 @@
 //! others. Those that are done early would otherwise take the host's CPUs from those that are not: with 16 CPUs of the guest on
 //! two of the host, shared with other work, it took the first act 12 s to get under way, and 2 s since.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,6 +48,26 @@ impl Gate {
         self.queue.wake_all();
         wait_for(&self.through);
     }
+}
+
+/// Has none of these tasks ended yet, each of which uses a device that is still there?
+///
+/// # Errors
+/// The first that has, and how.
+pub fn none_has_ended<'a>(mut tasks: impl Iterator<Item = &'a Arc<Task>>) -> Result<(), String> {
+    let ended = tasks.find_map(|task| Some((&task.name, task.exit()?)));
+    match ended {
+        None => Ok(()),
+        Some((name, Ok(()))) => Err(format!("{name} ended before the device went")),
+        Some((name, Err(signal))) => Err(format!("{name} ended before the device went, by {signal}")),
+    }
+}
+
+/// Waits until `count` has come to `goal`, to which these tasks count together: or until all of them have ended, which the
+/// verdict will see.
+pub fn wait_for_count(count: &AtomicU64, goal: u64, tasks: &[Arc<Task>]) {
+    let all_ended = || tasks.iter().all(|task| task.exit().is_some());
+    wait_until(|| count.load(Ordering::Relaxed) >= goal || all_ended());
 }
 
 /// Sleeps until `done` says yes.

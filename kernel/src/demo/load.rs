@@ -20,7 +20,7 @@ use mm::pins::PinnedPages;
 use mm::region::{MemoryRegion, Notice, RegionError, RegionOwner, Terms};
 use mm::space::{Access, MapError, SigBusCause, VmOps};
 
-use super::gate::{Gate, wait_until};
+use super::gate::{Gate, wait_for_count};
 use crate::cpu::{percpu, time};
 use crate::ktest::random::Random;
 use crate::mem::layout;
@@ -426,7 +426,7 @@ impl Load {
     /// Waits until the bystanders have gone around `turns` times more, together.
     pub fn wait_for_bystanders(&self, turns: u64) {
         let goal = self.counters.bystanders.load(Ordering::Relaxed) + turns;
-        wait_until(|| self.counters.bystanders.load(Ordering::Relaxed) >= goal);
+        wait_for_count(&self.counters.bystanders, goal, &self.bystanders);
     }
 
     /// Waits for the end of every user of the device; answers how many ended by SIGBUS because it has gone.

@@ -89,7 +89,8 @@ fn rounds(promised: Promised) -> Result<Verdict, String> {
     let files = files::run()?;
     outcome::tell_files("files", &files);
     for at in (1..slots.len()).filter(|&at| devices::block(at).is_ok()) {
-        devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
+        let report = devices::remove(at, Method::Ranged).map_err(|error| format!("{error}"))?;
+        books::was_well(&report)?;
     }
     act(5, "lent", steps);
     let lent = page::lent()?;
@@ -136,11 +137,14 @@ fn round(method: Method) -> Result<Round, String> {
         counters.accesses.load(Ordering::Relaxed),
         counters.maps.load(Ordering::Relaxed),
     );
+    let all_use_it = gate::none_has_ended(load.users.iter());
     let report = devices::remove(0, method).map_err(|error| format!("{error}"))?;
     let ended_by_sigbus = load.join_users();
     load.wait_for_bystanders(100 * load.bystanders.len() as u64);
     let went_on = load.stop();
     print_users(&report);
+    // Only now, when nobody is at it any more.
+    all_use_it?;
     Ok(Round {
         removed: Removed::from(&*report),
         users: load.users.len(),

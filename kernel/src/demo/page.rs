@@ -16,7 +16,7 @@ use mm::entry::Prot;
 use mm::space::{SigBusCause, VmOps};
 use nvdimm::pmem::block::{BlockError, SECTOR_BYTES};
 
-use super::books::{Books, Removed};
+use super::books::{self, Books, Removed};
 use super::gate::wait_until;
 use super::host_request;
 use super::load::give_way;
@@ -125,7 +125,7 @@ fn faults() -> Result<(u64, u64), String> {
     let attach = || devices::attach_supervised(0, &mut |_| Ok(()));
     // The report of the last removal is kept, and takes what it lists: that of an idle device comes in its place.
     attach().map_err(said("attach"))?;
-    devices::remove_quietly(0, Method::Ranged).map_err(said("removal"))?;
+    books::remove_well(0).map_err(said("nobody uses it"))?;
     let before = Books::now();
     for step in 1..=devices::ATTACH_STEPS as u64 {
         FAULTS.arm(Fault::once(Place::Attach, step));
@@ -180,7 +180,7 @@ pub fn lent() -> Result<bool, String> {
     for (at, slot) in devices::slots().iter().enumerate().filter(|(_, slot)| slot.provider() == "virtio-pmem") {
         devices::attach_as(at, slot.kind()).map_err(said("attach"))?;
         let (has_dax, same) = (devices::has_dax(at).map_err(said("DAX"))?, by_sector(at)?);
-        devices::remove_quietly(at, Method::Ranged).map_err(said("removal"))?;
+        books::remove_well(at).map_err(said("lent memory"))?;
         report!("lent device={} dax={} same={}", slot.name, u8::from(has_dax), u8::from(same));
         all_same &= same;
     }

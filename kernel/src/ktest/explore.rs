@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use dax::removal::Method;
+use fs::freeze::FreezeHolder;
 use mm::addr::{PAGE_SIZE, PageSize, VirtAddr, VirtRange};
 use mm::machine::IrqOff;
 use mm::shootdown::CpuLook;
@@ -17,6 +18,7 @@ use crate::ktest::test::{Ctx, Test, check, check_eq};
 use crate::mem::machine::mm;
 use crate::pmem::devices;
 use crate::pmem::mounts::Fs;
+use crate::shell;
 use crate::shell::explore::{files, frame, held, rmap, spaces, tasks, tlb, walk, who};
 use crate::task::sched;
 
@@ -30,6 +32,16 @@ pub const TESTS: &[Test] = &[
         name: "explore.file.a_task_maps_it_and_it_goes_by_its_path",
         covers: "T1",
         run: |ctx| with_fs(ctx, &[0], mapped_file),
+    },
+    Test {
+        name: "explore.file.a_frozen_one_does_not_hold_up_the_shell",
+        covers: "T1",
+        run: |ctx| with_fs(ctx, &[0], frozen_file),
+    },
+    Test {
+        name: "explore.file.of_two_behind_one_pin_neither_is_cut",
+        covers: "T1",
+        run: |ctx| with_fs(ctx, &[0], two_files_one_pin),
     },
     Test { name: "explore.input.what_makes_no_sense_is_refused", covers: "T1", run: bad_input },
     Test { name: "explore.removal.waits_for_a_plain_pin", covers: "T1", run: removal_and_plain_pin },
@@ -52,7 +64,10 @@ fn run(line: &str) -> Result<(), String> {
         "rmap" => rmap::run,
         "tlb" => tlb::run,
         "space" => spaces::run,
-        _ => return Err(format!("{name}: no such command")),
+        name => {
+            let of_files = shell::fs::COMMANDS.iter().find(|command| command.name == name);
+            of_files.ok_or_else(|| format!("{name}: no such command"))?.run
+        }
     };
     command(args).map_err(|error| format!("{line}: {error}"))
 }
@@ -167,6 +182,87 @@ fn maps_it(fs: &Arc<Fs>) -> Result<(), String> {
     run(&format!("task unpin {pin}"))?;
     check_eq!(free()?, before + 4, "free blocks after the unpin");
     fs.rmdir(&cx(), "/d").map_err(said("rmdir"))
+}
+
+fn frozen_file(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    drop(numbered(fs, "/a", 2)?);
+    fs.reap(&cx());
+    run("task new alpha")?;
+    let worked = while_frozen().and_then(|()| unlinked_while_frozen(fs));
+    // Before anybody lets go of what waits for it.
+    while fs.freeze_holders().1 > 0 {
+        fs.thaw(FreezeHolder::User).map_err(said("thaw"))?;
+    }
+    tasks::end_all();
+    files::settle();
+    worked
+}
+
+fn while_frozen() -> Result<(), String> {
+    run("task map alpha 0 /a at=0x4000001000")?;
+    run("freeze 0")?;
+    let refused = |line: &str| run(line).err().ok_or_else(|| format!("\"{line}\" was done"));
+    for line in [
+        "task read alpha 0x4000001000",
+        "task read alpha 0x4000001008",
+        "task read alpha 0x4000000ff9",
+        "task read alpha 0x4000001ffc",
+        "task write alpha 0x4000001001 1",
+        "task pin alpha 0x4000001008 1",
+        "task pin alpha 0x4000000000 2",
+    ] {
+        let error = refused(line)?;
+        check!(error.contains("is frozen"), "{error}");
+    }
+    let error = refused("task read alpha 0x4000000ff8")?;
+    check!(!error.contains("is frozen"), "in front of the file: {error}");
+    run("task unmap alpha 0x4000001000 2")?;
+    run("thaw 0")
+}
+
+/// Who lets go of it would change the file system, and wait for the thaw.
+fn unlinked_while_frozen(fs: &Arc<Fs>) -> Result<(), String> {
+    let free = || fs.statfs().map(|sizes| sizes.free_blocks).map_err(said("statfs"));
+    run("task map alpha 0 /a")?;
+    run("rm 0 /a")?;
+    run("freeze 0")?;
+    let before = free()?;
+    run("task unmap alpha 0x4000000000 2")?;
+    let error = run("umount 0").err().ok_or("what is frozen was unmounted")?;
+    check!(error.contains("busy"), "{error}");
+    check_eq!(free()?, before, "free blocks while it is frozen");
+    run("thaw 0")?;
+    check_eq!(free()?, before + 2, "free blocks after the thaw");
+    Ok(())
+}
+
+fn two_files_one_pin(_: &mut Ctx, mounted: &[Arc<Fs>]) -> Result<(), String> {
+    let fs = &mounted[0];
+    for path in ["/a", "/b", "/c"] {
+        drop(numbered(fs, path, 1)?);
+    }
+    fs.reap(&cx());
+    run("task new alpha")?;
+    let worked = pins_two();
+    tasks::end_all();
+    files::settle();
+    worked
+}
+
+fn pins_two() -> Result<(), String> {
+    run("task map alpha 0 /a at=0x4000000000 pages=1")?;
+    run("task map alpha 0 /b at=0x4000001000 pages=1")?;
+    run("task pin alpha 0x4000000000 2")?;
+    let pins = held::plain();
+    let runs: Vec<_> = pins.iter().flat_map(|pin| &pin.frames).map(|run| run.nr_pages()).collect();
+    check_eq!(runs, [2], "the runs: the files lie side by side");
+    for line in ["truncate 0 /a 0", "truncate 0 /b 0", "punch 0 /b 0 4096", "rm 0 /b", "mv 0 /c /b"] {
+        let Err(error) = run(line) else { return Err(format!("\"{line}\" was done")) };
+        check!(error.contains("is held"), "{error}");
+    }
+    // Behind them.
+    run("truncate 0 /c 0")
 }
 
 fn leaf_sizes(ctx: &mut Ctx) -> Result<(), String> {

@@ -213,13 +213,16 @@ fn asked_for(dimm: &'static Dimm) {
 /// A module was plugged in.
 fn arrived(dimm: &'static Dimm) {
     let Some(module) = dimm.begin_stay() else { return };
-    let Some((at, is_back)) = dimms::usable(dimm, &module).and_then(|frames| place_for(dimm, frames)) else {
-        return dimm.leave_unused();
-    };
-    if !is_back {
-        dimms::say(&slots()[at]);
+    match dimms::usable(dimm, &module).and_then(|frames| place_for(dimm, frames)) {
+        Some((at, is_back)) => {
+            if !is_back {
+                dimms::say(&slots()[at]);
+            }
+            bring_up(at, is_back);
+        }
+        None => dimm.leave_unused(),
     }
-    bring_up(at, is_back);
+    dimm.arrived();
 }
 
 /// The slot for a module at these frames: that which it had, if it was there before, or a new one. Says which. `None`: somebody

@@ -75,6 +75,8 @@ pub struct Dimm {
     last_notice_ns: AtomicU64,
     /// The host may not have it back by asking for it.
     pub keep: AtomicBool,
+    /// Modules that have arrived here since boot, each counted once all was done about it that there was to do.
+    arrivals: AtomicU64,
     /// Notice was taken of the module, and it is not used: there is no stay, and nothing to be done until another comes.
     not_used: AtomicBool,
 }
@@ -181,6 +183,17 @@ impl Dimm {
         self.last_notice_ns.load(Ordering::Relaxed)
     }
 
+    /// How many modules have arrived here since boot, and were taken into use or not: nothing is under way for them any more.
+    pub fn arrivals(&self) -> u64 {
+        // Acquire; pairs with the Release in `arrived`.
+        self.arrivals.load(Ordering::Acquire)
+    }
+
+    /// One more has.
+    pub(super) fn arrived(&self) {
+        self.arrivals.fetch_add(1, Ordering::Release);
+    }
+
     /// A removal of its device is over, and nobody looks any more: if the module has left in its last moments, that is dealt
     /// with.
     pub(super) fn removed(&self) {
@@ -217,6 +230,7 @@ pub(super) fn find(info: &AcpiInfo<'_>) {
         noticed_ns: AtomicU64::new(0),
         last_notice_ns: AtomicU64::new(0),
         keep: AtomicBool::new(false),
+        arrivals: AtomicU64::new(0),
         not_used: AtomicBool::new(false),
     };
     FOUND.call_once(|| Found {

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
+use cli::shown::shown;
 use dax::removal::Method;
 use mm::ledger::Kind;
 use mm::meta::LiveFolio;
@@ -14,7 +15,6 @@ use crate::mem::machine::mm;
 use crate::pmem::contents::{self, Over};
 use crate::pmem::devices::{DeviceError, Slot};
 use crate::pmem::{bytes, devices, nvdimms};
-use crate::shell::args::shown;
 pub use crate::shell::args::{device, number};
 use crate::shell::explore::held;
 use crate::shell::{jobs, pin, runs};

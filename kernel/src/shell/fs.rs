@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec;
 
+use cli::shown::shown;
 use fs::error::FsError;
 use fs::format::Kind;
 use fs::freeze::FreezeHolder;
@@ -19,7 +20,7 @@ use crate::console::command::{Command, forced};
 use crate::mem::machine::{Space, mm};
 use crate::pmem::contents::{self, Over};
 use crate::pmem::mounts::{self, File, Fs};
-use crate::shell::args::{device, number, shown};
+use crate::shell::args::{device, number};
 use crate::shell::explore::files;
 use crate::shell::jobs;
 use crate::task::tcb::Signal;
@@ -430,5 +431,7 @@ fn thaw(args: &[&str]) -> Result<(), String> {
     if fs.freeze_holders().1 == 0 {
         return Err(format!("device {nr} is not frozen (try freeze {nr})"));
     }
-    fs.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))
+    fs.thaw(FreezeHolder::User).map_err(|error| format!("not thawed: {error}"))?;
+    files::settle();
+    Ok(())
 }

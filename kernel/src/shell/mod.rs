@@ -6,7 +6,7 @@ mod devices;
 mod dma;
 pub mod explore;
 mod fail;
-mod fs;
+pub mod fs;
 mod fsload;
 mod fuzz;
 mod help;

@@ -11,6 +11,7 @@
 //!   choice is made there.
 //! - A run in which nobody does anything but wait is over: that is a strike too, and its CPUs are not used again.
 
+use ::zoo::schedule::{Schedule, Switch};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,7 +23,6 @@ use mm::machine::MAX_CPUS;
 use crate::cpu::lock::IrqLock;
 use crate::mem::machine::steps::Step;
 use crate::task::preempt::NoPreempt;
-use crate::zoo::schedule::{Schedule, Switch};
 
 /// Most players.
 pub const MAX_PLAYERS: usize = 3;
@@ -109,6 +109,8 @@ pub struct Ended {
     pub steps: u32,
     /// What went wrong.
     pub strike: Option<String>,
+    /// It never comes to its end, and that is what went wrong: its CPUs cannot be had back.
+    pub is_stuck: bool,
     /// The first steps, one by one.
     pub log: Vec<Taken>,
 }
@@ -131,16 +133,22 @@ pub fn begin(players: usize, chooser: alloc::boxed::Box<dyn Chooser>, observer: 
     TURN.store(NOBODY, Ordering::Release);
 }
 
-/// Has the run come to its end? `Err`: it never will.
-pub fn is_over() -> Result<bool, ()> {
-    if STUCK.load(Ordering::Acquire) { Err(()) } else { Ok(TURN.load(Ordering::Acquire) == OVER) }
+/// Has the run come to its end, or is it known that it never will?
+pub fn is_over() -> bool {
+    STUCK.load(Ordering::Acquire) || TURN.load(Ordering::Acquire) == OVER
 }
 
 /// What came of it, once it is over or stuck.
 pub fn end() -> Option<Ended> {
     *OBSERVER.lock() = None;
     let run = RUN.lock().take()?;
-    Some(Ended { schedule: Schedule(run.switches), steps: run.step, strike: run.strike, log: run.log })
+    let is_stuck = STUCK.load(Ordering::Acquire);
+    Some(Ended { schedule: Schedule(run.switches), steps: run.step, strike: run.strike, is_stuck, log: run.log })
+}
+
+/// What came of a run that never ends; `None`: this one does.
+pub fn end_of_stuck() -> Option<Ended> {
+    STUCK.load(Ordering::Acquire).then(end).flatten()
 }
 
 /// Plays the part of player `me`, from this task: waits until all are there, and returns when all are done.

@@ -5,12 +5,12 @@
 mod conductor;
 mod lanes;
 mod scenarios;
-mod schedule;
 mod search;
 
 use ::zoo::{Bug, ShownBy};
 use alloc::string::String;
 
+use self::search::Failed;
 use crate::bringup::options;
 use crate::bringup::zoo::Zoo;
 use crate::console::{self, report};
@@ -45,15 +45,24 @@ pub fn run() -> bool {
             report!("verdict result={}", if as_expected { "good" } else { "bad" });
             as_expected
         }
-        Err(error) => {
+        Err(failed) => {
+            let (error, reason) = match failed {
+                Failed::NotBegun(error) => (error, "not-searched"),
+                Failed::Broken(error) => (error, "search-failed"),
+            };
             console::line(format_args!("zoo: {error}"));
-            report!("verdict result=bad reason=not-searched");
+            report!("verdict result=bad reason={reason}");
             false
         }
     }
 }
 
-fn search(options: &Zoo) -> Result<bool, String> {
+fn search(options: &Zoo) -> Result<bool, Failed> {
+    search::run(scenario(options).map_err(Failed::NotBegun)?, options)
+}
+
+/// The scenario that was asked for.
+fn scenario(options: &Zoo) -> Result<&'static scenarios::Scenario, String> {
     let name = match options.bug.map(|bug| bug.shown_by) {
         Some(ShownBy::Test(test)) => {
             return Err(alloc::format!("any schedule shows this one: boot with mode=test tests={test}"));
@@ -61,9 +70,8 @@ fn search(options: &Zoo) -> Result<bool, String> {
         Some(ShownBy::Schedule(name)) if options.scenario.is_empty() => name,
         _ => &options.scenario,
     };
-    let scenario = scenarios::ALL.iter().find(|scenario| scenario.name == name).ok_or_else(|| {
+    scenarios::ALL.iter().find(|scenario| scenario.name == name).ok_or_else(|| {
         let names: alloc::vec::Vec<&str> = scenarios::ALL.iter().map(|scenario| scenario.name).collect();
         alloc::format!("there is no scenario \"{name}\" (expected one of {})", names.join(", "))
-    })?;
-    search::run(scenario, options)
+    })
 }

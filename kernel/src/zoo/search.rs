@@ -1,7 +1,8 @@
 //! The search: schedules by a strategy until one strikes; then that one again, and with as few switches as will do.
 
+use ::zoo::exhaustive::Exhaustive;
+use ::zoo::schedule::Schedule;
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -19,16 +20,11 @@ use crate::task::sched;
 use crate::zoo::conductor::{self, Chooser, Ended, MAX_PLAYERS};
 use crate::zoo::lanes;
 use crate::zoo::scenarios::Scenario;
-use crate::zoo::schedule::{Schedule, Switch};
 
 /// Change points of the strategy with priorities.
 const DEPTH: usize = 3;
-/// As many steps a run is taken to have, until one was seen.
-const STEPS: u64 = 64;
 /// Switches that the exhaustive strategy makes at most.
 const MOST_SWITCHES: usize = 2;
-/// Schedules that the exhaustive strategy puts by.
-const MOST_PUT_BY: usize = 200_000;
 /// How often it is told how far the search is.
 const TOLD_EVERY: u64 = 10_000;
 
@@ -77,9 +73,11 @@ impl Chooser for Replay {
 /// Where schedules come from.
 struct Source<'o> {
     options: &'o Zoo,
+    players: usize,
+    /// How many steps the usual run has: with the seed, all that a schedule is made of.
     steps: u64,
     /// For the exhaustive strategy: what is still to be tried.
-    put_by: VecDeque<Schedule>,
+    all: Exhaustive,
 }
 
 impl Source<'_> {
@@ -92,28 +90,45 @@ impl Source<'_> {
         Some(match self.options.strategy {
             Strategy::Random => Box::new(Walk(random)),
             Strategy::Pct => Box::new(Priorities::new(&mut random, self.steps)),
-            Strategy::Exhaustive => Box::new(Replay(self.put_by.pop_front()?)),
+            Strategy::Exhaustive => Box::new(Replay(self.all.next(self.players)?)),
         })
     }
 
-    /// A run has ended: what it says of the schedules that follow from it.
-    fn learn(&mut self, ended: &Ended, players: usize) {
-        self.steps = u64::from(ended.steps).max(1);
-        if self.options.strategy == Strategy::Exhaustive && ended.schedule.0.len() < MOST_SWITCHES {
-            let from = ended.schedule.0.last().map_or(0, |last| last.step + 1);
-            for (step, to) in (from..ended.steps).flat_map(|step| (0..players).map(move |to| (step, to))) {
-                let mut longer = ended.schedule.clone();
-                longer.0.push(Switch { step, to });
-                if self.put_by.len() < MOST_PUT_BY {
-                    self.put_by.push_back(longer);
-                }
-            }
+    /// A run has ended. Answers whether it was one more schedule: of the exhaustive strategy one can come to what was tried
+    /// before.
+    fn learn(&mut self, ended: &Ended) -> bool {
+        if self.options.strategy != Strategy::Exhaustive {
+            return true;
         }
+        let who = ended.log.iter().filter(|taken| taken.step.is_some()).map(|taken| taken.player as u8);
+        self.all.learn(&ended.schedule, ended.steps, who.collect())
     }
 }
 
+/// Why there is no answer.
+pub enum Failed {
+    /// Nothing was run: what was asked for cannot be.
+    NotBegun(String),
+    /// What goes wrong is no strike.
+    Broken(String),
+}
+
 /// Searches; answers whether what was found is what was to be: a strike with a fault, none without.
-pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
+///
+/// # Errors
+/// One line.
+pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, Failed> {
+    let (device, schedule) = prepare(scenario, options).map_err(Failed::NotBegun)?;
+    struck(scenario, &device, options, schedule).map(|struck| struck == options.bug.is_some()).map_err(Failed::Broken)
+}
+
+/// All that comes before the first run: the device, and the schedule that was asked for.
+fn prepare(scenario: &Scenario, options: &Zoo) -> Result<(Device, Option<Schedule>), String> {
+    let schedule = options.schedule.as_deref().map(Schedule::parse).transpose()?;
+    let (players, switches) = (scenario.parts.len(), schedule.iter().flat_map(|schedule| &schedule.0));
+    if let Some(switch) = switches.into_iter().find(|switch| switch.to >= players) {
+        return Err(format!("there is no player {} (expected less than {players})", switch.to));
+    }
     let cpus = percpu::online().len() as usize;
     if cpus < scenario.parts.len() {
         return Err(format!("{} wants {} CPUs, and there are {cpus}", scenario.name, scenario.parts.len()));
@@ -126,49 +141,65 @@ pub fn run(scenario: &Scenario, options: &Zoo) -> Result<bool, String> {
     for (player, part) in scenario.parts.iter().enumerate() {
         console::line(format_args!("zoo: player {player} {part}"));
     }
-    let found = match &options.schedule {
-        Some(text) => {
-            let schedule = Schedule::parse(text)?;
-            let players = scenario.parts.len();
-            if let Some(switch) = schedule.0.iter().find(|switch| switch.to >= players) {
-                return Err(format!("there is no player {} (expected less than {players})", switch.to));
-            }
-            let ended = one(scenario, &device, options, Box::new(Replay(schedule)))?;
-            Some((0, ended))
-        }
-        None => search(scenario, &device, options)?,
+    Ok((device, schedule))
+}
+
+/// Has anything struck?
+fn struck(scenario: &Scenario, device: &Device, options: &Zoo, schedule: Option<Schedule>) -> Result<bool, String> {
+    let found = match schedule {
+        Some(schedule) => Some((0, one(scenario, device, options, Box::new(Replay(schedule)))?)),
+        None => search(scenario, device, options)?,
     };
     let struck = match found {
         None => false,
-        Some((nth, ended)) => tell(scenario, &device, options, nth, ended)?,
+        Some((nth, ended)) => tell(scenario, device, options, nth, ended)?,
     };
     // After a strike the books are what they are: the machine ends.
     if !struck {
         devices::remove(0, Method::Ranged).map_err(|error| format!("removal: {error}"))?;
     }
-    Ok(struck == options.bug.is_some())
+    Ok(struck)
 }
 
 fn search(scenario: &Scenario, device: &Device, options: &Zoo) -> Result<Option<(u64, Ended)>, String> {
-    let mut source = Source { options, steps: STEPS, put_by: VecDeque::from([Schedule::default()]) };
-    let mut tried = 0;
-    while tried < options.schedules {
-        let Some(chooser) = source.chooser(tried) else { break };
-        let ended = one(scenario, device, options, chooser)?;
-        source.learn(&ended, scenario.parts.len());
-        tried += 1;
-        if ended.strike.is_some() {
-            report!("zoo found=1 scenario={} tried={tried} steps={}", scenario.name, ended.steps);
-            console::line(format_args!("zoo: schedule {tried} strikes"));
-            return Ok(Some((tried, ended)));
+    let all = Exhaustive::new(MOST_SWITCHES);
+    let mut source = Source { options, players: scenario.parts.len(), steps: 0, all };
+    if options.strategy == Strategy::Pct {
+        let usual = one(scenario, device, options, Box::new(Replay(Schedule::default())))?;
+        if usual.strike.is_some() {
+            return Ok(Some(found(scenario, 1, usual)));
         }
-        if tried.is_multiple_of(TOLD_EVERY) && tried < options.schedules {
+        source.steps = u64::from(usual.steps);
+    }
+    let (mut tried, mut steps, mut is_complete) = (0, 0, false);
+    while tried < options.schedules {
+        let Some(chooser) = source.chooser(tried) else {
+            is_complete = true;
+            break;
+        };
+        let ended = one(scenario, device, options, chooser)?;
+        steps = ended.steps;
+        let is_new = source.learn(&ended);
+        tried += u64::from(is_new);
+        if ended.strike.is_some() {
+            return Ok(Some(found(scenario, tried, ended)));
+        }
+        if is_new && tried.is_multiple_of(TOLD_EVERY) && tried < options.schedules {
             console::line(format_args!("zoo: {tried} schedules, no strike"));
         }
     }
-    report!("zoo found=0 scenario={} tried={tried} steps={}", scenario.name, source.steps);
-    console::line(format_args!("zoo: {tried} schedules, no strike"));
+    let complete = u8::from(is_complete);
+    report!("zoo found=0 scenario={} tried={tried} steps={steps} complete={complete}", scenario.name);
+    let all = if is_complete { format!(", all with at most {MOST_SWITCHES} switches") } else { String::new() };
+    console::line(format_args!("zoo: {tried} schedules{all}, no strike"));
     Ok(None)
+}
+
+/// Says that a schedule strikes: that many were tried.
+fn found(scenario: &Scenario, tried: u64, ended: Ended) -> (u64, Ended) {
+    report!("zoo found=1 scenario={} tried={tried} steps={}", scenario.name, ended.steps);
+    console::line(format_args!("zoo: schedule {tried} strikes"));
+    (tried, ended)
 }
 
 /// One run by this chooser.
@@ -184,9 +215,12 @@ fn one(scenario: &Scenario, device: &Device, options: &Zoo, chooser: Box<dyn Cho
         })
     };
     let tasks: Vec<_> = play.parts.into_iter().enumerate().map(start).collect();
-    while !conductor::is_over().map_err(|()| stuck())? {
+    while !conductor::is_over() {
         sched::yield_now();
         arch::cpu::pause();
+    }
+    if let Some(ended) = conductor::end_of_stuck() {
+        return Ok(ended);
     }
     for task in &tasks {
         sched::join(task).map_err(|signal| format!("a player ended by {signal}"))?;
@@ -201,13 +235,6 @@ fn one(scenario: &Scenario, device: &Device, options: &Zoo, chooser: Box<dyn Cho
     Ok(ended)
 }
 
-/// What to say of a run that never ends: its CPUs cannot be had back.
-fn stuck() -> String {
-    let ended = conductor::end();
-    let (schedule, why) = ended.map_or_else(Default::default, |ended| (format!("{}", ended.schedule), ended.strike));
-    format!("the run never ends ({}); schedule {schedule}", why.unwrap_or_default())
-}
-
 /// Says what struck, does it again, and makes the schedule as short as it can be. Answers whether it struck each time.
 fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: Ended) -> Result<bool, String> {
     let Some(strike) = first.strike.clone() else {
@@ -218,6 +245,11 @@ fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: En
     console::line(format_args!("zoo: {strike}"));
     let seed = options.seed.wrapping_add(nth.saturating_sub(1));
     report!("zoo_strike scenario={} seed={seed} schedule={}", scenario.name, first.schedule);
+    if first.is_stuck {
+        console::line(format_args!("zoo: its CPUs cannot be had back: it is not done again, nor made shorter"));
+        lanes::print(scenario, &first.log);
+        return Ok(true);
+    }
     let mut shortest = first;
     let mut runs = 0;
     let mut again = |schedule: &Schedule| {
@@ -231,12 +263,16 @@ fn tell(scenario: &Scenario, device: &Device, options: &Zoo, nth: u64, first: En
     let mut at = 0;
     while at < shortest.schedule.0.len() {
         let shorter = again(&shortest.schedule.without(at))?;
+        let is_stuck = shorter.is_stuck;
         // What is left of it is what counts: a switch to who goes on anyway is none.
         if shorter.strike.is_some() && shorter.schedule.0.len() < shortest.schedule.0.len() {
             shortest = shorter;
             at = 0;
         } else {
             at += 1;
+        }
+        if is_stuck {
+            break;
         }
     }
     let switches = shortest.schedule.0.len();

@@ -1,10 +1,17 @@
 //! The bug zoo: classic faults of real systems, each of which a kernel that is built for it can be given by name.
 //!
-//! This is the list alone, for the kernel and for the host side. The faults themselves are among the deliberate faults of
+//! This is the list, for the kernel and for the host side. The faults themselves are among the deliberate faults of
 //! the packages ([`mutants`](../mutants/index.html)); what a fault is about, where a real system had it, and what one sees is
 //! in `docs/zoo`, a page for each. A product has none of them: the kernel's feature `zoo` builds them in.
+//!
+//! What of the search knows neither machine nor scenario is here as well: schedules, and all of them that have few switches.
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod exhaustive;
+pub mod schedule;
 
 /// A fault that can be switched on by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 
+use dax::range::ByteSpan;
 use fs::lock_order::Context;
-use mm::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
+use mm::addr::{PAGE_SHIFT, PAGE_SIZE, PfnRange, VirtAddr, VirtRange};
+use mm::pagemap::DevPagemap;
 
 use super::held;
 use crate::mem::machine::{KernelMachine, Space};
@@ -53,9 +55,10 @@ pub fn mapped_by(mapping: &KernelMapping) -> Option<String> {
 }
 
 /// Lets go of files that nobody has open any more: their last mapping has gone. Where a task still has pages of a device pinned
-/// it would be waited for, and its files wait for that.
+/// it would be waited for, and its files wait for that; where the device is frozen they wait for the thaw.
 pub fn settle() {
-    for (at, fs) in mounts::all() {
+    let thawed = mounts::all().into_iter().filter(|(_, fs)| fs.freeze_holders() == (0, 0));
+    for (at, fs) in thawed {
         let is_free = |slot: &slots::Slot| held::in_the_way(slot.frames).is_none();
         if devices::slots().get(at).is_some_and(is_free) {
             fs.reap(&Context::new());
@@ -63,15 +66,18 @@ pub fn settle() {
     }
 }
 
-/// Fails where one of these addresses is a file's that is frozen: a fault there waits for the thaw, and with it the shell, which
-/// alone can thaw. Not so a job.
+/// Fails where one of these bytes is in a page of a file that is frozen: a fault there waits for the thaw, and with it the
+/// shell, which alone can thaw. Not so a job.
 ///
 /// # Errors
 /// The device.
-pub fn refuse_while_frozen(space: &Space, start: VirtAddr, nr_pages: u64) -> Result<(), String> {
-    let Some(range) = VirtRange::new(start, nr_pages.saturating_mul(PAGE_SIZE)).filter(|_| !jobs::is_one()) else {
-        return Ok(());
-    };
+pub fn refuse_while_frozen(space: &Space, start: VirtAddr, nr_bytes: u64) -> Result<(), String> {
+    let first = start.align_down(PAGE_SIZE);
+    let from_first = nr_bytes.checked_add(start.as_u64() - first.as_u64());
+    let whole = from_first.and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE));
+    // What is no range nobody can fault at, and is refused for that.
+    let range = whole.and_then(|bytes| VirtRange::new(first, bytes));
+    let Some(range) = range.filter(|_| !jobs::is_one()) else { return Ok(()) };
     let frozen = mounts::all().into_iter().filter(|(_, fs)| fs.freeze_holders() != (0, 0));
     for (at, fs) in frozen {
         let mut from = range.start();
@@ -98,6 +104,15 @@ pub fn refuse_unmount(at: usize) -> Result<(), String> {
     }
 }
 
+/// The bytes of a device that frames are. Frames side by side are one run, whatever is on them: other files, another device.
+fn spans(map: &DevPagemap, run: PfnRange) -> impl Iterator<Item = ByteSpan> {
+    map.ranges().iter().filter_map(move |range| {
+        let first = run.start().max(range.start());
+        let nr_pages = run.end().min(range.end()).as_u64().checked_sub(first.as_u64())?;
+        ByteSpan::from_len(map.page_of(first)? << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
+    })
+}
+
 /// Fails where a pin that is held here is of the file at `path`: who gives its blocks back would wait for it, and the shell,
 /// which alone gives the pin back, with him.
 ///
@@ -105,14 +120,9 @@ pub fn refuse_unmount(at: usize) -> Result<(), String> {
 /// The pin, in words.
 pub fn refuse_while_pinned(at: usize, fs: &Fs, path: &str) -> Result<(), String> {
     let Ok(stat) = fs.stat(&Context::new(), path) else { return Ok(()) };
-    let map = fs.device().pagemap();
+    let has = |bytes| fs.has_any_of(&Context::new(), stat.ino, bytes) == Ok(true);
     for pin in held::plain() {
-        let is_of_the_file = |pfn| {
-            let page = map.page_of(pfn)?;
-            let found = fs.owner_of(&Context::new(), page << PAGE_SHIFT).ok()??;
-            Some(found.owner.file() == Some(stat.ino))
-        };
-        if pin.frames.iter().any(|run| is_of_the_file(run.start()) == Some(true)) {
+        if pin.frames.iter().any(|run| spans(fs.device().pagemap(), *run).any(has)) {
             let (nr, what) = (pin.nr, pin.words);
             let device = &devices::slots()[at].name;
             return Err(format!(

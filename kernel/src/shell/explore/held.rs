@@ -83,7 +83,7 @@ pub fn pin(args: &[&str]) -> Result<(), String> {
         return Err(format!("{MOST} pins are held already: give one back first"));
     }
     let space = Arc::clone(&driven.space);
-    files::refuse_while_frozen(&space, va, nr_pages)?;
+    files::refuse_while_frozen(&space, va, nr_pages.saturating_mul(PAGE_SIZE))?;
     let kind = driven.does(cpu, move || {
         if !long_term {
             return PinnedPages::pin(&space, va, nr_pages, flags).map(Kind::Plain).map_err(|error| format!("{error}"));

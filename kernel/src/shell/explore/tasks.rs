@@ -423,7 +423,7 @@ fn access(verb: &str, args: &[&str]) -> Result<(), String> {
     };
     let (driven, va, cpu) = (find(id)?, address(va)?, words.cpu()?);
     let (space, name) = (&driven.space, driven.space.name());
-    files::refuse_while_frozen(space, va, 1)?;
+    files::refuse_while_frozen(space, va, size_of::<u64>() as u64)?;
     let done = driven.does(cpu, move || {
         let done = match value {
             None => user::read_u64(va),
