@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -109,6 +110,7 @@ impl Workshop {
     /// # Errors
     /// They do not build.
     pub fn prepare(&self, products: &[(Product, Vec<&str>)], model: &Files) -> Result<()> {
+        self.forget_without_tree()?;
         let fingerprint = tree::fingerprint(model);
         let is_done = |product| fs::read_to_string(self.stamp(product)).is_ok_and(|made_of| made_of == fingerprint);
         let due: Vec<_> = products.iter().filter(|(product, _)| !is_done(*product)).collect();
@@ -118,12 +120,6 @@ impl Workshop {
         let words: Vec<_> = due.iter().map(|(product, _)| product.word()).collect();
         self.say(&format!("lab: building for the first time since the kernel has changed: {}", words.join(", ")));
         let start = Instant::now();
-        if !self.tree().exists() {
-            // What was built of another tree would pass for built of this one, whose files have the dates of the project's.
-            for product in Product::ALL {
-                let _ = fs::remove_dir_all(self.target(product));
-            }
-        }
         tree::write(&self.tree(), model)?;
         let of_one = |product: Product, tests: &[&str]| {
             self.prepare_one(product, tests)?;
@@ -135,6 +131,25 @@ impl Workshop {
             let builds: Vec<_> = due.iter().map(|(product, tests)| scope.spawn(|| of_one(*product, tests))).collect();
             builds.into_iter().try_for_each(|build| build.join().expect("a build does not panic"))
         })
+    }
+
+    /// Where there is no tree, nothing was built of it: what was built of the last one would pass for built of the next, whose
+    /// files have the dates of the project's.
+    fn forget_without_tree(&self) -> Result<()> {
+        if tree::is_there(&self.tree()) {
+            return Ok(());
+        }
+        let gone = |removed: io::Result<()>, what: PathBuf| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context(what.display().to_string()),
+            _ => Ok(()),
+        };
+        // The stamps first: what is left of a build that is half removed is removed the next time.
+        for product in Product::ALL {
+            gone(fs::remove_file(self.stamp(product)), self.stamp(product))?;
+        }
+        Product::ALL
+            .into_iter()
+            .try_for_each(|product| gone(fs::remove_dir_all(self.target(product)), self.target(product)))
     }
 
     fn prepare_one(&self, product: Product, tests: &[&str]) -> Result<()> {
@@ -279,5 +294,36 @@ mod tests {
         assert_eq!(error, "error[E0308]: mismatched types (kernel/mm/src/a.rs:3:5)");
         let error = does_not_build(&ended("error: failed to download `x`\n")).expect_err("it is about the network");
         assert!(error.to_string().contains("failed to download"), "{error}");
+    }
+
+    /// Somebody has removed the tree, or what is in it: what was built of it goes too, before anything is taken for done; and
+    /// all of it, not what is asked for now alone. covers: T5
+    #[test]
+    fn a_tree_that_was_removed_takes_along_what_was_built_of_it() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let file = File::create(place.path().join("lock")).expect("a file");
+        let workshop = Workshop { place: place.path().into(), running: Running::default(), quiet: true, _alone: file };
+        let there = || {
+            Product::ALL
+                .map(|product| (workshop.stamp(product).exists(), workshop.target(product).join("deps").exists()))
+        };
+        let build = || {
+            for product in Product::ALL {
+                fs::create_dir_all(workshop.target(product).join("deps")).expect("a directory");
+                fs::write(workshop.stamp(product), tree::fingerprint(&Files::new())).expect("a file");
+            }
+        };
+        build();
+        fs::create_dir_all(workshop.tree().join("kernel")).expect("a directory");
+        workshop.prepare(&[(Product::Loom, vec![])], &Files::new()).expect("nothing is due");
+        assert_eq!(there(), [(true, true); 4]);
+        for remove in [workshop.tree().join("kernel"), workshop.tree()] {
+            build();
+            fs::remove_dir_all(remove).expect("removed");
+            workshop.prepare(&[], &Files::new()).expect("nothing is asked for");
+            assert_eq!(there(), [(false, false); 4]);
+            // There was none: nothing is wrong with that.
+            workshop.prepare(&[], &Files::new()).expect("nothing is asked for");
+        }
     }
 }

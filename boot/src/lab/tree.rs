@@ -78,13 +78,18 @@ pub fn with_parts(
     Ok(())
 }
 
+/// Is there a tree at `place`? Its files were written by [`write`] then.
+pub fn is_there(place: &Path) -> bool {
+    place.join("kernel").exists()
+}
+
 /// Makes the tree at `place` be these files: what is as it should be is left alone, and keeps its date.
 ///
 /// # Errors
 /// A file cannot be written or removed.
 pub fn write(place: &Path, files: &Files) -> Result<()> {
     let mut there = Files::new();
-    let is_new = !place.join("kernel").exists();
+    let is_new = !is_there(place);
     if !is_new {
         collect(place, Path::new("kernel"), &mut there)?;
     }
