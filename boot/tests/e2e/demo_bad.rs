@@ -49,7 +49,7 @@ fn a_task_that_ended_before_the_device_went_is_not_ended_by_that() {
     let mut guest = start_shell(&Machine { pmem: vec![Nvdimm::temporary(256 * MIB)], ..shell() });
     lose(&mut guest, 0);
     let reason = why_bad(&mut guest);
-    has(&reason, &["-ended-before-the-device-went,-by-SIGBUS"]);
+    has(&reason, &["-ended-before-the-device-went,-by-sigbus-", "-cause=poisoned"]);
     exit(guest);
 }
 

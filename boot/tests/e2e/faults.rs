@@ -165,12 +165,13 @@ fn each_bad_boot_option_is_named_and_nothing_is_run() {
 #[test]
 fn boot_options_beyond_the_room_for_them_are_no_options() {
     let ours = Machine { smp: 1, ..machine() };
-    let words = format!("{}inject=attach:1", "quiet=0 ".repeat(126));
+    let words = format!("{}inject=attach:1", "quiet=0 ".repeat(127));
     let option = format!("name=opt/unplug/cmdline,string={words}");
     let boots = Boots::Disk(ours.image().expect("our own kernel's"));
     let outcome = run(&Machine { boots, qemu: vec!["-fw_cfg".into(), option], ..ours });
     let expected = format!("options: {} bytes of boot options (allowed: 1024)", words.len());
-    assert!(matches!(&outcome.status, Status::Refused(line) if *line == expected), "{}", tail(&outcome));
+    // Of a kernel that it was given the host does not know what its end means.
+    assert!(outcome.status != Status::Good && outcome.console.contains(&expected), "{}", tail(&outcome));
 }
 
 #[test]
