@@ -186,6 +186,30 @@ impl VmOps<LoomMachine> for Identity {
     }
 }
 
+/// A device, and a space that maps its first page, which is present.
+struct Rig {
+    mm: Arc<MmContext<LoomMachine>>,
+    frames: [PfnRange; 1],
+    map: Arc<DevPagemap>,
+    file: Arc<dyn VmOps<LoomMachine>>,
+    space: Arc<AddressSpace<LoomMachine>>,
+}
+
+/// Made by CPU 0.
+fn rig() -> Rig {
+    be(0);
+    let mm = MmContext::new(LoomMachine::new(2, 2), 2);
+    bring_up(&mm.machine, &mm.shootdown);
+    let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
+    let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
+    mm.meta.register(&map).unwrap();
+    let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity(Mapping::new(&mm, &map)));
+    let space = AddressSpace::new(&mm, "model").unwrap();
+    space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
+    space.handle_fault(va(0, 0), Access::Write).unwrap();
+    Rig { mm, frames, map, file, space }
+}
+
 /// Two that want the same registration back, as where it lies on two devices: whoever finds its deadline passed knows when it was
 /// asked for.
 ///
@@ -193,16 +217,7 @@ impl VmOps<LoomMachine> for Identity {
 #[test]
 fn two_that_ask_and_take_back() {
     explore(3, || {
-        be(0);
-        let mm = MmContext::new(LoomMachine::new(2, 2), 2);
-        bring_up(&mm.machine, &mm.shootdown);
-        let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
-        let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
-        mm.meta.register(&map).unwrap();
-        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity(Mapping::new(&mm, &map)));
-        let space = AddressSpace::new(&mm, "model").unwrap();
-        space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
-        space.handle_fault(va(0, 0), Access::Write).unwrap();
+        let Rig { mm, frames, map, file: _file, space } = rig();
         let account = mm.pins.open_account("model", 1);
         // An owner that has ended: it has no grace.
         let owner: Arc<dyn RegionOwner> = Arc::new(|_: &Notice| ());
@@ -230,16 +245,7 @@ fn two_that_ask_and_take_back() {
 #[test]
 fn a_registration_against_a_removal() {
     explore(3, || {
-        be(0);
-        let mm = MmContext::new(LoomMachine::new(2, 2), 2);
-        bring_up(&mm.machine, &mm.shootdown);
-        let frames = [PfnRange::new(Pfn::new(0), 1024).unwrap()];
-        let map = DevPagemap::new(MemoryKind::DevDax, frames).unwrap();
-        mm.meta.register(&map).unwrap();
-        let file: Arc<dyn VmOps<LoomMachine>> = Arc::new(Identity(Mapping::new(&mm, &map)));
-        let space = AddressSpace::new(&mm, "model").unwrap();
-        space.map(va(0, 0), PAGE_SIZE, Prot::USER_WRITE, &file, 0).unwrap();
-        space.handle_fault(va(0, 0), Access::Write).unwrap();
+        let Rig { mm, frames, map, file: _file, space } = rig();
         be(1);
         mm.shootdown.switch_to(&IrqOff::new(&mm.machine), Some(space.tlb()));
         be(0);

@@ -185,6 +185,14 @@ impl<const N: usize> Recorder<N> {
         end.saturating_sub(N as u64)..end
     }
 
+    /// The same of the events from `first` on, which was the next one at some time: those that the ring can still hold, and
+    /// those that there were.
+    pub fn since(&self, first: u64) -> (core::ops::Range<u64>, core::ops::Range<u64>) {
+        let held = self.held();
+        let end = held.end.max(first);
+        (held.start.max(first)..end, first..end)
+    }
+
     /// Event `at`; `None` where it was lost, was overwritten, or is being written.
     pub fn read(&self, at: u64) -> Option<Recorded> {
         let slot = self.slot(at);

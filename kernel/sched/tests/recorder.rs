@@ -55,6 +55,17 @@ fn who_comes_round_to_a_slot_that_is_being_written_loses_its_event() {
 
 /// Wherever a writer is switched away, and the ring comes round to its slot once or twice: what can be read is whole, in its
 /// order, and what cannot is counted.
+/// Who clears while somebody looks may have seen later events than he has: there are none then, and no fewer.
+#[test]
+fn the_events_since_one_that_is_to_come_are_none() {
+    let recorder = Recorder::<4>::new();
+    (0..6).for_each(|nr| assert!(recorder.push(tag(nr), words(nr))));
+    assert_eq!(recorder.since(0), (2..6, 0..6));
+    assert_eq!(recorder.since(5), (5..6, 5..6));
+    assert_eq!(recorder.since(6), (6..6, 6..6));
+    assert_eq!(recorder.since(9), (9..9, 9..9));
+}
+
 #[test]
 fn what_is_missing_is_counted() {
     const N: u64 = 4;

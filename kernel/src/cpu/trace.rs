@@ -83,9 +83,9 @@ pub struct Counts {
 
 /// The events of one CPU that count, by number: those that are held, and those that there were.
 fn of(cpu: CpuId) -> (Range<u64>, Range<u64>) {
-    let held = RECORDERS[cpu].held();
+    // Read first: what is cleared meanwhile counts once more.
     let first = FIRST[cpu].load(Ordering::Relaxed);
-    (held.start.max(first)..held.end, first..held.end)
+    RECORDERS[cpu].since(first)
 }
 
 /// The counts of all CPUs.

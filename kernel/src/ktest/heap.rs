@@ -16,7 +16,7 @@ use crate::console::command::Command;
 use crate::io::{edu, vtd};
 use crate::ktest::fixtures::{Books, Device, at, new_space, page};
 use crate::ktest::test::{Ctx, Test, check, check_eq};
-use crate::mem::{heap, memory};
+use crate::mem::{heap, kstack, memory};
 use crate::pmem::bytes;
 use crate::shell::jobs;
 use crate::task::sched;
@@ -36,6 +36,7 @@ pub const TESTS: &[Test] = &[
         run: |ctx| Device::with(ctx, MIB2, no_tables),
     },
     Test { name: "mem.exhausted.a_command_has_no_task", covers: "A6", run: no_task },
+    Test { name: "mem.exhausted.a_stack_is_refused_where_memory_lies_in_pieces", covers: "A6", run: no_list_of_stacks },
     Test { name: "mem.heap.slabs_go_back", covers: "", run: slabs_go_back },
 ];
 
@@ -165,6 +166,60 @@ fn no_tables(ctx: &mut Ctx, device: &Device) -> Result<(), String> {
     let mapping = map().map_err(|error| format!("a mapping afterwards: {error}"))?;
     let revoked = domain.revoke(&mapping);
     check!(revoked.tables >= TABLES - 1, "{} tables, meant were {TABLES}", revoked.tables);
+    Ok(())
+}
+
+/// The list of stacks that are free grows to two frames in a row, and more. Where there are single ones alone there is no stack,
+/// however many frames that are.
+fn no_list_of_stacks(ctx: &mut Ctx) -> Result<(), String> {
+    /// From so many stacks on the next one wants a longer list than a frame is.
+    const FRAME_OF_THEM: u64 = PAGE_SIZE / size_of::<u64>() as u64;
+    const SINGLE: usize = 4096;
+    if memory::stats().is_none_or(|stats| stats.free < (128 << 20) / PAGE_SIZE) {
+        ctx.skip("there is no RAM for that many stacks");
+        return Ok(());
+    }
+    let mut stacks = Vec::with_capacity(2 * FRAME_OF_THEM as usize);
+    while !(kstack::nr_made() >= FRAME_OF_THEM && kstack::nr_made().is_power_of_two()) {
+        if stacks.len() == stacks.capacity() {
+            ctx.skip("there are too many stacks already");
+            return Ok(());
+        }
+        stacks.push(kstack::Stack::new().ok_or("no stack")?);
+    }
+    let made = kstack::nr_made();
+    let (mut single, mut given) = (Vec::with_capacity(SINGLE), Vec::with_capacity(SINGLE));
+    let (mut pairs, mut more) = (Vec::with_capacity(SINGLE), Vec::with_capacity(made as usize + 1));
+    single.extend((0..SINGLE).map_while(|_| memory::alloc(0)));
+    let hog = Hog::take();
+    single.retain(|pfn| {
+        pfn.as_u64() % 2 == 0 || {
+            given.push(*pfn);
+            false
+        }
+    });
+    given.drain(..).for_each(|pfn| memory::free(pfn, 0));
+    while pairs.len() < pairs.capacity()
+        && let Some(pfn) = memory::alloc(1)
+    {
+        pairs.push(pfn);
+    }
+    let is_short = memory::is_short();
+    // Those that are free already come first.
+    while more.len() < more.capacity()
+        && let Some(stack) = kstack::Stack::new()
+    {
+        more.push(stack);
+    }
+    let refused = more.len() < more.capacity();
+    let made_since = kstack::nr_made() - made;
+    drop((more, hog));
+    pairs.into_iter().for_each(|pfn| memory::free(pfn, 1));
+    single.into_iter().for_each(|pfn| memory::free(pfn, 0));
+    check!(!is_short, "memory is short: a stack is refused for that");
+    check!(refused && made_since == 0, "{made_since} stacks more were made, with a list of {made}");
+    stacks.push(kstack::Stack::new().ok_or("no stack afterwards")?);
+    check_eq!(kstack::nr_made(), made + 1, "stacks, once there is memory in one piece");
     Ok(())
 }
 

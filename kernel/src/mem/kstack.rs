@@ -32,14 +32,19 @@ impl Pool {
         if self.next == MAX_STACKS {
             return None;
         }
+        let wanted = (self.next + 1).next_power_of_two() as usize;
+        self.free.try_reserve(wanted.saturating_sub(self.free.len())).ok()?;
         self.next += 1;
-        let wanted = self.next.next_power_of_two() as usize;
-        self.free.reserve(wanted - self.free.len());
         Some(self.next - 1)
     }
 }
 
 static POOL: IrqLock<Pool> = IrqLock::new(Pool { next: 0, free: Vec::new() });
+
+/// How many stacks were ever made.
+pub fn nr_made() -> u64 {
+    POOL.lock().next
+}
 
 /// Frames in all stacks that were ever made, in the page tables that map them, and in the list of those that are free: a
 /// stack that is given back keeps its frames for the next task.

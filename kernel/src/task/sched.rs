@@ -389,8 +389,13 @@ pub fn preempt_if_needed() {
     if lock_check::locks_held() == 0 || this.put_off.load(Ordering::Relaxed) >= MOST_PUT_OFF {
         schedule();
     } else if !time::is_deterministic() {
-        this.queue.lock().armed_for = 0;
-        apic::timer_arm(time::timer_ticks(SOON_NS));
+        // Once: interrupts that come sooner than that, one after the other, would put it off for as long as they come.
+        let soon = time::since_first_line_ns() + SOON_NS;
+        let mut queue = this.queue.lock();
+        if queue.armed_for == 0 || queue.armed_for > soon {
+            queue.armed_for = soon;
+            apic::timer_arm(time::timer_ticks(SOON_NS));
+        }
     }
 }
 

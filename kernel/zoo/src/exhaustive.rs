@@ -61,8 +61,8 @@ impl Exhaustive {
     }
 
     /// The schedule that was given out last was run: `ran` are the switches that were made of it, of its `steps` the
-    /// first ones were taken by `who`. Answers whether it was one of its own: a switch to who goes on anyway, or who is done, is none, and what was
-    /// run then was run before.
+    /// first ones were taken by `who`. Answers whether it was one of its own: a switch to who goes on anyway, or who is
+    /// done, is none, and what was run then was run before.
     pub fn learn(&mut self, ran: &Schedule, steps: u32, who: Vec<u8>) -> bool {
         let is_new = Some(ran.0.len()) == self.asked;
         if is_new && ran.0.len() < self.most_switches {

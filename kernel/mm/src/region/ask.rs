@@ -31,6 +31,14 @@ impl<M: Machine> Region<M> {
         }
         true
     }
+
+    /// How long its owner has had by now, where the deadline was found passed. What uses in flight and the device take from
+    /// here on is not its owner's time.
+    pub(super) fn had_ns(&self) -> u64 {
+        let asked_ns = self.asked_ns.load(Ordering::Relaxed);
+        assert_ne!(asked_ns, NOT_ASKED, "registrations: {} is revoked, and was not asked for", self.key);
+        self.mm.machine.now_ns().saturating_sub(asked_ns)
+    }
 }
 
 impl<M: Machine> Regions<M> {

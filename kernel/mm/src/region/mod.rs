@@ -203,11 +203,7 @@ impl<M: Machine> Regions<M> {
                 Next::Wait => machine.relax(),
                 Next::Revoke(region) => {
                     let info = region.info();
-                    // Its owner's time ends here, however long uses in flight and the device take.
-                    let closed_ns = machine.now_ns();
-                    let asked_ns = region.asked_ns.load(Ordering::Relaxed);
-                    assert_ne!(asked_ns, NOT_ASKED, "registrations: {} is revoked, and was not asked for", region.key);
-                    let after_ns = closed_ns.saturating_sub(asked_ns);
+                    let after_ns = region.had_ns();
                     let mut slow = |info: RegionInfo<'_>| told(&TakeBack::Waits(info));
                     let Some((uses, cut_off)) = region.close(By::Kernel, &mut slow) else { continue };
                     told(&TakeBack::Revoked(Revoked { region: info, uses, cut_off, after_ns }));
